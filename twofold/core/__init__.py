@@ -1,0 +1,36 @@
+"""The words everyone uses; standard library only, no torch.
+
+config.py    frozen dataclasses from TOML and flags, unknown keys refused with the nearest name
+errors.py    the tree of errors, and how an unknown name is told
+registry.py  a name-to-thing table whose error lists the choices
+"""
+
+from .config import build, flatten, load_config
+from .errors import (
+    CapacityError,
+    CheckpointError,
+    ConfigError,
+    RequestError,
+    StateError,
+    TwofoldError,
+    WorkerError,
+    nearest,
+    unknown,
+)
+from .registry import Registry
+
+__all__ = [
+    "CapacityError",
+    "CheckpointError",
+    "ConfigError",
+    "Registry",
+    "RequestError",
+    "StateError",
+    "TwofoldError",
+    "WorkerError",
+    "build",
+    "flatten",
+    "load_config",
+    "nearest",
+    "unknown",
+]

@@ -1,0 +1,123 @@
+"""Request: one sequence to be continued, with a checked state machine; and Output, what a step says about it.
+
+        submit             plan                   apply
+  (new) ──────▶ WAITING ────────▶ RUNNING ─────────────────▶ STOP | LENGTH
+                  │                │   ▲                       ▲
+                  │       out of   ▼   │ plan                  │ resumed at its last token
+                  │       blocks PREEMPTED ────────────────────┘
+                  └────────────┴──── any of the three ──────▶ ABORT | TIMEOUT | ERROR
+
+`n` samples of one prompt are n Requests that differ in `sample`; the block pool lets them share the prompt's blocks.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ..core import StateError
+from .sampling import SamplingParams
+
+
+class State(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+    @property
+    def finished(self) -> bool:
+        return self not in _LIVE
+
+
+_LIVE = {State.WAITING, State.RUNNING, State.PREEMPTED}
+_ENDS = {State.ABORT, State.TIMEOUT, State.ERROR}
+_LEGAL: dict[State, set[State]] = {
+    State.WAITING: {State.RUNNING, State.STOP, State.LENGTH} | _ENDS,
+    State.RUNNING: {State.PREEMPTED, State.STOP, State.LENGTH} | _ENDS,
+    State.PREEMPTED: {State.RUNNING} | _ENDS,
+}
+
+
+@dataclass(kw_only=True, slots=True)
+class Request:
+    """One sequence: `prompt_ids` then `output_ids`. A resumed request arrives with outputs already in place.
+
+    `num_computed` counts the tokens whose keys and values are in the cache; the engine chases `num_tokens` with it.
+    `deadline` is a `time.monotonic()` instant. `salt` keeps tenants' cached prefixes apart.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    sample: int = 0
+    priority: int = 0
+    deadline: float | None = None
+    salt: str = ""
+    adapter: str = ""
+    arrival: float = field(default_factory=time.monotonic)
+    output_ids: list[int] = field(default_factory=list)
+    seed: int = -1
+    state: State = field(default=State.WAITING, init=False)
+    num_computed: int = field(default=0, init=False)
+    num_cached: int = field(default=0, init=False)
+    preemptions: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            given = self.params.seed
+            self.seed = secrets.randbits(63) if given is None else given % 2**64
+
+    def move(self, to: State) -> None:
+        """Change state; an illegal transition raises StateError."""
+        if to not in _LEGAL.get(self.state, set()):
+            raise StateError(f"request {self.id}: {self.state} cannot become {to}")
+        self.state = to
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [*self.prompt_ids, *self.output_ids]
+
+    def wire(self) -> dict[str, Any]:
+        """The fields that cross a process, enough to continue the same text elsewhere. The deadline crosses as seconds left."""
+        left = None if self.deadline is None else self.deadline - time.monotonic()
+        names = ("id", "prompt_ids", "params", "sample", "priority", "salt", "adapter", "output_ids", "seed")
+        return {name: getattr(self, name) for name in names} | {"seconds_left": left}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOut:
+    """One token and what the model thought of it. `top` holds (id, log-probability) of the asked alternatives, best first."""
+
+    id: int
+    logprob: float | None = None
+    rank: int | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What one engine step adds to one request. `finish` is set once, with the last tokens.
+
+    `prompt` holds log-probabilities of the prompt's tokens, the first being None, sent once when they were asked for.
+    `stop_reason` is the stop token's id when one ended the request.
+    """
+
+    request_id: str
+    tokens: tuple[TokenOut, ...] = ()
+    finish: State | None = None
+    stop_reason: int | str | None = None
+    prompt: tuple[TokenOut, ...] | None = None
+    cached_tokens: int = 0
+    error: str | None = None

@@ -1,0 +1,120 @@
+"""What a caller may ask of the sampler, checked at once and free of torch.
+
+Names and meanings are those of the OpenAI API and of vLLM's SamplingParams, so that clients carry over.
+The order in which the sampler applies them is written in `sampler.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from ..core import RequestError
+
+LogprobsMode = Literal["raw", "processed"]
+
+MAX_LOGPROBS = 20
+MAX_N = 16
+MAX_STOPS = 16
+MAX_STOP_BYTES = 256
+MAX_LOGIT_BIAS = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen and when a request ends.
+
+    Temperature 0 is greedy. `top_k` 0 or -1 is off. `logprobs` asks for that many alternatives besides the sampled token
+    (0: the sampled token alone). `logprobs_mode` "raw" reports the model's distribution, "processed" the one sampled from.
+    `seed` None lets `Request` draw one. `max_tokens` None means: up to the model's context.
+
+    Raises:
+        RequestError: naming the field, what was given and what is allowed.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logprobs_mode: LogprobsMode = "raw"
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):  # the API takes one string or a list
+            object.__setattr__(self, "stop", (self.stop,))
+        for name in ("stop", "stop_token_ids"):
+            object.__setattr__(self, name, tuple(getattr(self, name) or ()))
+        if self.allowed_token_ids is not None:
+            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+        self._check_numbers()
+        self._check_lists()
+
+    def _check_numbers(self) -> None:
+        _within("n", self.n, 1, MAX_N)
+        _within("temperature", self.temperature, 0.0, 2.0)
+        _within("top_p", self.top_p, 0.0, 1.0, low_open=True)
+        _within("top_k", self.top_k, -1, 2**31 - 1)
+        _within("min_p", self.min_p, 0.0, 1.0)
+        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _within("repetition_penalty", self.repetition_penalty, 0.0, 1e4, low_open=True)
+        _within("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        if self.seed is not None:
+            _within("seed", self.seed, -(2**63), 2**64 - 1)
+        if self.max_tokens is not None:
+            _within("max_tokens", self.max_tokens, 1, 2**31 - 1)
+            if self.min_tokens > self.max_tokens:
+                raise RequestError(
+                    f"min_tokens is {self.min_tokens}, more than max_tokens {self.max_tokens}: lower it", "min_tokens"
+                )
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _within(name, getattr(self, name), 0, MAX_LOGPROBS)
+
+    def _check_lists(self) -> None:
+        if len(self.stop) > MAX_STOPS or len(self.stop_token_ids) > MAX_STOPS:
+            raise RequestError(f"at most {MAX_STOPS} stops, {len(self.stop)} given: send fewer", "stop")
+        for text in self.stop:
+            if not isinstance(text, str) or not text or len(text.encode("utf-8", "replace")) > MAX_STOP_BYTES:
+                raise RequestError(f"each stop must be a string of 1 to {MAX_STOP_BYTES} bytes, not {text!r:.40}", "stop")
+        for token in (*self.stop_token_ids, *(self.allowed_token_ids or ()), *self.logit_bias):
+            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+                raise RequestError(f"token ids are whole numbers from 0, not {token!r:.40}", "stop_token_ids")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise RequestError("allowed_token_ids is empty: name at least one token or leave it out", "allowed_token_ids")
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise RequestError(f"logit_bias has {len(self.logit_bias)} entries, at most {MAX_LOGIT_BIAS}", "logit_bias")
+        for value in self.logit_bias.values():
+            _within("logit_bias", value, -100.0, 100.0)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < 1e-5
+
+    def with_(self, **changes: Any) -> SamplingParams:
+        """A copy with some fields changed, checked again."""
+        return replace(self, **changes)
+
+
+def _within(name: str, value: float, low: float, high: float, *, low_open: bool = False) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value > high or value < low or (low_open and value == low):
+        bracket = "(" if low_open else "["
+        raise RequestError(f"{name} must be in {bracket}{low:g}, {high:g}], not {value!r:.40}", name)
