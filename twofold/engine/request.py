@@ -90,7 +90,7 @@ class Request:
         return [*self.prompt_ids, *self.output_ids]
 
     def wire(self) -> dict[str, Any]:
-        """The fields that cross a process, enough to continue the same text elsewhere. The deadline crosses as seconds left."""
+        """The fields that cross a process, enough to continue the same text elsewhere; the deadline as seconds left."""
         left = None if self.deadline is None else self.deadline - time.monotonic()
         names = ("id", "prompt_ids", "params", "sample", "priority", "salt", "adapter", "output_ids", "seed")
         return {name: getattr(self, name) for name in names} | {"seconds_left": left}
@@ -98,7 +98,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenOut:
-    """One token and what the model thought of it. `top` holds (id, log-probability) of the asked alternatives, best first."""
+    """One token and what the model thought of it; `top` holds (id, log-probability) of the alternatives, best first."""
 
     id: int
     logprob: float | None = None

@@ -26,8 +26,8 @@ MAX_LOGIT_BIAS = 1024
 class SamplingParams:
     """How tokens are chosen and when a request ends.
 
-    Temperature 0 is greedy. `top_k` 0 or -1 is off. `logprobs` asks for that many alternatives besides the sampled token
-    (0: the sampled token alone). `logprobs_mode` "raw" reports the model's distribution, "processed" the one sampled from.
+    Temperature 0 is greedy. `top_k` 0 or -1 is off. `logprobs` asks for that many alternatives besides the sampled
+    token (0: that one alone). `logprobs_mode` "raw" reports the model's distribution, "processed" the one sampled from.
     `seed` None lets `Request` draw one. `max_tokens` None means: up to the model's context.
 
     Raises:
@@ -45,7 +45,7 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int | None = 16
     min_tokens: int = 0
-    stop: tuple[str, ...] = ()
+    stop: str | tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
@@ -93,12 +93,12 @@ class SamplingParams:
             raise RequestError(f"at most {MAX_STOPS} stops, {len(self.stop)} given: send fewer", "stop")
         for text in self.stop:
             if not isinstance(text, str) or not text or len(text.encode("utf-8", "replace")) > MAX_STOP_BYTES:
-                raise RequestError(f"each stop must be a string of 1 to {MAX_STOP_BYTES} bytes, not {text!r:.40}", "stop")
+                raise RequestError(f"a stop is a string of 1 to {MAX_STOP_BYTES} bytes, not {text!r:.40}", "stop")
         for token in (*self.stop_token_ids, *(self.allowed_token_ids or ()), *self.logit_bias):
             if isinstance(token, bool) or not isinstance(token, int) or token < 0:
                 raise RequestError(f"token ids are whole numbers from 0, not {token!r:.40}", "stop_token_ids")
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
-            raise RequestError("allowed_token_ids is empty: name at least one token or leave it out", "allowed_token_ids")
+            raise RequestError("allowed_token_ids is empty: name a token or leave it out", "allowed_token_ids")
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise RequestError(f"logit_bias has {len(self.logit_bias)} entries, at most {MAX_LOGIT_BIAS}", "logit_bias")
         for value in self.logit_bias.values():

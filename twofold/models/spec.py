@@ -1,0 +1,282 @@
+"""ModelSpec: what a model is, as plain values. Printing a spec shows the model.
+
+    ModelSpec
+    ├── embedding   Embedding(scale, positions, norm, project)
+    ├── layers      a LayerSpec each: mixer (Attention), ffn (Gated | Plain | Mixture), placement of the norms
+    ├── norm        the last one
+    └── head        Head(tied, bias, multiplier, softcap)
+
+Residual styles, x the residual stream, n a norm, A attention, F feed-forward, m the residual multiplier:
+
+    Pre           x += m·A(n1 x)            x += m·F(n2 x)
+    Parallel      x += A(n1 x) + F(n2 x)    n2 is n1 when `shared`
+    PostOutput    x += n1 A(x)              x += n2 F(x)              OLMo 2
+    Sandwich      x += n2 A(n1 x)           x += n4 F(n3 x)           Gemma 2 and 3
+    PostResidual  x = n1(x + A(x))          x = n2(x + F(x))          the first Transformer, OPT-350m
+
+No torch here: a spec can be read, printed and reasoned about in milliseconds, and crosses processes as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2"]
+
+
+# --------------------------------------------------------------------------------------------- positions
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinearScaling:
+    """Positions divided by `factor`."""
+
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DynamicNtk:
+    """The base grows with the position once it passes `original`; a position's angle depends on that position alone."""
+
+    factor: float
+    original: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Llama3Scaling:
+    """Llama 3.1: long wavelengths divided by `factor`, short ones kept, a smooth ramp between."""
+
+    factor: float
+    low: float
+    high: float
+    original: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Yarn:
+    """YaRN (Peng et al. 2023): interpolation by wavelength; an attention temperature multiplies cos and sin."""
+
+    factor: float
+    original: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LongRope:
+    """LongRoPE (Phi-3): a divisor per frequency, `long` when the model is built for more than `original` positions."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original: int
+    factor: float
+    attention_factor: float | None = None
+
+
+RopeScaling = LinearScaling | DynamicNtk | Llama3Scaling | Yarn | LongRope
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rope:
+    """Rotary positions over the first `dim` of each head; `interleaved` turns neighbours, else the two halves."""
+
+    theta: float
+    dim: int
+    interleaved: bool = False
+    scaling: RopeScaling | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alibi:
+    """A penalty on distance, one slope a head (Press et al. 2021), multiplied by `scale`."""
+
+    scale: float = 1.0
+
+
+# --------------------------------------------------------------------------------------------- parts
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Norm:
+    """`rms` or `layer`; `offset` multiplies by 1 + w; without `weight` it has no parameters."""
+
+    kind: Literal["rms", "layer"]
+    eps: float
+    weight: bool = True
+    bias: bool = False
+    offset: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attention:
+    """Multi-head, grouped-query or multi-query attention.
+
+    `qk_norm` works on each head (weight [D]), on each head with its own weight (weight [H, D]) or on the full width
+    (weight [H*D]). `window` W lets position i see i-W+1 to i. `scale` None is 1/sqrt(head_dim).
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: Literal["head", "per_head", "full"] | None = None
+    qk_norm_kind: Norm | None = None
+    position: Rope | Alibi | None = None
+    window: int | None = None
+    softcap: float | None = None
+    clip_qkv: float | None = None
+
+    @property
+    def q_width(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gated:
+    """down(act(gate x) * up x)."""
+
+    width: int
+    act: Activation
+    bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plain:
+    """down(act(up x))."""
+
+    width: int
+    act: Activation
+    bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mixture:
+    """`top_k` of `experts` gated feed-forwards of `width`.
+
+    Their weights are softmaxed over all experts, and renormalised over the chosen when `renormalise`. A shared expert of `shared_width`, when there is one, is added, scaled by a sigmoid gate.
+    """
+
+    experts: int
+    top_k: int
+    width: int
+    act: Activation
+    renormalise: bool = True
+    shared_width: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pre:
+    norm: Norm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parallel:
+    norm: Norm
+    shared: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PostOutput:
+    norm: Norm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sandwich:
+    norm: Norm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PostResidual:
+    norm: Norm
+
+
+Ffn = Gated | Plain | Mixture
+Placement = Pre | Parallel | PostOutput | Sandwich | PostResidual
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerSpec:
+    mixer: Attention
+    ffn: Ffn
+    norms: Placement
+    residual: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learned:
+    """A table of `size` position vectors, the first `offset` unused (OPT has 2)."""
+
+    size: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Embedding:
+    """Token vectors times `scale`, plus learned positions, a norm, a projection from `project` to the hidden size."""
+
+    scale: float = 1.0
+    positions: Learned | None = None
+    norm: Norm | None = None
+    project: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """Hidden to vocabulary: logits times `multiplier`, then softcap * tanh(logits / softcap)."""
+
+    tied: bool
+    bias: bool = False
+    multiplier: float = 1.0
+    softcap: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """One decoder. `max_len` is the context it was made for; `names` says how the checkpoint calls each tensor."""
+
+    architecture: str
+    hidden: int
+    vocab: int
+    layers: tuple[LayerSpec, ...]
+    norm: Norm | None
+    head: Head
+    names: Names
+    embedding: Embedding = field(default_factory=Embedding)
+    max_len: int = 2048
+
+    @property
+    def kv_width(self) -> int:
+        """Numbers that one token keeps as keys and values over all layers; times the dtype's size it is bytes."""
+        return sum(2 * layer.mixer.kv_width for layer in self.layers)
+
+
+# --------------------------------------------------------------------------------------------- names
+Layout = Literal["plain", "transposed", "headwise", "grouped"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Names:
+    """How a checkpoint calls what the decoder calls `embed`, `layers.3.q` and so on; two-way and strict.
+
+    `table` maps an inner name without `.weight` or `.bias` (with `{i}` for the layer and `{e}` for the expert) to the
+    checkpoint's, e.g. "layers.{i}.q": "model.layers.{i}.self_attn.q_proj". Fused tensors are named as fused:
+    "layers.{i}.qkv", "layers.{i}.gate_up". `layouts` says how a fused or transposed tensor lies in the file:
+
+        plain       [out, in], parts one after another
+        transposed  [in, out], GPT-2's Conv1D
+        headwise    for each head its q, k, v (GPT-NeoX, BLOOM, old Falcon)
+        grouped     for each key-value head its queries, then k, then v (Falcon 40B)
+
+    `ignore` lists tensors that carry no weight (old buffers such as "rotary_emb.inv_freq"), by suffix.
+    """
+
+    table: dict[str, str]
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    ignore: tuple[str, ...] = ()
