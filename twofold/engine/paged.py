@@ -3,8 +3,8 @@
     block table of a request     [ 7, 3, 9 ]            position p lives in block table[p // size], row p % size
     one layer of the cache       [blocks, K, size, D]   one block of one head is one run of memory
 
-After PagedAttention (Kwon et al. 2023). The attention itself is the walk of `kernels/attention.py`, so a query has the same
-bits here as in a training batch. Requests that bring about as many tokens walk together.
+After PagedAttention (Kwon et al. 2023). The attention itself is the walk of `kernels/attention.py`, so a query has the
+same bits here as in a training batch. Requests that bring about as many tokens walk together.
 
 Shapes: T tokens, R requests that walk together, L tokens of each, H query heads, K key-value heads, D head size,
 P pages (blocks) of one walk step.
@@ -32,7 +32,7 @@ class Span:
 
 
 class KVCache:
-    """The keys and values of every layer, `num_blocks` blocks of `block_size` tokens. All zero at first, always finite."""
+    """Keys and values of every layer: `num_blocks` blocks of `block_size` tokens. All zero at first, always finite."""
 
     def __init__(
         self,

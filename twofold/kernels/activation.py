@@ -1,7 +1,7 @@
 """Activations with the same bits wherever a number lies in memory.
 
-torch's silu, sigmoid and tanh-gelu differ between the vectorized body and the scalar tail of a loop; exp, tanh and erf do
-not, so the formulas are spelled out in those.
+torch's silu, sigmoid and tanh-gelu differ between the vectorized body and the scalar tail of a loop; exp, tanh and erf
+do not, so the formulas are spelled out in those.
 """
 
 from __future__ import annotations

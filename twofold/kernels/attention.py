@@ -4,11 +4,12 @@
     query i  |==== fold ====|==== fold =====|== i           |     one order of additions for every query, whether it is
                                                                   decoded alone, prefilled in a chunk, or trained
 
-Each block gives a query its largest score m, the sum l of exp(score - m) and the weighted values o; two neighbouring
+Each block gives a query its largest score m, the sum l of exp(score - m) and the weighted values o; neighbouring
 results are folded as in online softmax (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022). A block in which a
 query sees nothing folds to exactly what was there, so it does not matter who else made the walk longer.
 
-Shapes: B sequences, L queries of each, H query heads = K key-value heads x G, D head size, N keys of a block, M = L·G rows.
+Shapes: B sequences, L queries of each, H query heads = K key-value heads x G, D head size, N keys of a block,
+M = L·G rows, Z = B·K.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def ungrouped(x_ZMD: Tensor, batch: int, heads: int) -> Tensor:
 
 
 def scores(q_ZMD: Tensor, k_ZND: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend) -> Tensor:
-    """Scores of one block [Z, M, N], Z = B·K: capped, biased by distance, and -inf where hidden. q is scaled already."""
+    """Scores of one block [Z, M, N]: capped, biased by distance, and -inf where hidden. q is scaled already."""
     Z, M, D = q_ZMD.shape
     key = ("qk", min(Z, 4), D, k_ZND.shape[1])
     s_ZMN = by_rows(lambda rows: torch.bmm(rows, k_ZND.transpose(1, 2)), q_ZMD, key) if Z else q_ZMD @ k_ZND.mT
@@ -114,7 +115,7 @@ def mask(qpos_BL: Tensor, start: int, count: int, window: int | None) -> tuple[T
     return hidden_BLN, gap_BLN
 
 
-# ------------------------------------------------------------------------------------ whole sequences (training, scoring)
+# ---------------------------------------------------------------------------------- whole sequences (training, scoring)
 @op
 def packed_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int], how: Attend) -> Tensor:
     """Causal attention inside each of the sequences that lie end to end on T, one sequence at a time: [T, H, D]."""

@@ -101,7 +101,7 @@ class SharedExpert(nn.Module):
 
 
 class Layer(nn.Module):
-    """One LayerSpec: attention, feed-forward, and the norms around them; it has those of the parts that the spec names."""
+    """One LayerSpec: attention, feed-forward, the norms around them; of the parts below, those that the spec names."""
 
     norm1: Normalise
     norm2: Normalise
