@@ -160,7 +160,8 @@ class Plain:
 class Mixture:
     """`top_k` of `experts` gated feed-forwards of `width`.
 
-    Their weights are softmaxed over all experts, and renormalised over the chosen when `renormalise`. A shared expert of `shared_width`, when there is one, is added, scaled by a sigmoid gate.
+    Their weights are softmaxed over all experts, and renormalised over the chosen when `renormalise`. A shared expert
+    of `shared_width`, when there is one, is added, scaled by a sigmoid gate.
     """
 
     experts: int
