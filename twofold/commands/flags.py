@@ -11,6 +11,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import itertools
 import re
 import sys
 import textwrap
@@ -152,7 +153,7 @@ def _kinds(hint: Any) -> set[Any]:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """What a dataclass says of each field: the string on the line after it, else the docstring's sentences naming it."""
+    """What a dataclass says of each field: the string after it, else the sentences of the docstring that name it."""
     docs: dict[str, str] = {}
     sentences = re.split(r"(?<=[.;])\s+", one_line(cls.__doc__ or ""))
     for f in dataclasses.fields(cls):
@@ -162,7 +163,7 @@ def field_docs(cls: type) -> dict[str, str]:
     except (OSError, SyntaxError):
         return docs
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-    for field, doc in zip(body, body[1:]):
+    for field, doc in itertools.pairwise(body):
         named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if named and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
             docs[field.target.id] = one_line(str(doc.value.value))
