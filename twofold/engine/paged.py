@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.attention import KEYS, Attend, empty_fold, grouped, look, mask, scores, ungrouped
+from ..kernels.attention import KEYS, Attend, Fold, grouped, look, mask, scores, ungrouped
 from ..models.spec import ModelSpec
 
 
@@ -137,7 +137,7 @@ class _Walk:
     def attend(self, q_THD: Tensor, keys: Tensor, values: Tensor, how: Attend, out_THD: Tensor) -> None:
         R, H, K = len(self.token_RL), q_THD.shape[1], keys.shape[1]
         q_ZMD = grouped(q_THD[self.token_RL].float() * how.scale, K)
-        folded = empty_fold(q_ZMD)
+        folded: Fold | None = None
         first = 0 if how.window is None else max(0, self.lowest - how.window + 1) // KEYS
         for step in range(first, len(self.active)):
             active = self.active[step]
@@ -145,7 +145,12 @@ class _Walk:
             k_ZND, v_ZND = (self._gather(part, step, active) for part in (keys, values))
             hidden, gap = self._mask(step, how.window)
             s_ZMN = scores(q, k_ZND, None if hidden is None else hidden[:active], gap[:active], how)
-            folded.add(look(q, k_ZND, v_ZND, s_ZMN), active * K)
+            seen = look(v_ZND, s_ZMN)
+            if folded is None:
+                folded = seen  # every request reaches the first step
+            else:
+                folded.add(seen, active * K)
+        assert folded is not None
         mixed_RLHD = ungrouped(folded.o / folded.l, R, H).to(out_THD.dtype)
         if self.all_kept:
             out_THD[self.token_RL] = mixed_RLHD

@@ -5,8 +5,8 @@
                                                                   decoded alone, prefilled in a chunk, or trained
 
 Each block gives a query its largest score m, the sum l of exp(score - m) and the weighted values o; neighbouring
-results are folded as in online softmax (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022). A block in which a
-query sees nothing folds to exactly what was there, so it does not matter who else made the walk longer.
+results are folded as in online softmax (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022). A block in which
+a query sees nothing folds to exactly what was there, so it does not matter who else made the walk longer.
 
 Shapes: B sequences, L queries of each, H query heads = K key-value heads x G, D head size, N keys of a block,
 M = L·G rows, Z = B·K.
@@ -90,19 +90,13 @@ def scores(q_ZMD: Tensor, k_ZND: Tensor, hidden_BLN: Tensor | None, gap_BLN: Ten
     return s_BKLGN.reshape(Z, M, N)
 
 
-def look(q_ZMD: Tensor, k_ZND: Tensor, v_ZND: Tensor, s_ZMN: Tensor) -> Fold:
+def look(v_ZND: Tensor, s_ZMN: Tensor) -> Fold:
     """What one block of keys gives each query."""
     m_ZM1 = s_ZMN.amax(-1, keepdim=True).clamp_min(_NOTHING)
     p_ZMN = s_ZMN.sub_(m_ZM1).exp_()
     l_ZM1 = p_ZMN.sum(-1, keepdim=True)
-    key = ("pv", min(q_ZMD.shape[0], 4), v_ZND.shape[1], v_ZND.shape[2])
+    key = ("pv", min(v_ZND.shape[0], 4), v_ZND.shape[1], v_ZND.shape[2])
     return Fold(m_ZM1, l_ZM1, by_rows(lambda rows: torch.bmm(rows, v_ZND), p_ZMN, key))
-
-
-def empty_fold(q_ZMD: Tensor) -> Fold:
-    Z, M, D = q_ZMD.shape
-    nothing = q_ZMD.new_full((Z, M, 1), _NOTHING)
-    return Fold(nothing, torch.zeros_like(nothing), q_ZMD.new_zeros(Z, M, D))
 
 
 def mask(qpos_BL: Tensor, start: int, count: int, window: int | None) -> tuple[Tensor | None, Tensor]:
@@ -140,16 +134,20 @@ def _walk(q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, how: Attend) -> tuple[
     B, L, H, D = q_BLHD.shape
     K = k_BLKD.shape[2]
     q_ZMD = grouped(q_BLHD * how.scale, K)
-    folded = empty_fold(q_ZMD)
+    folded: Fold | None = None
     pad = (0, 0, 0, 0, 0, -L % KEYS)
     k_BKND, v_BKND = (torch.nn.functional.pad(x, pad).transpose(1, 2) for x in (k_BLKD, v_BLKD))
     for start in range(0, L, KEYS):
         k_ZND, v_ZND = (x[:, :, start : start + KEYS].reshape(B * K, KEYS, D) for x in (k_BKND, v_BKND))
         late = slice(start * (H // K), None)  # rows before this block see none of it
         hidden, gap = mask(torch.arange(start, L, device=q_BLHD.device).expand(B, -1), start, KEYS, how.window)
-        rows = Fold(folded.m[:, late], folded.l[:, late], folded.o[:, late])
         rows_q = q_ZMD[:, late].contiguous()
-        rows.add(look(rows_q, k_ZND, v_ZND, scores(rows_q, k_ZND, hidden, gap, how)), B * K)
+        seen = look(v_ZND, scores(rows_q, k_ZND, hidden, gap, how))
+        if folded is None:
+            folded = seen
+        else:
+            Fold(folded.m[:, late], folded.l[:, late], folded.o[:, late]).add(seen, B * K)
+    assert folded is not None
     return ungrouped(folded.o / folded.l, B, H), folded.m + torch.log(folded.l)
 
 

@@ -5,8 +5,8 @@ would get other bits in another batch. The definition here is a product of exact
 counts are used only where this machine was seen to give the definition's bits for that shape. A library's order of
 additions does not depend on the data, so one comparison on random numbers, made at the shape's first use, decides.
 
-    rows     1..4   5..8   9..16   17..24  ...   1024   more
-    padded    4      8      16      24     ...   1024   cut into pieces of 1024, then the rest
+    rows     1..4   5..8   9..16   17..24  ...   8192   more
+    padded    4      8      16      24     ...   8192   cut into pieces of 8192, then the rest
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 TILE = 16
-COUNTS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 896, 1024)
+COUNTS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 896, 1024, 2048, 4096, 8192)
 
 Product = Callable[[Tensor], Tensor]
 
@@ -29,17 +29,17 @@ class RowCounts:
         self._same: dict[Hashable, bool] = {}
 
     def padded(self, rows: int, key: Hashable, product: Product, like: Tensor) -> int:
-        """The row count to run `rows` at: the smallest good one that holds them, or the largest good one below."""
-        below = TILE
+        """The row count to run `rows` at: the smallest good one that holds them without much waste, else a part of them.
+
+        Beyond 1024 rows a count must divide what is there well: at most an eighth of it may be padding.
+        """
         for count in COUNTS:
-            if count < rows:
-                continue
-            if self.good(count, key, product, like):
+            if rows <= count and (count <= 1024 or count - rows <= count // 8) and self.good(count, key, product, like):
                 return count
-        for count in COUNTS:
+        for count in reversed(COUNTS):
             if count <= rows and self.good(count, key, product, like):
-                below = max(below, count)
-        return below
+                return count
+        return TILE
 
     def good(self, count: int, key: Hashable, product: Product, like: Tensor) -> bool:
         """Whether a product of `count` rows has the definition's bits; measured at the first question."""
@@ -81,5 +81,10 @@ def by_rows(product: Product, x: Tensor, key: Hashable) -> Tensor:
         return product(x)
     if rows < count:
         return product(torch.nn.functional.pad(x, (0, 0, 0, count - rows)))[..., :rows, :]
-    head = product(x[..., :count, :].contiguous())
-    return torch.cat([head, by_rows(product, x[..., count:, :].contiguous(), key)], -2)
+    first = product(x[..., :count, :].contiguous())
+    out = first.new_empty(*first.shape[:-2], rows, first.shape[-1])
+    out[..., :count, :] = first
+    for at in range(count, rows, count):
+        piece = x[..., at : at + count, :].contiguous()
+        out[..., at : at + count, :] = by_rows(product, piece, key)
+    return out
