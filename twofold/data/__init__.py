@@ -1,0 +1,11 @@
+"""Text to ids, and back.
+
+tokenizer.py   a checkpoint's tokenizer: encode, decode, end and start tokens
+vocabulary.py  the bytes a token stands for, and old GPT-2 vocabularies
+detokenize.py  TextStream: ids to text as they arrive, stop strings held back
+"""
+
+from .detokenize import TextStream
+from .tokenizer import Tokenizer
+
+__all__ = ["TextStream", "Tokenizer"]
