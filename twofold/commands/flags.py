@@ -164,9 +164,8 @@ def field_docs(cls: type) -> dict[str, str]:
         return docs
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
     for field, doc in itertools.pairwise(body):
-        named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if named and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
-            docs[field.target.id] = one_line(str(doc.value.value))
+        if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(field, ast.AnnAssign):
+            docs[ast.unparse(field.target)] = one_line(str(doc.value.value))
     return docs
 
 
