@@ -73,7 +73,7 @@ class Text(msgspec.Struct):
     created: int
     model: str
     choices: list[TextChoice]
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
     object: str = "text_completion"
     system_fingerprint: str | None = None
 
@@ -124,7 +124,7 @@ class Chunk(msgspec.Struct):
     created: int
     model: str
     choices: list[ChunkChoice]
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
     object: str = "chat.completion.chunk"
     system_fingerprint: str | None = None
     prompt_token_ids: list[int] | UnsetType = UNSET

@@ -14,92 +14,19 @@ import itertools
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 
-from ..core import RequestError
-from ..data import TextStream, Tokenizer
+from ..core import CapacityError, RequestError
+from ..data import Tokenizer
 from ..engine.limits import Limits
-from ..engine.request import Output, Request, State, TokenOut
+from ..engine.request import Output, Request
 from ..engine.sampling import SamplingParams
-from .answers import Usage, PromptTokensDetails
+from .answers import PromptTokensDetails, Usage
+from .choice import Choice, Piece
 from .client import EngineClient
 from .errors import HttpError
 from .metrics import Metrics
 
 _numbers = itertools.count()
-
-
-@dataclass(slots=True)
-class Piece:
-    """What one choice has to say next. `offset` is where `text` starts in the choice's text."""
-
-    index: int
-    offset: int
-    text: str = ""
-    tokens: list[TokenOut] = field(default_factory=list)
-    prompt: tuple[TokenOut, ...] | None = None
-    finish: str | None = None
-    stop_reason: int | str | None = None
-
-
-class Choice:
-    """One sequence: its request, the text so far, and how it ended."""
-
-    def __init__(self, index: int, request: Request, tokenizer: Tokenizer) -> None:
-        params = request.params
-        self.index = index
-        self.request = request
-        self.tokens = 0
-        self.cached = 0
-        self.shown = 0
-        self.finish: str | None = None
-        self.first_token: float | None = None
-        self.last_token: float | None = None
-        self._stream = TextStream(
-            tokenizer,
-            stop=params.stop,
-            include_stop=params.include_stop_str_in_output,
-            skip_special_tokens=params.skip_special_tokens,
-            min_tokens=params.min_tokens,
-        )
-
-    def take(self, output: Output) -> Piece:
-        """What an Output adds; after the end, nothing.
-
-        Raises:
-            HttpError: the engine gave the sequence up.
-        """
-        piece = Piece(self.index, self.shown, prompt=output.prompt)
-        self.cached = max(self.cached, output.cached_tokens)
-        if output.finish in (State.ERROR, State.TIMEOUT, State.ABORT):
-            raise _failure(output)
-        ids = [token.id for token in output.tokens]
-        # The token that ended a text is not part of it, unless asked for.
-        silent = output.finish is State.STOP and not self.request.params.include_stop_str_in_output
-        said = ids[:-1] if silent else ids
-        before = self._stream.tokens
-        piece.text = self._stream.push(said)
-        if self._stream.stopped is not None:
-            piece.tokens = list(output.tokens[: self._stream.tokens - before])
-            piece.finish, piece.stop_reason = "stop", self._stream.stopped
-        else:
-            piece.tokens = list(output.tokens)
-            if output.finish is not None:
-                piece.text += self._stream.finish()
-                piece.finish = "stop" if self._stream.stopped is not None else output.finish.value
-                piece.stop_reason = self._stream.stopped or output.stop_reason
-        self.tokens += len(piece.tokens)
-        self.shown += len(piece.text)
-        self.finish = piece.finish
-        return piece
-
-
-def _failure(output: Output) -> HttpError:
-    if output.finish is State.TIMEOUT:
-        return HttpError(504, "the request's time is over: ask for less or allow more", code="timeout")
-    if output.finish is State.ABORT:
-        return HttpError(503, output.error or "the request was stopped", code="aborted", retry_after=2)
-    return HttpError(500, output.error or "the engine gave the request up", code="engine_error")
 
 
 class Call:
@@ -112,6 +39,8 @@ class Call:
         self.choices: list[Choice] = []
         self.prompts: list[list[int]] = []
         self.arrived = time.monotonic()
+        self.submitted = False
+        self.failed = False
         self._by_id: dict[str, Choice] = {}
         self._queue: deque[Output] = deque()
         self._news = asyncio.Event()
@@ -122,8 +51,7 @@ class Call:
         """Plan `params.n` sequences that continue `ids`.
 
         Raises:
-            RequestError: the prompt and the answer do not fit the model.
-            CapacityError: nor the cache.
+            RequestError, HttpError: the prompt, the answer or a token id does not fit the model or its cache.
         """
         self.prompts.append(ids)
         seed = -1
@@ -148,13 +76,16 @@ class Call:
     def submit(self) -> None:
         """Hand all sequences to the engine, or none; the errors of `EngineClient.check`."""
         self.client.submit([choice.request for choice in self.choices], self._sink)
+        self.submitted = True
+        self.metrics.accepted(self.choices)
 
     async def __aenter__(self) -> Call:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self.client.abort([c.request.id for c in self.choices if c.finish is None])
-        self.metrics.ended(self)
+        if self.submitted:
+            self.client.abort([choice.request.id for choice in self.choices if choice.finish is None])
+            self.metrics.ended(self.choices, self.failed)
 
     def _sink(self, output: Output) -> None:
         self._queue.append(output)
@@ -187,8 +118,12 @@ class Call:
         if choice.finish is not None:
             return None
         if output.tokens:
-            self.metrics.tokens(choice, len(output.tokens))
-        piece = choice.take(output)
+            self.metrics.tokens(choice, len(output.tokens), self.arrived)
+        try:
+            piece = choice.take(output)
+        except HttpError:
+            self.failed = True
+            raise
         if piece.finish is not None:
             if output.finish is None:  # a stop string: the engine does not know yet
                 self.client.abort([choice.request.id])
@@ -206,7 +141,15 @@ class Call:
 def _fits(limits: Limits, request: Request) -> None:
     try:
         limits.room(request)
-    except RequestError as error:
-        if error.param == "prompt" and "context" in str(error):
-            raise HttpError(400, str(error), param="prompt", code="context_length_exceeded") from None
-        raise
+    except CapacityError as error:  # no queue helps: it never fits
+        raise HttpError(400, str(error), param="max_tokens", code="context_length_exceeded") from None
+    except RequestError:
+        if len(request.prompt_ids) < limits.max_model_len:
+            raise
+        raise HttpError(
+            400,
+            f"the prompt has {len(request.prompt_ids)} tokens and the context is {limits.max_model_len}, which must "
+            f"hold an answer too: send at most {limits.max_model_len - 1} tokens",
+            param="prompt",
+            code="context_length_exceeded",
+        ) from None

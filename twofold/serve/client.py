@@ -23,7 +23,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-from ..core import CapacityError, RequestError, WorkerError
+from ..core import CapacityError, CheckpointError, ConfigError, RequestError, WorkerError
 from ..engine.request import Output, Request, State
 from . import wire
 from .config import ServeConfig
@@ -31,7 +31,8 @@ from .process import COMMAND, ModelProcess
 
 log = logging.getLogger("twofold.serve")
 
-HOPELESS = {"ConfigError", "CheckpointError", "CapacityError"}  # trying again cannot help
+# Trying again cannot help.
+HOPELESS = {kind.__name__: kind for kind in (ConfigError, CheckpointError, CapacityError)}
 HEALTHY_SECONDS = 10.0
 TICK = 0.25
 Sink = Callable[[Output], None]
@@ -271,7 +272,7 @@ class EngineClient:
         for accepted in list(self.live.values()):
             self._finish(accepted, State.ERROR, f"the model could not be kept running: {fatal.message}")
         if not self.first_ready.done():
-            self.first_ready.set_exception(WorkerError(fatal.message))
+            self.first_ready.set_exception(HOPELESS.get(fatal.kind, WorkerError)(fatal.message))
         log.critical("giving up on the model's process: %s", fatal.message)
 
     # -- requests ---------------------------------------------------------------------------------------------------

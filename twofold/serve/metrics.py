@@ -7,18 +7,15 @@ bounded.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from .choice import Choice
 from .client import EngineClient
 from .config import ServeConfig
-
-if TYPE_CHECKING:
-    from .calls import Call, Choice
 
 FIRST_TOKEN = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -75,8 +72,8 @@ class Metrics:
 
     # -- what happens -----------------------------------------------------------------------------------------------
 
-    def accepted(self, call: Call) -> None:
-        for choice in call.choices:
+    def accepted(self, choices: Sequence[Choice]) -> None:
+        for choice in choices:
             params = choice.request.params
             if choice.request.sample == 0:
                 self.prompt_tokens += len(choice.request.prompt_ids)
@@ -117,11 +114,11 @@ class Metrics:
         if began is not None:
             self._inference.observe(now - began)
 
-    def ended(self, call: Call, failed: bool) -> None:
+    def ended(self, choices: Sequence[Choice], failed: bool) -> None:
         """A call is over; sequences without an end of their own were dropped by the client or failed."""
-        for choice in call.choices:
+        for choice in choices:
             self._left_queue.pop(choice.request.id, None)
-            if choice.finish is None and call.submitted:
+            if choice.finish is None:
                 self._ends["error" if failed else "abort"].inc()
 
     def _started(self, name: str, seconds: float) -> None:

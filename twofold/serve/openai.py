@@ -171,9 +171,7 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
     def params(self) -> SamplingParams:
         wanted = self.logprobs if self.echo else None
         changes: dict[str, Any] = {"max_tokens": 1, "min_tokens": 0} if self.scores_only else {}
-        return SamplingParams(
-            **self.asked(logprobs=self.logprobs) | changes | _scores(wanted, self.prompt_logprobs)
-        )
+        return SamplingParams(**self.asked(logprobs=self.logprobs) | changes | _scores(wanted, self.prompt_logprobs))
 
 
 class Part(msgspec.Struct, forbid_unknown_fields=True):
@@ -234,6 +232,13 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
         return found
 
 
+def plain(messages: list[Message], most: int) -> list[dict[str, str]]:
+    """Messages as a chat template reads them; raises RequestError for none, too many, or a bad one."""
+    if not 1 <= len(messages) <= most:
+        raise RequestError(f"messages holds {len(messages)} messages: send 1 to {most}", "messages")
+    return [message.plain(f"messages[{i}]") for i, message in enumerate(messages)]
+
+
 class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/chat/completions. Without `max_tokens` an answer may fill the context."""
 
@@ -260,6 +265,8 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         super().check()
+        if self.add_special_tokens:
+            raise RequestError("the chat template writes the special tokens: leave it out", "add_special_tokens")
         if self.continue_final_message and self.add_generation_prompt:
             raise RequestError(
                 "continue_final_message and add_generation_prompt exclude each other: send one",
@@ -270,11 +277,6 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
         both = self.max_tokens is not None and self.max_completion_tokens is not None
         if both and self.max_tokens != self.max_completion_tokens:
             raise RequestError("max_tokens and max_completion_tokens differ: send one", "max_completion_tokens")
-
-    def plain_messages(self, most: int) -> list[dict[str, str]]:
-        if not 1 <= len(self.messages) <= most:
-            raise RequestError(f"messages holds {len(self.messages)} messages: send 1 to {most}", "messages")
-        return [message.plain(f"messages[{i}]") for i, message in enumerate(self.messages)]
 
     def params(self) -> SamplingParams:
         most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens

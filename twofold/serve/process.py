@@ -70,7 +70,7 @@ class ModelProcess:
         self._popen.kill()
 
     async def close(self, patience: float = 0.0) -> int:
-        """Wait `patience` seconds for it to leave by itself, kill it otherwise; its exit code, negative for a signal."""
+        """Wait `patience` seconds for it to leave by itself, kill it otherwise; its exit code (below 0: a signal)."""
         self._writer.close()
         for _ in range(int(patience / 0.02)):
             if self._popen.poll() is not None:

@@ -3,7 +3,7 @@
 Out of the box uvicorn takes an 8 MB header, 20,000 headers, and headers that never end. Here the head of a request has
 a size, a count and a time, connections have a number, and trailers cannot become headers.
 
-    connection ──▶ head: bytes, count, seconds ──▶ body: bytes, seconds (guard.py) ──▶ answer: seconds unread ──▶ head ...
+    connection ──▶ head: bytes, count, seconds ──▶ body: bytes, seconds (guard.py) ──▶ answer: seconds unread
 """
 
 from __future__ import annotations
