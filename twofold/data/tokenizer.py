@@ -114,6 +114,12 @@ class Tokenizer:
         return re.compile("|".join(map(re.escape, sorted(self.special_tokens, key=len, reverse=True))))
 
     @cached_property
+    def special_edges(self) -> tuple[frozenset[str], frozenset[str]]:
+        """What special tokens start with, and what they end with: all proper beginnings, all proper ends."""
+        cuts = [(name, cut) for name in self.special_tokens for cut in range(1, len(name))]
+        return frozenset(name[:cut] for name, cut in cuts), frozenset(name[cut:] for name, cut in cuts)
+
+    @cached_property
     def _forgeable(self) -> frozenset[int]:
         """Special ids but the unknown token, which stands for a character the vocabulary lacks."""
         unknown = self._exact.token_to_id(_content(self.settings.get("unk_token")) or "<unk>")

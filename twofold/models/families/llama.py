@@ -149,9 +149,7 @@ def llama(hf: Reader) -> ModelSpec:
     heads, kv_heads, head_dim = heads_of(hf)
     bias = hf.get(bool, "attention_bias", default=False)
     rope = rope_from(hf, head_dim)
-    mixer = Attention(
-        heads=heads, kv_heads=kv_heads, head_dim=head_dim, qkv_bias=bias, out_bias=bias, position=rope
-    )
+    mixer = Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, qkv_bias=bias, out_bias=bias, position=rope)
     ffn = Gated(
         width=hf.size("intermediate_size"),
         act=hf.act("hidden_act", default="silu"),

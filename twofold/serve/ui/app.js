@@ -113,19 +113,30 @@ function showPanel(open) {
   document.body.classList.toggle("panel-open", open);
   $("panel-toggle").setAttribute("aria-expanded", String(open));
   $("panel").inert = !open;
-  $("veil").hidden = !(open && narrow.matches);
+  const over = open && narrow.matches;
+  $("top").inert = $("main").inert = over;
+  $("veil").hidden = !over;
+}
+
+function closePanel() {
+  showPanel(false);
+  $("panel-toggle").focus();
 }
 
 showPanel(!narrow.matches);
 narrow.addEventListener("change", () => showPanel(!narrow.matches));
-$("panel-toggle").addEventListener("click", () => showPanel(!document.body.classList.contains("panel-open")));
-$("veil").addEventListener("click", () => showPanel(false));
+$("panel-toggle").addEventListener("click", () => {
+  showPanel(!document.body.classList.contains("panel-open"));
+  if (!$("veil").hidden) $("panel-close").focus();
+});
+$("panel-close").addEventListener("click", closePanel);
+$("veil").addEventListener("click", closePanel);
 
 /* Esc takes away the nearest thing first: the popover, the panel that covers the chat, then the answer being written. */
 function escape() {
   if (popover.open) popover.hide();
   if (chat.busy) chat.stop();
-  else if (!$("veil").hidden) showPanel(false);
+  else if (!$("veil").hidden) closePanel();
 }
 
 addEventListener("keydown", (event) => {

@@ -27,7 +27,7 @@ export class Settings {
     this.hint = el("p", { class: "hint", id: "hint" });
     const [stop, system] = TEXTS.map((field) => this.field(field, el("textarea", { rows: field.rows, spellcheck: "false" })));
     const numbers = NUMBERS.map((field) => this.field(field, el("input", { type: "number", min: field.min, max: field.max, step: field.step, inputmode: "decimal", placeholder: "default" })));
-    form.append(system, el("div", { class: "grid" }, numbers), stop, this.hint);
+    form.append(system, el("div", { class: "grid" }, numbers, stop), this.hint);
     this.recall();
     form.addEventListener("input", () => this.changed());
     form.addEventListener("submit", (event) => event.preventDefault());
