@@ -57,6 +57,6 @@ def opt(hf: Reader) -> ModelSpec:
         max_len=positions,
         tied=True,
         embedding=Embedding(
-            positions=Learned(size=positions + OFFSET, offset=OFFSET), project=None if width == hidden else width
+            positions=Learned(size=positions, offset=OFFSET), project=None if width == hidden else width
         ),
     )
