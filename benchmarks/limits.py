@@ -1,6 +1,6 @@
-"""What can this machine do at most? Read bandwidth and torch's own matrix product, beside which every result is printed.
+"""What can this machine do at most? Read bandwidth and torch's own matrix product, printed beside every result.
 
-    python benchmarks/limits.py [--threads N] [--json FILE]
+python benchmarks/limits.py [--threads N] [--json FILE]
 """
 
 from __future__ import annotations

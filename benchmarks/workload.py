@@ -1,7 +1,7 @@
 """The mixed workload: many requests at once, prompts and outputs of very different lengths, the same for every engine.
 
-48 requests, prompts uniform 16 to 512 tokens, outputs uniform 8 to 128, lengths fixed by a seed; token ids at random, EOS
-ignored. It is scaled down in a stated way where it would not fit: fewer requests on fewer than four cores, shorter
+48 requests, prompts uniform 16 to 512 tokens, outputs uniform 8 to 128, lengths fixed by a seed; token ids at random,
+EOS ignored. It is scaled down in a stated way where it would not fit: fewer requests on fewer than four cores, shorter
 lengths for a model with a shorter context. Nothing here imports an engine.
 """
 

@@ -2,10 +2,10 @@
 
     python benchmarks/peers/transformers_static.py --model DIR --threads N
 
-Reads one JSON object a line, {"prompts": [[id]], "outputs": [n], "batch": size, "order": "arrival" | "sorted"}, and answers
-{"seconds": s, "tokens": [[id]]}. A batch runs until its longest output is done, as static batching must; each request keeps
-as many tokens as it asked for. "sorted" puts requests of like output length together, which needs the lengths beforehand.
-Needs torch and transformers, nothing of Twofold, so it may live in an environment of its own.
+Reads one JSON object a line, {"prompts": [[id]], "outputs": [n], "batch": size, "order": "arrival" | "sorted"}, and
+answers {"seconds": s, "tokens": [[id]]}. A batch runs until its longest output is done, as static batching must; each
+request keeps as many tokens as it asked for. "sorted" puts requests of like output length together, which needs the
+lengths beforehand. Needs torch and transformers, nothing of Twofold, so it may live in an environment of its own.
 """
 
 from __future__ import annotations
