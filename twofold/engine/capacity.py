@@ -87,7 +87,7 @@ def forecast(spec: ModelSpec, settings: EngineConfig, memory_bytes: int, *, load
 
 def _sum(spec: ModelSpec, settings: EngineConfig, memory: int, loaded: bool) -> Forecast:
     dtype = DTYPES[settings.dtype]
-    wanted = min(settings.max_model_len or spec.max_len, spec.max_len)
+    wanted = settings.max_model_len or spec.max_len
     runtime, weights = (0, 0) if loaded else (RUNTIME, weight_bytes(spec, dtype))
     activations = step_bytes(spec, settings)
     kv_per_token = KVCache.bytes_per_block(spec, 1, dtype)
@@ -133,7 +133,7 @@ def step_bytes(spec: ModelSpec, settings: EngineConfig) -> int:
     """
     T = -(-settings.max_num_batched_tokens * 4 // 3)
     R = min(settings.max_num_seqs, settings.max_num_batched_tokens)
-    context = min(settings.max_model_len or spec.max_len, spec.max_len)
+    context = settings.max_model_len or spec.max_len
     stream = 3 * T * spec.hidden  # residual stream, its norm, and a part's output
     layers = set(spec.layers)
     widest = max((max(_attention(layer, T, R), _feed_forward(layer, T, spec.hidden)) for layer in layers), default=0)
