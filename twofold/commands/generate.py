@@ -16,7 +16,7 @@ def generate(given: Given) -> int:
     model = model_dir(given.model)
     params = given.settings(SamplingParams, **{"max_tokens": ROOM} | sampling_defaults(model))
     prompt = sys.stdin.read() if given.prompt == "-" else given.prompt
-    llm = LLM(model, **given.overrides_by_name(EngineConfig))
+    llm = LLM(model, **given.options(EngineConfig))
     for completion in llm.generate([prompt], params):
         for sample in completion.outputs:
             print((prompt if given.echo else "") + sample.text)

@@ -24,6 +24,7 @@ from ..models.decoder import Decoder
 from ..models.spec import Gated, LayerSpec, Mixture, ModelSpec
 from .config import EngineConfig
 from .paged import KVCache
+from .sampler import NUMBERS_AT_ONCE
 
 RUNTIME = 320 * 2**20  # interpreter, torch, tokenizer and server, resident before any weight
 HALF = 0.5
@@ -139,7 +140,8 @@ def step_bytes(spec: ModelSpec, settings: EngineConfig) -> int:
     widest = max((max(_attention(layer, T, R), _feed_forward(layer, T, spec.hidden)) for layer in layers), default=0)
     windows = len({layer.mixer.window for layer in layers})
     masks = windows * _masks(T, -(-context // KEYS))
-    logits = 6 * min(R, T) * spec.vocab  # logits, a working copy, sorted values and their int64 places, probabilities
+    rows = min(R, max(1, NUMBERS_AT_ONCE // spec.vocab))
+    logits = 7 * rows * spec.vocab  # logits, a working copy, sorted values and their int64 places, probabilities
     return 4 * (stream + max(widest, logits)) + masks
 
 
