@@ -160,7 +160,8 @@ class Plain:
 class Mixture:
     """`top_k` of `experts` gated feed-forwards of `width`.
 
-    Their weights are softmaxed over all experts, and renormalised over the chosen when `renormalise`. A shared expert of `shared_width`, when there is one, is added, scaled by a sigmoid gate.
+    Their weights are softmaxed over all experts, and renormalised over the chosen when `renormalise`. A shared expert
+    of `shared_width`, when there is one, is added, scaled by a sigmoid gate.
     """
 
     experts: int
@@ -274,9 +275,14 @@ class Names:
         headwise    for each head its q, k, v (GPT-NeoX, BLOOM, old Falcon)
         grouped     for each key-value head its queries, then k, then v (Falcon 40B)
 
+    A checkpoint's name with `{h}` is one tensor for each head. A key that ends in `.weight` maps that one tensor, whose
+    name in the checkpoint is then written out in full. `also` has other names that are understood when reading (experts
+    stored as one tensor), and `prefix` is one that checkpoints of the bare model lack ("model.", "transformer.").
     `ignore` lists tensors that carry no weight (old buffers such as "rotary_emb.inv_freq"), by suffix.
     """
 
     table: dict[str, str]
     layouts: dict[str, Layout] = field(default_factory=dict)
+    also: dict[str, str] = field(default_factory=dict)
+    prefix: str = ""
     ignore: tuple[str, ...] = ()

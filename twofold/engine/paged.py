@@ -1,0 +1,171 @@
+"""KVCache and PagedContext: keys and values in fixed-size blocks, found through each request's block table.
+
+    block table of a request     [ 7, 3, 9 ]            position p lives in block table[p // size], row p % size
+    one layer of the cache       [blocks, K, size, D]   one block of one head is one run of memory
+
+After PagedAttention (Kwon et al. 2023). The attention itself is the walk of `kernels/attention.py`, so a query has the
+same bits here as in a training batch. Requests that bring about as many tokens walk together.
+
+Shapes: T tokens, R requests that walk together, L tokens of each, H query heads, K key-value heads, D head size,
+P pages (blocks) of one walk step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels.attention import KEYS, Attend, Fold, grouped, look, mask, scores, ungrouped
+from ..models.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The tokens `start` to `start + count - 1` of one request, and the blocks that hold its positions from 0 on."""
+
+    start: int
+    count: int
+    blocks: tuple[int, ...]
+
+
+class KVCache:
+    """Keys and values of every layer: `num_blocks` blocks of `block_size` tokens. All zero at first, always finite."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        num_blocks: int,
+        block_size: int = 16,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if KEYS % block_size:
+            raise ValueError(f"block_size is {block_size}; it must divide {KEYS}: choose 8, 16, 32, 64 or 128")
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.layers = [
+            tuple(
+                torch.zeros(num_blocks, mixer.kv_heads, block_size, mixer.head_dim, dtype=dtype, device=device)
+                for _ in range(2)
+            )
+            for mixer in (layer.mixer for layer in spec.layers)
+        ]
+
+    @staticmethod
+    def bytes_per_block(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
+        return spec.kv_width * block_size * dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for layer in self.layers for part in layer)
+
+    def clear(self, blocks: Iterable[int]) -> None:
+        """Zero some blocks: what a request with non-finite numbers must leave behind, since 0 times NaN is NaN."""
+        index = torch.tensor(list(blocks), dtype=torch.int64)
+        for layer in self.layers:
+            for part in layer:
+                part[index] = 0
+
+
+class PagedContext:
+    """One step's tokens: span after span on the flat axis. Implements AttnContext over a KVCache."""
+
+    def __init__(self, cache: KVCache, spans: Sequence[Span]) -> None:
+        self.cache = cache
+        device = cache.layers[0][0].device if cache.layers else "cpu"
+        size = cache.block_size
+        positions = [position for span in spans for position in range(span.start, span.start + span.count)]
+        self.positions_T = torch.tensor(positions, dtype=torch.int64, device=device)
+        blocks = [span.blocks[p // size] for span in spans for p in range(span.start, span.start + span.count)]
+        self._block_T = torch.tensor(blocks, dtype=torch.int64, device=device)
+        self._row_T = self.positions_T % size
+        self._walks = [_Walk(members, cache, device) for members in _alike(spans)]
+
+    def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, how: Attend) -> Tensor:
+        keys, values = self.cache.layers[layer]
+        keys[self._block_T, :, self._row_T] = k_TKD.to(keys.dtype)
+        values[self._block_T, :, self._row_T] = v_TKD.to(values.dtype)
+        out_THD = torch.empty_like(q_THD)
+        for walk in self._walks:
+            walk.attend(q_THD, keys, values, how, out_THD)
+        return out_THD
+
+
+def _alike(spans: Sequence[Span]) -> list[list[tuple[int, Span]]]:
+    """Spans with their first token's place on T, in groups that walk together: by count rounded up to a power of two.
+
+    A long chunk walks alone, since padding it to a neighbour's length would cost more than the calls it saves.
+    """
+    groups: dict[tuple[int, int], list[tuple[int, Span]]] = {}
+    at = 0
+    for number, span in enumerate(spans):
+        if span.count:
+            rounded = 1 << (span.count - 1).bit_length()
+            groups.setdefault((rounded, number if rounded > 32 else -1), []).append((at, span))
+        at += span.count
+    return list(groups.values())
+
+
+class _Walk:
+    """Requests that walk over their keys together, the one with the most keys first."""
+
+    def __init__(self, members: list[tuple[int, Span]], cache: KVCache, device: torch.device | str) -> None:
+        size = cache.block_size
+        self.pages = KEYS // size
+        members = sorted(members, key=lambda member: -(member[1].start + member[1].count))
+        reach = [-(-(span.start + span.count) // KEYS) for _, span in members]
+        longest = max(span.count for _, span in members)
+        at_R = torch.tensor([at for at, _ in members], device=device)
+        count_R = torch.tensor([span.count for _, span in members], device=device)
+        start_R = torch.tensor([span.start for _, span in members], device=device)
+        place_L = torch.arange(longest, device=device)
+        self.kept_RL = place_L < count_R[:, None]
+        self.all_kept = bool(self.kept_RL.all())
+        self.token_RL = torch.where(self.kept_RL, at_R[:, None] + place_L, at_R[:, None])
+        self.position_RL = start_R[:, None] + torch.where(self.kept_RL, place_L, 0)
+        table = torch.zeros(len(members), reach[0] * self.pages, dtype=torch.int64)
+        for row, (_, span) in enumerate(members):
+            used = -(-(span.start + span.count) // size)
+            table[row, :used] = torch.tensor(span.blocks[:used])
+        self.table_RP = table.to(device)
+        self.active = [sum(blocks > step for blocks in reach) for step in range(reach[0])]
+        self.lowest = int(start_R.min())
+        self._masks: dict[tuple[int, int | None], tuple[Tensor | None, Tensor]] = {}
+
+    def attend(self, q_THD: Tensor, keys: Tensor, values: Tensor, how: Attend, out_THD: Tensor) -> None:
+        R, H, K = len(self.token_RL), q_THD.shape[1], keys.shape[1]
+        q_ZMD = grouped(q_THD[self.token_RL].float() * how.scale, K)
+        folded: Fold | None = None
+        first = 0 if how.window is None else max(0, self.lowest - how.window + 1) // KEYS
+        for step in range(first, len(self.active)):
+            active = self.active[step]
+            q = q_ZMD[: active * K]
+            k_ZND, v_ZND = (self._gather(part, step, active) for part in (keys, values))
+            hidden, gap = self._mask(step, how.window)
+            s_ZMN = scores(q, k_ZND, None if hidden is None else hidden[:active], gap[:active], how)
+            seen = look(v_ZND, s_ZMN)
+            if folded is None:
+                folded = seen  # every request reaches the first step
+            else:
+                folded.add(seen, active * K)
+        assert folded is not None
+        mixed_RLHD = ungrouped(folded.o / folded.l, R, H).to(out_THD.dtype)
+        if self.all_kept:
+            out_THD[self.token_RL] = mixed_RLHD
+        else:
+            out_THD[self.token_RL[self.kept_RL]] = mixed_RLHD[self.kept_RL]
+
+    def _gather(self, part: Tensor, step: int, active: int) -> Tensor:
+        """The keys or values of one walk step, contiguous for each head: [active·K, KEYS, D], fp32."""
+        blocks, K, size, D = part.shape
+        page_RP = self.table_RP[:active, step * self.pages : (step + 1) * self.pages]
+        head_K = torch.arange(K, device=part.device)
+        run = (page_RP[:, None, :] * K + head_K[None, :, None]).flatten()
+        return part.view(blocks * K, size * D).index_select(0, run).view(active * K, KEYS, D).float()
+
+    def _mask(self, step: int, window: int | None) -> tuple[Tensor | None, Tensor]:
+        if (step, window) not in self._masks:
+            self._masks[step, window] = mask(self.position_RL, step * KEYS, KEYS, window)
+        return self._masks[step, window]

@@ -1,0 +1,16 @@
+"""Fast functions, each beside its slow truth. A row's bits never depend on the rows beside it.
+
+op.py          an op: its definition, its implementations, and which one serves it here
+rows.py        matrix products by row counts that this machine gives the definition's bits for
+linear.py      x Wᵀ + b
+norm.py        root-mean-square and layer norm
+rope.py        rotary positions
+activation.py  activations, and the gated product
+attention.py   the walk over blocks of keys, for whole sequences and for block tables
+moe.py         routing and experts
+"""
+
+from . import activation, attention, linear, moe, norm, rope
+from .op import Op, all_ops, op
+
+__all__ = ["Op", "activation", "all_ops", "attention", "linear", "moe", "norm", "op", "rope"]

@@ -1,0 +1,232 @@
+"""Attention as a walk over blocks of keys that start at multiples of KEYS in absolute position.
+
+    keys     |0 ........ 127|128 ....... 255|256 ....... 383|
+    query i  |==== fold ====|==== fold =====|== i           |     one order of additions for every query, whether it is
+                                                                  decoded alone, prefilled in a chunk, or trained
+
+Each block gives a query its largest score m, the sum l of exp(score - m) and the weighted values o; neighbouring
+results are folded as in online softmax (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022). A block in which
+a query sees nothing folds to exactly what was there, so it does not matter who else made the walk longer.
+
+Shapes: B sequences, L queries of each, H query heads = K key-value heads x G, D head size, N keys of a block,
+M = L·G rows, Z = B·K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .op import op
+from .rows import by_rows
+
+KEYS = 128
+_NOTHING = -1e30  # the largest score of a query that has seen no key yet: finite, so that it never makes a NaN
+
+
+@dataclass(frozen=True, slots=True)
+class Attend:
+    """How one layer looks back: score scale, sliding window, soft cap on scores, and one ALiBi slope a head."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    slopes: tuple[float, ...] | None = None
+
+
+@dataclass(slots=True)
+class Fold:
+    """Running result of a walk: largest score m [B·K, M, 1], sum l [B·K, M, 1], values o [B·K, M, D], all fp32."""
+
+    m: Tensor
+    l: Tensor  # noqa: E741
+    o: Tensor
+
+    def add(self, other: Fold, first: int) -> None:
+        """Fold the next block into the leading `first` of B·K sequences."""
+        m, l, o = self.m[:first], self.l[:first], self.o[:first]  # noqa: E741
+        top = torch.maximum(m, other.m)
+        old, new = torch.exp(m - top), torch.exp(other.m - top)
+        l.copy_(l * old + other.l * new)
+        o.copy_(o * old + other.o * new)
+        m.copy_(top)
+
+
+def grouped(x_BLHD: Tensor, kv_heads: int) -> Tensor:
+    """Queries of the heads that share keys, side by side as rows: [B, L, H, D] to [B·K, L·G, D]."""
+    B, L, H, D = x_BLHD.shape
+    return x_BLHD.view(B, L, kv_heads, H // kv_heads, D).permute(0, 2, 1, 3, 4).reshape(B * kv_heads, -1, D)
+
+
+def ungrouped(x_ZMD: Tensor, batch: int, heads: int) -> Tensor:
+    """The way back: [B·K, L·G, D] to [B, L, H, D]."""
+    kv_heads, D = x_ZMD.shape[0] // batch, x_ZMD.shape[-1]
+    x = x_ZMD.view(batch, kv_heads, -1, heads // kv_heads, D)
+    return x.permute(0, 2, 1, 3, 4).reshape(batch, -1, heads, D)
+
+
+def scores(q_ZMD: Tensor, k_ZND: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend) -> Tensor:
+    """Scores of one block [Z, M, N]: capped, biased by distance, and -inf where hidden. q is scaled already."""
+    Z, M, D = q_ZMD.shape
+    key = ("qk", min(Z, 4), D, k_ZND.shape[1])
+    s_ZMN = by_rows(lambda rows: torch.bmm(rows, k_ZND.transpose(1, 2)), q_ZMD, key) if Z else q_ZMD @ k_ZND.mT
+    if how.softcap is not None:
+        s_ZMN = how.softcap * torch.tanh(s_ZMN / how.softcap)
+    if gap_BLN is None and hidden_BLN is None:
+        return s_ZMN
+    reference = hidden_BLN if hidden_BLN is not None else gap_BLN
+    assert reference is not None
+    B, L, N = reference.shape
+    s_BKLGN = s_ZMN.view(B, Z // B, L, M // L, N)
+    if how.slopes is not None and gap_BLN is not None:
+        slopes_KG = torch.tensor(how.slopes, device=q_ZMD.device).view(Z // B, M // L)
+        s_BKLGN = s_BKLGN + slopes_KG[None, :, None, :, None] * gap_BLN[:, None, :, None, :]
+    if hidden_BLN is not None:
+        s_BKLGN = s_BKLGN.masked_fill(hidden_BLN[:, None, :, None, :], -torch.inf)
+    return s_BKLGN.reshape(Z, M, N)
+
+
+def look(v_ZND: Tensor, s_ZMN: Tensor) -> Fold:
+    """What one block of keys gives each query."""
+    m_ZM1 = s_ZMN.amax(-1, keepdim=True).clamp_min(_NOTHING)
+    p_ZMN = s_ZMN.sub_(m_ZM1).exp_()
+    l_ZM1 = p_ZMN.sum(-1, keepdim=True)
+    key = ("pv", min(v_ZND.shape[0], 4), v_ZND.shape[1], v_ZND.shape[2])
+    return Fold(m_ZM1, l_ZM1, by_rows(lambda rows: torch.bmm(rows, v_ZND), p_ZMN, key))
+
+
+def mask(qpos_BL: Tensor, start: int, count: int, window: int | None) -> tuple[Tensor | None, Tensor]:
+    """Which of the keys start..start+count-1 each query may not see (None: it sees all), and the distances k - q."""
+    kpos_N = torch.arange(start, start + count, device=qpos_BL.device)
+    gap_BLN = kpos_N - qpos_BL[:, :, None]
+    hidden_BLN = gap_BLN > 0
+    if window is not None:
+        hidden_BLN |= gap_BLN <= -window
+    return hidden_BLN, gap_BLN
+
+
+# ---------------------------------------------------------------------------------- whole sequences (training, scoring)
+@op
+def packed_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int], how: Attend) -> Tensor:
+    """Causal attention inside each of the sequences that lie end to end on T, one sequence at a time: [T, H, D]."""
+    out, at = [], 0
+    for length in lengths:
+        piece = slice(at, at + length)
+        at += length
+        if not length:
+            continue
+        q, k, v = (x[None, piece].float() for x in (q_THD, k_TKD, v_TKD))
+        folded, _ = _walk(q, k, v, how)
+        out.append(folded[0])
+    return torch.cat(out).to(q_THD.dtype) if out else torch.empty_like(q_THD)
+
+
+@packed_attention.on("together", why="sequences of like length walk together; backward recomputes the scores")
+def _together(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int], how: Attend) -> Tensor:
+    out: Tensor = _Packed.apply(q_THD, k_TKD, v_TKD, tuple(lengths), how)
+    return out
+
+
+def _walk(q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, how: Attend) -> tuple[Tensor, Tensor]:
+    """Attention of B whole sequences of one length: values [B, L, H, D] and log-sum-exp [B·K, M, 1], fp32."""
+    B, L, H, D = q_BLHD.shape
+    K = k_BLKD.shape[2]
+    q_ZMD = grouped(q_BLHD * how.scale, K)
+    folded: Fold | None = None
+    pad = (0, 0, 0, 0, 0, -L % KEYS)
+    k_BKND, v_BKND = (torch.nn.functional.pad(x, pad).transpose(1, 2) for x in (k_BLKD, v_BLKD))
+    for start in range(0, L, KEYS):
+        k_ZND, v_ZND = (x[:, :, start : start + KEYS].reshape(B * K, KEYS, D) for x in (k_BKND, v_BKND))
+        late = slice(start * (H // K), None)  # rows before this block see none of it
+        hidden, gap = mask(torch.arange(start, L, device=q_BLHD.device).expand(B, -1), start, KEYS, how.window)
+        rows_q = q_ZMD[:, late].contiguous()
+        seen = look(v_ZND, scores(rows_q, k_ZND, hidden, gap, how))
+        if folded is None:
+            folded = seen
+        else:
+            Fold(folded.m[:, late], folded.l[:, late], folded.o[:, late]).add(seen, B * K)
+    assert folded is not None
+    return ungrouped(folded.o / folded.l, B, H), folded.m + torch.log(folded.l)
+
+
+class _Packed(torch.autograd.Function):
+    """The walk forward; backward from the saved log-sum-exp, block by block, as FlashAttention does."""
+
+    @staticmethod
+    def forward(ctx: Any, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: tuple[int, ...], how: Attend) -> Tensor:
+        out_THD = torch.empty_like(q_THD)
+        saved: list[Tensor] = [q_THD, k_TKD, v_TKD, out_THD]
+        ctx.how, ctx.bundles = how, []
+        for index_BL, kept_BL in bundles(lengths, q_THD.device):
+            q, k, v = (x[index_BL].float() for x in (q_THD, k_TKD, v_TKD))
+            folded, lse = _walk(q, k, v, how)
+            out_THD[index_BL[kept_BL]] = folded[kept_BL].to(out_THD.dtype)
+            saved.append(lse)
+            ctx.bundles.append((index_BL, kept_BL))
+        ctx.save_for_backward(*saved)
+        return out_THD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        (grad_THD,) = grads
+        q_THD, k_TKD, v_TKD, out_THD, *lses = ctx.saved_tensors
+        found = [torch.zeros_like(x) for x in (q_THD, k_TKD, v_TKD)]
+        for (index_BL, kept_BL), lse in zip(ctx.bundles, lses, strict=True):
+            q, k, v, out, grad = (x[index_BL].float() for x in (q_THD, k_TKD, v_TKD, out_THD, grad_THD))
+            grad = grad * kept_BL[:, :, None, None]
+            for whole, part in zip(found, _walk_backward(q, k, v, out, grad, lse, ctx.how), strict=True):
+                whole[index_BL[kept_BL]] = part[kept_BL].to(whole.dtype)
+        return found[0], found[1], found[2], None, None
+
+
+def bundles(lengths: Sequence[int], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Sequences that span the same number of key blocks, padded to the longest of them.
+
+    Returns pairs of the token index of each place [B, L] and whether the place is real [B, L].
+    """
+    starts, at = [], 0
+    for length in lengths:
+        starts.append(at)
+        at += length
+    by_blocks: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        if length:
+            by_blocks.setdefault(-(-length // KEYS), []).append(i)
+    out = []
+    for _, members in sorted(by_blocks.items()):
+        size = torch.tensor([lengths[i] for i in members], device=device)
+        first = torch.tensor([starts[i] for i in members], device=device)
+        place_L = torch.arange(int(size.max()), device=device)
+        kept_BL = place_L < size[:, None]
+        out.append((torch.where(kept_BL, first[:, None] + place_L, first[:, None]), kept_BL))
+    return out
+
+
+def _walk_backward(
+    q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, out: Tensor, grad: Tensor, lse_ZM1: Tensor, how: Attend
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, L, H, D = q_BLHD.shape
+    K = k_BLKD.shape[2]
+    q_ZMD, out_ZMD, grad_ZMD = grouped(q_BLHD * how.scale, K), grouped(out, K), grouped(grad, K)
+    delta_ZM1 = (out_ZMD * grad_ZMD).sum(-1, keepdim=True)
+    k_ZLD, v_ZLD = (x.transpose(1, 2).reshape(B * K, L, D) for x in (k_BLKD, v_BLKD))
+    dq, dk, dv = torch.zeros_like(q_ZMD), torch.zeros_like(k_ZLD), torch.zeros_like(v_ZLD)
+    for start in range(0, L, KEYS):
+        late, block = slice(start * (H // K), None), slice(start, min(start + KEYS, L))
+        k, v, q, g = k_ZLD[:, block], v_ZLD[:, block], q_ZMD[:, late], grad_ZMD[:, late]
+        hidden, gap = mask(torch.arange(start, L, device=q.device).expand(B, -1), start, k.shape[1], how.window)
+        s = scores(q.contiguous(), k, hidden, gap, how)
+        p = torch.exp(s - lse_ZM1[:, late])
+        dv[:, block] += p.mT @ g
+        ds = p * (g @ v.mT - delta_ZM1[:, late])
+        if how.softcap is not None:
+            capped = torch.bmm(q, k.mT) / how.softcap
+            ds = ds * (1.0 - torch.tanh(capped) ** 2)
+        dq[:, late] += ds @ k
+        dk[:, block] += ds.mT @ q
+    dk_BLKD, dv_BLKD = (x.view(B, K, L, D).transpose(1, 2) for x in (dk, dv))
+    return ungrouped(dq * how.scale, B, H), dk_BLKD, dv_BLKD

@@ -1,0 +1,319 @@
+"""Decoder: the one model, for training and for serving, built from a ModelSpec.
+
+Tokens are one flat axis T: no padding and no batch axis. The context says which tokens belong together and where older
+keys and values are. Every multiplication goes through `kernels/`, so a token's bits are the same in the trainer and the
+server.
+
+Shapes: T tokens, R rows whose logits are wanted, D hidden size, E embedding size, V vocabulary, H query heads,
+K key-value heads, d head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.activation import activate, gated
+from ..kernels.attention import Attend
+from ..kernels.linear import linear
+from ..kernels.moe import experts, route
+from ..kernels.norm import layer_norm, rms_norm
+from ..kernels.rope import rotate
+from .context import AttnContext
+from .rope import Angles
+from .spec import (
+    Alibi,
+    Attention,
+    Ffn,
+    Gated,
+    LayerSpec,
+    Mixture,
+    ModelSpec,
+    Norm,
+    Parallel,
+    Plain,
+    PostOutput,
+    PostResidual,
+    Pre,
+    Rope,
+    Sandwich,
+)
+
+AnglesOf = dict[Rope, tuple[Tensor, Tensor]]
+
+
+class Weight(nn.Module):
+    """A named tensor with an optional bias: [out, in] as a linear layer, [V, E] as a table, [D] as a norm's scale."""
+
+    def __init__(self, *shape: int, bias: int = 0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(bias)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class Normalise(nn.Module):
+    """A Norm over the last dimension, weights of `shape`."""
+
+    def __init__(self, spec: Norm, *shape: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(shape)) if spec.weight else None
+        self.bias = nn.Parameter(torch.empty(shape)) if spec.bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.spec.kind == "rms":
+            return rms_norm(x, self.weight, self.spec.eps, self.spec.offset)
+        return layer_norm(x, self.weight, self.bias, self.spec.eps)
+
+
+class Experts(nn.Module):
+    """The experts of a Mixture, one tensor for each of their two multiplications, and a shared one where there is."""
+
+    def __init__(self, spec: Mixture, hidden: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.gate_up = Weight(spec.experts, 2 * spec.width, hidden)
+        self.down = Weight(spec.experts, hidden, spec.width)
+
+    def forward(self, x_TD: Tensor, logits_TE: Tensor) -> Tensor:
+        weights_TC, experts_TC = route(logits_TE, self.spec.top_k, self.spec.renormalise)
+        return experts(x_TD, self.gate_up.weight, self.down.weight, weights_TC, experts_TC, self.spec.act)
+
+
+class SharedExpert(nn.Module):
+    """The feed-forward that every token of a Mixture passes."""
+
+    def __init__(self, width: int, act: str, hidden: int) -> None:
+        super().__init__()
+        self.act = act
+        self.gate_up = Weight(2 * width, hidden)
+        self.down = Weight(hidden, width)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        out: Tensor = self.down(gated(self.gate_up(x_TD), self.act))
+        return out
+
+
+class Layer(nn.Module):
+    """One LayerSpec: attention, feed-forward, the norms around them; of the parts below, those that the spec names."""
+
+    norm1: Normalise
+    norm2: Normalise
+    norm3: Normalise
+    norm4: Normalise
+    q_norm: Normalise
+    k_norm: Normalise
+
+    def __init__(self, index: int, spec: LayerSpec, hidden: int) -> None:
+        super().__init__()
+        self.index, self.spec = index, spec
+        mixer = spec.mixer
+        width = mixer.q_width + 2 * mixer.kv_width
+        self.qkv = Weight(width, hidden, bias=width if mixer.qkv_bias else 0)
+        self.out = Weight(hidden, mixer.q_width, bias=hidden if mixer.out_bias else 0)
+        if mixer.qk_norm and mixer.qk_norm_kind:
+            for name, heads in (("q_norm", mixer.heads), ("k_norm", mixer.kv_heads)):
+                self.add_module(name, Normalise(mixer.qk_norm_kind, *_qk_norm_shape(mixer, heads)))
+        self.attend = Attend(
+            scale=mixer.scale if mixer.scale is not None else mixer.head_dim**-0.5,
+            window=mixer.window,
+            softcap=mixer.softcap,
+            slopes=alibi_slopes(mixer.heads, mixer.position.scale) if isinstance(mixer.position, Alibi) else None,
+        )
+        self._add_ffn(spec.ffn, hidden)
+        for name in _norm_names(spec):
+            self.add_module(name, Normalise(spec.norms.norm, hidden))
+
+    def _add_ffn(self, ffn: Ffn, hidden: int) -> None:
+        match ffn:
+            case Gated(width=width, bias=bias):
+                self.gate_up = Weight(2 * width, hidden, bias=2 * width if bias else 0)
+                self.down = Weight(hidden, width, bias=hidden if bias else 0)
+            case Plain(width=width, bias=bias):
+                self.up = Weight(width, hidden, bias=width if bias else 0)
+                self.down = Weight(hidden, width, bias=hidden if bias else 0)
+            case Mixture() as mixture:
+                self.router = Weight(mixture.experts, hidden)
+                self.experts = Experts(mixture, hidden)
+                if mixture.shared_width:
+                    self.shared = SharedExpert(mixture.shared_width, mixture.act, hidden)
+                    self.shared_gate = Weight(1, hidden)
+
+    def forward(self, x_TD: Tensor, ctx: AttnContext, angles: AnglesOf) -> Tensor:
+        residual = self.spec.residual
+
+        def add(x: Tensor, y: Tensor) -> Tensor:
+            return x + (y if residual == 1.0 else y * residual)
+
+        def attention(x: Tensor) -> Tensor:
+            return self._attention(x, ctx, angles)
+
+        match self.spec.norms:
+            case Pre():
+                x_TD = add(x_TD, attention(self.norm1(x_TD)))
+                return add(x_TD, self._ffn(self.norm2(x_TD)))
+            case Parallel(shared=shared):
+                first = self.norm1(x_TD)
+                second = first if shared else self.norm2(x_TD)
+                return add(x_TD, attention(first) + self._ffn(second))
+            case PostOutput():
+                x_TD = add(x_TD, self.norm1(attention(x_TD)))
+                return add(x_TD, self.norm2(self._ffn(x_TD)))
+            case Sandwich():
+                x_TD = add(x_TD, self.norm2(attention(self.norm1(x_TD))))
+                return add(x_TD, self.norm4(self._ffn(self.norm3(x_TD))))
+            case PostResidual():
+                x_TD = self.norm1(add(x_TD, attention(x_TD)))
+                out: Tensor = self.norm2(add(x_TD, self._ffn(x_TD)))
+                return out
+
+    def _attention(self, x_TD: Tensor, ctx: AttnContext, angles: AnglesOf) -> Tensor:
+        mixer = self.spec.mixer
+        qkv = self.qkv(x_TD)
+        if mixer.clip_qkv is not None:
+            qkv = qkv.clamp(-mixer.clip_qkv, mixer.clip_qkv)
+        q, k, v = qkv.split((mixer.q_width, mixer.kv_width, mixer.kv_width), -1)
+        if mixer.qk_norm == "full":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q_THd, k_TKd, v_TKd = (x.reshape(x.shape[0], -1, mixer.head_dim) for x in (q, k, v))
+        if mixer.qk_norm in ("head", "per_head"):
+            q_THd, k_TKd = self.q_norm(q_THd), self.k_norm(k_TKd)
+        if isinstance(mixer.position, Rope):
+            cos_TR, sin_TR = angles[mixer.position]
+            q_THd = rotate(q_THd, cos_TR, sin_TR, mixer.position.interleaved)
+            k_TKd = rotate(k_TKd, cos_TR, sin_TR, mixer.position.interleaved)
+        mixed_THd = ctx.attend(self.index, q_THd, k_TKd, v_TKd, self.attend)
+        out: Tensor = self.out(mixed_THd.reshape(x_TD.shape[0], mixer.q_width))
+        return out
+
+    def _ffn(self, x_TD: Tensor) -> Tensor:
+        ffn = self.spec.ffn
+        out: Tensor
+        if isinstance(ffn, Mixture):
+            out = self.experts(x_TD, self.router(x_TD))
+            if ffn.shared_width:
+                gate_T1 = self.shared_gate(x_TD)
+                out = out + self.shared(x_TD) / (1.0 + torch.exp(-gate_T1))
+            return out
+        inner = gated(self.gate_up(x_TD), ffn.act) if isinstance(ffn, Gated) else activate(self.up(x_TD), ffn.act)
+        out = self.down(inner)
+        return out
+
+
+class Decoder(nn.Module):
+    """A causal language model over one flat token axis.
+
+    `max_len` is the context it is built for (the spec's by default); LongRoPE chooses its factors by it.
+    On the meta device no memory is taken; `models.weights` fills it from a checkpoint.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        max_len: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.max_len = max_len or spec.max_len
+        with torch.device(device):
+            self._build(spec)
+        self.to(dtype)
+        self._angles = {rope: Angles(rope, self.max_len) for rope in _ropes(spec)}
+
+    def _build(self, spec: ModelSpec) -> None:
+        embedding = spec.embedding
+        width = embedding.project or spec.hidden
+        self.embed = Weight(spec.vocab, width)
+        if embedding.positions:
+            self.positions = Weight(embedding.positions.size + embedding.positions.offset, spec.hidden)
+        if embedding.norm:
+            self.embed_norm = Normalise(embedding.norm, spec.hidden)
+        if embedding.project:
+            self.embed_project = Weight(spec.hidden, width)
+            self.head_project = Weight(width, spec.hidden)
+        self.layers = nn.ModuleList(Layer(i, layer, spec.hidden) for i, layer in enumerate(spec.layers))
+        if spec.norm:
+            self.norm = Normalise(spec.norm, spec.hidden)
+        if not spec.head.tied:
+            self.head = Weight(spec.vocab, width, bias=spec.vocab if spec.head.bias else 0)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.weight.dtype
+
+    def forward(self, ids_T: Tensor, ctx: AttnContext) -> Tensor:
+        """Token ids [T] to the last layer's hidden states [T, D], final norm applied."""
+        x_TD = self._embed(ids_T, ctx.positions_T)
+        angles = {rope: make(ctx.positions_T) for rope, make in self._angles.items()}
+        for layer in self.layers:
+            x_TD = layer(x_TD, ctx, angles)
+        return self.norm(x_TD) if self.spec.norm else x_TD
+
+    def _embed(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
+        embedding = self.spec.embedding
+        x = F.embedding(ids_T, self.embed.weight)
+        if embedding.scale != 1.0:
+            x = x * torch.tensor(embedding.scale, dtype=x.dtype)
+        if embedding.project:
+            x = self.embed_project(x)
+        if embedding.positions:
+            x = x + F.embedding(positions_T + embedding.positions.offset, self.positions.weight)
+        if embedding.norm:
+            x = self.embed_norm(x)
+        return x
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """Scores over the vocabulary for the wanted rows: [R, D] to [R, V], fp32."""
+        head = self.spec.head
+        if self.spec.embedding.project:
+            hidden_RD = self.head_project(hidden_RD)
+        table = self.embed if head.tied else self.head
+        logits_RV: Tensor = table(hidden_RD).float()
+        if head.multiplier != 1.0:
+            logits_RV = logits_RV * head.multiplier
+        if head.softcap is not None:
+            logits_RV = head.softcap * torch.tanh(logits_RV / head.softcap)
+        return logits_RV
+
+
+def alibi_slopes(heads: int, scale: float = 1.0) -> tuple[float, ...]:
+    """ALiBi's slopes: powers of 2^(-8/n) for n the power of two below `heads`, then every other of the next series."""
+    whole = 1 << (heads.bit_length() - 1)
+    slopes = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
+    slopes += [2 ** (-4 * (2 * i + 1) / whole) for i in range(heads - whole)]
+    return tuple(scale * slope for slope in slopes)
+
+
+def _ropes(spec: ModelSpec) -> list[Rope]:
+    found = (layer.mixer.position for layer in spec.layers)
+    return list(dict.fromkeys(position for position in found if isinstance(position, Rope)))
+
+
+def _norm_names(spec: LayerSpec) -> tuple[str, ...]:
+    if isinstance(spec.norms, Sandwich):
+        return ("norm1", "norm2", "norm3", "norm4")
+    if isinstance(spec.norms, Parallel) and spec.norms.shared:
+        return ("norm1",)
+    return ("norm1", "norm2")
+
+
+def _qk_norm_shape(mixer: Attention, heads: int) -> tuple[int, ...]:
+    shapes: dict[str, Callable[[], tuple[int, ...]]] = {
+        "head": lambda: (mixer.head_dim,),
+        "per_head": lambda: (heads, mixer.head_dim),
+        "full": lambda: (heads * mixer.head_dim,),
+    }
+    return shapes[mixer.qk_norm or "head"]()

@@ -1,0 +1,40 @@
+"""Families: each reads its config.json into a ModelSpec; none has a forward of its own.
+
+registry.py    the table of architectures
+rope.py        rotary settings in every spelling
+llama.py       Llama, Mistral, Granite, and the names that most families share
+qwen.py        Qwen2, Qwen3 and their mixtures of experts
+mixtral.py     Mixtral
+gemma.py       Gemma 1, 2 and 3 (text)
+phi.py         Phi 1 and 2, Phi-3 and Phi-4
+gpt.py         GPT-2, GPT-J, GPT-NeoX
+opt.py         OPT, the 350m with its projections included
+bloom.py       BLOOM
+falcon.py      Falcon 7B, 40B, 180B, 11B, RW
+stablelm.py    StableLM
+starcoder2.py  StarCoder 2
+olmo.py        OLMo 1 and 2
+cohere.py      Command R
+"""
+
+from . import bloom, cohere, falcon, gemma, gpt, llama, mixtral, olmo, opt, phi, qwen, stablelm, starcoder2
+from .registry import FAMILIES, Family, family
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "bloom",
+    "cohere",
+    "falcon",
+    "family",
+    "gemma",
+    "gpt",
+    "llama",
+    "mixtral",
+    "olmo",
+    "opt",
+    "phi",
+    "qwen",
+    "stablelm",
+    "starcoder2",
+]

@@ -1,0 +1,14 @@
+"""The table of families: an architecture's name to the function that turns its config.json into a ModelSpec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ...core.registry import Registry
+from ..reader import Reader
+from ..spec import ModelSpec
+
+Family = Callable[[Reader], ModelSpec]
+
+FAMILIES: Registry[Family] = Registry("architecture")
+family = FAMILIES.register

@@ -1,0 +1,22 @@
+"""PackedContext: whole sequences end to end on the token axis, as training and scoring see them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..kernels.attention import Attend, packed_attention
+
+
+class PackedContext:
+    """Sequences of `lengths` tokens that fill the flat axis, none looking at another. Implements AttnContext."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.lengths = tuple(lengths)
+        places = [torch.arange(n, device=device) for n in self.lengths]
+        self.positions_T = torch.cat(places) if places else torch.empty(0, dtype=torch.int64, device=device)
+
+    def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, how: Attend) -> Tensor:
+        return packed_attention(q_THD, k_TKD, v_TKD, self.lengths, how)
