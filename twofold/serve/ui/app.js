@@ -15,7 +15,7 @@ const scroller = $("scroller");
 
 const settings = new Settings($("settings"), $("model"));
 const live = new Live($("live"), $("live-state"));
-const page = { notice, announce, busy, changed, key: askKey };
+const page = { notice, announce, busy, changed, focus: () => prompt.focus(), key: askKey };
 const chat = new Chat($("transcript"), settings, page);
 const popover = new Popover(scroller, $("popover"), (span) => chat.cell(span));
 
@@ -58,7 +58,10 @@ scroller.addEventListener("scroll", () => {
   following = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 48;
   $("latest").hidden = following;
 }, { passive: true });
-new ResizeObserver(() => follow()).observe($("transcript"));
+new ResizeObserver(() => {
+  popover.settle();
+  follow();
+}).observe($("transcript"));
 $("latest").addEventListener("click", () => follow(true));
 
 function fit() {
