@@ -1,38 +1,35 @@
-"""Twofold trains, aligns and serves large language models with one decoder, one set of weights, one set of kernels.
+"""Twofold trains, aligns and serves large language models with one decoder, one set of weights, one set of kernels."""
 
-    from twofold import LLM, SamplingParams
-    LLM("path/to/checkpoint").generate(["def fib(n):"], SamplingParams(max_tokens=64))
+from __future__ import annotations
 
-Public names are fetched when first used, so `import twofold` costs nothing.
-"""
-
-from importlib import import_module
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .engine import LLM, Engine, EngineConfig, SamplingParams
-    from .models import load
-    from .train import Trainer
+    from .engine.config import EngineConfig
+    from .engine.engine import Engine
+    from .engine.llm import LLM
+    from .engine.sampling import SamplingParams
+    from .models.weights import load
 
 __version__ = "0.1.0"
+__all__ = ["LLM", "Engine", "EngineConfig", "SamplingParams", "load"]
 
-__all__ = ["LLM", "Engine", "EngineConfig", "SamplingParams", "Trainer", "__version__", "load"]
-
+# name -> where it lives; imported at the first use, so that `import twofold` stays free of torch
 _HOMES = {
-    "Engine": "engine",
-    "EngineConfig": "engine",
-    "LLM": "engine",
-    "SamplingParams": "engine",
-    "Trainer": "train",
-    "load": "models",
+    "LLM": ".engine.llm",
+    "Engine": ".engine.engine",
+    "EngineConfig": ".engine.config",
+    "SamplingParams": ".engine.sampling",
+    "load": ".models.weights",
 }
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'twofold' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*globals(), *_HOMES])
