@@ -20,9 +20,10 @@ from typing import Any
 import limits
 from turns import use_threads
 
+from twofold import Engine, EngineConfig, SamplingParams
 from twofold.commands.model import model_dir
-from twofold.engine import Engine, EngineConfig, Request, SamplingParams
 from twofold.engine.capacity import weight_bytes
+from twofold.engine.request import Request
 from twofold.models import ModelSpec, load, read_spec
 from twofold.platforms import usable_cores
 

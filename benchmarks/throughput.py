@@ -20,8 +20,8 @@ import limits
 from turns import Ours, Peer, Spread, same_tokens, use_threads
 from workload import Workload, mixed
 
+from twofold import EngineConfig
 from twofold.commands.model import model_dir
-from twofold.engine import EngineConfig
 from twofold.models import load, read_spec
 from twofold.platforms import usable_cores
 

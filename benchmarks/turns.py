@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from workload import Workload
 
-from twofold.engine import Engine, EngineConfig, Request, SamplingParams
+from twofold import Engine, EngineConfig, SamplingParams
+from twofold.engine.request import Request
 from twofold.models import Decoder
 
 HERE = Path(__file__).resolve().parent
@@ -59,13 +60,8 @@ class Ours:
         while self.engine.has_work:
             for output in self.engine.step():
                 found[output.request_id] += [token.id for token in output.tokens]
-            self.waste = max(self.waste, kv_waste(self.engine))
+            self.waste = max(self.waste, self.engine.stats().waste)
         return time.perf_counter() - start, list(found.values())
-
-
-def kv_waste(engine: Engine) -> float:
-    """The share of allocated KV slots that hold no token."""
-    return float(engine.stats().kv_waste)
 
 
 class Peer:

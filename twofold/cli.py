@@ -20,7 +20,6 @@ Command = Callable[[Flags], Run]
 
 def serve(flags: Flags) -> Run:
     """Serve a model over an OpenAI-compatible API, with a chat page."""
-    from .commands.model import bundled_model
     from .engine.config import EngineConfig
     from .serve.config import ServeConfig
 
@@ -29,9 +28,10 @@ def serve(flags: Flags) -> Run:
     flags.settings(EngineConfig)
 
     def run(given: Given) -> int:
+        from .commands.model import model_dir
         from .commands.serve import serve
 
-        config = given.settings(ServeConfig, model=given.model or bundled_model())
+        config = given.settings(ServeConfig, model=model_dir(given.model))
         return serve(config, given.settings(EngineConfig))
 
     return run
@@ -113,10 +113,10 @@ def plan(flags: Flags) -> Run:
     flags.settings(EngineConfig)
 
     def run(given: Given) -> int:
-        from .commands.model import bundled_model
+        from .commands.model import model_dir
         from .commands.plan import plan
 
-        return plan(given.model or bundled_model(), given.settings(EngineConfig))
+        return plan(model_dir(given.model), given.settings(EngineConfig))
 
     return run
 

@@ -5,16 +5,22 @@ A `Reply` is given the messages so far and yields the answer's text as it comes;
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import sys
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core import ConfigError, TwofoldError
 from .flags import Given
+
+if TYPE_CHECKING:
+    from ..engine.llm import LLM
+    from ..engine.sampling import SamplingParams
 
 Message = dict[str, str]
 Reply = Callable[[list[Message]], Iterator[str]]
@@ -62,13 +68,42 @@ def _print_as_it_comes(pieces: Iterator[str]) -> str:
 
 def local(given: Given) -> Reply:
     """Answers by an engine in this process; the prefix cache keeps the conversation so far."""
-    from ..engine import LLM, EngineConfig, SamplingParams
-    from .model import model_dir, sampling_defaults
+    from ..engine.config import EngineConfig
+    from ..engine.llm import LLM
+    from ..engine.sampling import SamplingParams
+    from .model import generate_defaults, model_dir
 
     model = model_dir(given.model)
-    params = given.settings(SamplingParams, **{"max_tokens": ROOM} | sampling_defaults(model))
+    params = given.settings(SamplingParams, **{"max_tokens": ROOM} | generate_defaults(model))
     llm = LLM(model, **given.options(EngineConfig))
-    return lambda messages: llm.stream_chat(messages, params)
+    return lambda messages: _answer(llm, messages, params)
+
+
+def _answer(llm: LLM, messages: list[Message], params: SamplingParams) -> Iterator[str]:
+    """One answer's text, in pieces that no later token can change; leaving early aborts the request."""
+    from ..data import TextStream
+    from ..engine.request import Request, State
+
+    prompt = llm.template.encode(llm.tokenizer, messages)
+    request = Request(id=f"chat-{len(messages)}-{time.monotonic_ns()}", prompt_ids=tuple(prompt), params=params)
+    text = TextStream(
+        llm.tokenizer,
+        stop=params.stop,
+        include_stop=params.include_stop_str_in_output,
+        skip_special_tokens=params.skip_special_tokens,
+    )
+    llm.engine.submit(request)
+    try:
+        finish = None
+        while finish is None and text.stopped is None:
+            for output in llm.engine.step():
+                if output.request_id == request.id:
+                    finish = output.finish
+                    ids = [token.id for token in output.tokens]
+                    yield text.push(ids[:-1] if finish is State.STOP else ids)
+        yield text.finish()
+    finally:
+        llm.engine.abort(request.id)
 
 
 def remote(given: Given) -> Reply:
@@ -114,8 +149,6 @@ def _checked(response: http.client.HTTPResponse) -> http.client.HTTPResponse:
     if response.status == 200:
         return response
     text = response.read(4096).decode("utf-8", "replace")
-    try:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
         text = json.loads(text)["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        pass
     raise TwofoldError(f"the server answers {response.status}: {text}")

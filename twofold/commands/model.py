@@ -31,10 +31,11 @@ def model_dir(given: str | None) -> Path:
     return place
 
 
-def sampling_defaults(model: Path) -> dict[str, Any]:
+def generate_defaults(model: Path) -> dict[str, Any]:
     """Sampling settings as transformers' `generate` would choose them for this checkpoint: greedy unless told.
 
-    Reads generation_config.json; keys that are not there are left to SamplingParams.
+    Reads generation_config.json; keys that are not there are left to SamplingParams. The API has other defaults, those
+    of its own protocol (`engine/defaults.py`).
     """
     path = model / "generation_config.json"
     try:
