@@ -75,6 +75,7 @@ class TextStream:
     `stop` strings end it: of all matches the one that completes first wins, and of those that complete together the
     longest; the text is cut before it, or after it with `include_stop`. `stopped` is that string, `text` all that was
     shown, `tokens` how many ids it took, the one that completed a stop included. After a stop nothing more is shown.
+    Stops are looked for in what comes after `min_tokens` ids.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class TextStream:
         stop: Iterable[str] = (),
         include_stop: bool = False,
         skip_special_tokens: bool = True,
+        min_tokens: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
         self._characters: _Characters = (
@@ -92,6 +94,7 @@ class TextStream:
         self._skip = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
         self._stops = tuple(dict.fromkeys(text for text in stop if text))
         self._include = include_stop
+        self._min_tokens = min_tokens
         self._held = ""
         self._pieces: list[str] = []
         self.stopped: str | None = None
@@ -126,6 +129,9 @@ class TextStream:
     def _show(self, new: str) -> str:
         if not new:
             return ""
+        if self.tokens <= self._min_tokens:
+            self._pieces.append(new)
+            return new
         text = self._held + new
         match = self._first_stop(text)
         if match is not None:
