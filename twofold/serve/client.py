@@ -21,10 +21,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
-from typing import Any
 
 from ..core import CapacityError, CheckpointError, ConfigError, RequestError, WorkerError
 from ..engine.request import Output, Request, State
+from ..engine.stats import EngineStats
 from . import wire
 from .config import ServeConfig
 from .process import COMMAND, ModelProcess
@@ -63,24 +63,25 @@ class Accepted:
 class EngineClient:
     """Requests in, Outputs to each request's sink, whatever becomes of the process in between.
 
-    Single-threaded: every method is called on the event loop. `engine` is the engine's settings as plain data.
+    Single-threaded: every method is called on the event loop. `start` is what each process is told to load.
     """
 
-    def __init__(self, config: ServeConfig, engine: dict[str, Any], command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, config: ServeConfig, start: wire.Start, command: Sequence[str] = COMMAND) -> None:
         self.config = config
         self.phase = Phase.STARTING
         self.info: wire.Ready | None = None
-        self.stats = wire.Stats()
-        self.past = wire.Stats()  # counters of processes that are gone
+        self.stats = EngineStats()
+        self.past = EngineStats()  # counters of processes that are gone
         self.restarts = 0
         self.live: dict[str, Accepted] = {}
         self.live_tokens = 0
         self.first_ready: asyncio.Future[wire.Ready] = asyncio.get_running_loop().create_future()
         self.on_started: Callable[[Accepted, float], None] = lambda accepted, seconds: None
-        self._engine = engine
+        self._start = start
         self._command = command
         self._process: ModelProcess | None = None
         self._task: asyncio.Task[None] | None = None
+        self._killing: asyncio.Task[None] | None = None
         self._heard = 0.0
         self._useful = False
         self._why = ""
@@ -94,9 +95,12 @@ class EngineClient:
 
     async def stop(self) -> None:
         """Tell the process to leave; whatever still runs ends as an abort."""
-        self.phase = Phase.STOPPED
+        deaf, self.phase = not self.ready, Phase.STOPPED
         if self._process is not None:
-            self._process.send(wire.Stop())
+            if deaf:  # loading, or silent
+                await self._process.kill(stacks=False)
+            else:
+                self._process.send(wire.Stop())
         if self._task is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._task), 3.0)
@@ -134,8 +138,10 @@ class EngineClient:
         """
         if self.phase is Phase.FAILED:
             raise WorkerError(f"the model could not be kept running: {self._why}")
-        if self.phase is Phase.STOPPED or self.info is None:
-            raise WorkerError("the server is going down" if self.info else "the model is still loading: try again soon")
+        if self.phase is Phase.STOPPED:
+            raise WorkerError("the server is going down")
+        if self.info is None:
+            raise WorkerError("the model is still loading: try again soon")
         limit = self.config.limits.queue_tokens
         if count > self.room or tokens > limit:
             raise RequestError(
@@ -151,7 +157,7 @@ class EngineClient:
         return min(max(math.ceil(self._pace), 1), 60)
 
     def submit(self, requests: Sequence[Request], sink: Sink) -> None:
-        """Accept all of `requests` or none (the errors of `check`); each Output goes to `sink`, the last has `finish`."""
+        """Accept all of `requests` or none (the errors of `check`); Outputs go to `sink`, the last with `finish`."""
         self.check(len(requests), sum(len(r.prompt_ids) for r in requests))
         for request in requests:
             self.live[request.id] = Accepted(request, sink)
@@ -160,9 +166,9 @@ class EngineClient:
 
     def abort(self, ids: Sequence[str]) -> None:
         """Forget these; unknown and finished ones are fine. Their sinks hear no more."""
-        known = [name for name in ids if name in self.live]
-        sent = [name for name in known if self._forget(name).sent]
-        if sent and self._process is not None and self.phase is Phase.READY:
+        known = [self._forget(name) for name in dict.fromkeys(ids) if name in self.live]
+        sent = [accepted.request.id for accepted in known if accepted.sent]
+        if sent and self._process is not None:
             self._process.send(wire.Abort(sent))
         if known:
             self._feed()
@@ -171,7 +177,7 @@ class EngineClient:
 
     async def _supervise(self) -> None:
         deaths = 0
-        while self.phase is not Phase.STOPPED:
+        while True:
             self._useful = False
             fatal = await self._one_life()
             if self.phase is Phase.STOPPED:
@@ -192,7 +198,7 @@ class EngineClient:
         except OSError as error:
             return wire.Fatal("OSError", f"it cannot be started: {error}")
         self._process = process
-        process.send(wire.Start(str(self.config.model), self._engine))
+        process.send(self._start)
         self._heard = time.monotonic()
         watch = asyncio.create_task(self._watch(process), name="model-watch")
         fatal: wire.Fatal | None = None
@@ -235,11 +241,11 @@ class EngineClient:
             for output in message.outputs:
                 self._deliver(output)
         elif isinstance(message, wire.Stats):
-            self.stats = message
+            self.stats = message.stats
         elif isinstance(message, wire.Beat):
             if message.step_seconds > self.config.watch.step and self._process is not None:
                 log.error("one step has taken %.0f s: killing the model's process", message.step_seconds)
-                asyncio.ensure_future(self._process.kill())
+                self._killing = asyncio.create_task(self._process.kill())
         elif isinstance(message, wire.Ready):
             self.info = message
             self.phase = Phase.READY
@@ -257,7 +263,7 @@ class EngineClient:
         self.phase = Phase.RESTARTING if self.info else Phase.STARTING
         self.restarts += 1
         self.past = add(self.past, self.stats)
-        self.stats = wire.Stats()
+        self.stats = EngineStats()
         for accepted in list(self.live.values()):
             if accepted.sent:
                 accepted.sent = False
@@ -332,7 +338,7 @@ class EngineClient:
             self._finish(accepted, State.TIMEOUT, "the deadline passed")
 
 
-def add(past: wire.Stats, last: wire.Stats) -> wire.Stats:
+def add(past: EngineStats, last: EngineStats) -> EngineStats:
     """The counters of two processes together; gauges are left at 0."""
-    names = ("prefix_queries", "prefix_hits", "preemptions", "steps", "step_tokens")
-    return wire.Stats(**{name: getattr(past, name) + getattr(last, name) for name in names})
+    names = ("prefix_queries", "prefix_hits", "preemptions", "steps", "computed_tokens")
+    return EngineStats(**{name: getattr(past, name) + getattr(last, name) for name in names})

@@ -200,7 +200,7 @@ class Exchange:
         await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _linger(self) -> None:
-        """Read a little of an unwanted body: closing on unread bytes would reset the answer out of the client's hands."""
+        """Read a little of an unwanted body: closing on unread bytes would reset the answer before it is read."""
         try:
             async with asyncio.timeout(LINGER_SECONDS):
                 seen = 0

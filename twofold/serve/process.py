@@ -63,10 +63,11 @@ class ModelProcess:
         except (asyncio.IncompleteReadError, OSError):
             return None
 
-    async def kill(self) -> None:
-        """End a process that does not answer: first so that it leaves its stacks on stderr, then for certain."""
-        self._popen.send_signal(signal.SIGABRT)
-        await asyncio.sleep(0.3)
+    async def kill(self, *, stacks: bool = True) -> None:
+        """End it for certain; with `stacks` it may first leave every thread's stack on stderr."""
+        if stacks:
+            self._popen.send_signal(signal.SIGABRT)
+            await asyncio.sleep(0.3)
         self._popen.kill()
 
     async def close(self, patience: float = 0.0) -> int:

@@ -22,6 +22,7 @@ import uvicorn
 
 from ..core import ConfigError, TwofoldError
 from ..engine.config import EngineConfig
+from . import wire
 from .app import Api, build_app
 from .client import EngineClient
 from .config import ServeConfig
@@ -48,7 +49,8 @@ def serve(config: ServeConfig, engine: EngineConfig, *, command: Sequence[str] =
 async def _serve(config: ServeConfig, engine: EngineConfig, command: Sequence[str]) -> int:
     texts = Texts.load(config)
     sock = listen(config)
-    client = EngineClient(config, dataclasses.asdict(engine), command)
+    start = wire.Start(str(config.model), dataclasses.asdict(engine), texts.tokenizer.eos_ids)
+    client = EngineClient(config, start, command)
     api = Api(config, client, texts)
     server = Server(api, config)
     client.start()

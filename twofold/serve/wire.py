@@ -21,16 +21,18 @@ import msgspec
 from ..core import WorkerError
 from ..engine.request import Output
 from ..engine.sampling import SamplingParams
+from ..engine.stats import EngineStats
 
 HEAD = struct.Struct("<I")
 MAX_FRAME = 256 * 1024 * 1024
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):
-    """What to load, and the engine's settings as plain data."""
+    """What to load, the engine's settings as plain data, and the ids that end a text."""
 
     model: str
     engine: dict[str, Any] = {}
+    eos_ids: tuple[int, ...] = ()
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
@@ -76,18 +78,9 @@ class Outputs(msgspec.Struct, tag="outputs", frozen=True):
 
 
 class Stats(msgspec.Struct, tag="stats", frozen=True):
-    """The engine's gauges (now) and counters (since its start)."""
+    """The engine's gauges and counters."""
 
-    running: int = 0
-    waiting: int = 0
-    blocks: int = 0
-    blocks_used: int = 0
-    blocks_cached: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-    preemptions: int = 0
-    steps: int = 0
-    step_tokens: int = 0
+    stats: EngineStats
 
 
 class Beat(msgspec.Struct, tag="beat", frozen=True):

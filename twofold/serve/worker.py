@@ -16,13 +16,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import NoReturn, Protocol
 
 from ..core import TwofoldError
 from ..engine.request import Output, Request, State
+from ..engine.stats import EngineStats
 from . import wire
 
 BEAT_SECONDS = 0.25
+STATS_SECONDS = 0.05
 
 
 class Steps(Protocol):
@@ -38,10 +40,11 @@ class Steps(Protocol):
 class Loaded(Protocol):
     """An engine, what the front must know of it, and how to read its gauges."""
 
-    engine: Steps
-    ready: wire.Ready
-
-    def stats(self) -> wire.Stats: ...
+    @property
+    def engine(self) -> Steps: ...
+    @property
+    def ready(self) -> wire.Ready: ...
+    def stats(self) -> EngineStats: ...
 
 
 class Worker:
@@ -53,7 +56,8 @@ class Worker:
         self.waiting: dict[str, Request] = {}
         self.step_began: float | None = None
         self._lock = threading.Lock()
-        self._last_stats: wire.Stats | None = None
+        self._last_stats: EngineStats | None = None
+        self._stats_due = 0.0
 
     def run(self, load: Callable[[wire.Start], Loaded]) -> int:
         """Load, then step until told to stop; the exit code of the process."""
@@ -90,10 +94,18 @@ class Worker:
                 started = self._started()
                 if outputs or started:
                     self.send(wire.Outputs(outputs, started))
-            stats = loaded.stats()
-            if stats != self._last_stats:
-                self._last_stats = stats
-                self.send(stats)
+            self._tell_stats(loaded)
+
+    def _tell_stats(self, loaded: Loaded) -> None:
+        """Now and then while there is work, and always before resting, so that what is free is known to be free."""
+        now = time.monotonic()
+        if now < self._stats_due and loaded.engine.has_work:
+            return
+        self._stats_due = now + STATS_SECONDS
+        stats = loaded.stats()
+        if stats != self._last_stats:
+            self._last_stats = stats
+            self.send(wire.Stats(stats))
 
     def _take(self, engine: Steps) -> bool:
         """Apply what the front asked for; wait for it when there is nothing else to do. False means leave."""
@@ -172,7 +184,7 @@ class Worker:
                 return
 
 
-def run(fd: int, load: Callable[[wire.Start], Any]) -> int:
+def run(fd: int, load: Callable[[wire.Start], Loaded]) -> NoReturn:
     """The body of the process: signals are the front's to answer, SIGABRT leaves every thread's stack behind."""
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -182,3 +194,18 @@ def run(fd: int, load: Callable[[wire.Start], Any]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # threads of math libraries may not be joined; the memory goes with the process
+
+
+def main() -> NoReturn:
+    """`python -m twofold.serve.worker FD`: what `ModelProcess.spawn` starts."""
+
+    def load(start: wire.Start) -> Loaded:
+        from .model import load_model  # torch is imported after the ears are open
+
+        return load_model(start)
+
+    run(int(sys.argv[1]), load)
+
+
+if __name__ == "__main__":
+    main()
