@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.parity import tiny
 
+from tests.parity import tiny
 from twofold.core import CapacityError, CheckpointError, ConfigError, RequestError, StateError
 from twofold.engine.config import EngineConfig
 from twofold.engine.engine import Engine
