@@ -1,3 +1,35 @@
 """Twofold trains, aligns and serves large language models with one decoder, one set of weights, one set of kernels."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .engine.config import EngineConfig
+    from .engine.engine import Engine
+    from .engine.llm import LLM
+    from .engine.sampling import SamplingParams
+    from .models.weights import load
+
 __version__ = "0.1.0"
+__all__ = ["LLM", "Engine", "EngineConfig", "SamplingParams", "load"]
+
+# name -> where it lives; imported at the first use, so that `import twofold` stays free of torch
+_HOMES = {
+    "LLM": ".engine.llm",
+    "Engine": ".engine.engine",
+    "EngineConfig": ".engine.config",
+    "SamplingParams": ".engine.sampling",
+    "load": ".models.weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'twofold' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -73,9 +73,9 @@ class TextStream:
     """The text of one answer while its ids arrive.
 
     `stop` strings end it: of all matches the one that completes first wins, and of those that complete together the
-    longest; the text is cut before it, or after it with `include_stop`. `stopped` is that string, `text` all that was
-    shown, `tokens` how many ids it took, the one that completed a stop included. After a stop nothing more is shown.
-    Stops are looked for in what comes after `min_tokens` ids.
+    longest; the text is cut before it, or after it with `include_stop`. The first `min_tokens` ids are shown as they
+    are, whatever stop they spell. `stopped` is the string that ended the text, `text` all that was shown, `tokens` how
+    many ids it took, the one that completed a stop included. After a stop nothing more is shown.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class TextStream:
         min_tokens: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
+        self._min_tokens = min_tokens
         self._characters: _Characters = (
             _FromBytes(tokenizer) if tokenizer.spelling == "bytes" else _FromWindow(tokenizer)
         )
         self._skip = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
         self._stops = tuple(dict.fromkeys(text for text in stop if text))
         self._include = include_stop
-        self._min_tokens = min_tokens
         self._held = ""
         self._pieces: list[str] = []
         self.stopped: str | None = None
@@ -129,10 +129,10 @@ class TextStream:
     def _show(self, new: str) -> str:
         if not new:
             return ""
-        if self.tokens <= self._min_tokens:
-            self._pieces.append(new)
-            return new
         text = self._held + new
+        if self.tokens <= self._min_tokens:
+            self._pieces.append(text)
+            return text
         match = self._first_stop(text)
         if match is not None:
             start, self.stopped = match

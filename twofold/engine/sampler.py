@@ -25,8 +25,8 @@ from torch import Tensor
 from .plan import Draw
 from .request import TokenOut
 
-NUMBERS_AT_ONCE = 1 << 23
-"""Logits of one tile of rows; bounds the sampler's scratch memory to a few tens of megabytes."""
+NUMBERS_AT_ONCE = 1 << 22
+"""Logits of one tile of rows; bounds the sampler's scratch memory to about 100 MB."""
 
 
 def uniform(seed: int, sample: int, position: int) -> float:
