@@ -6,6 +6,7 @@ A field's type says what is allowed; a `__post_init__` says what else must hold.
 from __future__ import annotations
 
 import dataclasses
+import keyword
 import tomllib
 import types
 import typing
@@ -46,6 +47,7 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     """Make a dataclass from plain data, checking every name and type.
 
     Strings are converted where the field wants a number or a path, so that flags and files share this door.
+    A key that is a Python keyword ("from") fills the field with an underscore behind it (`from_`).
 
     Raises:
         ConfigError: naming the key's full path, what was given and what is allowed.
@@ -54,13 +56,14 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for raw, value in data.items():
-        name = raw.replace("-", "_")
+        name = raw.replace("-", "_") + ("_" if keyword.iskeyword(raw) else "")
         if name not in fields:
-            raise ConfigError(unknown("key", where + raw, [where + f for f in fields]))
+            raise ConfigError(unknown("key", where + raw, [where + f.rstrip("_") for f in fields]))
         values[name] = convert(hints[name], value, where + raw)
     for name, f in fields.items():
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"missing key '{where}{name}' ({describe(hints[name])})")
+            shown = name.rstrip("_")
+            raise ConfigError(f"missing key '{where}{shown}' ({describe(hints[name])})")
     return cls(**values)
 
 
@@ -93,6 +96,8 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         return Path(value)
     elif kind is Any:
         return value
+    elif origin is dict and isinstance(value, Mapping):
+        return dict(value)
     raise ConfigError(f"'{where}' must be {describe(kind)}, not {value!r}")
 
 
@@ -125,6 +130,8 @@ def describe(kind: Any) -> str:
         return " or ".join(describe(a) for a in args)
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
+    if origin is dict:
+        return "a table"
     if origin is tuple:
         return f"a list of {describe(args[0])}"
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", Path: "a path"}
@@ -139,5 +146,5 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             out.update(flatten(value, f"{prefix}{f.name}."))
         else:
-            out[prefix + f.name] = str(value) if isinstance(value, Path) else value
+            out[prefix + f.name.rstrip("_")] = str(value) if isinstance(value, Path) else value
     return out

@@ -1,0 +1,21 @@
+"""Batches become weights.
+
+config.py      the recipe: one frozen dataclass a table
+build.py       recipe to model, optimizer and data, and the order in which they are put together
+trainer.py     the loop: step, validate, sample, save; stopping and going on
+loss.py        cross-entropy in chunks of rows, forward and backward in one pass
+optimizer.py   AdamW over fp32 masters
+schedule.py    the learning rate as a pure function of the step
+checkpoint.py  directories that are whole or not there: hashed, renamed into place, the damaged ones named
+journal.py     what happened, as JSON lines and as TensorBoard events
+tfevents.py    TensorBoard's file format, written by hand
+plot.py        a loss curve for the terminal and as SVG
+progress.py    the line that moves while a run does
+launch.py      `run`: a recipe file in, an exit status out
+"""
+
+from .config import Recipe
+from .launch import run
+from .trainer import Sampler, Trainer
+
+__all__ = ["Recipe", "Sampler", "Trainer", "run"]

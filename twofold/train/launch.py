@@ -1,0 +1,128 @@
+"""A recipe file in, an exit status out: start, go on, or say that all is done."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..core import ConfigError, load_config
+from . import build, plot
+from .checkpoint import Checkpoints, Position, read_optimizer, read_position, replace_directory
+from .config import Recipe
+from .journal import Journal
+from .optimizer import Optimizer
+from .progress import Display
+from .trainer import Sampler, Trainer
+
+
+def run(
+    recipe_path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    fresh: bool = False,
+    sampler: Sampler | None = None,
+    console: Console | None = None,
+) -> int:
+    """Train `recipe_path` to its end, from its newest whole checkpoint when there is one.
+
+    `overrides` maps dotted keys ("optimizer.lr") to values that win over the file. `fresh` removes the run's
+    checkpoints and log first. Returns 0 when the run is finished, 75 when a signal stopped it and it saved.
+
+    Raises:
+        ConfigError: the recipe is wrong, differs from the run it would continue, or its directory is in use.
+    """
+    recipe = load_config(Recipe, recipe_path, overrides)
+    output = recipe.run.output
+    output.mkdir(parents=True, exist_ok=True)
+    with _alone(output):
+        torch.set_num_threads(recipe.run.threads)
+        display = Display(recipe.schedule.steps, console)
+        checkpoints = Checkpoints(output / "checkpoints", recipe.run.keep_last)
+        if fresh:
+            checkpoints.clear()
+        found, notes = checkpoints.latest()
+        for note in notes:
+            display.say(note)
+        position = read_position(found) if found else None
+        if position:
+            _same_recipe(recipe, position, output)
+            if position.step == recipe.schedule.steps and (output / "model").is_dir():
+                display.say(f"{recipe_path}: finished, all {position.step} steps are done; the model is {output}/model")
+                return 0
+        trainer = _assemble(recipe, found, position, checkpoints, display, sampler)
+        try:
+            status = trainer.fit()
+            display.say(plot.terminal(trainer.journal.curve("loss")))
+            if status == 0:
+                replace_directory(output / "model", build.exporter(trainer.decoder, recipe))
+                display.say(f"finished {recipe.schedule.steps} steps; the model is {output / 'model'}")
+        finally:
+            trainer.journal.close()
+        return status
+
+
+def _assemble(
+    recipe: Recipe,
+    found: Path | None,
+    position: Position | None,
+    checkpoints: Checkpoints,
+    display: Display,
+    sampler: Sampler | None,
+) -> Trainer:
+    """Put the collaborators together, in one fixed order: words, data, model, optimizer, then what was saved."""
+    words = build.build_words(recipe)
+    data, fingerprint = build.build_data(recipe, words)
+    if position and position.data != fingerprint:
+        raise ConfigError(
+            f"the training data is not what {recipe.run.output} was trained on: bring the old files back, "
+            "give another run.output, or start over with --fresh"
+        )
+    decoder = build.build_model(recipe, found)
+    optimizer = Optimizer(decoder, recipe.optimizer)
+    if found and position:
+        optimizer.load(read_optimizer(found))
+        torch.set_rng_state(torch.tensor(list(bytes.fromhex(position.rng)), dtype=torch.uint8))
+        display.say(f"going on from {found.name}")
+    parameters = sum(p.numel() for p in decoder.parameters())
+    display.say(f"{recipe.run.output}: {parameters / 1e6:.2f}M parameters, {recipe.schedule.steps} steps")
+    return Trainer(
+        decoder,
+        optimizer,
+        data,
+        recipe,
+        checkpoints=checkpoints,
+        journal=Journal(recipe.run.output, position.step if position else 0),
+        display=display,
+        write_model=build.writer(decoder, recipe),
+        words=words,
+        sampler=sampler,
+        position=position or Position(data=fingerprint, recipe=recipe.identity()),
+    )
+
+
+def _same_recipe(recipe: Recipe, position: Position, output: Path) -> None:
+    new, old = recipe.identity(), position.recipe
+    changed = [key for key in sorted(new.keys() | old.keys()) if new.get(key) != old.get(key)]
+    if changed:
+        lines = "; ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in changed)
+        raise ConfigError(
+            f"{output} holds a run of another recipe: {lines}. Undo the change, give another run.output, "
+            "or start over with --fresh"
+        )
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Hold the run directory for this process; the lock goes with the process, however it ends."""
+    with (output / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{output} is in use by another run: wait for it, or give another run.output") from None
+        yield

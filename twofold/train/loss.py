@@ -1,0 +1,77 @@
+"""Next-token cross-entropy that never holds the logits of a whole batch, and starts the backward pass as it goes.
+
+Each chunk of rows becomes logits, loss and gradient before the next chunk begins, so only one chunk's logits are
+alive; nothing is computed twice. The logits are `Decoder.logits`: the bits that the serving engine samples from.
+
+Shapes: T tokens, R rows with a target, C rows of a chunk, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+CHUNK_NUMBERS = 1 << 24
+"""Logits of one chunk: 2^24 numbers are 64 MiB in fp32."""
+
+
+class Readout(Protocol):
+    """The part of a decoder that the loss needs: hidden states to fp32 logits [R, V]."""
+
+    def logits(self, hidden_RD: Tensor) -> Tensor: ...
+
+
+Loss = Callable[[Readout, Tensor, Tensor], Tensor]
+"""(decoder, hidden_CD, targets_C) to the sum of the rows' losses; every target is a real one."""
+
+
+def next_token(decoder: Readout, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
+    """The summed negative log-probability of the targets, in nats."""
+    return F.cross_entropy(decoder.logits(hidden_CD), targets_C, reduction="sum")
+
+
+def backward(
+    decoder: Readout, hidden_TD: Tensor, targets_T: Tensor, total: int, vocab: int, loss: Loss = next_token
+) -> float:
+    """Add the gradient of (sum of losses / `total`) to every weight; the sum of losses over this micro-batch.
+
+    `total` is the number of targets of the whole step, so that the split into micro-batches changes nothing.
+    """
+    rows_R = (targets_T != IGNORE).nonzero().squeeze(1)
+    if not len(rows_R):
+        return 0.0
+    every = len(rows_R) == len(targets_T)
+    picked_RD = hidden_TD if every else hidden_TD.index_select(0, rows_R)
+    targets_R = targets_T if every else targets_T.index_select(0, rows_R)
+    summed = 0.0
+    grads: list[Tensor] = []
+    for start, stop in _chunks(len(rows_R), vocab):
+        leaf_CD = picked_RD[start:stop].detach().requires_grad_()
+        value = loss(decoder, leaf_CD, targets_R[start:stop])
+        (value / total).backward()
+        summed += float(value.detach())
+        assert leaf_CD.grad is not None
+        grads.append(leaf_CD.grad)
+    picked_RD.backward(torch.cat(grads))
+    return summed
+
+
+@torch.no_grad()
+def evaluate(decoder: Readout, hidden_TD: Tensor, targets_T: Tensor, vocab: int) -> tuple[float, int]:
+    """The summed loss and the number of targets, without gradients."""
+    rows_R = (targets_T != IGNORE).nonzero().squeeze(1)
+    summed = 0.0
+    for start, stop in _chunks(len(rows_R), vocab):
+        rows_C = rows_R[start:stop]
+        summed += float(next_token(decoder, hidden_TD[rows_C], targets_T[rows_C]))
+    return summed, len(rows_R)
+
+
+def _chunks(rows: int, vocab: int) -> Iterator[tuple[int, int]]:
+    size = max(16, CHUNK_NUMBERS // vocab)
+    return ((start, min(start + size, rows)) for start in range(0, rows, size))

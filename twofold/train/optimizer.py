@@ -1,0 +1,125 @@
+"""AdamW over fp32 masters: the model's own weights in an fp32 run, copies of them in a bf16 run.
+
+Gradients are summed over micro-batches in fp32 in both cases, and clipped by their global norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..core import CheckpointError
+from .config import OptimizerConfig
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def decay_groups(named: Iterable[tuple[str, Tensor]]) -> tuple[list[str], list[str]]:
+    """Names that weight decay touches (matrices, embeddings) and names that it leaves alone (norms, biases)."""
+    decay: list[str] = []
+    keep: list[str] = []
+    for name, weight in named:
+        (decay if weight.ndim >= 2 else keep).append(name)
+    return decay, keep
+
+
+class Optimizer:
+    """The masters, their moments, and the four moves of a step: collect, clip, step, zero."""
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+        self.config = config
+        self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.masters: dict[str, Tensor] = {
+            name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float())
+            for name, p in self.weights.items()
+        }
+        self.mixed = any(self.masters[name] is not p for name, p in self.weights.items())
+        decay, keep = decay_groups(self.masters.items())
+        self.adam = torch.optim.AdamW(
+            [
+                {"params": [self.masters[n] for n in decay], "weight_decay": config.weight_decay},
+                {"params": [self.masters[n] for n in keep], "weight_decay": 0.0},
+            ],
+            lr=config.lr,
+            betas=(config.betas[0], config.betas[1]),
+            eps=config.eps,
+            fused=True,
+        )
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """After each micro-batch of a bf16 run: add its gradients to the masters' in fp32 and let them go."""
+        if not self.mixed:
+            return
+        for name, weight in self.weights.items():
+            master = self.masters[name]
+            if weight is master or weight.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = weight.grad.float()
+            else:
+                master.grad += weight.grad
+            weight.grad = None
+
+    def clip(self) -> float:
+        """Scale the gradients down to the largest allowed global norm; the norm before, not finite when they are."""
+        grads = [m.grad for m in self.masters.values() if m.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if torch.isfinite(norm):
+            torch.nn.utils.clip_grads_with_norm_(self.masters.values(), self.config.clip, norm)
+        return float(norm)
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One AdamW update at rate `lr`; in a bf16 run the model's weights are rounded from the masters."""
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        self.adam.step()
+        if self.mixed:
+            for name, weight in self.weights.items():
+                if weight is not self.masters[name]:
+                    weight.copy_(self.masters[name])
+
+    def zero(self) -> None:
+        """Let all gradients go."""
+        for name, weight in self.weights.items():
+            weight.grad = None
+            self.masters[name].grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything to go on from, by name: moments, and the masters of a bf16 run."""
+        out: dict[str, Tensor] = {}
+        for name, master in self.masters.items():
+            for key, value in self.adam.state.get(master, {}).items():
+                out[f"{key}.{name}"] = value
+            if master is not self.weights[name]:
+                out[f"master.{name}"] = master.detach()
+        return out
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take the state back.
+
+        Raises:
+            CheckpointError: a tensor is missing, left over, or has another shape; it is named.
+        """
+        left = dict(tensors)
+        for name, master in self.masters.items():
+            if master is not self.weights[name]:
+                master.copy_(_take(left, f"master.{name}", master.shape))
+            if f"step.{name}" in left:
+                shapes = {"step": torch.Size([]), "exp_avg": master.shape, "exp_avg_sq": master.shape}
+                self.adam.state[master] = {k: _take(left, f"{k}.{name}", shapes[k]).clone() for k in MOMENTS}
+        if left:
+            raise CheckpointError(f"optimizer.safetensors has a tensor this model does not: {sorted(left)[0]}")
+
+
+def _take(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
+    if name not in tensors:
+        raise CheckpointError(f"optimizer.safetensors lacks '{name}'")
+    found = tensors.pop(name)
+    if found.shape != shape:
+        raise CheckpointError(f"optimizer.safetensors: '{name}' is {list(found.shape)}, the model's is {list(shape)}")
+    return found

@@ -1,0 +1,275 @@
+"""Trainer: the loop that turns batches into weights, and the few things it works with.
+
+    data.batch(step) ──> step(batch, loss) ──> journal, display        every step
+                         evaluate()                                    every eval_every
+                         sample()  the serving engine on these weights every sample.every
+                         save()    checkpoints                         every save_every, on a signal, at the end
+
+Everything that decides the weights is a function of the recipe and the step, or is in the checkpoint: a run that was
+stopped and started again computes the bits of one that never was.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..core import TwofoldError
+from ..data import Batch
+from ..models.decoder import Decoder
+from ..models.packed import PackedContext
+from . import loss as losses
+from . import plot
+from .checkpoint import Checkpoints, Position
+from .config import Recipe, SampleConfig
+from .journal import Journal
+from .optimizer import Optimizer
+from .progress import Display
+from .schedule import lr_at
+from .stop import Stop
+
+STOPPED = 75
+"""Exit status of a run that was asked to stop and saved first (EX_TEMPFAIL: run it again to go on)."""
+
+Sampler = Callable[[Decoder, Sequence[list[int]], SampleConfig, tuple[int, ...]], list[list[int]]]
+"""(decoder, prompts as ids, settings, ids that end a text) to the new ids of each; the door makes it with the engine."""
+
+
+class Loader(Protocol):
+    """Batches by number: the whole state of the data is one integer."""
+
+    def batch(self, index: int) -> Batch: ...
+
+
+class Words(Protocol):
+    """How sample prompts become ids and answers become text."""
+
+    eos_ids: tuple[int, ...]
+
+    def prompt(self, text: str) -> list[int]: ...
+
+    def text(self, ids: list[int]) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one step did: mean loss in nats a target, targets, gradient norm before the clip, and why it was skipped."""
+
+    loss: float
+    targets: int
+    lr: float
+    grad_norm: float
+    skipped: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Training batches by number and the fixed held-out ones."""
+
+    train: Loader
+    valid: Sequence[Batch]
+
+
+class Trainer:
+    """A decoder, its optimizer and its data; a run's directory to write to; `fit` does a whole recipe."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        optimizer: Optimizer,
+        data: Data,
+        recipe: Recipe,
+        *,
+        checkpoints: Checkpoints,
+        journal: Journal,
+        display: Display,
+        write_model: Callable[[Path], None],
+        words: Words,
+        sampler: Sampler | None = None,
+        position: Position | None = None,
+    ) -> None:
+        self.decoder, self.optimizer, self.data, self.recipe = decoder, optimizer, data, recipe
+        self.checkpoints, self.journal, self.display = checkpoints, journal, display
+        self.write_model, self.words, self.sampler = write_model, words, sampler
+        self.position = position or Position()
+        self._saved_at = self.position.step if position else -1
+
+    # ---------------------------------------------------------------------------------------- one step
+    def step(self, batch: Batch, loss: losses.Loss = losses.next_token) -> Step:
+        """One optimizer step over all of `batch`, in micro-batches of whole sequences.
+
+        The loss is the sum over all targets divided by their number, whatever the split. A step whose loss or gradient
+        is not finite changes no weight.
+        """
+        config = self.recipe.optimizer
+        lr = lr_at(self.position.step, config.lr, self.recipe.schedule)
+        targets = int((batch.targets_T != losses.IGNORE).sum())
+        if not targets:
+            return Step(loss=0.0, targets=0, lr=lr, grad_norm=0.0, skipped="the batch has no target")
+        self.optimizer.zero()
+        summed = 0.0
+        for part in split(batch, self.recipe.data.micro_tokens):
+            hidden_TD = self.decoder(part.ids_T, PackedContext(part.lengths))
+            summed += losses.backward(self.decoder, hidden_TD, part.targets_T, targets, self.decoder.spec.vocab, loss)
+            self.optimizer.collect()
+        mean = summed / targets
+        norm = self.optimizer.clip()
+        fault = None
+        if not math.isfinite(mean):
+            fault = "the loss is not finite"
+        elif not math.isfinite(norm):
+            fault = "the gradient is not finite"
+        else:
+            self.optimizer.step(lr)
+        self.optimizer.zero()
+        return Step(loss=mean, targets=targets, lr=lr, grad_norm=norm, skipped=fault)
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Mean loss over the held-out batches, in nats a target."""
+        summed, count = 0.0, 0
+        for batch in self.data.valid:
+            for part in split(batch, self.recipe.data.micro_tokens):
+                hidden_TD = self.decoder(part.ids_T, PackedContext(part.lengths))
+                more, rows = losses.evaluate(self.decoder, hidden_TD, part.targets_T, self.decoder.spec.vocab)
+                summed, count = summed + more, count + rows
+        return summed / count if count else math.nan
+
+    # ---------------------------------------------------------------------------------------- the loop
+    def fit(self) -> int:
+        """Train to the last step, from wherever the run stands; 0 when done, STOPPED when asked to stop."""
+        steps = self.recipe.schedule.steps
+        with Stop() as stop, self.display:
+            clock = _Clock()
+            while self.position.step < steps:
+                self._advance(clock)
+                if stop.asked and self.position.step < steps:
+                    self.save()
+                    self.display.say(
+                        f"{stop.asked}: saved at step {self.position.step}; the same command goes on from here"
+                    )
+                    return STOPPED
+            self.save()
+        return 0
+
+    def _advance(self, clock: _Clock) -> None:
+        run, at = self.recipe.run, self.position
+        clock.start()
+        batch = self.data.train.batch(at.step)
+        done = self.step(batch)
+        clock.stop(len(batch.ids_T))
+        self.position = replace(
+            at,
+            step=at.step + 1,
+            tokens=at.tokens + len(batch.ids_T),
+            skipped=at.skipped + (done.skipped is not None),
+            skips_in_row=at.skips_in_row + 1 if done.skipped else 0,
+        )
+        step, last = self.position.step, self.position.step == self.recipe.schedule.steps
+        self._report(done, clock, step % run.log_every == 0 or last)
+        if self.data.valid and (step % run.eval_every == 0 or last):
+            value = self.evaluate()
+            self.journal.add(step, valid_loss=value)
+            self.display.say(f"step {step}: validation loss {value:.4f}")
+            self._draw()
+        if self.recipe.sample.prompts and (step % self.recipe.sample.every == 0 or last):
+            self.sample()
+        if step % run.save_every == 0:
+            self.save()
+
+    def _report(self, done: Step, clock: _Clock, log: bool) -> None:
+        step = self.position.step
+        if done.skipped:
+            self.journal.add(step, skipped=done.skipped)
+            self.display.say(f"step {step} skipped: {done.skipped} ({self.position.skipped} so far)")
+            if self.position.skips_in_row >= self.recipe.optimizer.max_skips:
+                raise TwofoldError(
+                    f"{self.position.skips_in_row} steps in a row were skipped, the last (step {step}) because "
+                    f"{done.skipped}: lower optimizer.lr, lengthen schedule.warmup, or train in fp32"
+                )
+            return
+        speed = clock.tokens_per_second
+        if log:
+            self.journal.add(
+                step,
+                loss=done.loss,
+                lr=done.lr,
+                grad_norm=done.grad_norm,
+                tokens=self.position.tokens,
+                tokens_per_second=round(speed, 1),
+            )
+        left = clock.seconds_per_step * (self.recipe.schedule.steps - step)
+        self.display.step(step, loss=done.loss, lr=done.lr, grad_norm=done.grad_norm, speed=speed, seconds_left=left)
+
+    # ---------------------------------------------------------------------------------------- besides stepping
+    def sample(self) -> None:
+        """Let the serving engine answer the recipe's prompts with the weights as they are."""
+        if self.sampler is None:
+            return
+        config = self.recipe.sample
+        prompts = [self.words.prompt(text) for text in config.prompts]
+        with torch.no_grad():
+            answers = self.sampler(self.decoder, prompts, config, self.words.eos_ids)
+        for prompt, ids in zip(config.prompts, answers, strict=True):
+            text = self.words.text(ids)
+            self.journal.add(self.position.step, prompt=prompt, text=text)
+            self.display.say(f"  {prompt!r} -> {text!r}")
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless it is there."""
+        if self._saved_at == self.position.step:
+            return
+        self.journal.sync()
+        state: Tensor = torch.get_rng_state()
+        position = replace(self.position, rng=bytes(state.tolist()).hex())
+        self.checkpoints.save(position, self.optimizer.state(), self.write_model)
+        self._saved_at = self.position.step
+
+    def _draw(self) -> None:
+        curves = {"training": self.journal.curve("loss"), "validation": self.journal.curve("valid_loss")}
+        picture = plot.svg(curves, title=f"{self.recipe.run.output.name}: loss")
+        (self.recipe.run.output / "loss.svg").write_text(picture, encoding="utf-8")
+
+
+class _Clock:
+    """Time spent stepping, without validation, samples and saves; smoothed over about twenty steps."""
+
+    def __init__(self) -> None:
+        self.seconds_per_step = 0.0
+        self.tokens_per_second = 0.0
+        self._began = 0.0
+
+    def start(self) -> None:
+        self._began = time.perf_counter()
+
+    def stop(self, tokens: int) -> None:
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        old = self.seconds_per_step
+        self.seconds_per_step = old + (seconds - old) * 0.1 if old else seconds
+        rate = self.tokens_per_second
+        self.tokens_per_second = rate + (tokens / seconds - rate) * 0.1 if rate else tokens / seconds
+
+
+def split(batch: Batch, tokens: int | None) -> list[Batch]:
+    """A batch as micro-batches of whole sequences, each of at most `tokens` tokens (or one longer sequence)."""
+    if tokens is None or len(batch.ids_T) <= tokens:
+        return [batch]
+    parts: list[Batch] = []
+    first, start, lengths = 0, 0, list(batch.lengths)
+    for last in range(len(lengths)):
+        size = sum(lengths[first : last + 1])
+        if last + 1 < len(lengths) and size + lengths[last + 1] <= tokens:
+            continue
+        piece = slice(start, start + size)
+        parts.append(
+            Batch(ids_T=batch.ids_T[piece], targets_T=batch.targets_T[piece], lengths=tuple(lengths[first : last + 1]))
+        )
+        first, start = last + 1, start + size
+    return parts
