@@ -15,6 +15,6 @@ SPINS = "200"
 
 
 def bound_spin(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Bound the spin of OpenMP teams, unless the user chose; the library reads it once, so call it before torch loads."""
+    """Bound the spin of OpenMP teams, unless the user chose. It is read once: call this before torch loads."""
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", SPINS)
