@@ -1,4 +1,10 @@
-"""Twofold trains, aligns and serves large language models with one decoder, one set of weights, one set of kernels."""
+"""Twofold trains, aligns and serves large language models with one decoder, one set of weights, one set of kernels.
+
+    from twofold import LLM, SamplingParams
+    LLM("path/to/checkpoint").generate(["def fib(n):"], SamplingParams(max_tokens=64))
+
+Public names are fetched when first used, so that `import twofold` stays free of torch.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +17,18 @@ if TYPE_CHECKING:
     from .engine.llm import LLM
     from .engine.sampling import SamplingParams
     from .models.weights import load
+    from .train.trainer import Trainer
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Engine", "EngineConfig", "SamplingParams", "load"]
 
-# name -> where it lives; imported at the first use, so that `import twofold` stays free of torch
+__all__ = ["LLM", "Engine", "EngineConfig", "SamplingParams", "Trainer", "__version__", "load"]
+
 _HOMES = {
     "LLM": ".engine.llm",
     "Engine": ".engine.engine",
     "EngineConfig": ".engine.config",
     "SamplingParams": ".engine.sampling",
+    "Trainer": ".train.trainer",
     "load": ".models.weights",
 }
 

@@ -17,14 +17,23 @@ from typing import Any, Self
 
 import httpx
 
-KEYS = {"enter": "\ue007", "escape": "\ue00c", "shift": "\ue008", "control": "\ue009", "tab": "\ue004", "right": "\ue014"}
+KEYS = {
+    "enter": "\ue007",
+    "escape": "\ue00c",
+    "shift": "\ue008",
+    "control": "\ue009",
+    "tab": "\ue004",
+    "right": "\ue014",
+}
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,900"
 )
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's own name for a reference to a node
 
-missing = [package for program, package in (("chromium", "chromium"), ("chromedriver", "chromium-driver")) if not shutil.which(program)]
+PACKAGES = {"chromium": "chromium", "chromedriver": "chromium-driver"}
+
+missing = [package for program, package in PACKAGES.items() if not shutil.which(program)]
 
 
 class Browser:
@@ -103,10 +112,13 @@ class Browser:
 def chromium(profile: Path) -> Iterator[Callable[[], Browser]]:
     """A chromedriver on a free port of this machine; the value makes browsers, each with a fresh profile."""
     opened: list[Browser] = []
-    process = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
         assert process.stdout is not None
-        port = next(found[1] for line in process.stdout if (found := re.search(r"started successfully on port (\d+)", line)))
+        told = (re.search(r"started successfully on port (\d+)", line) for line in process.stdout)
+        port = next(found[1] for found in told if found)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as driver:
 
             def make() -> Browser:
