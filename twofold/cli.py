@@ -12,7 +12,7 @@ from collections.abc import Callable
 from . import __version__
 from .commands.flags import Flags, Given, complain
 from .core import ConfigError, TwofoldError, unknown
-from .platforms.threads import bound_spin
+from .platforms import bound_spin, bound_team
 
 Run = Callable[[Given], int]
 Command = Callable[[Flags], Run]
@@ -188,6 +188,7 @@ def run(argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The entry point: exit code 0, 2 for what the user can fix (told in one line), 130 for Ctrl-C."""
     bound_spin()
+    bound_team()
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except TwofoldError as error:

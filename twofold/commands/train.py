@@ -1,4 +1,4 @@
-"""`twofold train`: a recipe run by the trainer, its samples spoken by the serving engine on the very weights in training.
+"""`twofold train`: a recipe run by the trainer; the serving engine speaks its samples on the weights in training.
 
 The trainer may not know the engine (they are siblings), so the door hands it a function.
 """
