@@ -27,8 +27,6 @@ PROMPT = "def read(path):\n    return open(path"
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
 )
-    "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
