@@ -62,7 +62,7 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
         values[name] = convert(hints[name], value, where + raw)
     for name, f in fields.items():
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            shown = name.rstrip('_')
+            shown = name.rstrip("_")
             raise ConfigError(f"missing key '{where}{shown}' ({describe(hints[name])})")
     return cls(**values)
 

@@ -1,7 +1,7 @@
 """Activations with the same bits wherever a number lies in memory.
 
-torch's silu, sigmoid and tanh-gelu differ between the vectorized body and the scalar tail of a loop; exp, tanh and erf
-do not, so the formulas are spelled out in those.
+torch's silu, sigmoid and gelu differ between the vectorized body and the scalar tail of a loop, or between strided and
+contiguous memory; exp, tanh and erf of contiguous numbers do not, so the formulas are spelled out in those.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .op import op
@@ -19,6 +18,10 @@ from .op import op
 
 def _silu(x: Tensor) -> Tensor:
     return x / (1.0 + torch.exp(-x))
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1.0 + torch.erf(x * math.sqrt(0.5)))
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -37,7 +40,7 @@ def _relu2(x: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": _silu,
-    "gelu": F.gelu,
+    "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "gelu_quick": _gelu_quick,
     "relu": torch.relu,
@@ -55,7 +58,7 @@ def activate(x: Tensor, act: str) -> Tensor:
 def gated(gate_up_TF: Tensor, act: str) -> Tensor:
     """act(gate) · up for a [T, 2F] whose first half is the gate: [T, F]."""
     gate_TF, up_TF = gate_up_TF.float().chunk(2, -1)
-    return (ACTIVATIONS[act](gate_TF) * up_TF).to(gate_up_TF.dtype)
+    return (ACTIVATIONS[act](gate_TF.contiguous()) * up_TF).to(gate_up_TF.dtype)
 
 
 @gated.on("silu", why="the same forward; a backward that keeps one tensor instead of six")

@@ -116,10 +116,12 @@ def packed_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Seque
     out, at = [], 0
     for length in lengths:
         piece = slice(at, at + length)
+        at += length
+        if not length:
+            continue
         q, k, v = (x[None, piece].float() for x in (q_THD, k_TKD, v_TKD))
         folded, _ = _walk(q, k, v, how)
         out.append(folded[0])
-        at += length
     return torch.cat(out).to(q_THD.dtype) if out else torch.empty_like(q_THD)
 
 

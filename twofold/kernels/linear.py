@@ -20,7 +20,16 @@ def linear(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None = None) -> Tensor:
     """x Wᵀ + b in tiles of TILE rows: the definition that every other way must match bit for bit."""
     pieces = x_TK.split(TILE) if x_TK.shape[0] else (x_TK,)
     padded = [F.pad(piece, (0, 0, 0, TILE - piece.shape[0])) for piece in pieces]
-    return torch.cat([F.linear(piece, w_NK, b_N) for piece in padded])[: x_TK.shape[0]]
+    y_TN = torch.cat([_product(piece, w_NK) for piece in padded])[: x_TK.shape[0]]
+    return y_TN if b_N is None else y_TN + b_N
+
+
+def _product(x_TK: Tensor, w_NK: Tensor) -> Tensor:
+    """x Wᵀ. Fewer than TILE outputs are padded: for those a library's path depends on the row's place in the tile."""
+    outputs = w_NK.shape[0]
+    if outputs >= TILE:
+        return F.linear(x_TK, w_NK)
+    return F.linear(x_TK, F.pad(w_NK, (0, 0, 0, TILE - outputs)))[:, :outputs]
 
 
 @linear.on("rows", why="as many rows at a time as this machine was measured to give the definition's bits for")
@@ -34,8 +43,8 @@ def _rows(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None = None) -> Tensor:
 def _forward(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None) -> Tensor:
     if x_TK.shape[0] == 0:
         return x_TK.new_empty(0, w_NK.shape[0])
-    key = ("linear", *w_NK.shape, b_N is not None)
-    return by_rows(lambda rows: F.linear(rows, w_NK, b_N), x_TK.contiguous(), key)
+    y_TN = by_rows(lambda rows: _product(rows, w_NK), x_TK.contiguous(), ("linear", *w_NK.shape))
+    return y_TN if b_N is None else y_TN.add_(b_N)
 
 
 class _Linear(torch.autograd.Function):

@@ -1,12 +1,12 @@
 """What a training recipe may say: one frozen dataclass a table, every key checked, free of torch.
 
-    Recipe
-    ├── model       what is trained: a fresh model from a config table, or a directory to start from; its tokenizer
-    ├── data        what it reads, and how much of it a step and a micro-batch hold
-    ├── optimizer   AdamW and the clip
-    ├── schedule    how many steps, the warm-up, the cosine's floor
-    ├── run         where results go, how often to validate and save, threads and seed
-    └── sample      prompts that the serving engine answers while the model trains
+Recipe
+├── model       what is trained: a fresh model from a config table, or a directory to start from; its tokenizer
+├── data        what it reads, and how much of it a step and a micro-batch hold
+├── optimizer   AdamW and the clip
+├── schedule    how many steps, the warm-up, the cosine's floor
+├── run         where results go, how often to validate and save, threads and seed
+└── sample      prompts that the serving engine answers while the model trains
 """
 
 from __future__ import annotations

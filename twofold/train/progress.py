@@ -1,6 +1,6 @@
 """The line that moves while a run does: step, loss, rate, speed, time left; plain lines when nobody watches.
 
-    step 1200/4000 ━━━━━━━━━━╸━━━━━━━━━━━━━━━━━━━━━  loss 2.113  lr 8.1e-04  grad 0.71  31.2k tok/s  12:40 left
+step 1200/4000 ━━━━━━━━━━╸━━━━━━━━━━━━━━━━━━━━━  loss 2.113  lr 8.1e-04  grad 0.71  31.2k tok/s  12:40 left
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Display:
 
     def step(self, step: int, *, loss: float, lr: float, grad_norm: float, speed: float, seconds_left: float) -> None:
         """Move to `step`, the number of steps done."""
-        figures = f"loss {loss:.3f}  lr {lr:.1e}  grad {grad_norm:.2f}  {_thousands(speed)} tok/s  {clock(seconds_left)} left"
+        figures = (
+            f"loss {loss:.3f}  lr {lr:.1e}  grad {grad_norm:.2f}  {_thousands(speed)} tok/s  {clock(seconds_left)} left"
+        )
         if self.console.is_terminal:
             self._bar.update(self._task, completed=step, figures=figures)
             self._bar.refresh()

@@ -1,9 +1,9 @@
 """TensorBoard's event files, written by hand: TFRecord framing around three small protobuf messages.
 
-    record   length u64 | masked crc32c(length) u32 | Event | masked crc32c(Event) u32, all little-endian
-    Event    1 wall_time double · 2 step varint · 3 file_version string · 5 Summary
-    Summary  1 Value (repeated)
-    Value    1 tag string · 2 simple_value float
+record   length u64 | masked crc32c(length) u32 | Event | masked crc32c(Event) u32, all little-endian
+Event    1 wall_time double · 2 step varint · 3 file_version string · 5 Summary
+Summary  1 Value (repeated)
+Value    1 tag string · 2 simple_value float
 """
 
 from __future__ import annotations

@@ -117,9 +117,7 @@ class Trainer:
         summed = 0.0
         for part in split(batch, self.recipe.data.micro_tokens):
             hidden_TD = self.decoder(part.ids_T, PackedContext(part.lengths))
-            summed += losses.backward(
-                self.decoder, hidden_TD, part.targets_T, targets, self.decoder.spec.vocab, loss
-            )
+            summed += losses.backward(self.decoder, hidden_TD, part.targets_T, targets, self.decoder.spec.vocab, loss)
             self.optimizer.collect()
         mean = summed / targets
         norm = self.optimizer.clip()
@@ -208,9 +206,7 @@ class Trainer:
                 tokens_per_second=round(speed, 1),
             )
         left = clock.seconds_per_step * (self.recipe.schedule.steps - step)
-        self.display.step(
-            step, loss=done.loss, lr=done.lr, grad_norm=done.grad_norm, speed=speed, seconds_left=left
-        )
+        self.display.step(step, loss=done.loss, lr=done.lr, grad_norm=done.grad_norm, speed=speed, seconds_left=left)
 
     # ---------------------------------------------------------------------------------------- besides stepping
     def sample(self) -> None:
@@ -273,9 +269,7 @@ def split(batch: Batch, tokens: int | None) -> list[Batch]:
             continue
         piece = slice(start, start + size)
         parts.append(
-            Batch(
-                ids_T=batch.ids_T[piece], targets_T=batch.targets_T[piece], lengths=tuple(lengths[first : last + 1])
-            )
+            Batch(ids_T=batch.ids_T[piece], targets_T=batch.targets_T[piece], lengths=tuple(lengths[first : last + 1]))
         )
         first, start = last + 1, start + size
     return parts

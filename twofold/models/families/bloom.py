@@ -34,9 +34,7 @@ def bloom(hf: Reader) -> ModelSpec:
     hf.expect("n_inner", None, 4 * hidden_of(hf))
     hf.expect("apply_residual_connection_post_layernorm", False)
     norm = Norm(kind="layer", eps=hf.get(float, "layer_norm_epsilon", default=1e-5), bias=True)
-    mixer = Attention(
-        heads=heads, kv_heads=kv_heads, head_dim=head_dim, qkv_bias=True, out_bias=True, position=Alibi()
-    )
+    mixer = Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, qkv_bias=True, out_bias=True, position=Alibi())
     ffn = Plain(width=4 * hidden_of(hf), act="gelu_tanh", bias=True)
     layer = LayerSpec(mixer=mixer, ffn=ffn, norms=Pre(norm=norm))
     return model(

@@ -51,7 +51,9 @@ def _placement(hf: Reader, norm: Norm, new: bool) -> tuple[Placement, str, str]:
         return Parallel(norm=norm, shared=False), "ln_attn", "ln_mlp"
     if count == 1:
         return Parallel(norm=norm, shared=True), "input_layernorm", "input_layernorm"
-    raise CheckpointError(f"config.json: num_ln_in_parallel_attn is {count}; 1 is allowed, and 2 in the new architecture")
+    raise CheckpointError(
+        f"config.json: num_ln_in_parallel_attn is {count}; 1 is allowed, and 2 in the new architecture"
+    )
 
 
 @family("FalconForCausalLM")

@@ -29,9 +29,7 @@ def gemma(hf: Reader) -> ModelSpec:
     heads, kv_heads, head_dim = heads_of(hf, head_dim=256)
     bias = hf.get(bool, "attention_bias", default=False)
     rope = rope_from(hf, head_dim)
-    mixer = Attention(
-        heads=heads, kv_heads=kv_heads, head_dim=head_dim, qkv_bias=bias, out_bias=bias, position=rope
-    )
+    mixer = Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, qkv_bias=bias, out_bias=bias, position=rope)
     hf.expect("hidden_activation", None, "gelu_pytorch_tanh")
     act = hf.act("hidden_act", default="gelu_pytorch_tanh")
     ffn = Gated(width=hf.size("intermediate_size"), act="gelu_tanh" if act == "gelu" else act)

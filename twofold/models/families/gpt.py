@@ -136,9 +136,7 @@ def gpt_neox(hf: Reader) -> ModelSpec:
     heads, kv_heads, head_dim = heads_of(hf)
     rope = rope_from(hf, head_dim, partial=0.25)
     bias = hf.get(bool, "attention_bias", default=True)
-    mixer = Attention(
-        heads=heads, kv_heads=kv_heads, head_dim=head_dim, qkv_bias=bias, out_bias=bias, position=rope
-    )
+    mixer = Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, qkv_bias=bias, out_bias=bias, position=rope)
     ffn = Plain(width=hf.size("intermediate_size"), act=hf.act("hidden_act", default="gelu"), bias=True)
     parallel = hf.get(bool, "use_parallel_residual", default=True)
     norms = Parallel(norm=_norm(hf), shared=False) if parallel else Pre(norm=_norm(hf))

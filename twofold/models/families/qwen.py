@@ -60,7 +60,12 @@ def _experts(hf: Reader, *, top_k: int, count: int, width: int, shared: int | No
 
 
 def _spec(
-    hf: Reader, architecture: str, mixer: Attention, ffn: Callable[[int], Ffn], slides: Callable[[int], bool], names: Names
+    hf: Reader,
+    architecture: str,
+    mixer: Attention,
+    ffn: Callable[[int], Ffn],
+    slides: Callable[[int], bool],
+    names: Names,
 ) -> ModelSpec:
     window = _window(hf)
     sliding = layer_types(hf, lambda i: window is not None and slides(i))

@@ -1,0 +1,50 @@
+# Twofold: `make serve` and `make test` are all that a fresh machine needs. Python 3.11+ with venv is all they need.
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+HOST   ?= 127.0.0.1
+PORT   ?= 8000
+# Test processes: one for each core, at most four (each holds its own torch).
+JOBS   ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
+
+VENV := .venv
+BIN  := $(VENV)/bin
+
+.PHONY: serve test setup setup-test check clean
+.DEFAULT_GOAL := serve
+
+serve: setup
+	$(BIN)/twofold serve --host $(HOST) --port $(PORT)
+
+test: setup-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+check: setup-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/guards
+
+setup: $(VENV)/.set-up
+setup-test: $(VENV)/.set-up-test
+
+# Each stamp is newer than what it was made from, so a second run does nothing.
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Twofold needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	@touch $@
+
+$(VENV)/.set-up: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.set-up-test: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/.set-up
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,203 @@
+"""The one door: `twofold COMMAND`. One short function a command; heavy imports wait inside, so `--help` is instant.
+
+A command function is given its `Flags`, declares what it accepts, and returns what to run once they are parsed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from . import __version__
+from .commands.flags import Flags, Given, complain
+from .core import ConfigError, TwofoldError, unknown
+from .platforms.threads import bound_spin
+
+Run = Callable[[Given], int]
+Command = Callable[[Flags], Run]
+
+
+def serve(flags: Flags) -> Run:
+    """Serve a model over an OpenAI-compatible API, with a chat page."""
+    from .engine.config import EngineConfig
+    from .serve.config import ServeConfig
+
+    flags.positional("model", "checkpoint directory (default: the bundled model)", required=False)
+    flags.settings(ServeConfig, skip=["model"])
+    flags.settings(EngineConfig)
+
+    def run(given: Given) -> int:
+        from .commands.model import model_dir
+        from .commands.serve import serve
+
+        config = given.settings(ServeConfig, model=model_dir(given.model))
+        return serve(config, given.settings(EngineConfig))
+
+    return run
+
+
+def chat(flags: Flags) -> Run:
+    """Talk to a model in the terminal, in this process or through a server."""
+    from .engine.config import EngineConfig
+    from .engine.sampling import SamplingParams
+
+    flags.add("model", "checkpoint directory (default: the bundled model)")
+    flags.add("url", "talk to this server instead, e.g. http://127.0.0.1:8000")
+    flags.add("api-key", "the server's key, when it asks for one (default: $TWOFOLD_API_KEY)")
+    flags.add("system", "what the model is told first")
+    flags.settings(SamplingParams, skip=["n", "logprobs", "prompt_logprobs", "logprobs_mode"])
+    flags.settings(EngineConfig, skip=["seed"])
+
+    def run(given: Given) -> int:
+        from .commands.chat import local, remote, talk
+
+        reply = remote(given) if given.url else local(given)
+        return talk(reply, given.system)
+
+    return run
+
+
+def generate(flags: Flags) -> Run:
+    """Continue a prompt and print the text; greedy unless the checkpoint's generation_config.json says otherwise."""
+    from .engine.config import EngineConfig
+    from .engine.sampling import SamplingParams
+
+    flags.add("model", "checkpoint directory (default: the bundled model)")
+    flags.add("prompt", "the text to continue; - reads it from standard input", required=True)
+    flags.add("echo", "print the prompt before its continuation", switch=True)
+    flags.settings(SamplingParams, skip=["logprobs", "prompt_logprobs", "logprobs_mode"])
+    flags.settings(EngineConfig, skip=["seed"])
+
+    def run(given: Given) -> int:
+        from .commands.generate import generate
+
+        return generate(given)
+
+    return run
+
+
+def train(flags: Flags) -> Run:
+    """Train or fine-tune a model as a recipe says; the same command again resumes."""
+    flags.positional("recipe", "a recipe, such as recipes/pybot/pretrain.toml")
+    flags.add("set", "change one key of the recipe: --set optimizer.lr=3e-4", many=True)
+
+    def run(given: Given) -> int:
+        from .commands.train import train
+
+        return train(given.recipe, given.set or [])
+
+    return run
+
+
+def bench(flags: Flags) -> Run:
+    """Measure throughput, latency or this machine's limits; further flags go to the benchmark."""
+    from .commands.bench import BENCHMARKS
+
+    flags.positional("benchmark", f"one of {', '.join(BENCHMARKS)}", choices=BENCHMARKS)
+    flags.rest("flags", "the benchmark's own flags; twofold bench throughput --help lists them")
+
+    def run(given: Given) -> int:
+        from .commands.bench import bench
+
+        return bench(given.benchmark, given.flags)
+
+    return run
+
+
+def plan(flags: Flags) -> Run:
+    """Say what a model needs and what fits this machine, before anything is loaded."""
+    from .engine.config import EngineConfig
+
+    flags.positional("model", "checkpoint directory (default: the bundled model)", required=False)
+    flags.settings(EngineConfig)
+
+    def run(given: Given) -> int:
+        from .commands.model import model_dir
+        from .commands.plan import plan
+
+        return plan(model_dir(given.model), given.settings(EngineConfig))
+
+    return run
+
+
+def doctor(flags: Flags) -> Run:
+    """Say what this machine offers, what is missing, and what that costs."""
+
+    def run(given: Given) -> int:
+        from .commands.doctor import doctor
+
+        return doctor()
+
+    return run
+
+
+def kernels(flags: Flags) -> Run:
+    """List every op, which implementation serves it here, and why."""
+
+    def run(given: Given) -> int:
+        from .commands.kernels import kernels
+
+        return kernels()
+
+    return run
+
+
+COMMANDS: dict[str, Command] = {f.__name__: f for f in (serve, chat, generate, train, bench, plan, doctor, kernels)}
+
+
+def summary(command: Command) -> str:
+    """The first line of a command's docstring."""
+    return (command.__doc__ or "").strip().splitlines()[0]
+
+
+def overview() -> str:
+    lines = [f"  {name:<10}{summary(command)}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"Twofold {__version__} trains, aligns and serves large language models.",
+            "",
+            "usage: twofold COMMAND [FLAGS]",
+            "",
+            *lines,
+            "",
+            "twofold COMMAND --help shows the flags of one command.",
+        ]
+    )
+
+
+def run(argv: list[str]) -> int:
+    """Dispatch one command line; raises TwofoldError for what the user can fix."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    name, *rest = argv
+    if name in ("-V", "--version"):
+        print(f"twofold {__version__}")
+        return 0
+    if name not in COMMANDS:
+        kind = "flag" if name.startswith("-") else "command"
+        raise ConfigError(unknown(kind, name, ["--help", "--version"] if kind == "flag" else COMMANDS))
+    flags = Flags(name, summary(COMMANDS[name]))
+    work = COMMANDS[name](flags)
+    return work(flags.parse(rest))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The entry point: exit code 0, 2 for what the user can fix (told in one line), 130 for Ctrl-C."""
+    bound_spin()
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except TwofoldError as error:
+        complain(error)
+        return 2
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+"""What the longer commands do and say; `cli.py` is the one door to them.
+
+bench.py     finds and runs the benchmarks
+bytes.py     bytes, as people read them
+chat.py      a conversation in the terminal, in this process or through a server
+doctor.py    what this machine offers, what is missing, and what that costs
+flags.py     command lines read from settings dataclasses, wrong names refused with the nearest
+generate.py  a prompt continued as the checkpoint says
+kernels.py   every op, and which implementation serves it here
+model.py     where the bundled model lies, and a model opened for a command
+plan.py      what a model needs and what fits, before it is loaded
+serve.py     the sum of bytes, then the server
+train.py     a recipe run, its samples spoken by the serving engine
+"""

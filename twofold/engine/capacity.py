@@ -1,0 +1,241 @@
+"""The sum of bytes, made before anything is loaded: what a model needs, and what then fits beside it.
+
+    memory this process may use
+    ├── the runtime      interpreter, torch, the server          RUNTIME, measured
+    ├── weights          exact: the decoder built without memory (torch's meta device), every tensor counted
+    ├── one step         a bound: the widest moment of a step that fills the token budget
+    └── KV cache         blocks; by default what max_num_seqs requests of full context want, and at most
+                         HALF of what is left, so that neighbours and the page cache live too
+
+When one request of full context does not fit, nothing is loaded: CapacityError names the setting that would fit.
+
+Shapes in names: T tokens of a step, R requests, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..core import CapacityError
+from ..kernels.attention import KEYS
+from ..models.decoder import Decoder
+from ..models.spec import Gated, LayerSpec, Mixture, ModelSpec
+from .config import EngineConfig
+from .paged import KVCache
+from .sampler import NUMBERS_AT_ONCE
+
+RUNTIME = 320 * 2**20  # interpreter, torch, tokenizer and server, resident before any weight
+HALF = 0.5
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """Bytes that a model would take under some settings, and what fits in `memory`.
+
+    `kv_per_token` and `kv_bytes` are the cache's, `blocks` what the engine would allocate, 0 when nothing fits.
+    `context` is the longest request that fits (at most `wanted`), `concurrency` how many of that length at once.
+    `fix` is empty when it fits, else what to do about it.
+    """
+
+    memory: int
+    runtime: int
+    weights: int
+    activations: int
+    kv_per_token: int
+    block_size: int
+    blocks: int
+    wanted: int
+    fix: str = ""
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.blocks * self.block_size * self.kv_per_token
+
+    @property
+    def total(self) -> int:
+        return self.runtime + self.weights + self.activations + self.kv_bytes
+
+    @property
+    def context(self) -> int:
+        return min(self.wanted, self.blocks * self.block_size)
+
+    @property
+    def concurrency(self) -> int:
+        return self.blocks * self.block_size // self.context if self.context else 0
+
+    @property
+    def fits(self) -> bool:
+        return not self.fix
+
+    def require(self) -> Forecast:
+        """This forecast when it fits; else CapacityError, before anything is loaded."""
+        if not self.fits:
+            raise CapacityError(self.fix)
+        return self
+
+
+def forecast(spec: ModelSpec, settings: EngineConfig, memory_bytes: int, *, loaded: bool = False) -> Forecast:
+    """Bytes of weights, cache and one step, and how many blocks fit in `memory_bytes` (what is free now).
+
+    `loaded` says that runtime and weights are in memory already, so that `memory_bytes` no longer holds them.
+    """
+    found = _sum(spec, settings, memory_bytes, loaded)
+    return found if _enough(found) else replace(found, fix=_fix(spec, settings, memory_bytes, loaded))
+
+
+def _sum(spec: ModelSpec, settings: EngineConfig, memory: int, loaded: bool) -> Forecast:
+    dtype = DTYPES[settings.dtype]
+    wanted = settings.max_model_len or spec.max_len
+    runtime, weights = (0, 0) if loaded else (RUNTIME, weight_bytes(spec, dtype))
+    activations = step_bytes(spec, settings)
+    kv_per_token = KVCache.bytes_per_block(spec, 1, dtype)
+    per_block = max(1, kv_per_token * settings.block_size)
+    left = memory - runtime - weights - activations
+    one = -(-wanted // settings.block_size)  # blocks of one request of full context
+    if settings.num_blocks is not None:
+        blocks = settings.num_blocks
+    elif settings.kv_cache_memory_bytes is not None:
+        blocks = settings.kv_cache_memory_bytes // per_block
+    else:
+        share = int(left * HALF) // per_block
+        blocks = min(one * settings.max_num_seqs, max(one, share))
+    if blocks * per_block > left:
+        blocks = 0
+    return Forecast(
+        memory=memory,
+        runtime=runtime,
+        weights=weights,
+        activations=activations,
+        kv_per_token=kv_per_token,
+        block_size=settings.block_size,
+        blocks=max(0, blocks),
+        wanted=wanted,
+    )
+
+
+def _enough(found: Forecast) -> bool:
+    return found.blocks > 0 and found.total <= found.memory
+
+
+def weight_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
+    """Exactly what the decoder's parameters and buffers take, counted on a decoder that takes no memory."""
+    decoder = Decoder(spec, dtype=dtype, device="meta")
+    return sum(t.numel() * t.element_size() for t in (*decoder.parameters(), *decoder.buffers()))
+
+
+def step_bytes(spec: ModelSpec, settings: EngineConfig) -> int:
+    """A bound on what one step holds at its widest moment, when the token budget and all request slots are full.
+
+    Everything is counted in fp32. What lives through a layer is added to the widest of its parts; row counts are padded
+    by at most a third (`kernels/rows.py`), queries that walk together by at most double (`engine/paged.py`).
+    """
+    T = -(-settings.max_num_batched_tokens * 4 // 3)
+    R = min(settings.max_num_seqs, settings.max_num_batched_tokens)
+    context = settings.max_model_len or spec.max_len
+    stream = 3 * T * spec.hidden  # residual stream, its norm, and a part's output
+    layers = set(spec.layers)
+    widest = max((max(_attention(layer, T, R), _feed_forward(layer, T, spec.hidden)) for layer in layers), default=0)
+    windows = len({layer.mixer.window for layer in layers})
+    masks = windows * _masks(T, -(-context // KEYS))
+    rows = min(R, max(1, NUMBERS_AT_ONCE // spec.vocab))
+    logits = 7 * rows * spec.vocab  # logits, a working copy, sorted values and their int64 places, probabilities
+    return 4 * (stream + max(widest, logits)) + masks
+
+
+def _attention(layer: LayerSpec, T: int, R: int) -> int:
+    """Numbers held while one layer's attention runs: q, k, v and their turned copies, the walk, one block of keys."""
+    mixer = layer.mixer
+    projections = 3 * T * (mixer.q_width + 2 * mixer.kv_width)
+    walk = 2 * T * (5 * mixer.q_width + 6 * mixer.heads)  # grouped queries, folded values old and new, their sums
+    scores = 2 * T * mixer.heads * KEYS * 3
+    gathered = 4 * R * mixer.kv_width * KEYS
+    return projections + walk + scores + gathered
+
+
+def _feed_forward(layer: LayerSpec, T: int, hidden: int) -> int:
+    """Numbers held while one layer's feed-forward runs."""
+    match layer.ffn:
+        case Mixture() as ffn:
+            shared = 6 * T * ffn.shared_width if ffn.shared_width else 0
+            return max(6 * T * ffn.width, shared) + 4 * T * hidden + 4 * T * ffn.experts
+        case Gated() as ffn:
+            return 6 * T * ffn.width + T * hidden
+        case ffn:
+            return 5 * T * ffn.width + T * hidden
+
+
+def _masks(T: int, steps: int) -> int:
+    """Bytes of the masks of one walk: for each query and key one flag, one int64 distance, and their making."""
+    return 2 * T * KEYS * (9 * steps + 16)
+
+
+def _fix(spec: ModelSpec, settings: EngineConfig, memory: int, loaded: bool) -> str:
+    """What would fit: the least change of one setting, tried from the gentlest to the harshest."""
+    found = _sum(spec, settings, memory, loaded)
+    needs = found.runtime + found.weights + found.activations + found.wanted * found.kv_per_token
+    lead = f"needs {_mib(needs)} for one request of {found.wanted} tokens, and {_mib(memory)} is free"
+    for change, words in _gentler(settings, found, memory):
+        if _enough(_sum(spec, change, memory, loaded)):
+            return f"{lead}: {words}"
+    smallest = replace(settings, max_num_batched_tokens=16, max_num_seqs=1, max_model_len=settings.block_size)
+    least = _sum(spec, replace(smallest, num_blocks=1, kv_cache_memory_bytes=None), memory, loaded)
+    floor = least.runtime + least.weights + least.activations
+    return f"{lead}: no setting fits; free {_mib(floor - memory)} more or choose a smaller model"
+
+
+def _gentler(settings: EngineConfig, found: Forecast, memory: int) -> list[tuple[EngineConfig, str]]:
+    """Settings that need less, each with the flags that say so."""
+    ways: list[tuple[EngineConfig, str]] = []
+
+    def way(**changes: int | str) -> None:
+        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())
+        unset: dict[str, None] = {}
+        if settings.num_blocks is not None or settings.kv_cache_memory_bytes is not None:
+            unset = {"num_blocks": None, "kv_cache_memory_bytes": None}
+            flags = f"leave out --num-blocks and --kv-cache-memory-bytes, {flags}" if flags else "leave them out"
+        ways.append((replace(settings, **unset, **changes), flags))  # type: ignore[arg-type]
+
+    if settings.num_blocks is not None or settings.kv_cache_memory_bytes is not None:
+        ways.append(
+            (
+                replace(settings, num_blocks=None, kv_cache_memory_bytes=None),
+                "leave out --num-blocks and --kv-cache-memory-bytes, and the cache takes what fits",
+            )
+        )
+    left = memory - found.runtime - found.weights - found.activations
+    longest = left // max(1, found.kv_per_token * settings.block_size) * settings.block_size
+    if 64 <= longest < found.wanted:
+        way(max_model_len=longest)
+    lengths = [length for length in _halves(found.wanted) if length >= 64]
+    for tokens in _halves(settings.max_num_batched_tokens):
+        slots = min(settings.max_num_seqs, tokens)
+        way(max_num_batched_tokens=tokens, max_num_seqs=slots)
+    for tokens in _halves(settings.max_num_batched_tokens):
+        for length in lengths:
+            way(max_model_len=length, max_num_batched_tokens=tokens, max_num_seqs=min(settings.max_num_seqs, tokens))
+    if DTYPES[settings.dtype].itemsize == 4:
+        way(dtype="bfloat16")
+        way(dtype="bfloat16", max_num_batched_tokens=64, max_num_seqs=min(settings.max_num_seqs, 16))
+        way(
+            dtype="bfloat16",
+            max_model_len=min(found.wanted, 64),
+            max_num_batched_tokens=16,
+            max_num_seqs=min(settings.max_num_seqs, 4),
+        )
+    return ways
+
+
+def _halves(start: int) -> list[int]:
+    """start/2, start/4, ... down to 16, as powers of two where `start` is one."""
+    found = []
+    while start > 16:
+        start = max(16, start // 2)
+        found.append(start)
+    return found
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB" if count < 2**33 else f"{count / 2**30:,.1f} GiB"

@@ -1,0 +1,59 @@
+"""EngineConfig: every dial of the engine, with vLLM's names where vLLM has one; free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..core import ConfigError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Policy = Literal["fcfs", "priority"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """How much the engine may hold and do at once.
+
+    `max_num_batched_tokens` is the token budget of one step: decodes take one each, prompts are cut to fill the rest.
+    `num_blocks` wins over `kv_cache_memory_bytes`; with neither, the cache takes what the machine can spare.
+    `max_model_len` None is the model's own context. `scheduling_policy` "priority" serves the lowest number first.
+    `seed` makes unseeded requests of one run repeatable; None draws fresh seeds.
+
+    Raises:
+        ConfigError: a number out of range, or a token budget that cannot hold one token of every running request.
+    """
+
+    dtype: Dtype = "auto"
+    device: str = "cpu"
+    max_model_len: int | None = None
+    max_num_seqs: int = 128
+    max_num_batched_tokens: int = 2048
+    block_size: int = 16
+    num_blocks: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    enable_prefix_caching: bool = True
+    scheduling_policy: Policy = "fcfs"
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, high in (
+            ("max_model_len", 2**31 - 1),
+            ("max_num_seqs", 65_536),
+            ("max_num_batched_tokens", 2**31 - 1),
+            ("block_size", 128),
+            ("num_blocks", 2**31 - 1),
+            ("kv_cache_memory_bytes", 2**63 - 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= high:
+                raise ConfigError(f"{name} must be in [1, {high}], not {value}")
+        if 128 % self.block_size:
+            raise ConfigError(f"block_size must divide 128, the attention's own step, not {self.block_size}: use 16")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}, less than max_num_seqs {self.max_num_seqs}: "
+                "every running request needs one token a step; raise the first or lower the second"
+            )
+        if self.scheduling_policy not in ("fcfs", "priority"):
+            raise ConfigError(f"scheduling_policy must be fcfs or priority, not {self.scheduling_policy!r}")

@@ -1,0 +1,71 @@
+"""What passes between the scheduler and the runner: plain frozen values that can cross a process (msgspec).
+
+    Scheduler.plan() ──▶ StepPlan(chunks) ──▶ Runner.execute() ──▶ StepResult(rows) ──▶ Scheduler.apply()
+
+A plan holds all that its execution needs, so a runner keeps nothing but weights and the KV cache.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from .request import TokenOut
+from .sampling import SamplingParams
+
+
+class Draw(msgspec.Struct, frozen=True, kw_only=True):
+    """How to choose the token at `position` (its index in prompt and output together).
+
+    `banned` are the ids that may not come yet (`min_tokens`). The histories are filled in only for penalties.
+    """
+
+    params: SamplingParams
+    seed: int
+    sample: int
+    position: int
+    banned: tuple[int, ...] = ()
+    prompt_ids: tuple[int, ...] = ()
+    output_ids: tuple[int, ...] = ()
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """The tokens `start .. start + len(ids) - 1` of one request, whose blocks are already allocated.
+
+    `targets` are the tokens that follow each of the first `len(targets)` ones, when the prompt is to be scored, with
+    `num_top` alternatives each. `draw` is set on the chunk that reaches the last known token.
+    """
+
+    serial: int
+    start: int
+    ids: tuple[int, ...]
+    blocks: tuple[int, ...]
+    targets: tuple[int, ...] = ()
+    num_top: int = 0
+    draw: Draw | None = None
+
+
+class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One forward pass: decodes first, then pieces of prompts, at most a token budget together."""
+
+    step: int
+    chunks: tuple[Chunk, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(chunk.ids) for chunk in self.chunks)
+
+
+class ChunkResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one chunk: a token if one was to be drawn, scores of the targets, or the reason it failed."""
+
+    serial: int
+    token: TokenOut | None = None
+    scores: tuple[TokenOut, ...] = ()
+    error: str | None = None
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One ChunkResult for each chunk of the plan of the same `step`."""
+
+    step: int
+    rows: tuple[ChunkResult, ...] = ()

@@ -1,0 +1,368 @@
+"""Scheduler: which tokens of which requests go into the next step. Plain Python: no device, no socket, no thread.
+
+A request has known tokens (prompt and outputs) and a count of those computed; each step moves the count towards the
+tokens. Prefill, a prompt in pieces, decode, a prefix hit and the recomputation after a preemption are all that.
+
+    one step's budget │ decodes, a token each │ prompts under way, oldest first │ new prompts, cut to fill the rest │
+
+This is Dynamic SplitFuse (DeepSpeed-FastGen, 2023): steps are of about equal size, and nobody's decode waits for
+somebody else's long prompt. What keeps it from thrashing:
+
+- A request is admitted when blocks for all its known tokens are there, besides those that running requests still need
+  for theirs and one more for each of these; and never in a step that preempted.
+- When blocks run out, the request that loses the least computed work gives its blocks back, the youngest among equals.
+  So the one with the most work always advances, and somebody always finishes.
+- A request whose next block is being computed by a running one right now waits for it. Only running requests are
+  waited for, and those wait for nobody: there is no cycle.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+
+from ..core import RequestError, StateError
+from .blocks import BlockPool
+from .config import Policy
+from .limits import Limits
+from .plan import Chunk, ChunkResult, StepPlan, StepResult
+from .request import Output, Request, State, TokenOut
+from .row import Row
+
+
+class Scheduler:
+    """Requests in, plans out, results in, outputs out; between two calls every block is accounted for.
+
+    `clock` gives seconds like `time.monotonic`. `version` is that of the weights, part of every cached block's name.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        limits: Limits,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        policy: Policy = "fcfs",
+        eos_ids: tuple[int, ...] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.pool = pool
+        self.limits = limits
+        self.max_num_seqs = max_num_seqs
+        self.budget = max_num_batched_tokens
+        self.policy = policy
+        self.eos_ids = eos_ids
+        self.clock = clock
+        self.version = 0
+        self.step = 0
+        self.running: list[Row] = []
+        self.waiting: list[Row] = []
+        self.finished: Counter[State] = Counter()
+        self.preemptions = 0
+        self.prompt_tokens = 0
+        self.generation_tokens = 0
+        self._serial = 0
+        self._rows: dict[str, Row] = {}
+        self._planned: dict[int, tuple[Row, Chunk]] = {}
+        self._promises: dict[bytes, int] = {}  # digest of a block being computed -> serial of the row that does it
+        self._deadlines: list[tuple[float, int, str]] = []
+        self._outbox: list[Output] = []
+        self._slots_allocated = 0
+        self._slots_empty = 0
+
+    # ------------------------------------------------------------------------------------ in and out
+    def submit(self, request: Request) -> None:
+        """Queue a request; one that resumes goes on from its outputs, or ends at once if they were complete.
+
+        Raises:
+            RequestError: the id is taken, or the request is out of this engine's limits.
+            CapacityError: it could never fit the cache; the message says what would.
+        """
+        if request.id in self._rows:
+            raise RequestError(f"request id {request.id!r} is already running: choose another", "request_id")
+        room = self.limits.room(request)
+        urgency = request.priority if self.policy == "priority" else 0
+        row = Row(request, serial=self._serial, urgency=urgency, room=room, block_size=self.pool.block_size)
+        self._serial += 1
+        self._rows[request.id] = row
+        if self.pool.caching:
+            row.rename(self.version)
+        insort(self.waiting, row)
+        if request.deadline is not None:
+            heapq.heappush(self._deadlines, (request.deadline, row.serial, request.id))
+        if request.output_ids and (end := row.end(self.eos_ids, self.clock())):
+            self._finish(row, end[0], stop_reason=end[1])
+
+    def abort(self, request_id: str) -> None:
+        """End a request now, wherever it stands; an id that is unknown or already ended is ignored."""
+        row = self._rows.get(request_id)
+        if row is not None:
+            self._finish(row, State.ABORT)
+
+    def expire(self) -> None:
+        """End every request whose deadline has passed."""
+        now = self.clock()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, serial, request_id = heapq.heappop(self._deadlines)
+            row = self._rows.get(request_id)
+            if row is not None and row.serial == serial:  # else it ended long ago, and another may have its id
+                self._finish(row, State.TIMEOUT)
+
+    def take(self) -> list[Output]:
+        """What happened since the last call, in order; every request's last Output has `finish` set."""
+        outputs, self._outbox = self._outbox, []
+        return outputs
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._rows or self._outbox)
+
+    # ------------------------------------------------------------------------------------ plan
+    def plan(self) -> StepPlan:
+        """Choose the next step's tokens and allocate their blocks; empty only when there is nothing to do."""
+        self.step += 1
+        self._planned = {}
+        before = self.preemptions
+        left = self.budget
+        for decoding in (True, False):
+            for row in tuple(self.running):
+                if row.request.state is State.RUNNING and (row.remaining == 1) is decoding and left > 0:
+                    left -= self._continue(row, left)
+                    if self.preemptions != before:
+                        left = self.budget - sum(len(chunk.ids) for _, chunk in self._planned.values())
+        if self.preemptions == before:
+            self._admit(left)
+        if self._rows and not self._planned:
+            raise StateError(f"{len(self._rows)} requests and none can advance: {self.pool.available} blocks available")
+        return StepPlan(step=self.step, chunks=tuple(chunk for _, chunk in self._planned.values()))
+
+    def _continue(self, row: Row, left: int) -> int:
+        """Plan a running row's next tokens, making room for them if need be; how many, 0 if it had to give way."""
+        count = min(row.remaining, left)
+        need = self.pool.blocks_for(row.request.num_computed + count) - len(row.blocks)
+        while need > self.pool.available:
+            victim = max(self.running, key=lambda r: (r.urgency, -r.loss, r.serial))
+            self._planned.pop(victim.serial, None)
+            self._preempt(victim)
+            if victim is row:
+                return 0
+        self._plan_chunk(row, count, need)
+        return count
+
+    def _plan_chunk(self, row: Row, count: int, need: int) -> None:
+        if need > 0:
+            row.grow(self.pool.allocate(need))
+        self._planned[row.serial] = (row, row.chunk(count, self.eos_ids))
+
+    def _admit(self, left: int) -> None:
+        """Start waiting requests in order, while budget, seats and blocks last."""
+        pool = self.pool
+        owed = sum(pool.blocks_for(row.request.num_tokens) - len(row.blocks) for row in self.running)
+        place = 0
+        while place < len(self.waiting) and left > 0 and len(self.running) < self.max_num_seqs:
+            row = self.waiting[place]
+            if row.waits_for in self._promises:
+                place += 1
+                continue
+            found = pool.find(row.chain[: row.readable]) if pool.caching else []
+            if len(found) < min(row.readable, len(row.chain)) and row.chain[len(found)][0] in self._promises:
+                row.waits_for = row.chain[len(found)][0]
+                place += 1
+                continue
+            need = pool.blocks_for(row.request.num_tokens) - len(found)
+            if need + pool.idle(found) + owed + len(self.running) > pool.available:
+                break  # no overtaking: a large request must not starve behind small ones
+            del self.waiting[place]
+            self._start(row, found)
+            count = min(row.remaining, left)
+            before = len(row.blocks)
+            self._plan_chunk(row, count, pool.blocks_for(row.request.num_computed + count) - before)
+            owed += need - (len(row.blocks) - before)
+            left -= count
+
+    def _start(self, row: Row, found: list[int]) -> None:
+        """Move a waiting row to running on top of the blocks found for it, and promise the ones it will compute."""
+        request, pool = row.request, self.pool
+        pool.acquire(found)
+        row.grow(found)
+        row.waits_for = None
+        row.found = request.num_computed = len(found) * pool.block_size
+        row.published = row.promised = len(found)
+        for digest, _ in row.chain[row.promised :]:
+            self._promises.setdefault(digest, row.serial)
+        row.promised = len(row.chain)
+        if request.preemptions == 0:
+            request.num_cached = row.found
+            if pool.caching and row.scored:
+                pool.queries += request.num_tokens
+                pool.hits += row.found
+        request.move(State.RUNNING)
+        insort(self.running, row)
+
+    # ------------------------------------------------------------------------------------ apply
+    def apply(self, result: StepResult) -> None:
+        """Take in what the last plan's step produced: tokens, scores, ends. Rows that ended meanwhile are passed over.
+
+        Raises:
+            StateError: the result is not that of the last plan.
+        """
+        if result.step != self.step or {got.serial for got in result.rows} != set(self._planned):
+            raise StateError(f"a result of step {result.step} does not answer the plan of step {self.step}")
+        planned, self._planned = self._planned, {}
+        now = self.clock()
+        for got in result.rows:
+            row, chunk = planned[got.serial]
+            if row.request.state is State.RUNNING:
+                self._advance(row, chunk, got, now)
+        self._measure_waste()
+
+    def _advance(self, row: Row, chunk: Chunk, got: ChunkResult, now: float) -> None:
+        request = row.request
+        if got.error is not None:
+            self._finish(row, State.ERROR, error=got.error)
+            return
+        request.num_computed = chunk.start + len(chunk.ids)
+        self._publish(row)
+        row.scores.extend(got.scores)
+        prompt = self._prompt_scores(row)
+        if got.token is None:
+            if prompt is not None:
+                self._outbox.append(Output(request_id=request.id, prompt=prompt, cached_tokens=request.num_cached))
+            return
+        if not request.output_ids:
+            self.prompt_tokens += len(request.prompt_ids)
+        request.output_ids.append(got.token.id)
+        self.generation_tokens += 1
+        end = row.end(self.eos_ids, now)
+        if end is not None:
+            self._finish(row, end[0], stop_reason=end[1], tokens=(got.token,), prompt=prompt)
+            return
+        self._outbox.append(
+            Output(request_id=request.id, tokens=(got.token,), prompt=prompt, cached_tokens=request.num_cached)
+        )
+
+    def _prompt_scores(self, row: Row) -> tuple[TokenOut, ...] | None:
+        """The prompt's scores, once, when they are complete; nothing comes before the first token, so it has none."""
+        prompt = row.request.prompt_ids
+        if row.scored or len(row.scores) < len(prompt) - 1:
+            return None
+        row.scored = True
+        return (TokenOut(prompt[0]), *row.scores)
+
+    def _publish(self, row: Row) -> None:
+        """Name the blocks that became full, so that others can find them, and keep the promises made of them."""
+        full = row.request.num_computed // self.pool.block_size
+        if full == row.published or not self.pool.caching:
+            return
+        row.name_blocks(row.request.num_computed)
+        for place in range(row.published, full):
+            self.pool.publish(row.blocks[place], row.chain[place])
+            self._withdraw(row, place)
+        row.published = full
+        row.promised = max(row.promised, full)
+
+    def _withdraw(self, row: Row, place: int) -> None:
+        digest = row.chain[place][0]
+        if self._promises.get(digest) == row.serial:
+            del self._promises[digest]
+
+    # ------------------------------------------------------------------------------------ giving back
+    def _leave(self, row: Row) -> None:
+        """Take a row out of its queue, and its blocks back."""
+        queue = self.running if row.request.state is State.RUNNING else self.waiting
+        place = bisect_left(queue, row)
+        if queue[place] is not row:
+            raise StateError(f"request {row.request.id} is {row.request.state} but not in that queue")
+        del queue[place]
+        for place in range(row.published, row.promised):
+            self._withdraw(row, place)
+        self.pool.release(row.blocks)
+
+    def _preempt(self, row: Row) -> None:
+        """Give a running row's blocks back; it keeps its rank and its tokens, and will compute them again."""
+        self._leave(row)
+        row.reset()
+        if self.pool.caching:
+            row.name_blocks(row.request.num_tokens)
+        row.request.move(State.PREEMPTED)
+        row.request.preemptions += 1
+        self.preemptions += 1
+        insort(self.waiting, row)
+
+    def preempt_all(self) -> None:
+        """Send every running request back to the queue, for new weights or before the cache goes away."""
+        for row in tuple(self.running):
+            self._preempt(row)
+
+    def set_version(self, version: int) -> None:
+        """Make everything be computed anew, under names of these weights; what older weights made is forgotten."""
+        self.preempt_all()
+        self.version = version
+        self.pool.forget_all()
+        if self.pool.caching:
+            for row in self.waiting:
+                row.rename(version)
+
+    def _finish(
+        self,
+        row: Row,
+        state: State,
+        *,
+        stop_reason: int | None = None,
+        tokens: tuple[TokenOut, ...] = (),
+        prompt: tuple[TokenOut, ...] | None = None,
+        error: str | None = None,
+    ) -> None:
+        request = row.request
+        self._leave(row)
+        row.blocks.clear()
+        del self._rows[request.id]
+        request.move(state)
+        self.finished[state] += 1
+        self._outbox.append(
+            Output(
+                request_id=request.id,
+                tokens=tokens,
+                finish=state,
+                stop_reason=stop_reason,
+                prompt=prompt,
+                cached_tokens=request.num_cached,
+                error=error,
+            )
+        )
+
+    # ------------------------------------------------------------------------------------ truth
+    def _measure_waste(self) -> None:
+        size = self.pool.block_size
+        self._slots_allocated += self.pool.used * size
+        self._slots_empty += sum(len(row.blocks) * size - row.request.num_computed for row in self.running)
+
+    @property
+    def waste(self) -> float:
+        """The share of allocated cache slots that held no token, over all steps so far."""
+        return self._slots_empty / self._slots_allocated if self._slots_allocated else 0.0
+
+    def check_integrity(self) -> None:
+        """Check blocks, queues and promises against each other.
+
+        Raises:
+            StateError: saying what does not add up; always a bug in Twofold.
+        """
+        self.pool.check_integrity([row.blocks for row in self._rows.values()])
+        if len(self.running) + len(self.waiting) != len(self._rows):
+            raise StateError(
+                f"{len(self._rows)} requests, but {len(self.running)} running, {len(self.waiting)} waiting"
+            )
+        for queue in (self.running, self.waiting):
+            if any(b < a for a, b in pairwise(queue)):
+                raise StateError("a queue is out of order")
+        if any(row.blocks for row in self.waiting):
+            raise StateError("a waiting request holds blocks")
+        holders = {row.serial for row in self.running}
+        if not set(self._promises.values()) <= holders:
+            raise StateError("a block is promised by a request that does not run")

@@ -1,0 +1,29 @@
+"""What machine is this: where the work runs, and how much of it this process may use.
+
+cgroup.py        the control groups this process lives in, version 1 and 2
+compiler.py      the C++ compiler that kernels may be built with, when there is one
+cores.py         the processors this process may use
+instructions.py  the vector instructions of this processor
+memory.py        the memory this process may use
+platform.py      Platform, the answers in one value; current() gathers them
+threads.py       how long threads may spin
+"""
+
+from .compiler import Compiler, find_compiler
+from .cores import usable_cores
+from .instructions import instruction_sets
+from .memory import Memory, read_memory
+from .platform import Platform, current
+from .threads import bound_spin
+
+__all__ = [
+    "Compiler",
+    "Memory",
+    "Platform",
+    "bound_spin",
+    "current",
+    "find_compiler",
+    "instruction_sets",
+    "read_memory",
+    "usable_cores",
+]
