@@ -12,6 +12,8 @@ const ENDS = {
   content_filter: "withheld",
 };
 
+const EMPTY = { stopped: "Stopped before the first word.", failed: "No answer." };
+
 /** Takes the chunks of a stream and shows them; `node` is what the page displays. */
 export class Answer {
   constructor() {
@@ -67,7 +69,7 @@ export class Answer {
     this.render();
     reachable(this.body);
     this.node.setAttribute("aria-busy", "false");
-    if (!this.text) this.body.replaceChildren(el("p", { class: "nothing" }, end === "stopped" ? "Stopped before the first word." : "(no text)"));
+    if (!this.text) this.body.replaceChildren(el("p", { class: "nothing" }, EMPTY[end] ?? "The model ended without a word."));
   }
 
   /* Draw again from the first block that may still change. */

@@ -52,7 +52,7 @@ export async function* chat(body, signal) {
     for await (const data of events(response.body)) {
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw new ApiError(words(chunk.error.code ?? 500, chunk.error), { status: 500 });
+      if (chunk.error) throw new ApiError(words(500, chunk.error), { status: 500 });
       yield chunk;
     }
   } catch (error) {
@@ -107,7 +107,8 @@ function words(status, detail, retry = null) {
       return `The server is starting or shutting down.${wait}`;
   }
   if (status >= 400 && status < 500 && detail.message) {
-    return detail.param ? `${detail.message} (${detail.param})` : detail.message;
+    const named = !detail.param || detail.message.includes(detail.param);
+    return named ? detail.message : `${detail.message} (${detail.param})`;
   }
   return detail.message ? `The server met an error: ${detail.message}` : "The server met an error.";
 }

@@ -14,8 +14,8 @@ const prompt = $("prompt");
 const scroller = $("scroller");
 
 const settings = new Settings($("settings"), $("model"));
-const live = new Live($("live"), $("live-state"));
-const page = { notice, announce, busy, changed, key: askKey };
+const live = new Live($("live"), $("live-state"), describe);
+const page = { notice, announce, busy, changed, focus: () => prompt.focus(), key: askKey };
 const chat = new Chat($("transcript"), settings, page);
 const popover = new Popover(scroller, $("popover"), (span) => chat.cell(span));
 
@@ -58,7 +58,10 @@ scroller.addEventListener("scroll", () => {
   following = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 48;
   $("latest").hidden = following;
 }, { passive: true });
-new ResizeObserver(() => follow()).observe($("transcript"));
+new ResizeObserver(() => {
+  popover.settle();
+  follow();
+}).observe($("transcript"));
 $("latest").addEventListener("click", () => follow(true));
 
 function fit() {
@@ -161,25 +164,32 @@ $("key-cancel").addEventListener("click", () => $("key-dialog").close());
 $("key-dialog").addEventListener("close", () => {
   if ($("key-dialog").returnValue === "save" && $("key").value) {
     keepKey($("key").value.trim());
+    notice(null);
     start();
     held();
+  } else {
+    notice("This server asks for an API key.", "Enter it", () => askKey(held));
   }
   $("key").value = "";
   $("key-dialog").returnValue = "";
 });
 
-async function start() {
+function start() {
   live.tick();
+  describe();
+}
+
+/* Which model it is; asked again when the server says that it has become ready. */
+async function describe() {
   try {
     const served = await models();
     $("model").replaceChildren(...served.map(({ id }) => el("option", {}, id)));
     $("model").disabled = served.length < 2;
     const room = served[0]?.max_model_len;
     $("context").textContent = room ? `${room.toLocaleString("en")} tokens of context` : "";
-    notice(null);
   } catch (error) {
     if (error.status === 401) askKey(() => {});
-    notice(error.message, "Try again", start);
+    else notice(error.message, "Try again", start);
   }
 }
 

@@ -2,9 +2,10 @@
 
 import { Answer } from "/ui/answer.js";
 import { ApiError, chat } from "/ui/api.js";
-import { el, iconButton, icon } from "/ui/element.js";
+import { copyButton } from "/ui/clipboard.js";
+import { el, iconButton } from "/ui/element.js";
 
-/** Holds the turns and runs one stream at a time. `page` is told what happens: notice, announce, busy, changed, key. */
+/** Holds the turns and runs one stream at a time. `page` is told what happens: notice, announce, busy, changed, focus, key. */
 export class Chat {
   constructor(transcript, settings, page) {
     this.transcript = transcript;
@@ -44,6 +45,7 @@ export class Chat {
     for (const later of this.turns.splice(this.turns.indexOf(turn) + 1)) later.node.remove();
     turn.question = question;
     this.run(turn);
+    this.page.focus(); // what was pressed is gone
   }
 
   /** Forget all turns; `restore` brings them back as long as nothing new was asked. */
@@ -159,14 +161,4 @@ export class Chat {
     field.focus();
     field.setSelectionRange(field.value.length, field.value.length);
   }
-}
-
-/* Copies, and says so by a tick for a moment. */
-function copyButton(label, text) {
-  const button = iconButton("copy", label, async () => {
-    await navigator.clipboard.writeText(text());
-    button.replaceChildren(icon("done"));
-    setTimeout(() => button.replaceChildren(icon("copy")), 1200);
-  });
-  return button;
 }

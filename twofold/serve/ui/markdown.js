@@ -11,7 +11,8 @@
 
    Left out on purpose: HTML (it stays text), images, and emphasis by underscores, which would eat __init__. */
 
-import { el, iconButton } from "/ui/element.js";
+import { copyButton } from "/ui/clipboard.js";
+import { el } from "/ui/element.js";
 import { inline } from "/ui/inline.js";
 
 const FENCE = /^( {0,3})(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*$/;
@@ -188,14 +189,13 @@ const DRAW = {
   },
   code: (source, block, leaf) => {
     const text = () => block.lines.map((line) => slice(source, line)).join("\n");
-    const copy = iconButton("copy", "Copy this code", () => navigator.clipboard.writeText(text()));
     const pieces = block.lines.flatMap((line, index) =>
       index + 1 < block.lines.length ? [...leaf(line.start, line.end), "\n"] : leaf(line.start, line.end),
     );
     return el(
       "figure",
       { class: "code" },
-      el("figcaption", {}, el("span", {}, block.lang || "code"), copy),
+      el("figcaption", {}, el("span", {}, block.lang || "code"), copyButton("Copy this code", text)),
       el("pre", { tabindex: "0", "aria-label": `Code, ${block.lang || "plain"}` }, el("code", {}, pieces)),
     );
   },

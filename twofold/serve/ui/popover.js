@@ -50,6 +50,11 @@ export class Popover {
     this.anchor = null;
   }
 
+  /** The text was drawn anew: a popover whose token is gone goes with it. */
+  settle() {
+    if (this.anchor && !this.anchor.isConnected) this.hide();
+  }
+
   /* Under the token, or over it where there is no room. */
   place(rect) {
     const { offsetWidth: width, offsetHeight: height } = this.node;

@@ -15,8 +15,8 @@ const NUMBERS = [
   { name: "seed", label: "Seed", min: 0, max: 2 ** 53 - 1, step: 1, hint: "The same seed and question give the same answer." },
 ];
 const TEXTS = [
-  { name: "stop", label: "Stop at", rows: 1, hint: "The answer ends before any of these, one in a line; \\n is a new line." },
-  { name: "system", label: "System prompt", rows: 3, hint: "Told to the model before every conversation." },
+  { name: "stop", label: "Stop at", empty: "never", hint: "The answer ends before any of these, one in a line; \\n is a new line." },
+  { name: "system", label: "System prompt", empty: "none", hint: "Told to the model before every conversation." },
 ];
 
 /** The settings form: built from the tables above, remembered in localStorage as it changes. */
@@ -25,7 +25,7 @@ export class Settings {
     this.form = form;
     this.model = model;
     this.hint = el("p", { class: "hint", id: "hint" });
-    const [stop, system] = TEXTS.map((field) => this.field(field, el("textarea", { rows: field.rows, spellcheck: "false" })));
+    const [stop, system] = TEXTS.map((field) => this.field(field, el("textarea", { rows: 1, spellcheck: "false", placeholder: field.empty })));
     const numbers = NUMBERS.map((field) => this.field(field, el("input", { type: "number", min: field.min, max: field.max, step: field.step, inputmode: "decimal", placeholder: "default" })));
     form.append(system, el("div", { class: "grid" }, numbers, stop), this.hint);
     this.recall();

@@ -8,11 +8,24 @@ const PATIENCE_MS = 5000; // between tries of a server that does not answer
 const KEEP = 60;
 const WIDTH = 240;
 const HEIGHT = 44;
+const ROWS = 6;
 
-/** Polls `/stats` and shows it in `root`; `state` is the small word beside the title. */
+const STATES = {
+  ready: "live",
+  starting: "loading the model",
+  restarting: "starting again",
+  draining: "shutting down",
+  failed: "the model has failed",
+};
+
+/**
+ * Polls `/stats` and shows it in `root`; `state` is the small word beside the title.
+ * `ready()` is called when a model that was not ready, or a server that was away, has become ready.
+ */
 export class Live {
-  constructor(root, state) {
+  constructor(root, state, ready) {
     this.state = state;
+    this.ready = ready;
     this.speeds = [];
     this.before = null;
     this.timer = 0;
@@ -24,10 +37,12 @@ export class Live {
     this.line = svg("polyline", { points: "" });
     this.area = svg("polygon", { points: "" });
     const plot = svg("svg", { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" }, this.area, this.line);
+    this.requests = el("ul", { class: "requests", "aria-label": "Requests" });
     root.append(
       el("dl", { class: "figures" }, this.running.node, this.waiting.node, this.hits.node),
       this.cache.node,
       el("div", { class: "speed" }, el("p", {}, this.speed, " tokens/s", el("span", {}, "last minute")), plot),
+      this.requests,
     );
     document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(this.timer) : this.tick()));
   }
@@ -37,8 +52,11 @@ export class Live {
     clearTimeout(this.timer);
     let wait = EVERY_MS;
     try {
-      this.show(await stats(AbortSignal.timeout(PATIENCE_MS)), performance.now());
-      this.say("live", "live");
+      const now = await stats(AbortSignal.timeout(PATIENCE_MS));
+      this.show(now, performance.now());
+      const was = this.state.dataset.state;
+      this.say(now.state === "ready" ? "live" : "wait", STATES[now.state] ?? now.state);
+      if (was !== "live" && was !== "new" && now.state === "ready") this.ready();
     } catch (error) {
       wait = PATIENCE_MS;
       this.before = null;
@@ -60,6 +78,22 @@ export class Live {
     }
     this.before = { made, at };
     this.draw();
+    this.list(now.requests ?? []);
+  }
+
+  list(requests) {
+    const rows = requests.slice(0, ROWS).map((request) =>
+      el(
+        "li",
+        { data: { state: request.state } },
+        el("span", {}, request.state),
+        `${request.prompt_tokens} + ${request.output_tokens} tokens`,
+        el("time", {}, `${request.seconds.toFixed(0)} s`),
+      ),
+    );
+    if (requests.length > ROWS) rows.push(el("li", {}, `and ${requests.length - ROWS} more`));
+    if (!rows.length) rows.push(el("li", {}, "no requests")); // keeps its line, so that nothing below jumps
+    this.requests.replaceChildren(...rows);
   }
 
   draw() {
