@@ -17,7 +17,7 @@ SPINS = "200"
 
 
 def bound_spin(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Bound the spin of OpenMP teams, unless the user chose; read once, so call it before torch loads."""
+    """Bound the spin of OpenMP teams, unless the user chose. It is read once: call this before torch loads."""
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", SPINS)
 
