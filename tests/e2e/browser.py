@@ -31,11 +31,9 @@ FLAGS = (
 )
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's own name for a reference to a node
 
-missing = [
-    package
-    for program, package in (("chromium", "chromium"), ("chromedriver", "chromium-driver"))
-    if not shutil.which(program)
-]
+PACKAGES = {"chromium": "chromium", "chromedriver": "chromium-driver"}
+
+missing = [package for program, package in PACKAGES.items() if not shutil.which(program)]
 
 
 class Browser:
@@ -119,9 +117,8 @@ def chromium(profile: Path) -> Iterator[Callable[[], Browser]]:
     )
     try:
         assert process.stdout is not None
-        port = next(
-            found[1] for line in process.stdout if (found := re.search(r"started successfully on port (\d+)", line))
-        )
+        told = (re.search(r"started successfully on port (\d+)", line) for line in process.stdout)
+        port = next(found[1] for found in told if found)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as driver:
 
             def make() -> Browser:
