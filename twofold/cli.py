@@ -12,6 +12,7 @@ from collections.abc import Callable
 from . import __version__
 from .commands.flags import Flags, Given, complain
 from .core import ConfigError, TwofoldError, unknown
+from .platforms.threads import bound_spin
 
 Run = Callable[[Given], int]
 Command = Callable[[Flags], Run]
@@ -19,7 +20,6 @@ Command = Callable[[Flags], Run]
 
 def serve(flags: Flags) -> Run:
     """Serve a model over an OpenAI-compatible API, with a chat page."""
-    from .commands.model import bundled_model
     from .engine.config import EngineConfig
     from .serve.config import ServeConfig
 
@@ -28,9 +28,10 @@ def serve(flags: Flags) -> Run:
     flags.settings(EngineConfig)
 
     def run(given: Given) -> int:
+        from .commands.model import model_dir
         from .commands.serve import serve
 
-        config = given.settings(ServeConfig, model=given.model or bundled_model())
+        config = given.settings(ServeConfig, model=model_dir(given.model))
         return serve(config, given.settings(EngineConfig))
 
     return run
@@ -112,10 +113,10 @@ def plan(flags: Flags) -> Run:
     flags.settings(EngineConfig)
 
     def run(given: Given) -> int:
-        from .commands.model import bundled_model
+        from .commands.model import model_dir
         from .commands.plan import plan
 
-        return plan(given.model or bundled_model(), given.settings(EngineConfig))
+        return plan(model_dir(given.model), given.settings(EngineConfig))
 
     return run
 
@@ -184,6 +185,7 @@ def run(argv: list[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The entry point: exit code 0, 2 for what the user can fix (told in one line), 130 for Ctrl-C."""
+    bound_spin()
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except TwofoldError as error:

@@ -12,6 +12,7 @@ from twofold.engine.blocks import BlockPool
 from twofold.engine.limits import Limits
 from twofold.engine.plan import ChunkResult, StepPlan, StepResult
 from twofold.engine.request import Output, Request, TokenOut
+from twofold.engine.sampling import SamplingParams
 from twofold.engine.scheduler import Scheduler
 
 VOCAB = 97
@@ -99,3 +100,15 @@ class Bench:
         ends = [output.finish for output in self.outputs[request_id] if output.finish]
         assert len(ends) == 1, f"{request_id} ended {len(ends)} times"
         return ends[0]
+
+
+def ask(name, prompt, max_tokens=5, *, priority=0, deadline=None, salt="", output=(), **params):
+    return Request(
+        id=name,
+        prompt_ids=tuple(prompt),
+        params=SamplingParams(max_tokens=max_tokens, **params),
+        priority=priority,
+        deadline=deadline,
+        salt=salt,
+        output_ids=list(output),
+    )

@@ -99,3 +99,12 @@ def test_an_unfinished_character_waits(tmp_path) -> None:
     assert stream.push(ids[3:]) == "🙀"
     cut = TextStream(tokenizer)
     assert cut.push(ids[:3]) == "" and cut.finish() == "�"
+
+
+def test_stops_do_not_count_among_the_first_tokens(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("ab") * 3
+    early = len(ids) // 3
+    stream = TextStream(tokenizer, stop=["b"], min_tokens=early)
+    assert stream.push(ids[:early]).endswith("b") and stream.stopped is None
+    stream.push(ids[early:])
+    assert stream.stopped == "b" and stream.tokens <= 2 * early

@@ -35,7 +35,7 @@ USEFUL = {
 def doctor() -> int:
     machine, compiler, versions = current(), find_compiler(), installed()
     for name, value in facts(machine, compiler, versions):
-        print(f"{name:<14}{value}")
+        print(f"{name:<20}{value}")
     found = list(missing(machine, compiler, versions))
     print("\nmissing" if found else "\nnothing is missing")
     for what, cost in found:

@@ -55,6 +55,12 @@ class Given:
                 found[f.name.replace("_", "-")] = value
         return found
 
+    def options(self, cls: type) -> dict[str, Any]:
+        """The fields of `cls` that this command line sets, converted and checked, by the fields' names."""
+        given = self.overrides(cls)
+        whole = build(cls, given, "--")
+        return {name: getattr(whole, name) for name in (key.replace("-", "_") for key in given)}
+
     def settings(self, cls: type[T], **defaults: Any) -> T:
         """`cls` from its flags, `defaults` standing in for those not given. Raises ConfigError naming the flag."""
         standing = {name.replace("_", "-"): value for name, value in defaults.items()}

@@ -5,10 +5,48 @@ vocabulary.py  the bytes a token stands for, and old GPT-2 vocabularies
 detokenize.py  TextStream: ids to text as they arrive, stop strings held back
 chat.py        ChatTemplate: messages to prompts; special tokens come from the template alone
 sandbox.py     where templates run: jinja2's sandbox with limits on time and size
+dataset.py     sources of documents: files, JSONL and named ones; which are held out
+corpus.py      documents as ids on disk, made once
+stdlib.py      the source "python-stdlib": the standard library as text, and what it says of itself
+questions.py   the source "python-docs": that as questions and answers
+bpe.py         a byte-level BPE vocabulary trained on sources
+pack.py        batches of whole sequences without padding; the loader's state is one integer
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .chat import ChatTemplate
+from .corpus import Corpus, Split, prepare
+from .dataset import SOURCES, Document, documents
 from .detokenize import TextStream
+from .questions import python_docs
+from .stdlib import stdlib_source
 from .tokenizer import Tokenizer
 
-__all__ = ["ChatTemplate", "TextStream", "Tokenizer"]
+if TYPE_CHECKING:
+    from .pack import Batch, PackedLoader
+
+__all__ = [
+    "SOURCES",
+    "Batch",
+    "ChatTemplate",
+    "Corpus",
+    "Document",
+    "PackedLoader",
+    "Split",
+    "TextStream",
+    "Tokenizer",
+    "documents",
+    "prepare",
+    "python_docs",
+    "stdlib_source",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """`pack` alone needs torch, and whoever only tokenises does not wait for it."""
+    if name in ("Batch", "PackedLoader"):
+        from . import pack
+
+        return getattr(pack, name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -73,8 +73,9 @@ class TextStream:
     """The text of one answer while its ids arrive.
 
     `stop` strings end it: of all matches the one that completes first wins, and of those that complete together the
-    longest; the text is cut before it, or after it with `include_stop`. `stopped` is that string, `text` all that was
-    shown, `tokens` how many ids it took, the one that completed a stop included. After a stop nothing more is shown.
+    longest; the text is cut before it, or after it with `include_stop`. The first `min_tokens` ids are shown as they
+    are, whatever stop they spell. `stopped` is the string that ended the text, `text` all that was shown, `tokens` how
+    many ids it took, the one that completed a stop included. After a stop nothing more is shown.
     """
 
     def __init__(
@@ -84,8 +85,10 @@ class TextStream:
         stop: Iterable[str] = (),
         include_stop: bool = False,
         skip_special_tokens: bool = True,
+        min_tokens: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
+        self._min_tokens = min_tokens
         self._characters: _Characters = (
             _FromBytes(tokenizer) if tokenizer.spelling == "bytes" else _FromWindow(tokenizer)
         )
@@ -127,6 +130,9 @@ class TextStream:
         if not new:
             return ""
         text = self._held + new
+        if self.tokens <= self._min_tokens:
+            self._pieces.append(text)
+            return text
         match = self._first_stop(text)
         if match is not None:
             start, self.stopped = match

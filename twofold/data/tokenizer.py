@@ -23,6 +23,7 @@ from ..core import CheckpointError, RequestError
 from .vocabulary import Spelling, is_byte_token, old_byte_level, read_json, spelled_bytes, spelling_of
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")
 
 
 class Tokenizer:
@@ -70,6 +71,12 @@ class Tokenizer:
             bos = next(iter(_ids(config.get("bos_token_id"))), None)
         eos_ids = tuple(dict.fromkeys(end for end in ends if end is not None))
         return cls(source, settings=settings, eos_ids=eos_ids, bos_id=bos)
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The end token that closes a document (a chat model's other end tokens close a turn); None without one."""
+        closing = [end for end in self.eos_ids if self._tokens.get(end) in _END_OF_TEXT]
+        return next(iter([*closing, *self.eos_ids]), None)
 
     # ----------------------------------------------------------------------------------------- text to ids
     def encode(self, text: str, *, special: bool = False) -> list[int]:

@@ -72,6 +72,11 @@ class BlockPool:
         return len(self._free) + len(self._cached)
 
     @property
+    def cached(self) -> int:
+        """Blocks that nobody holds and that can still be found."""
+        return len(self._cached)
+
+    @property
     def used(self) -> int:
         return self.num_blocks - self.available
 

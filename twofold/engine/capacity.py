@@ -24,6 +24,7 @@ from ..models.decoder import Decoder
 from ..models.spec import Gated, LayerSpec, Mixture, ModelSpec
 from .config import EngineConfig
 from .paged import KVCache
+from .sampler import NUMBERS_AT_ONCE
 
 RUNTIME = 320 * 2**20  # interpreter, torch, tokenizer and server, resident before any weight
 HALF = 0.5
@@ -87,7 +88,7 @@ def forecast(spec: ModelSpec, settings: EngineConfig, memory_bytes: int, *, load
 
 def _sum(spec: ModelSpec, settings: EngineConfig, memory: int, loaded: bool) -> Forecast:
     dtype = DTYPES[settings.dtype]
-    wanted = min(settings.max_model_len or spec.max_len, spec.max_len)
+    wanted = settings.max_model_len or spec.max_len
     runtime, weights = (0, 0) if loaded else (RUNTIME, weight_bytes(spec, dtype))
     activations = step_bytes(spec, settings)
     kv_per_token = KVCache.bytes_per_block(spec, 1, dtype)
@@ -133,13 +134,14 @@ def step_bytes(spec: ModelSpec, settings: EngineConfig) -> int:
     """
     T = -(-settings.max_num_batched_tokens * 4 // 3)
     R = min(settings.max_num_seqs, settings.max_num_batched_tokens)
-    context = min(settings.max_model_len or spec.max_len, spec.max_len)
+    context = settings.max_model_len or spec.max_len
     stream = 3 * T * spec.hidden  # residual stream, its norm, and a part's output
     layers = set(spec.layers)
     widest = max((max(_attention(layer, T, R), _feed_forward(layer, T, spec.hidden)) for layer in layers), default=0)
     windows = len({layer.mixer.window for layer in layers})
     masks = windows * _masks(T, -(-context // KEYS))
-    logits = 6 * min(R, T) * spec.vocab  # logits, a working copy, sorted values and their int64 places, probabilities
+    rows = min(R, max(1, NUMBERS_AT_ONCE // spec.vocab))
+    logits = 7 * rows * spec.vocab  # logits, a working copy, sorted values and their int64 places, probabilities
     return 4 * (stream + max(widest, logits)) + masks
 
 

@@ -41,13 +41,15 @@ class EngineConfig:
             ("max_model_len", 2**31 - 1),
             ("max_num_seqs", 65_536),
             ("max_num_batched_tokens", 2**31 - 1),
-            ("block_size", 4096),
+            ("block_size", 128),
             ("num_blocks", 2**31 - 1),
             ("kv_cache_memory_bytes", 2**63 - 1),
         ):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= high:
                 raise ConfigError(f"{name} must be in [1, {high}], not {value}")
+        if 128 % self.block_size:
+            raise ConfigError(f"block_size must divide 128, the attention's own step, not {self.block_size}: use 16")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, less than max_num_seqs {self.max_num_seqs}: "

@@ -5,11 +5,30 @@ context.py   the one thing the decoder asks of the world around it
 packed.py    the context of whole sequences
 rope.py      the angle of each position
 decoder.py   the model
+reader.py    config.json with a memory: what nobody reads is an error
+families/    config.json to spec, one short file for each family
+layout.py    where each tensor of a checkpoint lies in the decoder
+shards.py    safetensors through a memory map
+weights.py   load, save, and weights by the checkpoint's names
 """
 
 from .context import AttnContext
 from .decoder import Decoder
 from .packed import PackedContext
 from .spec import LayerSpec, ModelSpec
+from .weights import decoder_tensors, load, load_tensors, read_config, read_spec, save, spec_from
 
-__all__ = ["AttnContext", "Decoder", "LayerSpec", "ModelSpec", "PackedContext"]
+__all__ = [
+    "AttnContext",
+    "Decoder",
+    "LayerSpec",
+    "ModelSpec",
+    "PackedContext",
+    "decoder_tensors",
+    "load",
+    "load_tensors",
+    "read_config",
+    "read_spec",
+    "save",
+    "spec_from",
+]

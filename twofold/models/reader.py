@@ -22,32 +22,34 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BOOKKEEPING = frozenset(
-    # who, when, how it was stored
-    "architectures model_type transformers_version torch_dtype dtype _name_or_path name_or_path auto_map "
-    "tokenizer_class model_max_length max_sequence_length seq_length n_ctx prefix license_notice "
-    # another task's head, and outputs that nobody asks for
-    "id2label label2id num_labels problem_type finetuning_task task_specific_params output_attentions "
-    "output_hidden_states output_router_logits output_past return_dict use_return_dict tie_last_hidden_states "
-    "summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout "
-    "classifier_dropout is_decoder "
-    # training only
-    "initializer_range initializer_factor init_std attention_dropout attention_probs_dropout_prob hidden_dropout "
-    "hidden_dropout_prob dropout activation_dropout layerdrop resid_pdrop embd_pdrop attn_pdrop residual_dropout "
-    "embedding_dropout router_aux_loss_coef router_jitter_noise gradient_checkpointing pretraining_tp "
-    # how, not what: kernels, caches, precision of a softmax that is always float32 here
-    "use_cache cache_implementation attn_implementation _attn_implementation _attn_implementation_autoset "
-    "_attn_implementation_internal use_flash_attn flash_attn torchscript use_bfloat16 slow_but_exact "
-    "reorder_and_upcast_attn attention_softmax_in_fp32 scale_attention_softmax_in_fp32 bias_dropout_fusion "
-    "masked_softmax_fusion skip_bias_add skip_bias_add_qkv offset_alibi "
-    # ids and sampling defaults: the tokenizer's and the request's business
-    "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id mask_token_id decoder_start_token_id "
-    "max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty "
-    "temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size "
-    "encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate "
-    "forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens "
-    "begin_suppress_tokens".split()
-)
+_BOOKKEEPING = {
+    "who made it, when, how it is stored": """
+        architectures model_type transformers_version torch_dtype dtype _name_or_path name_or_path auto_map
+        tokenizer_class model_max_length max_sequence_length seq_length n_ctx prefix transformers.js_config
+        is_llama_config unsloth_fixed unsloth_version""",
+    "other tasks' heads, and outputs that nobody asks for": """
+        id2label label2id num_labels problem_type finetuning_task task_specific_params output_attentions
+        output_hidden_states output_router_logits output_past return_dict use_return_dict tie_last_hidden_states
+        summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+        classifier_dropout is_decoder""",
+    "training only": """
+        initializer_range initializer_factor init_std attention_dropout attention_probs_dropout_prob hidden_dropout
+        hidden_dropout_prob dropout activation_dropout layerdrop resid_pdrop embd_pdrop attn_pdrop residual_dropout
+        embedding_dropout router_aux_loss_coef router_jitter_noise gradient_checkpointing pretraining_tp""",
+    "how, not what: kernels, caches, a softmax that is always float32 here": """
+        use_cache cache_implementation attn_implementation _attn_implementation _attn_implementation_autoset
+        _attn_implementation_internal use_flash_attn flash_attn torchscript use_bfloat16 slow_but_exact
+        reorder_and_upcast_attn attention_softmax_in_fp32 scale_attention_softmax_in_fp32 bias_dropout_fusion
+        masked_softmax_fusion skip_bias_add skip_bias_add_qkv offset_alibi""",
+    "ids and sampling defaults: the tokenizer's and the request's business": """
+        bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id mask_token_id decoder_start_token_id
+        max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty
+        temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+        encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate
+        forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
+        suppress_tokens begin_suppress_tokens""",
+}
+BOOKKEEPING = frozenset(key for keys in _BOOKKEEPING.values() for key in keys.split())
 
 FIXED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),
@@ -60,6 +62,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "per_layer_config": ({}, None),
     "quantization_config": ({}, None),
     "rope_interleaved": (False, None),
+    "use_mrope": (False, None),
     "apply_residual_connection_post_layernorm": (False, None),
 }
 
@@ -94,9 +97,9 @@ class Reader:
     @overload
     def get(self, kind: type[T], *keys: str) -> T: ...
     @overload
-    def get(self, kind: type[T], *keys: str, default: T) -> T: ...
-    @overload
     def get(self, kind: type[T], *keys: str, default: None) -> T | None: ...
+    @overload
+    def get(self, kind: type[T], *keys: str, default: T) -> T: ...
     def get(self, kind: type[T], *keys: str, default: T | None = _REQUIRED) -> T | None:
         """The value under whichever of `keys` (aliases) is there; an absent or null key is `default`.
 

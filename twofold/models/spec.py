@@ -212,7 +212,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Learned:
-    """A table of `size` position vectors, the first `offset` unused (OPT has 2)."""
+    """A table of `size` position vectors after `offset` unused ones (OPT has 2)."""
 
     size: int
     offset: int = 0

@@ -6,6 +6,7 @@ cores.py         the processors this process may use
 instructions.py  the vector instructions of this processor
 memory.py        the memory this process may use
 platform.py      Platform, the answers in one value; current() gathers them
+threads.py       how long threads may spin
 """
 
 from .compiler import Compiler, find_compiler
@@ -13,11 +14,13 @@ from .cores import usable_cores
 from .instructions import instruction_sets
 from .memory import Memory, read_memory
 from .platform import Platform, current
+from .threads import bound_spin
 
 __all__ = [
     "Compiler",
     "Memory",
     "Platform",
+    "bound_spin",
     "current",
     "find_compiler",
     "instruction_sets",

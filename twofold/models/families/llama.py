@@ -124,7 +124,14 @@ def model(
     multiplier: float = 1.0,
     softcap: float | None = None,
 ) -> ModelSpec:
-    """Put the parts together; `tied` is the family's default for an absent `tie_word_embeddings`."""
+    """Put the parts together; `tied` is the family's default for an absent `tie_word_embeddings`.
+
+    Raises:
+        CheckpointError: a head with a bias whose weight is tied.
+    """
+    tied = hf.get(bool, "tie_word_embeddings", default=tied)
+    if tied and head_bias:
+        raise CheckpointError("config.json: a tied head (tie_word_embeddings) with a bias of its own is not supported")
     return ModelSpec(
         architecture=architecture,
         hidden=hidden_of(hf),
@@ -132,7 +139,7 @@ def model(
         layers=layers,
         norm=norm,
         head=Head(
-            tied=hf.get(bool, "tie_word_embeddings", default=tied),
+            tied=tied,
             bias=head_bias,
             multiplier=multiplier,
             softcap=softcap,

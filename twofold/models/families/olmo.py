@@ -1,4 +1,4 @@
-"""OLMo 1 (norms without weights, q, k and v clipped) and OLMo 2 (norms on the outputs, on the full width of q and k)."""
+"""OLMo 1 (norms without weights, clipped q, k, v) and OLMo 2 (norms on outputs, and on q and k in full width)."""
 
 from __future__ import annotations
 

@@ -45,18 +45,18 @@ def opt(hf: Reader) -> ModelSpec:
     mixer = Attention(heads=heads, kv_heads=kv_heads, head_dim=head_dim, qkv_bias=bias, out_bias=bias)
     ffn = Plain(width=hf.size("ffn_dim"), act=hf.act("activation_function", default="relu"), bias=bias)
     layer = LayerSpec(mixer=mixer, ffn=ffn, norms=Pre(norm=norm) if before else PostResidual(norm=norm))
-    last = before and not hf.get(bool, "_remove_final_layer_norm", default=False)
+    removed = hf.get(bool, "_remove_final_layer_norm", default=False)
     positions = hf.size("max_position_embeddings", default=2048)
     width = hf.get(int, "word_embed_proj_dim", default=None) or hidden
     return model(
         hf,
         "OPTForCausalLM",
         layers_of(hf, lambda i: layer),
-        norm=norm if last else None,
+        norm=norm if before and not removed else None,
         names=NAMES,
         max_len=positions,
         tied=True,
         embedding=Embedding(
-            positions=Learned(size=positions + OFFSET, offset=OFFSET), project=None if width == hidden else width
+            positions=Learned(size=positions, offset=OFFSET), project=None if width == hidden else width
         ),
     )

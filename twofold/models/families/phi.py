@@ -61,7 +61,7 @@ def phi3(hf: Reader) -> ModelSpec:
         hf.expect(key, False, None)
     for key in ("full_attn_mod", "interpolate_factor"):
         hf.expect(key, 1, None)
-    rope = rope_from(hf, head_dim)
+    rope = rope_from(hf, head_dim, partial=1.0)
     hf.ignore("original_max_position_embeddings")
     mixer = Attention(
         heads=heads,

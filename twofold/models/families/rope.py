@@ -20,17 +20,22 @@ def rope_from(
     head_dim: int,
     *,
     theta: float = 10_000.0,
-    partial: float = 1.0,
+    partial: float | None = None,
     interleaved: bool = False,
     layer_type: str = "full_attention",
 ) -> Rope:
-    """Read a model's rotary settings; `theta` and `partial` are the family's defaults for absent keys.
+    """Read a model's rotary settings.
+
+    `theta` and `partial` are the family's defaults for absent keys; without `partial` only whole heads rotate.
 
     Raises:
         CheckpointError: an unknown kind of scaling, an unread key in its table, or two tables that disagree.
     """
     theta = hf.get(float, "rope_theta", "rotary_emb_base", default=theta)
-    partial = hf.get(float, "partial_rotary_factor", "rotary_pct", "rope_pct", default=partial)
+    if partial is not None:
+        partial = hf.get(float, "partial_rotary_factor", "rotary_pct", "rope_pct", default=partial)
+    else:
+        hf.expect("partial_rotary_factor", 1, None)
     tables = [(key, hf.get(dict, key, default=None)) for key in ("rope_parameters", "rope_scaling")]
     ropes = []
     for key, table in tables:
@@ -45,9 +50,12 @@ def rope_from(
     return ropes[0] if ropes else _rope(hf, Reader({}), head_dim, theta, partial, interleaved)
 
 
-def _rope(hf: Reader, table: Reader, head_dim: int, theta: float, partial: float, interleaved: bool) -> Rope:
+def _rope(hf: Reader, table: Reader, head_dim: int, theta: float, partial: float | None, interleaved: bool) -> Rope:
     kind = table.get(str, "rope_type", "type", default="default")
     theta = table.get(float, "rope_theta", default=theta)
+    if partial is None:
+        table.expect("partial_rotary_factor", 1, None)
+        partial = 1.0
     partial = table.get(float, "partial_rotary_factor", default=partial)
     table.ignore("finetuned", "original_max_position_embeddings")
     scaling = _scaling(hf, table, kind)

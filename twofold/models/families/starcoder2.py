@@ -18,7 +18,7 @@ def starcoder2(hf: Reader) -> ModelSpec:
     hf.expect("scale_attn_weights", True)
     hf.ignore("activation_function")
     bias = hf.get(bool, "use_bias", default=True)
-    norm = Norm(kind="layer", eps=hf.get(float, "norm_epsilon", default=1e-5), bias=True)
+    norm = Norm(kind="layer", eps=hf.get(float, "norm_epsilon", "layer_norm_epsilon", default=1e-5), bias=True)
     rope = rope_from(hf, head_dim)
     mixer = Attention(
         heads=heads,

@@ -1,0 +1,130 @@
+"""Command lines: read from settings, wrong names refused with the nearest, one line and exit code 2."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from twofold import __version__, cli
+from twofold.commands.flags import Flags, field_docs
+from twofold.core import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    body_bytes: int = 4
+    """How long a body may be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy:
+    """Settings of a toy. `rate` is how fast it goes, in turns. It also has a name."""
+
+    name: str = "toy"
+    rate: float | None = None
+    loud: bool = True
+    colours: tuple[str, ...] = ()
+    size: Literal["small", "large"] = "small"
+    inner: Inner = field(default_factory=Inner)
+
+
+def parse(*argv: str) -> Toy:
+    flags = Flags("toy")
+    flags.settings(Toy)
+    return flags.parse(argv).settings(Toy)
+
+
+def test_every_kind_of_field_has_its_flag() -> None:
+    toy = parse("--rate", "2.5", "--no-loud", "--colours", "red", "--colours", "blue", "--inner.body-bytes=7")
+    assert toy == Toy(rate=2.5, loud=False, colours=("red", "blue"), inner=Inner(body_bytes=7))
+    assert parse() == Toy()
+
+
+def test_defaults_of_the_command_stand_until_a_flag_wins() -> None:
+    flags = Flags("toy")
+    flags.settings(Toy, skip=["name"])
+    assert flags.parse(["--rate", "1"]).settings(Toy, name="given", rate=9.0) == Toy(name="given", rate=1.0)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--rat", "1"], "unknown flag '--rat': did you mean '--rate'?"),
+        (["--rat=1"], "unknown flag '--rat': did you mean '--rate'?"),
+        (["--rate", "fast"], "'--rate' must be a number or none, not 'fast'"),
+        (["--size", "smal"], "'--size': unknown value 'smal': did you mean 'small'?"),
+        (["--inner.body-bites", "1"], "did you mean '--inner.body-bytes'?"),
+        (["--rate"], "expected one argument"),
+        (["extra"], "'extra' is one word too many"),
+    ],
+)
+def test_wrong_lines_are_refused_with_the_nearest_name(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse(*argv)
+    assert message in str(refusal.value)
+
+
+def test_help_is_the_fields_own_words() -> None:
+    assert field_docs(Inner) == {"body_bytes": "How long a body may be."}
+    assert field_docs(Toy)["rate"] == "`rate` is how fast it goes, in turns."
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["serv"], "unknown command 'serv': did you mean 'serve'?"),
+        (["--versoin"], "unknown flag '--versoin': did you mean '--version'?"),
+        (["bench", "thruput"], "unknown benchmark 'thruput': did you mean 'throughput'?"),
+        (["doctor", "--verbose"], "unknown flag '--verbose'"),
+        (["generate"], "--prompt"),
+        (["generate", "--prompt", "x", "--temperatur", "1"], "did you mean '--temperature'?"),
+        (["generate", "--prompt", "x", "--model", "/nowhere"], "no config.json"),
+        (["plan", "/nowhere"], "no config.json"),
+    ],
+)
+def test_exit_code_2_and_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert len(said.err.splitlines()) == 1
+    assert not said.out
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit) as leave:
+            cli.main([name, "--help"])
+        assert leave.value.code == 0
+        assert f"usage: twofold {name}" in capsys.readouterr().out
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    root = Path(cli.__file__).resolve().parents[1]
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, cwd=root)
+
+
+def test_help_lists_the_commands_and_imports_no_torch() -> None:
+    code = "import sys; from twofold.cli import main; c = main(['--help']); sys.exit(9 if 'torch' in sys.modules else c)"
+    done = run("-c", code)
+    assert done.returncode == 0, "torch was imported for --help"
+    for name in cli.COMMANDS:
+        assert f"  {name} " in done.stdout
+
+
+def test_help_imports_little() -> None:
+    """What makes a start slow is what it imports: no third-party package at all."""
+    code = "import sys; from twofold.cli import main; main(['--help']); print(sorted(sys.modules), file=sys.stderr)"
+    heavy = {"numpy", "tokenizers", "starlette", "rich", "uvicorn", "msgspec", "jinja2", "psutil", "safetensors"}
+    loaded = run("-c", code).stderr
+    assert not [name for name in heavy if f"'{name}'" in loaded]
+
+
+def test_python_m_twofold() -> None:
+    done = run("-m", "twofold", "--version")
+    assert (done.returncode, done.stdout) == (0, f"twofold {__version__}\n")
+    done = run("-m", "twofold", "nonsense")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,149 @@
+"""Packing: documents on one flat token axis, without padding; a loader whose whole state is one integer.
+
+    documents     AAAAAAAA  BBB  CCCCC  DD           each loses its last id, which is only ever a target
+    pieces        AAAA AAAA BBB  CCCC C DD           none longer than seq_len
+    an epoch      DD AAAA C BBB AAAA CCCC            a permutation keyed by (seed, epoch)
+    batches       |DD AAAA|C BBB AA|AA CCCC|...      the epochs end to end, cut every tokens_per_batch
+
+Every piece (and each part of one that a border cuts) is its own sequence: no token sees another document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..core import ConfigError
+from .corpus import Corpus
+
+IGNORE = -100
+_KEYS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Whole sequences end to end on T tokens.
+
+    `ids_T` int64 [T]; `targets_T` int64 [T], the id that follows each, -100 where there is nothing to learn; `lengths`
+    of the sequences, summing to T.
+    """
+
+    ids_T: Tensor
+    targets_T: Tensor
+    lengths: tuple[int, ...]
+
+
+def permutation(size: int, key: int) -> npt.NDArray[np.int64]:
+    """A permutation of range(size) that is a function of `key` alone, on every machine and version.
+
+    A four-round Feistel network on the smallest even number of bits that holds `size`; numbers that fall outside walk
+    on until they fall inside (Black and Rogaway 2002).
+    """
+    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    shift = np.uint64(half)
+    place = np.arange(size, dtype=np.uint64)
+    walking = np.ones(size, dtype=bool)
+    while walking.any():
+        left, right = place[walking] >> shift, place[walking] & mask
+        for turn in range(4):
+            mixed = _mix(right, (key * 4 + turn) * 0x632BE59BD9B4E019) & mask
+            left, right = right, left ^ mixed
+        place[walking] = (left << shift) | right
+        walking = place >= size
+    return place.astype(np.int64)
+
+
+def _mix(value: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
+    with np.errstate(over="ignore"):
+        value = value + np.uint64((key + _KEYS[0]) % 2**64)
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(_KEYS[1])
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(_KEYS[2])
+        return value ^ (value >> np.uint64(31))
+
+
+class PackedLoader:
+    """Batches of exactly `tokens_per_batch` tokens by number: `batch(i)` is a pure function of the corpus, the
+    settings and i, so a loader's state is one integer.
+
+    Raises:
+        ConfigError: the corpus holds nothing to learn, or a size is not positive.
+    """
+
+    def __init__(
+        self, corpus: Corpus, *, seq_len: int, tokens_per_batch: int, seed: int = 0, shuffle: bool = True
+    ) -> None:
+        if seq_len < 1 or tokens_per_batch < 1:
+            raise ConfigError(f"seq_len ({seq_len}) and tokens_per_batch ({tokens_per_batch}) must be 1 or more")
+        self._corpus, self._batch_tokens = corpus, tokens_per_batch
+        self._seed, self._shuffle = seed, shuffle
+        self._starts, self._lengths = _pieces(corpus, seq_len)
+        self.tokens = int(self._lengths.sum())
+        """Tokens of one epoch."""
+        if not self.tokens:
+            raise ConfigError("the corpus is empty: no document of two tokens or more (is too much held out?)")
+        self._epochs: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
+
+    def __len__(self) -> int:
+        """Batches that one epoch takes, the last perhaps with tokens of the next."""
+        return -(-self.tokens // self._batch_tokens)
+
+    def batch(self, index: int) -> Batch:
+        """Batch number `index`, from 0 on without end."""
+        first = index * self._batch_tokens
+        return self._cut(first, first + self._batch_tokens)
+
+    def once(self, limit: int | None = None) -> Iterator[Batch]:
+        """The first epoch's batches, at most `limit`; each token once, so the last batch may be short."""
+        for index in range(min(len(self), limit if limit is not None else len(self))):
+            first = index * self._batch_tokens
+            yield self._cut(first, min(first + self._batch_tokens, self.tokens))
+
+    def _cut(self, first: int, last: int) -> Batch:
+        """The tokens first to last of the epochs end to end."""
+        spans: list[tuple[int, int]] = []
+        place = first
+        while place < last:
+            order, ends = self._epoch(place // self.tokens)
+            within = place % self.tokens
+            turn = int(np.searchsorted(ends, within, side="right"))
+            piece = order[turn]
+            done = within - int(ends[turn] - self._lengths[piece])
+            size = min(int(self._lengths[piece]) - done, last - place)
+            start = int(self._starts[piece]) + done
+            spans.append((start, size))
+            place += size
+        where = np.concatenate([np.arange(start, start + size) for start, size in spans])
+        ids, following = self._take(where), self._take(where + 1)
+        learned = torch.from_numpy(self._corpus.learn[where + 1].astype(bool))
+        targets = torch.where(learned, following, IGNORE)
+        return Batch(ids, targets, tuple(size for _, size in spans))
+
+    def _take(self, where: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(self._corpus.ids[where].astype(np.int64))
+
+    def _epoch(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The order of the pieces in an epoch, and the running sum of their lengths in that order."""
+        if epoch not in self._epochs:
+            count = len(self._lengths)
+            key = self._seed * 0x100000001B3 + epoch
+            order = permutation(count, key) if self._shuffle else np.arange(count, dtype=np.int64)
+            self._epochs = {k: v for k, v in self._epochs.items() if k == epoch - 1}
+            self._epochs[epoch] = (order, np.cumsum(self._lengths[order]))
+        return self._epochs[epoch]
+
+
+def _pieces(corpus: Corpus, seq_len: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Start and length of every piece of every document that has something to learn."""
+    starts, lengths = [], []
+    for first, end in zip(corpus.starts[:-1].tolist(), corpus.starts[1:].tolist()):
+        for start in range(first, end - 1, seq_len):
+            starts.append(start)
+            lengths.append(min(seq_len, end - 1 - start))
+    return np.array(starts, dtype=np.int64), np.array(lengths, dtype=np.int64)

@@ -1,0 +1,19 @@
+"""Requests become tokens.
+
+request.py    Request, its states, and Output
+sampling.py   SamplingParams, what a caller may ask of the sampler
+config.py     EngineConfig, every dial
+limits.py     what a request may be on this engine
+capacity.py   the sum of bytes: what fits this machine
+blocks.py     BlockPool: who holds which block, and the prefix cache
+row.py        what the scheduler keeps beside a request
+scheduler.py  Scheduler: which tokens go into the next step
+plan.py       StepPlan and StepResult, what passes between scheduler and runner
+paged.py      KVCache, and attention over block tables
+runner.py     Runner: executes a plan
+sampler.py    from logits to tokens
+stats.py      EngineStats, gauges and counters
+defaults.py   what a checkpoint asks of its sampler
+engine.py     Engine: submit, abort, step, load_weights, sleep
+llm.py        LLM: texts in, texts out, in this process
+"""

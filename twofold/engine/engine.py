@@ -1,0 +1,192 @@
+"""Engine: requests become tokens. Five verbs, used alike by the server, by `LLM`, and by alignment:
+
+    engine.submit(request); engine.abort(id); engine.step()
+    engine.load_weights(named_tensors, version); engine.sleep() / engine.wake()
+
+A step is plan, execute, apply; everything else is somebody's business below. Not for use by several threads at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from torch import Tensor
+
+from ..core import ConfigError, StateError
+from ..models.decoder import Decoder
+from ..models.weights import load_tensors
+from ..platforms import read_memory
+from .blocks import BlockPool
+from .capacity import forecast
+from .config import EngineConfig
+from .limits import Limits
+from .paged import KVCache
+from .request import Output, Request
+from .runner import Runner
+from .scheduler import Scheduler
+from .stats import EngineStats
+
+
+class Engine:
+    """One decoder, its KV cache, and the requests that are using them.
+
+    `eos_ids` are the ids that end a text unless a request ignores them. `config.dtype` and `config.device` are for
+    whoever loads the decoder: the cache has the decoder's.
+
+    Raises:
+        ConfigError: a context longer than the decoder was built for.
+        CapacityError: the KV cache does not fit this machine; the message says what would.
+    """
+
+    def __init__(self, decoder: Decoder, config: EngineConfig, *, eos_ids: tuple[int, ...] = ()) -> None:
+        max_model_len = config.max_model_len or decoder.max_len
+        if max_model_len > decoder.max_len:
+            raise ConfigError(f"max_model_len is {max_model_len}; this decoder was built for {decoder.max_len} at most")
+        blocks = _num_blocks(decoder, replace(config, max_model_len=max_model_len))
+        self.decoder = decoder
+        self.config = config
+        self.limits = Limits(
+            max_model_len=max_model_len, vocab=decoder.spec.vocab, cache_tokens=blocks * config.block_size
+        )
+        self.pool = BlockPool(blocks, config.block_size, caching=config.enable_prefix_caching)
+        self.scheduler = Scheduler(
+            self.pool,
+            self.limits,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            policy=config.scheduling_policy,
+            eos_ids=tuple(eos_ids),
+        )
+        self.runner = Runner(decoder, num_blocks=blocks, block_size=config.block_size)
+        self.version = 0
+        self._half_loaded = False
+        self._steps = 0
+        self._computed_tokens = 0
+        self._busy_seconds = 0.0
+        self._last = (0, 0.0)
+
+    # ------------------------------------------------------------------------------------ requests
+    def submit(self, request: Request) -> None:
+        """Queue a request; its Outputs come from `step`, the last one with `finish` set.
+
+        Raises:
+            RequestError: malformed, out of the context, or its id is in use.
+            CapacityError: it could never fit the cache; the message says what would.
+        """
+        self.scheduler.submit(request)
+
+    def abort(self, request_id: str) -> None:
+        """End a request now and free its blocks; unknown and ended ids are ignored."""
+        self.scheduler.abort(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do or tell something."""
+        return self.scheduler.has_work
+
+    def step(self) -> list[Output]:
+        """Advance every request that can, by one forward pass, and tell what came of it.
+
+        Raises:
+            StateError: the engine sleeps, or its weights are half replaced.
+        """
+        if self._half_loaded:
+            raise StateError("the last load_weights failed half-way: load a complete set of weights first")
+        if self.asleep:
+            raise StateError("the engine sleeps: wake it first")
+        started = time.perf_counter()
+        self.scheduler.expire()
+        plan = self.scheduler.plan()
+        if plan.chunks:
+            self.scheduler.apply(self.runner.execute(plan))
+            self._measure(plan.num_tokens, time.perf_counter() - started)
+        outputs = self.scheduler.take()
+        if not self.scheduler.has_work:
+            self.scheduler.check_integrity()
+        return outputs
+
+    def _measure(self, tokens: int, seconds: float) -> None:
+        self._steps += 1
+        self._computed_tokens += tokens
+        self._busy_seconds += seconds
+        self._last = (tokens, seconds)
+
+    # ------------------------------------------------------------------------------------ weights and memory
+    def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]] | None, version: int) -> None:
+        """Take new weights under the checkpoint's names; running requests are computed anew with them, and go on.
+
+        None says that the weights are in place already (a trainer that shares this decoder's storage). Versions only
+        grow: the prefix cache is keyed by them, so nothing that older weights computed is ever found.
+
+        Raises:
+            ConfigError: a version that is not above the last one.
+            CheckpointError: an unknown, missing or misshapen tensor; the engine then refuses to step until a
+                complete set has come.
+        """
+        if version <= self.version:
+            raise ConfigError(f"weights version {version} is not above {self.version}: count versions upwards")
+        self.scheduler.set_version(version)
+        if named_tensors is not None:
+            self._half_loaded = True
+            load_tensors(self.decoder, named_tensors)
+            self._half_loaded = False
+        self.version = version
+
+    def sleep(self) -> None:
+        """Give the KV cache's memory back. Requests keep their tokens, and are computed anew after `wake`."""
+        self.scheduler.preempt_all()
+        self.pool.forget_all()
+        self.runner.sleep()
+
+    def wake(self) -> None:
+        """Take the KV cache's memory again."""
+        self.runner.wake()
+
+    @property
+    def asleep(self) -> bool:
+        return self.runner.cache is None
+
+    # ------------------------------------------------------------------------------------ insight
+    def stats(self) -> EngineStats:
+        """Gauges and counters; cheap enough for every step."""
+        scheduler, pool = self.scheduler, self.pool
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            blocks=pool.num_blocks,
+            blocks_used=pool.used,
+            blocks_cached=pool.cached,
+            waste=scheduler.waste,
+            step_tokens=self._last[0],
+            step_seconds=self._last[1],
+            steps=self._steps,
+            busy_seconds=self._busy_seconds,
+            computed_tokens=self._computed_tokens,
+            prompt_tokens=scheduler.prompt_tokens,
+            generation_tokens=scheduler.generation_tokens,
+            prefix_queries=pool.queries,
+            prefix_hits=pool.hits,
+            preemptions=scheduler.preemptions,
+            finished={state.value: count for state, count in scheduler.finished.items()},
+            version=self.version,
+            asleep=self.asleep,
+        )
+
+
+def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:
+    """How many blocks the cache has: as said, or as many as the machine can spare beside the weights."""
+    if config.num_blocks is not None:
+        return config.num_blocks
+    if config.kv_cache_memory_bytes is not None:
+        per_block = KVCache.bytes_per_block(decoder.spec, config.block_size, decoder.dtype)
+        blocks = config.kv_cache_memory_bytes // per_block
+        if blocks < 1:
+            raise ConfigError(
+                f"kv_cache_memory_bytes is {config.kv_cache_memory_bytes}, less than one block of {per_block} bytes: "
+                "give more, or leave it out"
+            )
+        return blocks
+    held = replace(config, dtype=str(decoder.dtype).removeprefix("torch."))  # type: ignore[arg-type]
+    return forecast(decoder.spec, held, read_memory().available, loaded=True).require().blocks

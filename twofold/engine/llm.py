@@ -1,0 +1,254 @@
+"""LLM: a model in this process, texts in and texts out.
+
+llm = LLM("path/to/checkpoint", max_model_len=1024)
+for answer in llm.generate(["def fib(n):"], SamplingParams(temperature=0, max_tokens=64)):
+    print(answer.outputs[0].text)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..core import RequestError, build
+from ..data import ChatTemplate, TextStream, Tokenizer
+from ..models.weights import load, read_spec
+from ..platforms import read_memory
+from .capacity import DTYPES, forecast
+from .config import EngineConfig
+from .engine import Engine
+from .request import Output, Request, State, TokenOut
+from .sampling import SamplingParams
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompletionOutput:
+    """One sample. `token_ids` holds the token that ended it, `text` does not (nor the stop string, unless asked for).
+
+    `finish_reason` is stop, length, timeout, abort or error; `stop_reason` the stop string or id, None for EOS.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    stop_reason: int | str | None = None
+    logprobs: tuple[TokenOut, ...] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """A prompt (None when it came as ids) and its `n` samples."""
+
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    outputs: tuple[CompletionOutput, ...]
+    prompt_logprobs: tuple[TokenOut, ...] | None = None
+
+
+class LLM:
+    """A checkpoint, its tokenizer and an engine. Not for use by several threads at once.
+
+    `model` is the directory of a checkpoint, `settings` are fields of EngineConfig.
+
+    Raises:
+        ConfigError: an unknown setting, with the nearest name.
+        CheckpointError: a directory that cannot be read as it stands.
+        CapacityError: it does not fit this machine; told before anything is loaded, with what would fit.
+    """
+
+    def __init__(self, model: str | Path, **settings: Any) -> None:
+        config = build(EngineConfig, settings)
+        self.model = Path(model)
+        forecast(read_spec(self.model), config, read_memory().available).require()
+        self.tokenizer = Tokenizer.load(self.model)
+        decoder = load(self.model, dtype=DTYPES[config.dtype], device=config.device, max_len=config.max_model_len)
+        self.engine = Engine(decoder, config, eos_ids=self.tokenizer.eos_ids)
+        self._names = itertools.count()
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The checkpoint's chat template, read at the first chat: a base model has none."""
+        return ChatTemplate.load(self.model)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = True,
+    ) -> list[Completion]:
+        """Continue each prompt, text or ids; one SamplingParams for all or one for each. Results are in order.
+
+        Raises:
+            RequestError: a prompt or setting that cannot be served; nothing is left behind in the engine.
+            CapacityError: a prompt that could never fit the cache.
+        """
+        many = _listed(prompts)
+        texts = [prompt if isinstance(prompt, str) else None for prompt in many]
+        ids = [self.tokenizer.encode_prompt(p) if isinstance(p, str) else list(p) for p in many]
+        return self._run(texts, ids, params, progress)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = True,
+        **template: Any,
+    ) -> list[Completion]:
+        """Answer one conversation or several; `template` goes to the checkpoint's chat template.
+
+        Raises:
+            CheckpointError: the checkpoint has no chat template.
+            RequestError: as `generate`, or messages that the template refuses.
+        """
+        single = not messages or isinstance(messages[0], Mapping)
+        talks: Sequence[Any] = [messages] if single else messages
+        ids = [self.template.encode(self.tokenizer, talk, **template) for talk in talks]
+        texts: list[str | None] = [self.template.render(talk, **template) for talk in talks]
+        return self._run(texts, ids, params, progress)
+
+    # ------------------------------------------------------------------------------------ the loop
+    def _run(
+        self,
+        texts: Sequence[str | None],
+        ids: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        progress: bool,
+    ) -> list[Completion]:
+        wanted = _one_each(params, len(ids))
+        samples: list[list[_Sample]] = []
+        live: dict[str, _Sample] = {}
+        try:
+            for prompt, settings in zip(ids, wanted):
+                samples.append([self._sample(tuple(prompt), settings, k) for k in range(settings.n)])
+                for made in samples[-1]:
+                    self.engine.submit(made.request)
+                    live[made.request.id] = made
+            self._drive(live, progress)
+        finally:
+            for name in live:
+                self.engine.abort(name)
+        return [
+            Completion(
+                prompt=text,
+                prompt_token_ids=tuple(prompt),
+                outputs=tuple(made.result() for made in group),
+                prompt_logprobs=group[0].prompt,
+            )
+            for text, prompt, group in zip(texts, ids, samples)
+        ]
+
+    def _sample(self, prompt: tuple[int, ...], params: SamplingParams, k: int) -> _Sample:
+        number = next(self._names)
+        seed = -1
+        if params.seed is None and self.engine.config.seed is not None:
+            digest = blake2b(f"{self.engine.config.seed}/{number}".encode(), digest_size=8).digest()
+            seed = int.from_bytes(digest, "little")
+        if params.prompt_logprobs is not None and k > 0:
+            params = params.with_(prompt_logprobs=None)  # the prompt is the same for all samples
+        request = Request(id=f"llm-{number}", prompt_ids=prompt, params=params, sample=k, seed=seed)
+        return _Sample(request, self.tokenizer)
+
+    def _drive(self, live: dict[str, _Sample], progress: bool) -> None:
+        """Step until every sample has ended, taking each out of `live` as it does."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:,.0f} tokens/s"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), disable=not progress, transient=True) as bar:
+            task = bar.add_task("generating", total=len(live), rate=0.0)
+            tokens = 0
+            while live:
+                for output in self.engine.step():
+                    made = live.get(output.request_id)
+                    if made is None:
+                        continue  # what an earlier call left behind when it was interrupted
+                    tokens += len(output.tokens)
+                    made.take(output)
+                    if made.ended:
+                        self.engine.abort(output.request_id)  # a stop string: the engine does not know
+                        del live[output.request_id]
+                        bar.advance(task)
+                bar.update(task, rate=tokens / max(bar.tasks[0].elapsed or 0.0, 1e-3))
+
+
+class _Sample:
+    """One request and what it has said so far."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+        params = request.params
+        self.request = request
+        self.tokens: list[TokenOut] = []
+        self.prompt: tuple[TokenOut, ...] | None = None
+        self._text = TextStream(
+            tokenizer,
+            stop=params.stop,
+            include_stop=params.include_stop_str_in_output,
+            skip_special_tokens=params.skip_special_tokens,
+            min_tokens=params.min_tokens,
+        )
+        self._finish: tuple[str, int | str | None, str | None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self._finish is not None
+
+    def take(self, output: Output) -> None:
+        """Add what a step said; a stop string ends the sample in the middle of it."""
+        self.prompt = output.prompt or self.prompt
+        ids = [token.id for token in output.tokens]
+        silent = output.finish is State.STOP and not self.request.params.include_stop_str_in_output
+        self._text.push(ids[:-1] if silent else ids)
+        self.tokens += output.tokens
+        if output.finish is not None:
+            self._text.finish()
+        if self._text.stopped is not None:
+            del self.tokens[self._text.tokens :]
+            self._finish = ("stop", self._text.stopped, None)
+        elif output.finish is not None:
+            self._finish = (output.finish.value, output.stop_reason, output.error)
+
+    def result(self) -> CompletionOutput:
+        assert self._finish is not None, "every sample has ended"
+        reason, stop, error = self._finish
+        return CompletionOutput(
+            index=self.request.sample,
+            text=self._text.text,
+            token_ids=tuple(token.id for token in self.tokens),
+            finish_reason=reason,
+            stop_reason=stop,
+            logprobs=tuple(self.tokens) if self.request.params.logprobs is not None else None,
+            error=error,
+        )
+
+
+def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several, as several."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise RequestError(f"{len(params)} SamplingParams for {count} prompts: give one for all or one for each")
+    return list(params)

@@ -1,0 +1,108 @@
+"""Runner: executes a plan, one forward of the decoder over a flat token axis, then sampling and scores.
+
+It keeps the weights and the KV cache and nothing else: all that a step needs is in its plan.
+
+Shapes: T tokens of the step, D hidden size, R rows whose logits are wanted, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..models.decoder import Decoder
+from .paged import KVCache, PagedContext, Span
+from .plan import Chunk, ChunkResult, StepPlan, StepResult
+from .request import TokenOut
+from .sampler import NUMBERS_AT_ONCE, sample, score
+
+NOT_FINITE = "the model's numbers are not finite for this request: its weights or its dtype cannot hold them"
+
+
+class Runner:
+    """One decoder and one KVCache of `num_blocks` blocks, made at once, so that a lack of memory shows at the start."""
+
+    def __init__(self, decoder: Decoder, *, num_blocks: int, block_size: int) -> None:
+        self.decoder = decoder
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.cache: KVCache | None = None
+        self.wake()
+
+    def wake(self) -> None:
+        """Take the memory of the KV cache; its content starts empty."""
+        if self.cache is None:
+            decoder = self.decoder
+            self.cache = KVCache(decoder.spec, self.num_blocks, self.block_size, decoder.dtype, decoder.device)
+
+    def sleep(self) -> None:
+        """Give the memory of the KV cache back."""
+        self.cache = None
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run the plan's tokens and answer each of its chunks."""
+        assert self.cache is not None, "the engine does not step while it sleeps"
+        chunks = plan.chunks
+        ids_T = torch.tensor([token for chunk in chunks for token in chunk.ids], device=self.decoder.device)
+        spans = [Span(chunk.start, len(chunk.ids), chunk.blocks) for chunk in chunks]
+        hidden_TD: Tensor = self.decoder(ids_T, PagedContext(self.cache, spans))
+        broken = self._broken(chunks, hidden_TD, self.cache)
+        drawn = self._draw(chunks, hidden_TD, broken)
+        rows, at = [], 0
+        for number, chunk in enumerate(chunks):
+            token, error = drawn.get(number), NOT_FINITE if number in broken else None
+            if isinstance(token, str):
+                token, error = None, token
+            scores = () if error else self._score(chunk, hidden_TD[at : at + len(chunk.targets)])
+            rows.append(ChunkResult(serial=chunk.serial, token=token, scores=scores, error=error))
+            at += len(chunk.ids)
+        return StepResult(step=plan.step, rows=tuple(rows))
+
+    def _broken(self, chunks: tuple[Chunk, ...], hidden_TD: Tensor, cache: KVCache) -> set[int]:
+        """Chunks with a number that is not finite. What they wrote is zeroed, for whoever has the blocks next.
+
+        A token's key and value reach its own hidden state, so looking at these finds bad ones before anybody shares
+        them. Only this request holds the blocks it wrote to: shared blocks are full.
+        """
+        good_T = torch.isfinite(hidden_TD).all(-1)
+        broken: set[int] = set()
+        if bool(good_T.all()):
+            return broken
+        at = 0
+        for number, chunk in enumerate(chunks):
+            count = len(chunk.ids)
+            if not bool(good_T[at : at + count].all()):
+                broken.add(number)
+                cache.clear(chunk.blocks[chunk.start // self.block_size :])
+            at += count
+        return broken
+
+    def _draw(self, chunks: tuple[Chunk, ...], hidden_TD: Tensor, broken: set[int]) -> dict[int, TokenOut | str]:
+        """Tokens of the chunks that reached their last known token, by the chunk's number."""
+        numbers, last, draws, at = [], [], [], 0
+        for number, chunk in enumerate(chunks):
+            at += len(chunk.ids)
+            if chunk.draw is not None and number not in broken:
+                numbers.append(number)
+                last.append(at - 1)
+                draws.append(chunk.draw)
+        out: list[TokenOut | str] = []
+        rows = self._rows_at_once
+        for start in range(0, len(draws), rows):
+            logits_RV = self.decoder.logits(hidden_TD[last[start : start + rows]])
+            out += sample(logits_RV, draws[start : start + rows])
+        return dict(zip(numbers, out))
+
+    def _score(self, chunk: Chunk, hidden_RD: Tensor) -> tuple[TokenOut, ...]:
+        """Scores of the prompt tokens that follow the first tokens of a chunk."""
+        out: list[TokenOut] = []
+        rows = self._rows_at_once
+        for start in range(0, len(chunk.targets), rows):
+            logits_RV = self.decoder.logits(hidden_RD[start : start + rows])
+            out += score(logits_RV, chunk.targets[start : start + rows], chunk.num_top)
+        return tuple(out)
+
+    @property
+    def _rows_at_once(self) -> int:
+        return max(1, NUMBERS_AT_ONCE // self.decoder.spec.vocab)

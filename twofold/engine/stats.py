@@ -1,0 +1,41 @@
+"""EngineStats: what an engine is doing and has done, as plain numbers that cross a process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStats:
+    """Gauges of this moment and counters since the engine was made; times in seconds, lengths in tokens.
+
+    `waste` is the share of allocated cache slots that held no token, over all steps. `finished` counts ends by state.
+    `prompt_tokens` counts prompts whose first token came, cached tokens included.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    blocks: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    waste: float = 0.0
+    step_tokens: int = 0
+    step_seconds: float = 0.0
+
+    steps: int = 0
+    busy_seconds: float = 0.0
+    computed_tokens: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    finished: dict[str, int] = field(default_factory=dict)
+
+    version: int = 0
+    asleep: bool = False
+
+    @property
+    def kv_usage(self) -> float:
+        """The share of blocks that requests hold, 0 to 1."""
+        return self.blocks_used / self.blocks if self.blocks else 0.0

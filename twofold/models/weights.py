@@ -1,0 +1,243 @@
+"""Weights in and out: a Hugging Face directory to a Decoder, a Decoder to a Hugging Face directory.
+
+    load   config.json -> spec -> decoder without memory -> every name and shape checked -> memory -> shard by shard
+    save   config.json, model.safetensors (or shards and their index), as transformers reads them
+
+Loading needs the weights' memory plus one tensor. Pickled weights and code from the checkpoint are never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import CheckpointError, unknown
+from .decoder import Decoder
+from .families import FAMILIES
+from .layout import Filler, Layouts
+from .reader import Reader
+from .shards import Pending, Shard, write_shard
+from .spec import ModelSpec
+
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+JSON_LIMIT = 64 << 20
+SHARD_BYTES = 5 << 30
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's config.json as it stands.
+
+    Raises:
+        CheckpointError: there is no such directory or file, or it is not a JSON table.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a directory; give a local checkpoint with config.json and safetensors")
+    return _read_json(path / CONFIG)
+
+
+def spec_from(config: Mapping[str, Any]) -> ModelSpec:
+    """A config.json's contents as a ModelSpec.
+
+    Raises:
+        CheckpointError: an architecture that Twofold does not build, or a setting that nobody reads.
+    """
+    names = config.get("architectures")
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+        raise CheckpointError(f"config.json: 'architectures' must name one architecture, not {names!r}")
+    if names[0] not in FAMILIES:
+        raise CheckpointError("config.json: " + unknown("architecture", names[0], FAMILIES))
+    reader = Reader(config)
+    spec = FAMILIES[names[0]](reader)
+    reader.finish()
+    return spec
+
+
+def read_spec(path: str | Path) -> ModelSpec:
+    """The ModelSpec of a checkpoint's directory, without touching its weights."""
+    return spec_from(read_config(path))
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    max_len: int | None = None,
+) -> Decoder:
+    """Build the decoder of a checkpoint's directory and fill it; `max_len` is the context to build for.
+
+    Raises:
+        CheckpointError: anything missing, left over, of another shape, damaged or unsafe, named.
+    """
+    path = Path(path)
+    spec = read_spec(path)
+    positions = spec.embedding.positions
+    if max_len is not None and positions is not None and max_len > positions.size:
+        raise CheckpointError(f"this model has {positions.size} position vectors; a context of {max_len} needs more")
+    decoder = Decoder(spec, dtype=dtype, device="meta", max_len=max_len)
+    filler = Filler(decoder)
+    shards = open_shards(path)
+    slots = [{name: filler.claim(name, entry.shape) for name, entry in shard.entries.items()} for shard in shards]
+    filler.finish()
+
+    decoder.to_empty(device=device)
+    filler = Filler(decoder)
+    heads = []
+    with torch.no_grad():
+        for shard, names in zip(shards, slots, strict=True):
+            for name, slot in names.items():
+                if slot is None:
+                    continue
+                if filler.is_tied_head(name):
+                    heads.append((shard, name, slot))
+                    continue
+                filler.put(name, slot, shard.tensor(name))
+                shard.release(name)
+        for shard, name, slot in heads:
+            filler.put(name, slot, shard.tensor(name))
+            shard.release(name)
+    return decoder
+
+
+def load_tensors(decoder: Decoder, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Replace a decoder's weights in place by (checkpoint name, tensor) pairs, all of them, in any order.
+
+    Each pair is consumed before the next is asked for.
+
+    Raises:
+        CheckpointError: a left-over, repeated or misshapen tensor when it comes; missing ones at the end.
+    """
+    filler = Filler(decoder)
+    with torch.no_grad():
+        for name, tensor in tensors:
+            slot = filler.claim(name, tuple(tensor.shape))
+            if slot is not None and not filler.is_tied_head(name):
+                filler.put(name, slot, tensor)
+    filler.finish()
+
+
+def decoder_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
+    """The decoder's weights by the checkpoint's names and layouts; views of its storage where rows lie together."""
+    parameters = dict(decoder.named_parameters())
+    for name, slot in Layouts(decoder).slots.items():
+        yield name, slot.read(parameters[slot.inner].detach())
+
+
+def save(decoder: Decoder, path: str | Path, *, config: Mapping[str, Any], shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a checkpoint that transformers and Twofold load back equal.
+
+    `config` is the config.json to write (its dtype is set to the weights'); it must describe this decoder. A file of an
+    earlier checkpoint in the same directory that the new one does not overwrite is removed.
+
+    Raises:
+        CheckpointError: `config` describes another model.
+    """
+    if spec_from(config) != decoder.spec:
+        raise CheckpointError(
+            "save: config describes another model than the decoder; give the config it was built from"
+        )
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    shards = _plan_shards(decoder, shard_bytes)
+    files = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
+    )
+    for file, items in zip(files, shards, strict=True):
+        write_shard(path / file, items)
+    if len(files) > 1:
+        where = {item.name: file for file, items in zip(files, shards, strict=True) for item in items}
+        total = sum(item.nbytes for items in shards for item in items)
+        _write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+    ours = {*files, INDEX} if len(files) > 1 else set(files)
+    for old in path.glob("model*.safetensors*"):
+        if old.name not in ours and re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", old.name):
+            old.unlink()
+    written = {key: value for key, value in config.items() if key != "torch_dtype"}
+    _write_json(path / CONFIG, written | {"dtype": str(decoder.dtype).removeprefix("torch.")})
+
+
+def _plan_shards(decoder: Decoder, shard_bytes: int) -> list[list[Pending]]:
+    """The tensors in order, cut where the next one would make a shard larger than `shard_bytes`."""
+    parameters = dict(decoder.named_parameters())
+    shards: list[list[Pending]] = [[]]
+    size = 0
+    for name, slot in Layouts(decoder).slots.items():
+        parameter = parameters[slot.inner]
+
+        def values(slot: Any = slot, parameter: Tensor = parameter) -> Tensor:
+            tensor: Tensor = slot.read(parameter.detach())
+            return tensor
+
+        item = Pending(name=name, dtype=parameter.dtype, shape=slot.shape, values=values)
+        if shards[-1] and size + item.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(item)
+        size += item.nbytes
+    return shards
+
+
+def open_shards(path: Path) -> list[Shard]:
+    """The safetensors files of a checkpoint, open and checked against its index.
+
+    Raises:
+        CheckpointError: no safetensors, an index that points outside the directory or disagrees with its files.
+    """
+    if (path / INDEX).exists():
+        return _indexed(path)
+    if (path / SINGLE).exists():
+        return [Shard(path / SINGLE)]
+    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+    if pickled:
+        raise CheckpointError(
+            f"{path} has only pickled weights ({pickled[0]}), which can run code when opened; convert it to safetensors"
+        )
+    raise CheckpointError(f"{path} has neither {SINGLE} nor {INDEX}")
+
+
+def _indexed(path: Path) -> list[Shard]:
+    where = _read_json(path / INDEX).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
+        raise CheckpointError(f"{path / INDEX}: 'weight_map' must map names to files")
+    files = sorted(set(where.values()))
+    for file in files:
+        if not re.fullmatch(r"[\w.-]+\.safetensors", file) or file.startswith("."):
+            raise CheckpointError(f"{path / INDEX} names '{file}'; only safetensors files beside it are read")
+    shards = [Shard(path / file) for file in files]
+    for file, shard in zip(files, shards, strict=True):
+        listed = {name for name, home in where.items() if home == file}
+        for name in sorted(listed ^ set(shard.entries)):
+            place = "lacks" if name in listed else "holds the left-over"
+            raise CheckpointError(f"{path / file} {place} tensor '{name}', by {INDEX}")
+    return shards
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise CheckpointError(f"{path} is larger than {JSON_LIMIT >> 20} MiB")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} is not a JSON table")
+    return data
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,29 @@
+"""The engine, to the world: an OpenAI-compatible HTTP API and a chat page, in front of the model's own process.
+
+config.py    every setting and limit, with its reason
+server.py    everything wired together; SIGTERM and the way out
+protocol.py  limits on a request's head and on connections, inside uvicorn's protocol
+guard.py     host, key, body: what is refused before any route runs
+app.py       the routes
+openai.py    requests: fields, checks, and what is not done
+texts.py     prompts and chats to ids
+calls.py     one API call as the sequences it is made of
+choice.py    one sequence as text: stops, end
+shape.py     text and log-probabilities in OpenAI's shapes
+answers.py   those shapes
+stream.py    answers at once or as events, and the client that leaves
+errors.py    OpenAI's error shape, and the status of each error
+client.py    the front's end of the model's process: accept, watch, start again, resubmit
+process.py   one run of that process
+wire.py      the messages between the two
+worker.py    the process itself: the engine's step loop
+model.py     what it loads
+metrics.py   Prometheus, with vLLM's names
+pages.py     the chat page's files
+log.py       plain or JSON lines
+ui/          the chat page: HTML, CSS, JavaScript
+"""
+
+from .config import Limits, ServeConfig, Watch
+
+__all__ = ["Limits", "ServeConfig", "Watch"]

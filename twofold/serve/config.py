@@ -1,0 +1,131 @@
+"""The settings of a server, each with its default and its reason, free of torch.
+
+Every limit is a number that somebody, somewhere, has already been attacked or surprised through.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from ..core import ConfigError
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much one client may ask for, and for how long it may take to ask.
+
+    Bytes, seconds and counts as the names say. `queue_requests` None means four times what runs at once;
+    `queue_tokens` counts the prompt tokens of all accepted requests and so bounds the front's memory.
+    """
+
+    connections: int = 1024
+    headers: int = 100
+    header_bytes: int = 32 * 1024
+    header_seconds: float = 10.0
+    body_bytes: int = 4 * 1024 * 1024
+    body_seconds: float = 30.0
+    write_seconds: float = 60.0
+    keep_alive_seconds: float = 30.0
+    queue_requests: int | None = None
+    queue_tokens: int = 1 << 20
+    prompts: int = 64
+    messages: int = 2048
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"limits.{f.name} must be above 0, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """When the model's process counts as late, dead or beyond help; seconds.
+
+    It beats four times a second from its own thread. `late`: not ready any more. `dead`: killed and started again.
+    `step`: one engine step may take this long. `start`: so may loading. `tries`: deaths in a row before giving up.
+    """
+
+    late: float = 1.5
+    dead: float = 8.0
+    step: float = 300.0
+    start: float = 1800.0
+    tries: int = 5
+    suspects: int = 3
+    backoff: float = 0.2
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if getattr(self, f.name) <= 0:
+                raise ConfigError(f"watch.{f.name} must be above 0, not {getattr(self, f.name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """What `twofold serve` needs to know.
+
+    `api_keys` empty means no keys are asked for. `allowed_hosts` empty means the loopback names when `host` is a
+    loopback address, and any host otherwise; "*" means any. `generation_config` takes the checkpoint's own sampling
+    settings where a request has none, as vLLM does. `request_seconds` bounds a request that brings no
+    deadline of its own. `lame_duck_seconds` is how long, at least, new requests are told 503 after SIGTERM;
+    `drain_seconds` how long, at most, running ones may take to finish.
+    """
+
+    model: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_model_name: str | None = None
+    api_keys: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    enable_ui: bool = True
+    generation_config: bool = True
+    chat_template: Path | None = None
+    request_seconds: float = 600.0
+    lame_duck_seconds: float = 0.0
+    drain_seconds: float = 30.0
+    ping_seconds: float = 15.0
+    log: Literal["plain", "json"] = "plain"
+    limits: Limits = field(default_factory=Limits)
+    watch: Watch = field(default_factory=Watch)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port must be from 0 to 65535, not {self.port}")
+        for name in ("request_seconds", "ping_seconds"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("lame_duck_seconds", "drain_seconds"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for key in self.api_keys:
+            if len(key) < 8 or not key.isascii() or any(c.isspace() for c in key):
+                raise ConfigError("an API key is at least 8 ASCII characters without spaces: choose a longer one")
+
+    @property
+    def name(self) -> str:
+        """What `/v1/models` calls the model."""
+        return self.served_model_name or self.model.resolve().name
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def hosts(self) -> frozenset[str] | None:
+        """The names a Host header may carry, or None for any."""
+        if "*" in self.allowed_hosts:
+            return None
+        if self.allowed_hosts:
+            return frozenset(h.lower() for h in self.allowed_hosts)
+        return frozenset(LOOPBACK_NAMES) if self.on_loopback else None

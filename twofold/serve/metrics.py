@@ -1,0 +1,176 @@
+"""What Prometheus reads, under vLLM's names where vLLM has one, so that its dashboards carry over.
+
+Labels are the model's name and `engine`, and the reason of an end: nothing a client sends, so that their number is
+bounded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from .choice import Choice
+from .client import EngineClient
+from .config import ServeConfig
+
+FIRST_TOKEN = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+BETWEEN_TOKENS = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+WHOLE = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
+    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+LENGTH = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+SAMPLES = (1, 2, 5, 10, 20)
+ENDS = ("stop", "length", "abort", "error")
+LABELS = ("model_name", "engine")
+
+
+class Metrics:
+    """Counters and histograms of the front, and the engine's gauges read at the moment they are asked for."""
+
+    def __init__(self, config: ServeConfig, client: EngineClient) -> None:
+        self.registry = CollectorRegistry()
+        self.labels = (config.name, "0")
+        self.prompt_tokens = 0
+        self.generation_tokens = 0
+        self._prompt = self._counter("prompt_tokens", "Prompt tokens of accepted requests.")
+        self._generated = self._counter("generation_tokens", "Tokens generated.")
+        self._rejected = self._counter("admission_rejections", "Requests answered 429.")
+        success = Counter(
+            "vllm:request_success", "Sequences by how they ended.", (*LABELS, "finished_reason"), registry=self.registry
+        )
+        self._ends = {end: success.labels(*self.labels, end) for end in ENDS}
+        self._first = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", FIRST_TOKEN)
+        self._between = self._histogram("inter_token_latency_seconds", "Between two tokens.", BETWEEN_TOKENS)
+        self._per_token = self._histogram("request_time_per_output_token_seconds", "Its mean.", BETWEEN_TOKENS)
+        self._whole = self._histogram("e2e_request_latency_seconds", "From arrival to the end.", WHOLE)
+        self._queue = self._histogram("request_queue_time_seconds", "In the engine's queue.", WHOLE)
+        self._prefill = self._histogram("request_prefill_time_seconds", "From the queue to the first token.", WHOLE)
+        self._decode = self._histogram("request_decode_time_seconds", "From the first token to the last.", WHOLE)
+        self._inference = self._histogram("request_inference_time_seconds", "From the queue to the end.", WHOLE)
+        self._prompt_length = self._histogram("request_prompt_tokens", "Prompt tokens.", LENGTH)
+        self._said_length = self._histogram("request_generation_tokens", "Generated tokens.", LENGTH)
+        self._samples = self._histogram("request_params_n", "Samples asked for.", SAMPLES)
+        self._most = self._histogram("request_params_max_tokens", "Tokens allowed.", LENGTH)
+        self._left_queue: dict[str, float] = {}
+        self.registry.register(_EngineGauges(client, self.labels))
+        client.on_started = lambda accepted, seconds: self._started(accepted.request.id, seconds)
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+    # -- what happens -----------------------------------------------------------------------------------------------
+
+    def accepted(self, choices: Sequence[Choice]) -> None:
+        for choice in choices:
+            params = choice.request.params
+            if choice.request.sample == 0:
+                self.prompt_tokens += len(choice.request.prompt_ids)
+                self._prompt.inc(len(choice.request.prompt_ids))
+                self._prompt_length.observe(len(choice.request.prompt_ids))
+                self._samples.observe(params.n)
+                if params.max_tokens is not None:
+                    self._most.observe(params.max_tokens)
+
+    def rejected(self) -> None:
+        self._rejected.inc()
+
+    def tokens(self, choice: Choice, count: int, arrived: float) -> None:
+        """`count` tokens came at once for one sequence; the time since the last is spread over them."""
+        now = time.monotonic()
+        self.generation_tokens += count
+        self._generated.inc(count)
+        if choice.first_token is None:
+            choice.first_token = now
+            self._first.observe(now - arrived)
+        elif choice.last_token is not None:
+            for _ in range(count):
+                self._between.observe((now - choice.last_token) / count)
+        choice.last_token = now
+
+    def finished(self, choice: Choice, arrived: float) -> None:
+        now = time.monotonic()
+        self._ends["stop" if choice.finish == "stop" else "length"].inc()
+        self._whole.observe(now - arrived)
+        self._said_length.observe(choice.tokens)
+        first, began = choice.first_token, self._left_queue.get(choice.request.id)
+        if first is not None:
+            self._decode.observe(now - first)
+            if choice.tokens > 1:
+                self._per_token.observe((now - first) / (choice.tokens - 1))
+            if began is not None:
+                self._prefill.observe(max(first - began, 0.0))
+        if began is not None:
+            self._inference.observe(now - began)
+
+    def ended(self, choices: Sequence[Choice], failed: bool) -> None:
+        """A call is over; sequences without an end of their own were dropped by the client or failed."""
+        for choice in choices:
+            self._left_queue.pop(choice.request.id, None)
+            if choice.finish is None:
+                self._ends["error" if failed else "abort"].inc()
+
+    def _started(self, name: str, seconds: float) -> None:
+        if name not in self._left_queue:
+            self._queue.observe(seconds)
+            self._left_queue[name] = time.monotonic()
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(f"vllm:{name}", text, LABELS, registry=self.registry).labels(*self.labels)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        made = Histogram(f"vllm:{name}", text, LABELS, registry=self.registry, buckets=buckets)
+        return made.labels(*self.labels)
+
+
+class _EngineGauges(Collector):
+    """Reads the client at scrape time. Counters of processes that died are added to those of the one that lives."""
+
+    def __init__(self, client: EngineClient, labels: tuple[str, str]) -> None:
+        self._client = client
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        client, now, past = self._client, self._client.stats, self._client.past
+        total = now.blocks or (client.info.blocks if client.info else 0)
+        unsent = sum(not accepted.sent for accepted in client.live.values())
+        gauges = {
+            "vllm:num_requests_running": ("Sequences in the batch.", now.running),
+            "vllm:num_requests_waiting": ("Sequences in the queue.", now.waiting + unsent),
+            "vllm:kv_cache_usage_perc": ("Share of the cache in use, 1 is full.", now.blocks_used / max(total, 1)),
+            "twofold:kv_blocks_used": ("Blocks in use.", now.blocks_used),
+            "twofold:kv_blocks_cached": ("Free blocks that still hold a known prefix.", now.blocks_cached),
+            "twofold:ready": ("1 when the model answers.", float(client.ready)),
+        }
+        for name, (text, value) in gauges.items():
+            gauge = GaugeMetricFamily(name, text, labels=LABELS)
+            gauge.add_metric(self._labels, value)
+            yield gauge
+        counters = {
+            "vllm:prefix_cache_queries": ("Prompt tokens looked up.", past.prefix_queries + now.prefix_queries),
+            "vllm:prefix_cache_hits": ("Prompt tokens found.", past.prefix_hits + now.prefix_hits),
+            "vllm:num_preemptions": ("Sequences put back.", past.preemptions + now.preemptions),
+            "twofold:engine_restarts": ("Times the model's process was started again.", client.restarts),
+            "twofold:engine_steps": ("Steps of the engine.", past.steps + now.steps),
+        }
+        for name, (text, value) in counters.items():
+            counter = CounterMetricFamily(name, text, labels=LABELS)
+            counter.add_metric(self._labels, value)
+            yield counter
+        if client.info is not None:
+            config = GaugeMetricFamily(
+                "vllm:cache_config_info", "The cache.", labels=(*LABELS, "block_size", "num_gpu_blocks")
+            )
+            config.add_metric((*self._labels, str(client.info.block_size), str(client.info.blocks)), 1.0)
+            yield config

@@ -1,0 +1,46 @@
+"""What the model's process loads: the sum of bytes first, then the decoder, then the engine around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core import build
+from ..engine.capacity import DTYPES, forecast
+from ..engine.config import EngineConfig
+from ..engine.engine import Engine
+from ..engine.stats import EngineStats
+from ..models.weights import load, read_spec
+from ..platforms import read_memory
+from . import wire
+
+
+class LoadedModel:
+    """An engine that is ready to step, and what the front must know of it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        limits, config = engine.limits, engine.config
+        self.ready = wire.Ready(
+            max_len=limits.max_model_len,
+            vocab_size=limits.vocab,
+            max_running=config.max_num_seqs,
+            block_size=config.block_size,
+            blocks=limits.cache_tokens // config.block_size,
+        )
+
+    def stats(self) -> EngineStats:
+        return self.engine.stats()
+
+
+def load_model(start: wire.Start) -> LoadedModel:
+    """Load the checkpoint that `start` names.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        CapacityError: it does not fit this machine, found before anything is loaded; the message says what would.
+    """
+    settings: dict[str, Any] = start.engine
+    config = build(EngineConfig, settings, "engine.")
+    forecast(read_spec(start.model), config, read_memory().available).require()
+    decoder = load(start.model, dtype=DTYPES[config.dtype], device=config.device, max_len=config.max_model_len)
+    return LoadedModel(Engine(decoder, config, eos_ids=start.eos_ids))

@@ -1,0 +1,362 @@
+"""The requests of OpenAI's API with the fields that vLLM's users add: decoded, checked, turned into SamplingParams.
+
+A field nobody knows, a bad value, and a field that OpenAI has but this version does not do: each is an answer 400 that
+names the field's path. Nothing is ignored silently.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, TypeVar
+
+import msgspec
+
+from ..core import RequestError, nearest
+from ..engine.sampling import SamplingParams
+from .errors import HttpError
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+MAX_TEXT = 256  # characters of an id, a salt or a name
+
+# What OpenAI or vLLM has and this version has not: the values that ask for nothing, and what to do instead.
+NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
+    "tools": (([],), "describe the tools in a message"),
+    "tool_choice": (("none", "auto"), ""),
+    "functions": (([],), "describe the functions in a message"),
+    "function_call": (("none", "auto"), ""),
+    "response_format": (({"type": "text"},), "ask for the format in a message"),
+    "structured_outputs": ((), "ask for the format in a message"),
+    "modalities": ((["text"],), "only text is done"),
+    "audio": ((), "only text is done"),
+    "prediction": ((), ""),
+    "web_search_options": ((), ""),
+    "reasoning_effort": (("none",), ""),
+    "verbosity": (("medium",), ""),
+    "store": ((False,), "nothing is kept"),
+    "service_tier": (("auto", "default"), ""),
+    "suffix": (("",), "put what follows into the prompt"),
+    "best_of": ((1,), "send n and choose among the answers"),
+    "use_beam_search": ((False,), "send n"),
+    "length_penalty": ((1.0,), ""),
+    "bad_words": (([],), "use logit_bias"),
+    "documents": (([],), "put the documents into a message"),
+    "chat_template": ((), "the server's operator chooses the template"),
+    "mm_processor_kwargs": (({},), "only text is done"),
+    "kv_transfer_params": (({},), ""),
+}
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What completions and chats share; None means the default of SamplingParams."""
+
+    model: str | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    prompt_logprobs: int | None = None
+    logprobs_mode: Literal["raw", "processed"] | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    truncate_prompt_tokens: int | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    priority: int | None = None
+    request_id: str | None = None
+    cache_salt: str | None = None
+    # harmless: they ask for nothing that shows in the answer
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    # in NOT_DONE
+    store: Any = None
+    service_tier: Any = None
+    response_format: Any = None
+    structured_outputs: Any = None
+    best_of: Any = None
+    use_beam_search: Any = None
+    length_penalty: Any = None
+    bad_words: Any = None
+    mm_processor_kwargs: Any = None
+    kv_transfer_params: Any = None
+
+    def check(self) -> None:
+        """What no single field can say; raises RequestError."""
+        for name, (harmless, instead) in NOT_DONE.items():
+            value = getattr(self, name, None)
+            if value is not None and value not in harmless:
+                hint = f": leave it out, {instead}" if instead else ": leave it out"
+                raise RequestError(f"{name} is not done by this version{hint}", name)
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options needs stream to be true", "stream_options")
+        for name in ("request_id", "cache_salt"):
+            text = getattr(self, name)
+            if text is not None and not (0 < len(text) <= MAX_TEXT and text.isprintable()):
+                raise RequestError(f"{name} must be 1 to {MAX_TEXT} printable characters", name)
+        if self.priority is not None and not -(2**31) <= self.priority < 2**31:
+            raise RequestError(f"priority must be in [-2^31, 2^31), not {self.priority}", "priority")
+        truncate = self.truncate_prompt_tokens
+        if truncate is not None and truncate != -1 and not 1 <= truncate < 2**31:
+            raise RequestError(f"truncate_prompt_tokens must be -1 or at least 1, not {truncate}", _TRUNCATE)
+
+    def asked(self, defaults: Mapping[str, Any], **extra: Any) -> dict[str, Any]:
+        """The sampling fields that were sent, as SamplingParams takes them, over the checkpoint's `defaults`."""
+        found = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
+        if found.get("seed") == -1:  # vLLM's way to say none
+            del found["seed"]
+        return {**defaults, **found} | {name: value for name, value in extra.items() if value is not None}
+
+
+_TRUNCATE = "truncate_prompt_tokens"
+_SAMPLING = (
+    *("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    *("seed", "max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output"),
+    *("skip_special_tokens", "prompt_logprobs", "logprobs_mode", "logit_bias", "allowed_token_ids"),
+)
+
+
+class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/completions. `max_tokens` 0 with `echo` scores the prompt and generates nothing."""
+
+    prompt: str | list[str | int | list[int]]
+    echo: bool | None = None
+    logprobs: int | None = None
+    suffix: Any = None
+
+    @property
+    def scores_only(self) -> bool:
+        return bool(self.echo) and self.max_tokens == 0
+
+    def prompts(self, most: int) -> list[str | list[int]]:
+        """One string or one list of ids for each prompt.
+
+        Raises:
+            RequestError: none, too many, or a mixture.
+        """
+        given = self.prompt
+        if isinstance(given, str):
+            return [given]
+        if given and all(isinstance(item, int) for item in given):
+            return [given]  # type: ignore[list-item]
+        if not given or any(isinstance(item, int) or not isinstance(item, type(given[0])) for item in given):
+            raise RequestError("prompt is a string, token ids, or a list that holds one kind of these", "prompt")
+        if len(given) > most:
+            raise RequestError(f"prompt holds {len(given)} prompts, at most {most} in one request: split it", "prompt")
+        return given  # type: ignore[return-value]
+
+    def params(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        wanted = self.logprobs if self.echo else None
+        changes: dict[str, Any] = {"max_tokens": 1, "min_tokens": 0} if self.scores_only else {}
+        return SamplingParams(
+            **self.asked(defaults, logprobs=self.logprobs) | changes | _scores(wanted, self.prompt_logprobs)
+        )
+
+
+class Part(msgspec.Struct, forbid_unknown_fields=True):
+    """A piece of a message's content; `text` is the one kind that is done."""
+
+    type: str
+    text: str | None = None
+    image_url: Any = None
+    input_audio: Any = None
+    video_url: Any = None
+    file: Any = None
+    refusal: str | None = None
+    uuid: str | None = None
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True):
+    role: str
+    content: str | list[Part] | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: Any = None
+    tool_call_id: Any = None
+    function_call: Any = None
+    refusal: Any = None
+    audio: Any = None
+    annotations: Any = None
+
+    ROLES: ClassVar[dict[str, str]] = {
+        "system": "system",
+        "developer": "system",
+        "user": "user",
+        "assistant": "assistant",
+    }
+
+    def plain(self, path: str) -> dict[str, str]:
+        """What a chat template reads; `path` names the message in errors."""
+        if self.role not in self.ROLES:
+            raise RequestError(f"role must be one of {', '.join(self.ROLES)}, not {self.role!r:.40}", f"{path}.role")
+        for name in ("tool_calls", "tool_call_id", "function_call", "audio"):
+            if getattr(self, name) not in (None, []):
+                raise RequestError(f"{name} is not done by this version: leave it out", f"{path}.{name}")
+        content = self.content
+        if content is None and self.role != "assistant":
+            raise RequestError("a message needs content", f"{path}.content")
+        if isinstance(content, list):
+            for i, part in enumerate(content):
+                if part.type != "text" or part.text is None:
+                    raise RequestError(
+                        f"content of type {part.type!r:.40} is not done by this version: send text",
+                        f"{path}.content[{i}].type",
+                    )
+            content = "\n".join(part.text or "" for part in content)
+        found = {"role": self.ROLES[self.role], "content": content or ""}
+        if self.name:
+            found["name"] = self.name
+        if self.reasoning_content:
+            found["reasoning_content"] = self.reasoning_content
+        return found
+
+
+def plain(messages: list[Message], most: int) -> list[dict[str, str]]:
+    """Messages as a chat template reads them; raises RequestError for none, too many, or a bad one."""
+    if not 1 <= len(messages) <= most:
+        raise RequestError(f"messages holds {len(messages)} messages: send 1 to {most}", "messages")
+    return [message.plain(f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/chat/completions. Without `max_tokens` an answer may fill the context."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    modalities: Any = None
+    audio: Any = None
+    prediction: Any = None
+    web_search_options: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    documents: Any = None
+    chat_template: Any = None
+
+    def check(self) -> None:
+        super().check()
+        if self.add_special_tokens:
+            raise RequestError("the chat template writes the special tokens: leave it out", "add_special_tokens")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt exclude each other: send one",
+                "continue_final_message",
+            )
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs to be true", "top_logprobs")
+        both = self.max_tokens is not None and self.max_completion_tokens is not None
+        if both and self.max_tokens != self.max_completion_tokens:
+            raise RequestError("max_tokens and max_completion_tokens differ: send one", "max_completion_tokens")
+
+    def params(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        top = (self.top_logprobs or 0) if self.logprobs else None
+        try:
+            return SamplingParams(**self.asked(defaults, logprobs=top) | {"max_tokens": most})
+        except RequestError as error:
+            if error.param == "logprobs":
+                error.param = "top_logprobs"
+            if error.param == "max_tokens" and self.max_completion_tokens is not None:
+                error.param = "max_completion_tokens"
+            raise
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /tokenize: a prompt, or messages."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+def _scores(*wanted: int | None) -> dict[str, int]:
+    """How many alternatives the prompt's tokens need, when anything asks for them."""
+    given = [value for value in wanted if value is not None]
+    return {"prompt_logprobs": max(given)} if given else {}
+
+
+_FIELD = re.compile(r"unknown field `(?P<name>[^`]{0,200})")
+_MISSING = re.compile(r"missing required field `(?P<name>[^`]*)`")
+_PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>.*)`$")
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
+
+
+def decode(kind: type[T], body: bytes) -> T:
+    """Read a request's body.
+
+    Raises:
+        HttpError: 400 with the path of the field at fault and, for an unknown one, the nearest name.
+    """
+    decoder = _decoders.setdefault(kind, msgspec.json.Decoder(kind))
+    try:
+        found: T = decoder.decode(body)
+        return found
+    except msgspec.ValidationError as error:
+        raise _explain(kind, str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise HttpError(400, f"the body is not JSON: {error}", code="bad_json") from None
+
+
+def _explain(kind: type, message: str) -> HttpError:
+    place = _PATH.search(message)
+    path = place["path"] if place else ""
+    message = message[: place.start()] if place else message
+    if found := _FIELD.search(message) or _MISSING.search(message):
+        name = found["name"]
+        param = f"{path}.{name}" if path else name
+        if "missing" in message:
+            return HttpError(400, f"{param} is missing", param=param, code="missing_field")
+        known = kind.__struct_fields__ if not path else _inner_names()  # type: ignore[attr-defined]
+        guess = nearest(name, known)
+        hint = f": did you mean '{guess}'?" if guess else ": leave it out"
+        return HttpError(400, f"unknown field '{name[:80]}'{hint}", param=param[:200], code="unknown_field")
+    return HttpError(400, f"{path or 'the body'}: {message}", param=path or None, code="invalid_value")
+
+
+def _inner_names() -> set[str]:
+    return {name for kind in (Message, Part, StreamOptions) for name in kind.__struct_fields__}

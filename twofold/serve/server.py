@@ -1,0 +1,164 @@
+"""serve: everything wired together, and the way out.
+
+SIGTERM ─▶ lame duck: readyz 503, new requests 503, running ones go on ─▶ all done, or drain_seconds over
+        ─▶ what is left gets a last error event ─▶ the model's process leaves ─▶ exit 0
+again   ─▶ exit 1 at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import uvicorn
+
+from ..core import ConfigError, TwofoldError
+from ..engine.config import EngineConfig
+from . import wire
+from .app import Api, build_app
+from .client import EngineClient
+from .config import ServeConfig
+from .log import set_up
+from .process import COMMAND
+from .protocol import guarded
+from .texts import Texts
+
+log = logging.getLogger("twofold.serve")
+
+
+def serve(config: ServeConfig, engine: EngineConfig, *, command: Sequence[str] = COMMAND) -> int:
+    """Serve until told to stop; the exit code.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+        CheckpointError, CapacityError: the model cannot be loaded, found before or after its process has started.
+    """
+    set_up(config.log)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(config, engine, command))
+
+
+async def _serve(config: ServeConfig, engine: EngineConfig, command: Sequence[str]) -> int:
+    texts = Texts.load(config)
+    sock = listen(config)
+    start = wire.Start(str(config.model), dataclasses.asdict(engine), texts.tokenizer.eos_ids)
+    client = EngineClient(config, start, command)
+    api = Api(config, client, texts)
+    server = Server(api, config)
+    client.start()
+    loaded = asyncio.create_task(_announce(client, config, sock), name="announce")
+    loaded.add_done_callback(lambda task: server.leave() if not task.cancelled() and task.exception() else None)
+    try:
+        await server.serve(sockets=[sock])
+    finally:
+        await client.stop()
+        sock.close()
+        loaded.cancel()
+    error = (await asyncio.gather(loaded, return_exceptions=True))[0]
+    if isinstance(error, TwofoldError):
+        raise error
+    return 0
+
+
+async def _announce(client: EngineClient, config: ServeConfig, sock: socket.socket) -> None:
+    """Say where to go, once there is something to find there."""
+    info = await client.first_ready
+    url = address(config, sock)
+    log.info("%s is ready: %d tokens of context, %d at once", config.name, info.max_len, info.max_running)
+    if config.enable_ui:
+        print(f"Chat page: {url}/", flush=True)
+    print(f"OpenAI API: {url}/v1  (model {config.name!r})", flush=True)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with our own way out: its own closes the door at once and exits 143."""
+
+    def __init__(self, api: Api, config: ServeConfig) -> None:
+        super().__init__(
+            uvicorn.Config(
+                build_app(api),
+                http=guarded(config.limits),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=max(int(config.limits.keep_alive_seconds), 1),
+                timeout_graceful_shutdown=2,
+            )
+        )
+        self._api = api
+        self._settings = config
+        self._drain: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._told)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def leave(self) -> None:
+        """Stop serving without waiting for anybody."""
+        self.should_exit = True
+
+    def _told(self) -> None:
+        if self._drain is not None:
+            log.warning("told twice: leaving at once")
+            sys.stderr.flush()
+            os._exit(1)  # the model's process sees the end of its socket and leaves too
+        self._api.draining = True
+        self._drain = asyncio.create_task(self._drain_out(), name="drain")
+
+    async def _drain_out(self) -> None:
+        client, config = self._api.client, self._settings
+        log.info("going down: %d sequences may finish within %g s", len(client.live), config.drain_seconds)
+        began = time.monotonic()
+        while (passed := time.monotonic() - began) < config.drain_seconds:
+            if not client.live and passed >= config.lame_duck_seconds:
+                break
+            await asyncio.sleep(0.05)
+        await client.stop()
+        self.leave()
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """The listening socket; ConfigError with the way out when it cannot be had."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((config.host, config.port))
+    except OSError as error:
+        sock.close()
+        raise ConfigError(
+            f"cannot listen on {config.host}:{config.port} ({error.strerror or error}): choose another --port"
+        ) from None
+    return sock
+
+
+def address(config: ServeConfig, sock: socket.socket) -> str:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"http://{host}:{sock.getsockname()[1]}"
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

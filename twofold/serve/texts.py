@@ -1,0 +1,100 @@
+"""Texts: prompts and chats to ids in the front process, big ones off the event loop.
+
+The tokenizer lets go of the interpreter while it works, so a 400 KB prompt in a thread stops nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from ..core import CheckpointError, RequestError
+from ..data import ChatTemplate, Tokenizer
+from .config import ServeConfig
+
+T = TypeVar("T")
+
+INLINE = 2000  # characters that are quicker done here than in another thread
+
+
+class Texts:
+    """A model's tokenizer and chat template, `template` None for a model that has none."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+
+    @classmethod
+    def load(cls, config: ServeConfig) -> Texts:
+        """Read both from the model's folder; the operator's own template wins.
+
+        Raises:
+            CheckpointError: no tokenizer, or a template that cannot be read.
+        """
+        tokenizer = Tokenizer.load(config.model)
+        template: ChatTemplate | None = None
+        try:
+            template = ChatTemplate.load(config.model)
+        except CheckpointError:
+            if _has_template(config):  # it is there and damaged
+                raise
+        if config.chat_template is not None:
+            try:
+                source = config.chat_template.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise CheckpointError(f"the chat template {config.chat_template} cannot be read: {error}") from None
+            template = replace(template, source=source, named={}) if template else ChatTemplate(source)
+        return cls(tokenizer, template)
+
+    async def prompt(self, prompt: str | list[int], *, special: bool) -> list[int]:
+        """Ids of a raw prompt; `special` adds what the checkpoint's post-processor adds (BOS, mostly)."""
+        if not isinstance(prompt, str):
+            return prompt
+        if special:
+            return await self.off_loop(len(prompt), lambda: self.tokenizer.encode_prompt(prompt))
+        return await self.off_loop(len(prompt), lambda: self.tokenizer.encode(prompt, special=True))
+
+    async def chat(
+        self,
+        messages: Sequence[dict[str, str]],
+        *,
+        add_generation_prompt: bool | None,
+        continue_final_message: bool | None,
+        settings: dict[str, Any] | None,
+    ) -> list[int]:
+        """Ids of a chat as the template renders it.
+
+        Raises:
+            RequestError: there is no template, or it refused the messages or a setting.
+        """
+        template = self.template
+        if template is None:
+            raise RequestError(
+                "this model has no chat template: use /v1/completions, or start the server with --chat-template FILE"
+            )
+        given = {
+            "add_generation_prompt": not continue_final_message if add_generation_prompt is None
+            else add_generation_prompt,
+            "continue_final_message": bool(continue_final_message),
+        }  # fmt: skip
+        for name in settings or {}:
+            if name in given or name in ("tools", "documents", "messages", "tokenizer"):
+                raise RequestError(f"{name} is not a setting of the template", f"chat_template_kwargs.{name}")
+        size = sum(len(message["content"]) for message in messages) + 100 * len(messages)
+        return await self.off_loop(size, lambda: template.encode(self.tokenizer, messages, **given, **(settings or {})))
+
+    async def off_loop(self, size: int, work: Callable[[], T]) -> T:
+        """Run `work` here when its input is small, in a thread when it is not."""
+        if size <= INLINE:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def _has_template(config: ServeConfig) -> bool:
+    settings = config.model / "tokenizer_config.json"
+    inside = settings.is_file() and '"chat_template"' in settings.read_text(encoding="utf-8", errors="replace")
+    return inside or any((config.model / f"chat_template.{kind}").is_file() for kind in ("jinja", "json"))
