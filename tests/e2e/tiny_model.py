@@ -1,4 +1,4 @@
-"""A tiny random checkpoint that chats: nonsense, but of printable characters, and never done before it is told to be."""
+"""A tiny random checkpoint that chats: nonsense of printable characters, never done before it is told to be."""
 
 from __future__ import annotations
 
