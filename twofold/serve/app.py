@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Route, Router
 
 from .. import __version__
 from ..core import CapacityError, RequestError
+from ..engine.defaults import sampling_defaults
 from ..engine.limits import Limits
 from ..engine.sampling import SamplingParams
 from . import openai
@@ -43,6 +44,7 @@ class Api:
         self.metrics = Metrics(config, client)
         self.draining = False
         self.began = time.time()
+        self.defaults = sampling_defaults(config.model) if config.generation_config else {}
 
     def routes(self) -> list[BaseRoute]:
         get, post = ["GET"], ["POST"]
@@ -70,7 +72,7 @@ class Api:
         body = openai.decode(openai.CompletionRequest, await request.body())
         body.check()
         self._check_model(body.model)
-        params, prompts = body.params(), body.prompts(self.config.limits.prompts)
+        params, prompts = body.params(self.defaults), body.prompts(self.config.limits.prompts)
         self._check_room(len(prompts) * params.n)
         special = body.add_special_tokens is not False
         ids = [truncate(await self.texts.prompt(p, special=special), body, self._limits, params) for p in prompts]
@@ -85,7 +87,7 @@ class Api:
         body = openai.decode(openai.ChatRequest, await request.body())
         body.check()
         self._check_model(body.model)
-        params, messages = body.params(), openai.plain(body.messages, self.config.limits.messages)
+        params, messages = body.params(self.defaults), openai.plain(body.messages, self.config.limits.messages)
         self._check_room(params.n)
         ids = await self.texts.chat(
             messages,

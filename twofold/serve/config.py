@@ -70,7 +70,8 @@ class ServeConfig:
     """What `twofold serve` needs to know.
 
     `api_keys` empty means no keys are asked for. `allowed_hosts` empty means the loopback names when `host` is a
-    loopback address, and any host otherwise; "*" means any. `request_seconds` bounds a request that brings no
+    loopback address, and any host otherwise; "*" means any. `generation_config` takes the checkpoint's own sampling
+    settings where a request has none, as vLLM does. `request_seconds` bounds a request that brings no
     deadline of its own. `lame_duck_seconds` is how long, at least, new requests are told 503 after SIGTERM;
     `drain_seconds` how long, at most, running ones may take to finish.
     """
@@ -82,6 +83,7 @@ class ServeConfig:
     api_keys: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     enable_ui: bool = True
+    generation_config: bool = True
     chat_template: Path | None = None
     request_seconds: float = 600.0
     lame_duck_seconds: float = 0.0

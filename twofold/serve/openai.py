@@ -7,6 +7,7 @@ names the field's path. Nothing is ignored silently.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
@@ -123,12 +124,12 @@ class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         if truncate is not None and truncate != -1 and not 1 <= truncate < 2**31:
             raise RequestError(f"truncate_prompt_tokens must be -1 or at least 1, not {truncate}", _TRUNCATE)
 
-    def asked(self, **extra: Any) -> dict[str, Any]:
-        """The sampling fields that were sent, as SamplingParams takes them."""
+    def asked(self, defaults: Mapping[str, Any], **extra: Any) -> dict[str, Any]:
+        """The sampling fields that were sent, as SamplingParams takes them, over the checkpoint's `defaults`."""
         found = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
         if found.get("seed") == -1:  # vLLM's way to say none
             del found["seed"]
-        return found | {name: value for name, value in extra.items() if value is not None}
+        return {**defaults, **found} | {name: value for name, value in extra.items() if value is not None}
 
 
 _TRUNCATE = "truncate_prompt_tokens"
@@ -168,10 +169,12 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
             raise RequestError(f"prompt holds {len(given)} prompts, at most {most} in one request: split it", "prompt")
         return given  # type: ignore[return-value]
 
-    def params(self) -> SamplingParams:
+    def params(self, defaults: Mapping[str, Any]) -> SamplingParams:
         wanted = self.logprobs if self.echo else None
         changes: dict[str, Any] = {"max_tokens": 1, "min_tokens": 0} if self.scores_only else {}
-        return SamplingParams(**self.asked(logprobs=self.logprobs) | changes | _scores(wanted, self.prompt_logprobs))
+        return SamplingParams(
+            **self.asked(defaults, logprobs=self.logprobs) | changes | _scores(wanted, self.prompt_logprobs)
+        )
 
 
 class Part(msgspec.Struct, forbid_unknown_fields=True):
@@ -278,11 +281,11 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
         if both and self.max_tokens != self.max_completion_tokens:
             raise RequestError("max_tokens and max_completion_tokens differ: send one", "max_completion_tokens")
 
-    def params(self) -> SamplingParams:
+    def params(self, defaults: Mapping[str, Any]) -> SamplingParams:
         most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         top = (self.top_logprobs or 0) if self.logprobs else None
         try:
-            return SamplingParams(**self.asked(logprobs=top) | {"max_tokens": most})
+            return SamplingParams(**self.asked(defaults, logprobs=top) | {"max_tokens": most})
         except RequestError as error:
             if error.param == "logprobs":
                 error.param = "top_logprobs"
