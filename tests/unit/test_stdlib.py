@@ -21,8 +21,8 @@ def docs() -> list[tuple[str, str, str]]:
     found = []
     for document in documents("python-docs"):
         assert isinstance(document.content, Chat) and document.key
-        question, answer = (message["content"] for message in document.content.messages)
-        found.append((document.key.split()[1], question, answer))
+        texts = [message["content"] for message in document.content.messages if message["role"] != "system"]
+        found += [(document.key.split()[1], texts[-2], texts[-1])]
     return found
 
 

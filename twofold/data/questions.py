@@ -12,9 +12,12 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from .dataset import SOURCES, Chat, Document
 from .stdlib import Entry, entries
+
+T = TypeVar("T")
 
 WHAT: tuple[str, ...] = (
     *("What does {n} do?", "What does {n}() do?", "what does {n} do", "What is {n}?", "What is {n} for?"),
@@ -125,15 +128,31 @@ _PLAIN_SIGNATURES = {
 
 @SOURCES.register("python-docs")
 def python_docs() -> Iterator[Document]:
-    """A chat of one question and one answer for each wording of each entry, by name."""
+    """A chat of one question and one answer for each wording of each entry, by name; then longer chats of tier 1."""
+    known: list[tuple[str, list[tuple[str, str]]]] = []
     for entry in _told_plainly():
         tier = tier_of(entry.name)
-        if not tier:
-            continue
-        pairs = list(dict.fromkeys(_pairs(entry, tier)))
-        for question, answer in pairs:
-            messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
-            yield Document(Chat(messages), key=f"python-docs {entry.name}", always_train=tier < 3)
+        pairs = list(dict.fromkeys(_pairs(entry, tier))) if tier else []
+        for pair in pairs:
+            yield _chat(entry.name, [pair], always_train=tier < 3)
+        if tier == 1 and pairs:
+            known.append((entry.name, pairs))
+    for name, pairs in known:
+        others = [_pick(known, f"{name} {turn}")[1] for turn in range(2)]
+        turns = [_pick(other, f"{name} wording") for other in others]
+        yield _chat(name, [*turns, _pick(pairs, f"{name} last")], always_train=True)
+        yield _chat(name, [_pick(pairs, f"{name} system")], system="You are a helpful assistant.", always_train=True)
+
+
+def _chat(name: str, turns: Sequence[tuple[str, str]], *, always_train: bool, system: str = "") -> Document:
+    messages = [{"role": "system", "content": system}] if system else []
+    for question, answer in turns:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return Document(Chat(tuple(messages)), key=f"python-docs {name}", always_train=always_train)
+
+
+def _pick(choices: Sequence[T], key: str) -> T:
+    return choices[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(choices)]
 
 
 def tier_of(name: str) -> int:

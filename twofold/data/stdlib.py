@@ -185,7 +185,7 @@ def summary(doc: str | None) -> str:
             lines[:1] = [told] if told and (match[1] != "->" or told != rest) else []
             if match[1] == "->" and told == rest and not returned:
                 returned = _sentence(f"Return {rest}")
-        text = " ".join(" ".join(lines).split())
+        text = re.sub(r"^(Module )?[\w.]+ --? ", "", " ".join(" ".join(lines).split()))  # "csv.py - read CSV files"
         if len(text) >= 12 and text[0].isalpha() and ">>>" not in text:
             return _sentence(text)
     return returned
