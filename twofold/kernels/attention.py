@@ -71,9 +71,8 @@ def ungrouped(x_ZMD: Tensor, batch: int, heads: int) -> Tensor:
 
 def scores(q_ZMD: Tensor, k_ZND: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend) -> Tensor:
     """Scores of one block [Z, M, N]: capped, biased by distance, and -inf where hidden. q is scaled already."""
-    Z, M, D = q_ZMD.shape
-    key = ("qk", min(Z, 4), D, k_ZND.shape[1])
-    s_ZMN = by_rows(lambda rows: torch.bmm(rows, k_ZND.transpose(1, 2)), q_ZMD, key) if Z else q_ZMD @ k_ZND.mT
+    Z, M, _ = q_ZMD.shape
+    s_ZMN = by_rows(q_ZMD, k_ZND.mT)
     if how.softcap is not None:
         s_ZMN = how.softcap * torch.tanh(s_ZMN / how.softcap)
     if gap_BLN is None and hidden_BLN is None:
@@ -95,8 +94,7 @@ def look(v_ZND: Tensor, s_ZMN: Tensor) -> Fold:
     m_ZM1 = s_ZMN.amax(-1, keepdim=True).clamp_min(_NOTHING)
     p_ZMN = s_ZMN.sub_(m_ZM1).exp_()
     l_ZM1 = p_ZMN.sum(-1, keepdim=True)
-    key = ("pv", min(v_ZND.shape[0], 4), v_ZND.shape[1], v_ZND.shape[2])
-    return Fold(m_ZM1, l_ZM1, by_rows(lambda rows: torch.bmm(rows, v_ZND), p_ZMN, key))
+    return Fold(m_ZM1, l_ZM1, by_rows(p_ZMN, v_ZND))
 
 
 def mask(qpos_BL: Tensor, start: int, count: int, window: int | None) -> tuple[Tensor | None, Tensor]:
