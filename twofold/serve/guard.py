@@ -195,7 +195,7 @@ class Exchange:
         body = b"" if self._scope["method"] == "HEAD" else error.body()
         await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": True})
-        if not self._body_ended:
+        if not self._body_ended and error.status != 408:
             await self._linger()
         await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
