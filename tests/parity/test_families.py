@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-import zoo
 
-from twofold.engine.paged import KVCache, PagedContext, Span
+from tests.parity import zoo
+from twofold.engine.config import EngineConfig
+from twofold.engine.engine import Engine
+from twofold.engine.request import Request
+from twofold.engine.sampling import SamplingParams
 from twofold.models import Decoder, PackedContext, load, read_config, save
 from twofold.models.families import FAMILIES
 
@@ -37,7 +40,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_the_zoo_has_every_architecture() -> None:
-    assert zoo.ARCHITECTURES == sorted(FAMILIES)
+    assert sorted(FAMILIES) == zoo.ARCHITECTURES
     assert len(zoo.ARCHITECTURES) == 24
 
 
@@ -60,16 +63,13 @@ def test_greedy_tokens(pair: Pair) -> None:
 
 
 def greedy(decoder: Decoder, prompt: list[int]) -> list[int]:
-    blocks = tuple(range(-(-(len(prompt) + NEW_TOKENS) // 16)))
-    cache = KVCache(decoder.spec, num_blocks=len(blocks))
-    tokens, start, out = list(prompt), 0, []
-    with torch.no_grad():
-        while len(out) < NEW_TOKENS:
-            new = tokens[start:]
-            hidden = decoder(torch.tensor(new), PagedContext(cache, [Span(start, len(new), blocks)]))
-            start = len(tokens)
-            out.append(int(decoder.logits(hidden[-1:]).argmax()))
-            tokens.append(out[-1])
+    config = EngineConfig(num_blocks=12, max_num_batched_tokens=64, max_num_seqs=4)
+    engine = Engine(decoder, config)
+    params = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
+    engine.submit(Request(id="greedy", prompt_ids=tuple(prompt), params=params))
+    out: list[int] = []
+    while engine.has_work:
+        out += [token.id for output in engine.step() for token in output.tokens]
     return out
 
 

@@ -68,7 +68,9 @@ LONGROPE = {
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 
 
-def _v(architecture: str, base: dict[str, Any], prompt: int = 40, max_len: int | None = None, **changes: Any) -> Variant:
+def _v(
+    architecture: str, base: dict[str, Any], prompt: int = 40, max_len: int | None = None, **changes: Any
+) -> Variant:
     return Variant(architecture=architecture, config=base | changes, prompt=prompt, max_len=max_len)
 
 
@@ -108,7 +110,9 @@ ZOO: dict[str, Variant] = {
         LLAMA,
         rope_parameters=YARN | {"mscale": 1.2, "mscale_all_dim": 0.7, "beta_fast": 20.0, "truncate": False},
     ),
-    "llama-yarn-factor": _v("LlamaForCausalLM", LLAMA, rope_parameters=YARN | {"attention_factor": 1.3, "beta_slow": 2}),
+    "llama-yarn-factor": _v(
+        "LlamaForCausalLM", LLAMA, rope_parameters=YARN | {"attention_factor": 1.3, "beta_slow": 2}
+    ),
     "mistral": _v("MistralForCausalLM", LLAMA, sliding_window=None, head_dim=16),
     "mistral-window": _v("MistralForCausalLM", LLAMA, prompt=150, sliding_window=7),
     "mixtral": _v("MixtralForCausalLM", LLAMA, num_local_experts=5, num_experts_per_tok=2),

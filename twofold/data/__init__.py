@@ -7,6 +7,9 @@ chat.py        ChatTemplate: messages to prompts; special tokens come from the t
 sandbox.py     where templates run: jinja2's sandbox with limits on time and size
 dataset.py     sources of documents: files, JSONL and named ones; which are held out
 corpus.py      documents as ids on disk, made once
+stdlib.py      the source "python-stdlib": the standard library as text, and what it says of itself
+questions.py   the source "python-docs": that as questions and answers
+bpe.py         a byte-level BPE vocabulary trained on sources
 pack.py        batches of whole sequences without padding; the loader's state is one integer
 """
 
@@ -16,6 +19,8 @@ from .chat import ChatTemplate
 from .corpus import Corpus, Split, prepare
 from .dataset import SOURCES, Document, documents
 from .detokenize import TextStream
+from .questions import python_docs
+from .stdlib import stdlib_source
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -33,6 +38,8 @@ __all__ = [
     "Tokenizer",
     "documents",
     "prepare",
+    "python_docs",
+    "stdlib_source",
 ]
 
 

@@ -32,7 +32,11 @@ class Span:
 
 
 class KVCache:
-    """Keys and values of every layer: `num_blocks` blocks of `block_size` tokens. All zero at first, always finite."""
+    """Keys and values of every layer: `num_blocks` blocks of `block_size` tokens. All zero at first, always finite.
+
+    One block more is nobody's and stays zero: a walk step that reaches past a request's last block reads it, so that a
+    neighbour's broken numbers reach nobody (0 times NaN is NaN).
+    """
 
     def __init__(
         self,
@@ -47,7 +51,7 @@ class KVCache:
         self.num_blocks, self.block_size = num_blocks, block_size
         self.layers = [
             tuple(
-                torch.zeros(num_blocks, mixer.kv_heads, block_size, mixer.head_dim, dtype=dtype, device=device)
+                torch.zeros(num_blocks + 1, mixer.kv_heads, block_size, mixer.head_dim, dtype=dtype, device=device)
                 for _ in range(2)
             )
             for mixer in (layer.mixer for layer in spec.layers)
@@ -125,7 +129,7 @@ class _Walk:
         self.all_kept = bool(self.kept_RL.all())
         self.token_RL = torch.where(self.kept_RL, at_R[:, None] + place_L, at_R[:, None])
         self.position_RL = start_R[:, None] + torch.where(self.kept_RL, place_L, 0)
-        table = torch.zeros(len(members), reach[0] * self.pages, dtype=torch.int64)
+        table = torch.full((len(members), reach[0] * self.pages), cache.num_blocks)
         for row, (_, span) in enumerate(members):
             used = -(-(span.start + span.count) // size)
             table[row, :used] = torch.tensor(span.blocks[:used])

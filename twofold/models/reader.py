@@ -25,7 +25,8 @@ T = TypeVar("T")
 _BOOKKEEPING = {
     "who made it, when, how it is stored": """
         architectures model_type transformers_version torch_dtype dtype _name_or_path name_or_path auto_map
-        tokenizer_class model_max_length max_sequence_length seq_length n_ctx prefix""",
+        tokenizer_class model_max_length max_sequence_length seq_length n_ctx prefix transformers.js_config
+        is_llama_config unsloth_fixed unsloth_version""",
     "other tasks' heads, and outputs that nobody asks for": """
         id2label label2id num_labels problem_type finetuning_task task_specific_params output_attentions
         output_hidden_states output_router_logits output_past return_dict use_return_dict tie_last_hidden_states
@@ -61,6 +62,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "per_layer_config": ({}, None),
     "quantization_config": ({}, None),
     "rope_interleaved": (False, None),
+    "use_mrope": (False, None),
     "apply_residual_connection_post_layernorm": (False, None),
 }
 

@@ -84,6 +84,7 @@ def _assemble(
             "give another run.output, or start over with --fresh"
         )
     decoder = build.build_model(recipe, found)
+    build.check_vocabulary(decoder, words)
     optimizer = Optimizer(decoder, recipe.optimizer)
     if found and position:
         optimizer.load(read_optimizer(found))

@@ -53,11 +53,11 @@ def backward(
     for start, stop in _chunks(len(rows_R), vocab):
         leaf_CD = picked_RD[start:stop].detach().requires_grad_()
         value = loss(decoder, leaf_CD, targets_R[start:stop])
-        (value / total).backward()
+        torch.autograd.backward(value / total)
         summed += float(value.detach())
         assert leaf_CD.grad is not None
         grads.append(leaf_CD.grad)
-    picked_RD.backward(torch.cat(grads))
+    torch.autograd.backward(picked_RD, torch.cat(grads))
     return summed
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 Points = Sequence[tuple[float, float]]
@@ -39,10 +39,10 @@ def terminal(points: Points, *, width: int = 60, height: int = 8) -> str:
     return "\n".join([label + line for label, line in zip(labels, lines)] + [foot])
 
 
-def svg(curves: dict[str, Points], *, title: str = "", width: int = 720, height: int = 360) -> str:
+def svg(curves: Mapping[str, Points], *, title: str = "", width: int = 720, height: int = 360) -> str:
     """Named curves over one axis of steps, with a grid and a legend, as a standalone SVG document."""
-    curves = {name: [p for p in points if math.isfinite(p[1])] for name, points in curves.items()}
-    curves = {name: points for name, points in curves.items() if points}
+    finite = {name: [p for p in points if math.isfinite(p[1])] for name, points in curves.items()}
+    curves = {name: points for name, points in finite.items() if points}
     left, right, top, bottom = 56, 16, 32, 36
     every = [p for points in curves.values() for p in points] or [(0.0, 0.0)]
     (x0, x1), (y0, y1) = _range([p[0] for p in every]), _range([p[1] for p in every])

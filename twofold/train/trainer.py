@@ -39,7 +39,7 @@ STOPPED = 75
 """Exit status of a run that was asked to stop and saved first (EX_TEMPFAIL: run it again to go on)."""
 
 Sampler = Callable[[Decoder, Sequence[list[int]], SampleConfig, tuple[int, ...]], list[list[int]]]
-"""(decoder, prompts as ids, settings, ids that end a text) to the new ids of each; the door makes it with the engine."""
+"""(decoder, prompts as ids, settings, ids that end a text) to each one's new ids; the door makes it with the engine."""
 
 
 class Loader(Protocol):
@@ -51,7 +51,8 @@ class Loader(Protocol):
 class Words(Protocol):
     """How sample prompts become ids and answers become text."""
 
-    eos_ids: tuple[int, ...]
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
 
     def prompt(self, text: str) -> list[int]: ...
 

@@ -12,6 +12,7 @@ from ...core.errors import CheckpointError, unknown
 from ..reader import Reader
 from ..spec import DynamicNtk, LinearScaling, Llama3Scaling, LongRope, Rope, RopeScaling, Yarn
 
+LAYER_TYPES = {"full_attention", "sliding_attention"}
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
@@ -20,17 +21,23 @@ def rope_from(
     head_dim: int,
     *,
     theta: float = 10_000.0,
-    partial: float = 1.0,
+    partial: float | None = None,
     interleaved: bool = False,
-    layer_type: str = "full_attention",
+    layer_type: str | None = None,
 ) -> Rope:
-    """Read a model's rotary settings; `theta` and `partial` are the family's defaults for absent keys.
+    """Read a model's rotary settings.
+
+    `theta` and `partial` are the family's defaults for absent keys; without `partial` only whole heads rotate.
+    `layer_type` is for families that may have a table for each type of layer.
 
     Raises:
         CheckpointError: an unknown kind of scaling, an unread key in its table, or two tables that disagree.
     """
     theta = hf.get(float, "rope_theta", "rotary_emb_base", default=theta)
-    partial = hf.get(float, "partial_rotary_factor", "rotary_pct", "rope_pct", default=partial)
+    if partial is not None:
+        partial = hf.get(float, "partial_rotary_factor", "rotary_pct", "rope_pct", default=partial)
+    else:
+        hf.expect("partial_rotary_factor", 1, None)
     tables = [(key, hf.get(dict, key, default=None)) for key in ("rope_parameters", "rope_scaling")]
     ropes = []
     for key, table in tables:
@@ -38,6 +45,8 @@ def rope_from(
             continue
         where = key + "."
         if any(isinstance(value, dict) for value in table.values()):
+            if layer_type is None or not set(table) <= LAYER_TYPES:
+                raise CheckpointError(f"config.json: this family has one rope for all layers, not one for each: {key}")
             table, where = table.get(layer_type) or {}, f"{where}{layer_type}."
         ropes.append(_rope(hf, Reader(table, where), head_dim, theta, partial, interleaved))
     if len(ropes) == 2 and ropes[0] != ropes[1]:
@@ -45,9 +54,12 @@ def rope_from(
     return ropes[0] if ropes else _rope(hf, Reader({}), head_dim, theta, partial, interleaved)
 
 
-def _rope(hf: Reader, table: Reader, head_dim: int, theta: float, partial: float, interleaved: bool) -> Rope:
+def _rope(hf: Reader, table: Reader, head_dim: int, theta: float, partial: float | None, interleaved: bool) -> Rope:
     kind = table.get(str, "rope_type", "type", default="default")
     theta = table.get(float, "rope_theta", default=theta)
+    if partial is None:
+        table.expect("partial_rotary_factor", 1, None)
+        partial = 1.0
     partial = table.get(float, "partial_rotary_factor", default=partial)
     table.ignore("finetuned", "original_max_position_embeddings")
     scaling = _scaling(hf, table, kind)

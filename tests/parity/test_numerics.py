@@ -1,0 +1,147 @@
+"""The numerics contract, by bits and never by tolerance: one plan, one platform, one log-probability.
+
+Every TokenOut is compared with all it holds: id, exact log-probability, rank, alternatives.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from tests.parity import tiny
+from twofold.engine.request import Request, State
+from twofold.models.packed import PackedContext
+
+MODELS = {name: (spec, torch.float32) for name, spec in tiny.SPECS.items()}
+MODELS["llama-bf16"] = (tiny.SPECS["llama"], torch.bfloat16)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    spec, dtype = MODELS[request.param]
+    return tiny.decoder(spec, dtype)
+
+
+def test_alone_is_as_among_31_others(model):
+    together = tiny.run(tiny.engine(model), *(tiny.request(i, prompt_logprobs=1) for i in range(32)))
+    assert len({tuple(t.id for t in tokens) for tokens in together.values()}) > 20, "the texts differ from each other"
+    for number in (0, 1, 2, 3, 17, 30):
+        alone = tiny.run(tiny.engine(model), tiny.request(number, prompt_logprobs=1))
+        assert alone[f"r{number}"] == together[f"r{number}"]
+        assert alone.prompts[f"r{number}"] == together.prompts[f"r{number}"]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_a_prompt_in_chunks_is_as_the_whole_prompt(model, chunk):
+    for number in (1, 3):
+        whole = tiny.run(tiny.engine(model), tiny.request(number, length=150, prompt_logprobs=2))
+        cut = tiny.engine(model, max_num_batched_tokens=chunk, max_num_seqs=1)
+        parts = tiny.run(cut, tiny.request(number, length=150, prompt_logprobs=2))
+        assert parts == whole and parts.prompts == whole.prompts
+        assert cut.stats().steps >= 150 // chunk
+
+
+@pytest.mark.parametrize("length", [33, 48, 150])
+def test_a_prefix_found_is_as_one_computed(model, length):
+    warm = tiny.engine(model)
+    cold = [tiny.run(warm, tiny.request(n, length=length)) for n in (5, 6)]
+    for number, first in zip((5, 6), cold):
+        again = tiny.request(number, length=length)
+        assert tiny.run(warm, again) == first
+        assert again.num_cached == (length - 1) // 16 * 16 > 0
+
+
+def test_samples_that_share_their_prompt_are_as_apart(model):
+    def sample(k):
+        plain = tiny.request(9, length=70)
+        return Request(id=f"s{k}", prompt_ids=plain.prompt_ids, params=plain.params, sample=k)
+
+    shared = tiny.engine(model)
+    together = tiny.run(shared, *(sample(k) for k in range(4)))
+    assert shared.stats().computed_tokens < 70 + 4 * 12 + 3 * 16
+    assert len({tuple(t.id for t in tokens) for tokens in together.values()}) == 4
+    for k in range(4):
+        assert tiny.run(tiny.engine(model, enable_prefix_caching=False), sample(k))[f"s{k}"] == together[f"s{k}"]
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_preempted_is_as_undisturbed(model, caching):
+    requests = range(40, 46)
+    calm = tiny.run(tiny.engine(model), *(tiny.request(i, length=30, max_tokens=40) for i in requests))
+    tight = tiny.engine(model, num_blocks=14, enable_prefix_caching=caching)
+    pressed = tiny.run(tight, *(tiny.request(i, length=30, max_tokens=40) for i in requests))
+    assert tight.stats().preemptions > 0
+    assert pressed == calm
+
+
+def test_the_trainers_forward_is_the_engines(model):
+    """Packed training batches give the log-probabilities that the engine gave while it generated."""
+    said = tiny.run(tiny.engine(model), *(tiny.request(i, prompt_logprobs=0, logprobs_mode="raw") for i in range(12)))
+    sequences = {f"r{i}": [*tiny.request(i).prompt_ids, *(t.id for t in said[f"r{i}"])] for i in range(12)}
+    lengths = [len(ids) for ids in sequences.values()]
+    ids_T = torch.tensor([token for ids in sequences.values() for token in ids])
+    model.train()
+    hidden_TD = model(ids_T, PackedContext(lengths))
+    assert hidden_TD.requires_grad, "the training path, not the serving one"
+    logprobs_TV = torch.log_softmax(model.logits(hidden_TD), -1)
+    for (name, ids), rows in zip(sequences.items(), logprobs_TV.split(lengths)):
+        trained = rows[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+        served = [token.logprob for token in (*said.prompts[name][1:], *said[name])]
+        assert trained == served, name
+
+
+def test_resumed_after_a_crash_is_as_undisturbed(model):
+    for number in (2, 3):
+        whole = tiny.run(tiny.engine(model), tiny.request(number))[f"r{number}"]
+        resumed = tiny.request(number)
+        resumed.output_ids.extend(token.id for token in whole[:5])
+        assert tiny.run(tiny.engine(model), resumed)[f"r{number}"] == whole[5:]
+
+
+def test_two_threads_are_as_one(model):
+    before = torch.get_num_threads()
+    said = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            said.append(tiny.run(tiny.engine(model), *(tiny.request(i, prompt_logprobs=0) for i in range(6))))
+    finally:
+        torch.set_num_threads(before)
+    assert said[0] == said[1] and said[0].prompts == said[1].prompts
+
+
+def test_random_aborts_change_nobody_elses_text(model):
+    calm = tiny.run(tiny.engine(model), *(tiny.request(i) for i in range(32)))
+    rng, engine, said = random.Random(2), tiny.engine(model, num_blocks=90), tiny.Said()
+    for i in range(32):
+        engine.submit(tiny.request(i))
+    while engine.has_work:
+        said.hear(engine.step())
+        if rng.random() < 0.5:
+            engine.abort(f"r{rng.randrange(32)}")
+        engine.scheduler.check_integrity()
+    ends = [output.finish for output in said.ends.values()]
+    assert len(ends) == 32 and ends.count(State.ABORT) > 3 and ends.count(State.LENGTH) > 3
+    for name, tokens in calm.items():
+        assert said[name] == tokens[: len(said[name])]
+        assert said.ends[name].finish is State.ABORT or said[name] == tokens
+    assert engine.stats().blocks_used == 0
+
+
+def test_sleep_and_new_weights_in_the_middle_change_no_text(model):
+    calm = tiny.run(tiny.engine(model), *(tiny.request(i) for i in range(4)))
+    shaken, said = tiny.engine(model), tiny.Said()
+    for i in range(4):
+        shaken.submit(tiny.request(i))
+    for _ in range(3):
+        said.hear(shaken.step())
+    shaken.sleep()
+    shaken.wake()
+    said.hear(shaken.step())
+    shaken.load_weights(None, version=1)
+    while shaken.has_work:
+        said.hear(shaken.step())
+    assert said == calm
+    assert {output.finish for output in said.ends.values()} == {State.LENGTH}
