@@ -22,7 +22,8 @@ FAKE_ENGINE = Path(__file__).resolve().parents[1] / "unit" / "fake_engine.py"
 
 def chat(seed: int, tokens: int, **fields: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": f"Tell me about number {seed}. " * (1 + seed % 4)}]
-    return {"messages": messages, "seed": seed, "max_tokens": tokens, "ignore_eos": True, **fields}
+    scores = {"prompt_logprobs": 1, "logprobs": True} if seed % 4 == 3 else {}
+    return {"messages": messages, "seed": seed, "max_tokens": tokens, "ignore_eos": True, **scores, **fields}
 
 
 def whole(server: Served, seed: int, tokens: int) -> str:
@@ -33,7 +34,7 @@ def whole(server: Served, seed: int, tokens: int) -> str:
 
 async def stream(http: httpx.AsyncClient, body: dict[str, Any], leave_after: int | None = None) -> tuple[str, str]:
     """The text of a streamed chat and how it ended; `leave_after` so many events the client hangs up."""
-    text, end, events = "", "", 0
+    text, end, events, scored = "", "", 0, 0
     async with http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as answer:
         assert answer.status_code == 200
         async for line in answer.aiter_lines():
@@ -44,9 +45,11 @@ async def stream(http: httpx.AsyncClient, body: dict[str, Any], leave_after: int
             events += 1
             chunk = json.loads(line.removeprefix("data: "))
             assert "error" not in chunk, chunk
+            scored += "prompt_logprobs" in chunk
             for choice in chunk["choices"]:
                 text += choice["delta"].get("content") or ""
                 end = choice["finish_reason"] or end
+    assert scored == ("prompt_logprobs" in body), "the prompt is scored once, whatever happens in between"
     return text, end
 
 
