@@ -12,14 +12,14 @@ from collections.abc import Callable
 from . import __version__
 from .commands.flags import Flags, Given, complain
 from .core import ConfigError, TwofoldError, unknown
-from .platforms.threads import bound_spin
+from .platforms import bound_spin, bound_team
 
 Run = Callable[[Given], int]
 Command = Callable[[Flags], Run]
 
 
 def serve(flags: Flags) -> Run:
-    """Serve a model over an OpenAI-compatible API, with a chat page."""
+    """Serve a model over an OpenAI-compatible API, with a chat page ($TWOFOLD_API_KEY: ask for that key)."""
     from .engine.config import EngineConfig
     from .serve.config import ServeConfig
 
@@ -29,9 +29,10 @@ def serve(flags: Flags) -> Run:
 
     def run(given: Given) -> int:
         from .commands.model import model_dir
-        from .commands.serve import serve
+        from .serve.server import serve
 
-        config = given.settings(ServeConfig, model=model_dir(given.model))
+        key = os.environ.get("TWOFOLD_API_KEY")
+        config = given.settings(ServeConfig, model=model_dir(given.model), api_keys=(key,) if key else ())
         return serve(config, given.settings(EngineConfig))
 
     return run
@@ -81,11 +82,12 @@ def train(flags: Flags) -> Run:
     """Train or fine-tune a model as a recipe says; the same command again resumes."""
     flags.positional("recipe", "a recipe, such as recipes/pybot/pretrain.toml")
     flags.add("set", "change one key of the recipe: --set optimizer.lr=3e-4", many=True)
+    flags.add("fresh", "start over: remove the run's checkpoints and log first", switch=True)
 
     def run(given: Given) -> int:
         from .commands.train import train
 
-        return train(given.recipe, given.set or [])
+        return train(given.recipe, given.set or [], given.fresh)
 
     return run
 
@@ -186,6 +188,7 @@ def run(argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The entry point: exit code 0, 2 for what the user can fix (told in one line), 130 for Ctrl-C."""
     bound_spin()
+    bound_team()
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except TwofoldError as error:

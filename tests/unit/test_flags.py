@@ -54,7 +54,7 @@ def test_defaults_of_the_command_stand_until_a_flag_wins() -> None:
     [
         (["--rat", "1"], "unknown flag '--rat': did you mean '--rate'?"),
         (["--rat=1"], "unknown flag '--rat': did you mean '--rate'?"),
-        (["--rate", "fast"], "'--rate' must be a number or none, not 'fast'"),
+        (["--rate", "fast"], "'--rate' must be a number, not 'fast'"),
         (["--size", "smal"], "'--size': unknown value 'smal': did you mean 'small'?"),
         (["--inner.body-bites", "1"], "did you mean '--inner.body-bytes'?"),
         (["--rate"], "expected one argument"),
@@ -107,7 +107,9 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_lists_the_commands_and_imports_no_torch() -> None:
-    code = "import sys; from twofold.cli import main; c = main(['--help']); sys.exit(9 if 'torch' in sys.modules else c)"
+    code = (
+        "import sys; from twofold.cli import main; c = main(['--help']); sys.exit(9 if 'torch' in sys.modules else c)"
+    )
     done = run("-c", code)
     assert done.returncode == 0, "torch was imported for --help"
     for name in cli.COMMANDS:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from twofold.platforms import current, find_compiler, instruction_sets, read_memory, usable_cores
+from twofold.platforms import bound_team, current, find_compiler, instruction_sets, read_memory, usable_cores
 
 GIB = 2**30
 
@@ -102,3 +102,16 @@ def test_current_says_what_this_process_may_use() -> None:
     assert platform.device == "cpu"
     assert platform.cores >= 1
     assert 0 < platform.memory.available <= platform.memory.total
+
+
+def test_a_team_is_no_larger_than_the_quota_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twofold.platforms.threads.usable_cores", lambda: 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    chosen, free = {"OMP_NUM_THREADS": "8"}, dict[str, str]()
+    bound_team(chosen)
+    bound_team(free)
+    assert (chosen, free) == ({"OMP_NUM_THREADS": "8"}, {"OMP_NUM_THREADS": "2"})
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    whole = dict[str, str]()
+    bound_team(whole)
+    assert whole == {}

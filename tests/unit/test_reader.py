@@ -92,6 +92,9 @@ def test_null_and_absent_windows_differ_for_mistral() -> None:
         ("Qwen2ForCausalLM", {"layer_types": ["full_attention", "chunked"]}, "layer_types"),
         ("Qwen2ForCausalLM", {"layer_types": ["full_attention"]}, "layer_types"),
         ("Gemma3ForCausalLM", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("MistralForCausalLM", {"sliding_window": 0, "num_key_value_heads": 2}, "at least 1"),
+        ("MixtralForCausalLM", {"num_experts_per_tok": 9, "num_key_value_heads": 2}, "9 of 8 experts"),
+        ("Qwen2ForCausalLM", {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "one rope for all"),
         ("GemmaForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ],
 )

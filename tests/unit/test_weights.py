@@ -190,6 +190,7 @@ def test_an_index_stays_in_its_directory(tmp_path: Path, file: str) -> None:
     names = load_file(tmp_path / "model.safetensors")
     index = {"weight_map": dict.fromkeys(names, file)}
     (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="only safetensors files beside it"):
         load(tmp_path / "model")
 

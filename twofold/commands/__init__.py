@@ -9,6 +9,5 @@ generate.py  a prompt continued as the checkpoint says
 kernels.py   every op, and which implementation serves it here
 model.py     where the bundled model lies, and a model opened for a command
 plan.py      what a model needs and what fits, before it is loaded
-serve.py     the sum of bytes, then the server
 train.py     a recipe run, its samples spoken by the serving engine
 """

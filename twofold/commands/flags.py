@@ -58,7 +58,7 @@ class Given:
     def options(self, cls: type) -> dict[str, Any]:
         """The fields of `cls` that this command line sets, converted and checked, by the fields' names."""
         given = self.overrides(cls)
-        whole = build(cls, given, "--")
+        whole: Any = build(cls, given, "--")
         return {name: getattr(whole, name) for name in (key.replace("-", "_") for key in given)}
 
     def settings(self, cls: type[T], **defaults: Any) -> T:

@@ -52,7 +52,8 @@ class Forecast:
 
     @property
     def kv_bytes(self) -> int:
-        return self.blocks * self.block_size * self.kv_per_token
+        """The blocks, and the one more that a KVCache keeps as nobody's."""
+        return (self.blocks + 1) * self.block_size * self.kv_per_token if self.blocks else 0
 
     @property
     def total(self) -> int:
@@ -93,7 +94,7 @@ def _sum(spec: ModelSpec, settings: EngineConfig, memory: int, loaded: bool) -> 
     activations = step_bytes(spec, settings)
     kv_per_token = KVCache.bytes_per_block(spec, 1, dtype)
     per_block = max(1, kv_per_token * settings.block_size)
-    left = memory - runtime - weights - activations
+    left = memory - runtime - weights - activations - per_block  # the block that is nobody's
     one = -(-wanted // settings.block_size)  # blocks of one request of full context
     if settings.num_blocks is not None:
         blocks = settings.num_blocks

@@ -194,10 +194,10 @@ def open_shards(path: Path) -> list[Shard]:
     Raises:
         CheckpointError: no safetensors, an index that points outside the directory or disagrees with its files.
     """
-    if (path / INDEX).exists():
-        return _indexed(path)
     if (path / SINGLE).exists():
         return [Shard(path / SINGLE)]
+    if (path / INDEX).exists():
+        return _indexed(path)
     pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
     if pickled:
         raise CheckpointError(

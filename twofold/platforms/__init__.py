@@ -6,7 +6,7 @@ cores.py         the processors this process may use
 instructions.py  the vector instructions of this processor
 memory.py        the memory this process may use
 platform.py      Platform, the answers in one value; current() gathers them
-threads.py       how long threads may spin
+threads.py       how many threads there are, and how long they may spin
 """
 
 from .compiler import Compiler, find_compiler
@@ -14,13 +14,14 @@ from .cores import usable_cores
 from .instructions import instruction_sets
 from .memory import Memory, read_memory
 from .platform import Platform, current
-from .threads import bound_spin
+from .threads import bound_spin, bound_team
 
 __all__ = [
     "Compiler",
     "Memory",
     "Platform",
     "bound_spin",
+    "bound_team",
     "current",
     "find_compiler",
     "instruction_sets",

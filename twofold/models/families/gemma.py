@@ -6,7 +6,7 @@ import math
 
 from ..reader import Reader
 from ..spec import Attention, Embedding, Gated, LayerSpec, ModelSpec, Norm, Pre, Rope, Sandwich
-from .llama import context_of, heads_of, layer_types, layers_of, model, names
+from .llama import context_of, heads_of, layer_types, layers_of, model, names, window_of
 from .registry import family
 from .rope import rope_from
 
@@ -52,7 +52,7 @@ def gemma2(hf: Reader) -> ModelSpec:
     heads, kv_heads, head_dim = heads_of(hf, kv_heads=4, head_dim=256)
     bias = hf.get(bool, "attention_bias", default=False)
     hf.expect("hidden_act", None, "gelu_pytorch_tanh", hf.get(str, "hidden_activation", default="gelu_pytorch_tanh"))
-    window = hf.nullable(int, "sliding_window", default=4096)
+    window = window_of(hf, 4096)
     sliding = layer_types(hf, lambda i: i % 2 == 0)
     rope = rope_from(hf, head_dim)
     ffn = Gated(width=hf.size("intermediate_size"), act=hf.act("hidden_activation", default="gelu_pytorch_tanh"))
@@ -102,8 +102,8 @@ def gemma3(hf: Reader) -> ModelSpec:
     hf.expect("hidden_act", None, "gelu_pytorch_tanh")
     period = hf.size("sliding_window_pattern", "_sliding_window_pattern", default=6)
     sliding = layer_types(hf, lambda i: (i + 1) % period != 0)
-    window = hf.nullable(int, "sliding_window", default=4096)
-    full = rope_from(hf, head_dim, theta=1e6)
+    window = window_of(hf, 4096)
+    full = rope_from(hf, head_dim, theta=1e6, layer_type="full_attention")
     local = _local_rope(hf, head_dim)
     ffn = Gated(width=hf.size("intermediate_size"), act=hf.act("hidden_activation", default="gelu_pytorch_tanh"))
 

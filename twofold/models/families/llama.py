@@ -87,6 +87,18 @@ def context_of(hf: Reader, rope: Rope | None, default: int = 2048) -> int:
     return limit
 
 
+def window_of(hf: Reader, default: int | None = None) -> int | None:
+    """`sliding_window`: null is none, an absent key is the family's default.
+
+    Raises:
+        CheckpointError: a window in which a token would not even see itself.
+    """
+    window = hf.nullable(int, "sliding_window", default=default)
+    if window is not None and window < 1:
+        raise CheckpointError(f"config.json: 'sliding_window' must be null or at least 1, not {window}")
+    return window
+
+
 def layers_of(hf: Reader, make: Callable[[int], LayerSpec]) -> tuple[LayerSpec, ...]:
     """One LayerSpec for each layer."""
     return tuple(make(i) for i in range(hf.size("num_hidden_layers", "n_layer")))
@@ -183,7 +195,7 @@ def mistral(hf: Reader) -> ModelSpec:
         kv_heads=kv_heads,
         head_dim=head_dim,
         position=rope,
-        window=hf.nullable(int, "sliding_window", default=4096),
+        window=window_of(hf, 4096),
     )
     ffn = Gated(width=hf.size("intermediate_size"), act=hf.act("hidden_act", default="silu"))
     layer = LayerSpec(mixer=mixer, ffn=ffn, norms=Pre(norm=rms(hf)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ...core.errors import CheckpointError
 from ..reader import Reader
 from ..spec import Attention, LayerSpec, Mixture, ModelSpec, Names, Pre
-from .llama import LAYER, context_of, heads_of, layers_of, model, names, rms
+from .llama import LAYER, context_of, heads_of, layers_of, model, names, rms, window_of
 from .registry import family
 from .rope import rope_from
 
@@ -28,6 +29,22 @@ def _names() -> Names:
     return Names(table=base.table | experts, also=also, prefix=base.prefix, ignore=base.ignore)
 
 
+def mixture(
+    hf: Reader, *, experts: int, top_k: int, width: int, renormalise: bool, shared: int | None = None
+) -> Mixture:
+    """Experts of `width`; `experts` and `top_k` are the family's defaults for absent keys.
+
+    Raises:
+        CheckpointError: more experts asked for than there are.
+    """
+    count = hf.size("num_local_experts", "num_experts", default=experts)
+    chosen = hf.size("num_experts_per_tok", default=top_k)
+    if chosen > count:
+        raise CheckpointError(f"config.json: num_experts_per_tok is {chosen} of {count} experts")
+    act = hf.act("hidden_act", default="silu")
+    return Mixture(experts=count, top_k=chosen, width=width, act=act, renormalise=renormalise, shared_width=shared)
+
+
 @family("MixtralForCausalLM")
 def mixtral(hf: Reader) -> ModelSpec:
     """Mixtral 8x7B and 8x22B: softmax over the experts, the best k renormalised."""
@@ -38,14 +55,9 @@ def mixtral(hf: Reader) -> ModelSpec:
         kv_heads=kv_heads,
         head_dim=head_dim,
         position=rope,
-        window=hf.get(int, "sliding_window", default=None),
+        window=window_of(hf),
     )
-    ffn = Mixture(
-        experts=hf.size("num_local_experts", "num_experts", default=8),
-        top_k=hf.size("num_experts_per_tok", default=2),
-        width=hf.size("intermediate_size"),
-        act=hf.act("hidden_act", default="silu"),
-    )
+    ffn = mixture(hf, experts=8, top_k=2, width=hf.size("intermediate_size"), renormalise=True)
     layer = LayerSpec(mixer=mixer, ffn=ffn, norms=Pre(norm=rms(hf, 1e-5)))
     return model(
         hf,

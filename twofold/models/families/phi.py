@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..reader import Reader
 from ..spec import Attention, Gated, LayerSpec, ModelSpec, Names, Norm, Parallel, Plain, Pre
-from .llama import LAYER, NAMES, context_of, heads_of, layers_of, model, names, rms
+from .llama import LAYER, NAMES, context_of, heads_of, layers_of, model, names, rms, window_of
 from .registry import family
 from .rope import rope_from
 
@@ -68,7 +68,7 @@ def phi3(hf: Reader) -> ModelSpec:
         kv_heads=kv_heads,
         head_dim=head_dim,
         position=rope,
-        window=hf.get(int, "sliding_window", default=None),
+        window=window_of(hf),
     )
     ffn = Gated(width=hf.size("intermediate_size"), act=hf.act("hidden_act", default="silu"))
     layer = LayerSpec(mixer=mixer, ffn=ffn, norms=Pre(norm=rms(hf, 1e-5)))

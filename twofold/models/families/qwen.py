@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..reader import Reader
-from ..spec import Attention, Ffn, Gated, LayerSpec, Mixture, ModelSpec, Names, Pre
+from ..spec import Attention, Ffn, Gated, LayerSpec, ModelSpec, Names, Pre
 from .llama import LAYER, context_of, heads_of, layer_types, layers_of, model, names, rms
+from .mixtral import mixture
 from .registry import family
 from .rope import rope_from
 
@@ -45,18 +46,18 @@ def _dense(hf: Reader) -> Gated:
 
 def _experts(hf: Reader, *, top_k: int, count: int, width: int, shared: int | None) -> Callable[[int], Ffn]:
     """The feed-forward of layer i: a mixture every `decoder_sparse_step` layers, the lists' exceptions apart."""
-    mixture = Mixture(
-        experts=hf.size("num_experts", "num_local_experts", default=count),
-        top_k=hf.size("num_experts_per_tok", default=top_k),
+    experts = mixture(
+        hf,
+        experts=count,
+        top_k=top_k,
         width=hf.size("moe_intermediate_size", default=width),
-        act=hf.act("hidden_act", default="silu"),
         renormalise=hf.get(bool, "norm_topk_prob", default=False),
-        shared_width=shared,
+        shared=shared,
     )
     step = hf.size("decoder_sparse_step", default=1)
     dense_layers = hf.get(list, "mlp_only_layers", default=[])
     dense = _dense(hf)
-    return lambda i: dense if i in dense_layers or (i + 1) % step else mixture
+    return lambda i: dense if i in dense_layers or (i + 1) % step else experts
 
 
 def _spec(

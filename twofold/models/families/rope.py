@@ -12,6 +12,7 @@ from ...core.errors import CheckpointError, unknown
 from ..reader import Reader
 from ..spec import DynamicNtk, LinearScaling, Llama3Scaling, LongRope, Rope, RopeScaling, Yarn
 
+LAYER_TYPES = {"full_attention", "sliding_attention"}
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
@@ -22,11 +23,12 @@ def rope_from(
     theta: float = 10_000.0,
     partial: float | None = None,
     interleaved: bool = False,
-    layer_type: str = "full_attention",
+    layer_type: str | None = None,
 ) -> Rope:
     """Read a model's rotary settings.
 
     `theta` and `partial` are the family's defaults for absent keys; without `partial` only whole heads rotate.
+    `layer_type` is for families that may have a table for each type of layer.
 
     Raises:
         CheckpointError: an unknown kind of scaling, an unread key in its table, or two tables that disagree.
@@ -43,6 +45,8 @@ def rope_from(
             continue
         where = key + "."
         if any(isinstance(value, dict) for value in table.values()):
+            if layer_type is None or not set(table) <= LAYER_TYPES:
+                raise CheckpointError(f"config.json: this family has one rope for all layers, not one for each: {key}")
             table, where = table.get(layer_type) or {}, f"{where}{layer_type}."
         ropes.append(_rope(hf, Reader(table, where), head_dim, theta, partial, interleaved))
     if len(ropes) == 2 and ropes[0] != ropes[1]:

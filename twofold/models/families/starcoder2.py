@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..reader import Reader
 from ..spec import Attention, LayerSpec, ModelSpec, Norm, Plain, Pre
-from .llama import context_of, heads_of, layers_of, model, names
+from .llama import context_of, heads_of, layers_of, model, names, window_of
 from .registry import family
 from .rope import rope_from
 
@@ -27,7 +27,7 @@ def starcoder2(hf: Reader) -> ModelSpec:
         qkv_bias=bias,
         out_bias=bias,
         position=rope,
-        window=hf.get(int, "sliding_window", default=None),
+        window=window_of(hf),
     )
     ffn = Plain(width=hf.size("intermediate_size"), act=hf.act("hidden_act", default="gelu_pytorch_tanh"), bias=bias)
     layer = LayerSpec(mixer=mixer, ffn=ffn, norms=Pre(norm=norm))
