@@ -72,7 +72,7 @@ def ungrouped(x_ZMD: Tensor, batch: int, heads: int) -> Tensor:
 
 def scores(q_ZMD: Tensor, k_ZND: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend) -> Tensor:
     """Scores of one block [Z, M, N]: capped, biased by distance, and -inf where hidden. q is scaled already."""
-    Z, M, D = q_ZMD.shape
+    Z, _, D = q_ZMD.shape
     key = ("qk", min(Z, 4), D, k_ZND.shape[1])
     s_ZMN = by_rows(lambda rows: torch.bmm(rows, k_ZND.transpose(1, 2)), q_ZMD, key) if Z else q_ZMD @ k_ZND.mT
     return biased(s_ZMN, hidden_BLN, gap_BLN, how)
@@ -143,7 +143,7 @@ def _walk(q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, how: Attend) -> tuple[
     KEYS queries at a time, so that a tile of scores stays in the processor's cache, and masks are made only where a
     tile lies on the diagonal or on the window's edge.
     """
-    B, L, H, D = q_BLHD.shape
+    B, L, H, _ = q_BLHD.shape
     K = k_BLKD.shape[2]
     q_BLHD = q_BLHD * how.scale
     pad = (0, 0, 0, 0, 0, -L % KEYS)
