@@ -17,7 +17,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_server(tiny: Path) -> Iterator[Served]:
-    limits = {"header_seconds": 1.0, "body_seconds": 1.0, "body_bytes": 200_000, "write_seconds": 1.0, "connections": 260}
+    limits = {
+        "header_seconds": 1.0,
+        "body_seconds": 1.0,
+        "body_bytes": 200_000,
+        "write_seconds": 1.0,
+        "connections": 260,
+    }
     with served(tiny, limits=limits) as server:
         yield server
 
