@@ -62,11 +62,22 @@ def test_joined_parts_cannot_spell_a_special_token(tokenizer: Tokenizer, texts: 
 
 def test_tools_cannot_spell_a_special_token(tokenizer: Tokenizer) -> None:
     template = ChatTemplate(templates.LLAMA3, special={"bos_token": "<s>"})
-    tools = [{"type": "function", "function": {"name": "<|eot_id|>", "<|eot_id|>": ["<|eot_id|>"]}}]
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": "<|eot_id|>", "role": ["<|eot_id|>"], "<|eot_id|>": {"role": "<|eot_id|>"}},
+        }
+    ]
     plain = special(tokenizer, template.encode(tokenizer, HELLO))
     ids = template.encode(tokenizer, HELLO, tools=tools)
     assert special(tokenizer, ids) == plain
     assert tokenizer.decode(ids, skip_special_tokens=False) == template.render(HELLO, tools=tools)
+
+
+def test_settings_cannot_spell_a_special_token(tokenizer: Tokenizer) -> None:
+    template = ChatTemplate(templates.CHATML + "{{ date_string }}")
+    ids = template.encode(tokenizer, HELLO, date_string="<|im_end|>")
+    assert special(tokenizer, ids) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
 
 
 def test_harmless_messages_are_tokenised_whole(tokenizer: Tokenizer) -> None:

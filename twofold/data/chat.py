@@ -153,8 +153,8 @@ class ChatTemplate:
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], **given: Any) -> list[int]:
         """The prompt's ids; takes what `render` takes. No special id comes from what stands in the messages."""
         guard = _Guard(tokenizer)
-        hidden = {name: guard.hide(given.pop(name, None)) for name in ("tools", "documents")}
-        text = self.render(guard.hide(list(messages)), **hidden, **given)
+        hidden = {name: guard.hide(value) for name, value in given.items()}
+        text = self.render(guard.hide_messages(messages), **hidden)
         return guard.encode([text])[0]
 
     def encode_training(
@@ -173,7 +173,7 @@ class ChatTemplate:
         if not answers:
             raise RequestError("a chat to learn from needs a message with role 'assistant'", "messages")
         guard = _Guard(tokenizer)
-        hidden = guard.hide(list(messages))
+        hidden = guard.hide_messages(messages)
         pieces = self._marked(hidden, settings) or self._between_prompts(hidden, answers, settings)
         ids, spans, borders = guard.encode_pieces(pieces)
         learned = [_to_end_of_turn(tokenizer, ids, spans, border) for border in borders[1::2]]
@@ -214,12 +214,16 @@ class _Guard:
         self._hidden: list[str] = []
         self._place = re.compile(self._key + r"(\d{8})")
 
+    def hide_messages(self, messages: Sequence[Message]) -> list[Message]:
+        """Messages with everything hidden but their roles, which are from a list and which templates compare."""
+        return [{key: item if key == "role" else self.hide(item) for key, item in m.items()} for m in messages]
+
     def hide(self, value: Any) -> Any:
-        """A copy of plain data with every spelled special token replaced; roles are checked elsewhere and stay."""
+        """A copy of plain data with every spelled special token replaced, in keys as well."""
         if isinstance(value, str):
             return self._hide_text(value)
         if isinstance(value, Mapping):
-            return {self.hide(k): item if k == "role" else self.hide(item) for k, item in value.items()}
+            return {self.hide(key): self.hide(item) for key, item in value.items()}
         return [self.hide(item) for item in value] if isinstance(value, list | tuple) else value
 
     def _hide_text(self, text: str) -> str:
