@@ -36,7 +36,9 @@ def serving(model: Path, *flags: str) -> Iterator[str]:
     try:
         assert process.stdout is not None
         told = (re.search(r"Chat page: (http://\S+?)/?$", line) for line in process.stdout)
-        yield next(found[1] for found in told if found)
+        url = next((found[1] for found in told if found), None)
+        assert url is not None, "the server ended before it was ready"
+        yield url
         process.terminate()
         assert process.wait(timeout=30) == 0
     finally:

@@ -70,10 +70,13 @@ def test_cache_is_counted_exactly() -> None:
 
 
 @pytest.mark.parametrize(("count", "requests"), [(256, 1), (16, 16), (1, 32)])
+@pytest.mark.parametrize("window", [None, 900])
 @pytest.mark.parametrize(("ffn", "vocab", "heads"), [("gated", 500, 16), ("mixture", 500, 4), ("plain", 20_000, 4)])
-def test_a_step_stays_below_its_bound(ffn: str, vocab: int, heads: int, count: int, requests: int) -> None:
+def test_a_step_stays_below_its_bound(
+    ffn: str, vocab: int, heads: int, window: int | None, count: int, requests: int
+) -> None:
     """Peak of torch's own allocator over a step, against the bound: above it never, and not idly far below."""
-    spec = make_spec(ffn, vocab=vocab, heads=heads)
+    spec = make_spec(ffn, vocab=vocab, heads=heads, window=window)
     settings = EngineConfig(max_num_batched_tokens=count * requests, max_num_seqs=requests)
     blocks = tuple(range(64))
     measured = peak_of_step(spec, [Span(1024 - count, count, blocks)] * requests)

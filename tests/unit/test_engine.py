@@ -148,3 +148,19 @@ def test_limits_are_those_of_model_and_cache(model):
 def test_a_cache_of_unsaid_size_fits_the_machine(model):
     engine = Engine(model, EngineConfig(max_num_seqs=4))
     assert engine.stats().blocks == 4 * 256 // 16
+
+
+def test_a_step_that_raised_can_be_taken_again(model, monkeypatch):
+    calm = tiny.run(tiny.engine(model), ask("a", range(20)), ask("b", range(50, 70)))
+    engine, said = tiny.engine(model), tiny.Said()
+    for name, prompt in (("a", range(20)), ("b", range(50, 70))):
+        engine.submit(ask(name, prompt))
+    said.hear(engine.step())
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "logits", lambda *_: (_ for _ in ()).throw(MemoryError("out of memory")))
+        with pytest.raises(MemoryError):
+            engine.step()
+    engine.scheduler.check_integrity()
+    while engine.has_work:
+        said.hear(engine.step())
+    assert said == calm

@@ -79,9 +79,9 @@ def test_well_known_names_have_every_wording(docs: list[tuple[str, str, str]]) -
 def test_vocabulary(tmp_path: Path) -> None:
     source = tmp_path / "text.txt"
     source.write_text("def f(self):\n        return self._value + 1\n\nclass A:\n    pass\n" * 20, encoding="utf-8")
-    config = VocabularyConfig(sources=(str(source),), output=tmp_path / "a", size=300)
-    folder = train_tokenizer(config)
-    again = train_tokenizer(VocabularyConfig(sources=(str(source),), output=tmp_path / "b", size=300))
+    config, folder, again = VocabularyConfig(sources=(str(source),), size=300), tmp_path / "a", tmp_path / "b"
+    train_tokenizer(config, folder)
+    train_tokenizer(config, again)
     assert (folder / "tokenizer.json").read_bytes() == (again / "tokenizer.json").read_bytes()
     tokenizer = Tokenizer.load(folder)
     assert 259 < tokenizer.vocab_size <= 300
@@ -89,15 +89,17 @@ def test_vocabulary(tmp_path: Path) -> None:
     assert tokenizer.eos_ids == (2, 0) and tokenizer.end_of_text == 0
     for text in ("\n        return", "naïve\t数\r\n🙂  x _a__b__ 12345", source.read_text()):
         assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert len(tokenizer.encode("\n        ")) == 1
+    whole = tokenizer.encode("def f(self):\n        return 1")
+    for prompt in ("def f(self):", "def f(self):\n", "def f(self):\n        "):
+        assert whole[: len(tokenizer.encode(prompt))] == tokenizer.encode(prompt)  # a prompt may end there
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "A"}]
     ids, mask = ChatTemplate.load(folder).encode_training(tokenizer, messages)
     assert tokenizer.decode([i for i, m in zip(ids, mask) if m], skip_special_tokens=False) == "A<|im_end|>"
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 0]
 
 
-def test_vocabulary_settings(tmp_path: Path) -> None:
+def test_vocabulary_settings() -> None:
     with pytest.raises(ConfigError, match="every byte"):
-        VocabularyConfig(sources=("x",), output=tmp_path, size=100)
+        VocabularyConfig(sources=("x",), size=100)
     with pytest.raises(ConfigError, match="empty"):
-        VocabularyConfig(sources=(), output=tmp_path)
+        VocabularyConfig(sources=())

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core import CheckpointError, ConfigError
 
-BUNDLED = Path(__file__).resolve().parents[1] / "pybot"
+BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "pybot"
 
 # What transformers' generate samples with when the checkpoint says `do_sample` and no more.
 _SAMPLED = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}

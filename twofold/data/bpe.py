@@ -6,6 +6,8 @@ Deterministic: documents come in a fixed order, and the trainer breaks ties by t
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +23,16 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-# Words with their underscores, numbers of at most three digits, other signs; each may take one space in front. A
-# newline and the indentation after it are one piece: in Python that is one thought.
-_PIECES = r"\n+ *| ?_*[A-Za-z]+| ?\d{1,3}| ?[^\sA-Za-z\d_]+|_+|\s+"
+# Words with their underscores, numbers of at most three digits, other signs, each with at most one space in front;
+# newlines; other white space. A line's indentation is a piece of its own, so that a prompt may end before or after it.
+_PIECES = r"\n+| ?_*[A-Za-z]+| ?\d{1,3}| ?[^\sA-Za-z\d_]+|_+|[^\S\n]+"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyConfig:
-    """What a tokenizer is trained on and how large it becomes; a recipe's keys."""
+    """What a tokenizer is trained on and how large it becomes; the keys of a recipe's [tokenizer] table."""
 
     sources: tuple[str, ...]
-    output: Path
     size: int = 4096
     min_frequency: int = 2
     context: int = 512
@@ -44,8 +45,10 @@ class VocabularyConfig:
             raise ConfigError("sources is empty: name at least one file, folder, glob or named source")
 
 
-def train_tokenizer(config: VocabularyConfig) -> Path:
-    """Train a byte-level BPE (Sennrich et al. 2016, Radford et al. 2019) and write its folder, which is returned.
+def train_tokenizer(config: VocabularyConfig, folder: Path) -> None:
+    """Train a byte-level BPE (Sennrich et al. 2016, Radford et al. 2019) and write it to `folder`.
+
+    The folder appears whole or not at all.
 
     Held-out documents are not told apart here: a vocabulary knows how often pieces occur and nothing of their order.
     """
@@ -65,11 +68,15 @@ def train_tokenizer(config: VocabularyConfig) -> Path:
         show_progress=False,
     )
     backend.train_from_iterator(_texts(config.sources), trainer)
-    config.output.mkdir(parents=True, exist_ok=True)
-    backend.save(str(config.output / "tokenizer.json"))
-    for name, table in _settings(config.context).items():
-        (config.output / name).write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return config.output
+    unfinished = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    unfinished.mkdir(parents=True)
+    try:
+        backend.save(str(unfinished / "tokenizer.json"))
+        for name, table in _settings(config.context).items():
+            (unfinished / name).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _settings(context: int) -> dict[str, dict[str, object]]:

@@ -21,7 +21,7 @@ import torch
 from ..core import CapacityError
 from ..kernels.attention import KEYS
 from ..models.decoder import Decoder
-from ..models.spec import Gated, LayerSpec, Mixture, ModelSpec
+from ..models.spec import Alibi, Gated, LayerSpec, Mixture, ModelSpec
 from .config import EngineConfig
 from .paged import KVCache
 from .sampler import NUMBERS_AT_ONCE
@@ -52,7 +52,8 @@ class Forecast:
 
     @property
     def kv_bytes(self) -> int:
-        return self.blocks * self.block_size * self.kv_per_token
+        """The blocks, and the one more that a KVCache keeps as nobody's."""
+        return (self.blocks + 1) * self.block_size * self.kv_per_token if self.blocks else 0
 
     @property
     def total(self) -> int:
@@ -93,7 +94,7 @@ def _sum(spec: ModelSpec, settings: EngineConfig, memory: int, loaded: bool) -> 
     activations = step_bytes(spec, settings)
     kv_per_token = KVCache.bytes_per_block(spec, 1, dtype)
     per_block = max(1, kv_per_token * settings.block_size)
-    left = memory - runtime - weights - activations
+    left = memory - runtime - weights - activations - per_block  # the block that is nobody's
     one = -(-wanted // settings.block_size)  # blocks of one request of full context
     if settings.num_blocks is not None:
         blocks = settings.num_blocks
@@ -138,8 +139,7 @@ def step_bytes(spec: ModelSpec, settings: EngineConfig) -> int:
     stream = 3 * T * spec.hidden  # residual stream, its norm, and a part's output
     layers = set(spec.layers)
     widest = max((max(_attention(layer, T, R), _feed_forward(layer, T, spec.hidden)) for layer in layers), default=0)
-    windows = len({layer.mixer.window for layer in layers})
-    masks = windows * _masks(T, -(-context // KEYS))
+    masks = _masks(layers, T, -(-context // KEYS))
     rows = min(R, max(1, NUMBERS_AT_ONCE // spec.vocab))
     logits = 7 * rows * spec.vocab  # logits, a working copy, sorted values and their int64 places, probabilities
     return 4 * (stream + max(widest, logits)) + masks
@@ -167,9 +167,15 @@ def _feed_forward(layer: LayerSpec, T: int, hidden: int) -> int:
             return 5 * T * ffn.width + T * hidden
 
 
-def _masks(T: int, steps: int) -> int:
-    """Bytes of the masks of one walk: for each query and key one flag, one int64 distance, and their making."""
-    return 2 * T * KEYS * (9 * steps + 16)
+def _masks(layers: set[LayerSpec], T: int, steps: int) -> int:
+    """Bytes of the masks that one step keeps: for each query and key one flag and one int64 distance.
+
+    Without windows and ALiBi, only the blocks that a chunk itself stands in need a mask.
+    """
+    kinds = {layer.mixer.window for layer in layers}
+    everywhere = kinds != {None} or any(isinstance(layer.mixer.position, Alibi) for layer in layers)
+    kept = steps if everywhere else min(steps, T // KEYS + 2)
+    return len(kinds) * 2 * T * KEYS * (9 * kept + 16)
 
 
 def _fix(spec: ModelSpec, settings: EngineConfig, memory: int, loaded: bool) -> str:

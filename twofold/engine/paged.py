@@ -135,8 +135,9 @@ class _Walk:
             table[row, :used] = torch.tensor(span.blocks[:used])
         self.table_RP = table.to(device)
         self.active = [sum(blocks > step for blocks in reach) for step in range(reach[0])]
-        self.lowest = int(start_R.min())
-        self._masks: dict[tuple[int, int | None], tuple[Tensor | None, Tensor]] = {}
+        self.starts = [span.start for _, span in members]
+        self.lowest = min(self.starts)
+        self._masks: dict[tuple[int, int | None, bool], tuple[int, Tensor | None, Tensor | None]] = {}
 
     def attend(self, q_THD: Tensor, keys: Tensor, values: Tensor, how: Attend, out_THD: Tensor) -> None:
         R, H, K = len(self.token_RL), q_THD.shape[1], keys.shape[1]
@@ -144,16 +145,15 @@ class _Walk:
         folded: Fold | None = None
         first = 0 if how.window is None else max(0, self.lowest - how.window + 1) // KEYS
         for step in range(first, len(self.active)):
-            active = self.active[step]
-            q = q_ZMD[: active * K]
+            active, late = self.active[step], self._late(step) * (H // K)
+            q = q_ZMD[: active * K, late:]
             k_ZND, v_ZND = (self._gather(part, step, active) for part in (keys, values))
-            hidden, gap = self._mask(step, how.window)
-            s_ZMN = scores(q, k_ZND, None if hidden is None else hidden[:active], gap[:active], how)
-            seen = look(v_ZND, s_ZMN)
+            clear, hidden, gap = self._mask(step, how)
+            seen = look(v_ZND, scores(q.contiguous(), k_ZND, hidden, gap, how, clear))
             if folded is None:
                 folded = seen  # every request reaches the first step
             else:
-                folded.add(seen, active * K)
+                Fold(*(part[:, late:] for part in (folded.m, folded.l, folded.o))).add(seen, active * K)
         assert folded is not None
         mixed_RLHD = ungrouped(folded.o / folded.l, R, H).to(out_THD.dtype)
         if self.all_kept:
@@ -169,7 +169,21 @@ class _Walk:
         run = (page_RP[:, None, :] * K + head_K[None, :, None]).flatten()
         return part.view(blocks * K, size * D).index_select(0, run).view(active * K, KEYS, D).float()
 
-    def _mask(self, step: int, window: int | None) -> tuple[Tensor | None, Tensor]:
-        if (step, window) not in self._masks:
-            self._masks[step, window] = mask(self.position_RL, step * KEYS, KEYS, window)
-        return self._masks[step, window]
+    def _late(self, step: int) -> int:
+        """Tokens of a chunk that walks alone which stand before this step's keys: they see none of them."""
+        return max(0, step * KEYS - self.lowest) if len(self.starts) == 1 else 0
+
+    def _mask(self, step: int, how: Attend) -> tuple[int, Tensor | None, Tensor | None]:
+        """How many of the first requests see the whole block, what is hidden from the others, and the distances.
+
+        Most requests are behind most blocks, so most need no mask; distances are for ALiBi alone.
+        """
+        key = (step, how.window, how.slopes is not None)
+        if key not in self._masks:
+            clear, active, after = 0, self.active[step], (step + 1) * KEYS
+            if how.window is None and how.slopes is None:
+                clear = next((row for row in range(active) if self.starts[row] < after - 1), active)
+            hidden, gap = mask(self.position_RL[clear:active, self._late(step) :], step * KEYS, KEYS, how.window)
+            masked = None if clear == active else hidden
+            self._masks[key] = (clear, masked, gap if how.slopes is not None else None)
+        return self._masks[key]

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .plan import Draw
@@ -27,6 +28,9 @@ from .request import TokenOut
 
 NUMBERS_AT_ONCE = 1 << 22
 """Logits of one tile of rows; bounds the sampler's scratch memory to about 100 MB."""
+
+STRIP = 256
+"""Tokens whose mass is summed first when one is drawn: a running sum over a whole vocabulary is slow."""
 
 
 def uniform(seed: int, sample: int, position: int) -> float:
@@ -164,30 +168,42 @@ def _nucleus_floor(p_RV: Tensor, top_p: list[float]) -> Tensor:
 
     Sums run from the heaviest token down, one after another, so that looking at more of them changes nothing.
     """
-    vocab = p_RV.shape[1]
-    wanted_R1 = torch.tensor(top_p, dtype=torch.float64, device=p_RV.device)[:, None] * _cumulative(p_RV)[:, -1:]
-    size = min(64, vocab)
-    while True:
-        heavy_Rk = p_RV.topk(size, -1).values
-        sums_Rk = _cumulative(heavy_Rk)
-        if size == vocab or bool((sums_Rk[:, -1:] >= wanted_R1).all()):
-            at_R1 = torch.searchsorted(sums_Rk, wanted_R1).clamp_(max=size - 1)
-            return heavy_Rk.gather(1, at_R1)
+    rows, vocab = p_RV.shape
+    wanted_R1 = torch.tensor(top_p, dtype=torch.float64, device=p_RV.device)[:, None] * _strips(p_RV)[1][:, -1:]
+    floor_R1 = torch.empty(rows, 1, dtype=p_RV.dtype, device=p_RV.device)
+    todo, size = list(range(rows)), min(64, vocab)
+    while todo:
+        heavy_Rk = _rows(p_RV, todo).topk(size, -1).values
+        sums_Rk = heavy_Rk.cumsum(-1, dtype=torch.float64)
+        at_R1 = torch.searchsorted(sums_Rk, wanted_R1[todo])
+        floor_R1[todo] = heavy_Rk.gather(1, at_R1.clamp(max=size - 1))
+        todo = [] if size == vocab else [row for row, at in zip(todo, at_R1[:, 0].tolist()) if at == size]
         size = min(8 * size, vocab)
+    return floor_R1
 
 
 def _pick(p_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """One token for each row, where its cumulative weight first exceeds u of the whole."""
-    sums_RV = _cumulative(p_RV)
-    whole_R1 = sums_RV[:, -1:].contiguous()
+    """One token for each row, where its cumulative weight first exceeds u of the whole: first the strip, then in it."""
+    strips_RSN, sums_RS = _strips(p_RV)
     u = [[uniform(draw.seed, draw.sample, draw.position)] for draw in draws]
-    at_R1 = torch.searchsorted(sums_RV, torch.tensor(u, dtype=torch.float64, device=p_RV.device) * whole_R1, right=True)
-    last_R1 = torch.searchsorted(sums_RV, whole_R1)  # u · whole may round up to the whole itself
-    return torch.minimum(at_R1, last_R1)[:, 0]
+    aim_R1 = torch.tensor(u, dtype=torch.float64, device=p_RV.device) * sums_RS[:, -1:]
+    strip_R1 = _first_beyond(sums_RS, aim_R1)
+    before_R1 = torch.where(strip_R1 > 0, sums_RS.gather(1, (strip_R1 - 1).clamp(min=0)), 0.0)
+    inner_RN = strips_RSN.gather(1, strip_R1[:, :, None].expand(-1, 1, STRIP))[:, 0].cumsum(-1, dtype=torch.float64)
+    return (strip_R1 * STRIP + _first_beyond(inner_RN, aim_R1 - before_R1))[:, 0]
 
 
-def _cumulative(p_RV: Tensor) -> Tensor:
-    return p_RV.cumsum(-1, dtype=torch.float64)
+def _strips(p_RV: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights in strips [R, S, STRIP], zeros at the end, and the cumulative mass of strips [R, S] in float64."""
+    rows, vocab = p_RV.shape
+    strips_RSN = F.pad(p_RV, (0, -vocab % STRIP)).view(rows, -1, STRIP)
+    return strips_RSN, strips_RSN.sum(-1, dtype=torch.float64).cumsum(-1)
+
+
+def _first_beyond(sums_RN: Tensor, aim_R1: Tensor) -> Tensor:
+    """Where growing sums first exceed `aim`; at the latest where they reach their end, which rounding may make it."""
+    end_R1 = sums_RN[:, -1:].contiguous()
+    return torch.minimum(torch.searchsorted(sums_RN, aim_R1, right=True), torch.searchsorted(sums_RN, end_R1))
 
 
 def _column(values: list[float], like: Tensor) -> Tensor:

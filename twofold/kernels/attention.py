@@ -70,30 +70,31 @@ def ungrouped(x_ZMD: Tensor, batch: int, heads: int) -> Tensor:
     return x.permute(0, 2, 1, 3, 4).reshape(batch, -1, heads, D)
 
 
-def scores(q_ZMD: Tensor, k_ZND: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend) -> Tensor:
-    """Scores of one block [Z, M, N]: capped, biased by distance, and -inf where hidden. q is scaled already."""
-    Z, _, D = q_ZMD.shape
-    key = ("qk", min(Z, 4), D, k_ZND.shape[1])
-    s_ZMN = by_rows(lambda rows: torch.bmm(rows, k_ZND.transpose(1, 2)), q_ZMD, key) if Z else q_ZMD @ k_ZND.mT
-    return biased(s_ZMN, hidden_BLN, gap_BLN, how)
+def scores(
+    q_ZMD: Tensor, k_ZND: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend, clear: int = 0
+) -> Tensor:
+    """Scores of one block [Z, M, N]: capped, biased by distance, and -inf where hidden. q is scaled already.
+
+    The first `clear` sequences see the whole block, and `hidden` is of those after them; `gap` is of all.
+    """
+    return biased(by_rows(q_ZMD, k_ZND.mT), hidden_BLN, gap_BLN, how, clear)
 
 
-def biased(s_ZMN: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend) -> Tensor:
-    """Raw scores [Z, M, N], Z = B·K, capped, biased by distance and -inf where hidden; may write into them."""
+def biased(s_ZMN: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend, clear: int = 0) -> Tensor:
+    """What `scores` does to raw scores; it may write into them."""
+    Z, M, _ = s_ZMN.shape
     if how.softcap is not None:
         s_ZMN = how.softcap * torch.tanh(s_ZMN / how.softcap)
-    reference = hidden_BLN if hidden_BLN is not None else gap_BLN
-    if reference is None:
-        return s_ZMN
-    Z, M, _ = s_ZMN.shape
-    B, L, N = reference.shape
-    s_BKLGN = s_ZMN.view(B, Z // B, L, M // L, N)
     if how.slopes is not None and gap_BLN is not None:
+        B, L, N = gap_BLN.shape
         slopes_KG = torch.tensor(how.slopes, device=s_ZMN.device).view(Z // B, M // L)
-        s_BKLGN = s_BKLGN + slopes_KG[None, :, None, :, None] * gap_BLN[:, None, :, None, :]
+        s_BKLGN = s_ZMN.view(B, Z // B, L, M // L, N)
+        s_ZMN = (s_BKLGN + slopes_KG[None, :, None, :, None] * gap_BLN[:, None, :, None, :]).view(Z, M, N)
     if hidden_BLN is not None:
-        s_BKLGN.masked_fill_(hidden_BLN[:, None, :, None, :], -torch.inf)
-    return s_BKLGN.view(Z, M, N)
+        B, L, N = clear + hidden_BLN.shape[0], *hidden_BLN.shape[1:]
+        s_BKLGN = s_ZMN.view(B, Z // B, L, M // L, N)
+        s_BKLGN[clear:].masked_fill_(hidden_BLN[:, None, :, None, :], -torch.inf)
+    return s_ZMN
 
 
 def look(v_ZND: Tensor, s_ZMN: Tensor) -> Fold:
@@ -101,12 +102,11 @@ def look(v_ZND: Tensor, s_ZMN: Tensor) -> Fold:
     m_ZM1 = s_ZMN.amax(-1, keepdim=True).clamp_min(_NOTHING)
     p_ZMN = s_ZMN.sub_(m_ZM1).exp_()
     l_ZM1 = p_ZMN.sum(-1, keepdim=True)
-    key = ("pv", min(v_ZND.shape[0], 4), v_ZND.shape[1], v_ZND.shape[2])
-    return Fold(m_ZM1, l_ZM1, by_rows(lambda rows: torch.bmm(rows, v_ZND), p_ZMN, key))
+    return Fold(m_ZM1, l_ZM1, by_rows(p_ZMN, v_ZND))
 
 
-def mask(qpos_BL: Tensor, start: int, count: int, window: int | None) -> tuple[Tensor | None, Tensor]:
-    """Which of the keys start..start+count-1 each query may not see (None: it sees all), and the distances k - q."""
+def mask(qpos_BL: Tensor, start: int, count: int, window: int | None) -> tuple[Tensor, Tensor]:
+    """Which of the keys start..start+count-1 each query may not see, and the distances k - q."""
     kpos_N = torch.arange(start, start + count, device=qpos_BL.device)
     gap_BLN = kpos_N - qpos_BL[:, :, None]
     hidden_BLN = gap_BLN > 0

@@ -15,6 +15,7 @@ import torch
 
 from ..core import ConfigError
 from ..data import ChatTemplate, PackedLoader, Tokenizer, prepare
+from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
 from .checkpoint import copy_files
@@ -61,8 +62,10 @@ class RecipeWords:
 
 
 def build_words(recipe: Recipe) -> RecipeWords:
-    """The tokenizer, and for a chat recipe its template, without which it cannot be."""
+    """The tokenizer (trained now if the recipe says how and it is not there), and for a chat recipe its template."""
     folder = recipe.model.tokenizer_dir
+    if recipe.tokenizer and not folder.exists():
+        train_tokenizer(recipe.tokenizer, folder)
     return RecipeWords(Tokenizer.load(folder), ChatTemplate.load(folder) if recipe.kind == "chat" else None)
 
 

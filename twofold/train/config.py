@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core import ConfigError, flatten
+from ..data.bpe import VocabularyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +159,8 @@ class Recipe:
     data: DataConfig
     schedule: ScheduleConfig
     run: RunConfig
+    tokenizer: VocabularyConfig | None = None
+    """A vocabulary to train first, into `model.tokenizer`, when there is none yet."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
