@@ -263,11 +263,11 @@ def _walk_backward(
             raw = torch.bmm(q, k.mT)
             slope = None if how.softcap is None else 1.0 - torch.tanh(raw / how.softcap).square_()
             p = biased(raw, hidden, gap, how).sub_(lse).exp_()
-            dv[:, keys].baddbmm_(p.mT, g)
+            dv[:, keys] += torch.bmm(p.mT, g)
             ds = torch.bmm(g, v.mT).sub_(delta).mul_(p)
             if slope is not None:
                 ds.mul_(slope)
-            dq[:, rows].baddbmm_(ds, k)
-            dk[:, keys].baddbmm_(ds.mT, q)
+            dq[:, rows] += torch.bmm(ds, k)
+            dk[:, keys] += torch.bmm(ds.mT, q)
     dk_BLKD, dv_BLKD = (x.view(B, K, L, D).transpose(1, 2) for x in (dk, dv))
     return ungrouped(dq.mul_(how.scale), B, H), dk_BLKD, dv_BLKD

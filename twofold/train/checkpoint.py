@@ -135,7 +135,7 @@ def seal(directory: Path) -> None:
         _flush(path)
         files[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest(path)}
     manifest = {"files": files, "sha256": _own_digest(files)}
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     _flush(directory / MANIFEST)
     for path in [p for p in directory.rglob("*") if p.is_dir()]:
         _flush(path)

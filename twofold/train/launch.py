@@ -42,6 +42,7 @@ def run(
     output.mkdir(parents=True, exist_ok=True)
     with _alone(output):
         torch.set_num_threads(recipe.run.threads)
+        torch.manual_seed(recipe.run.seed)
         display = Display(recipe.schedule.steps, console)
         checkpoints = Checkpoints(output / "checkpoints", recipe.run.keep_last)
         if fresh:
