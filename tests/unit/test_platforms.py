@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from twofold.platforms import bound_team, current, find_compiler, instruction_sets, read_memory, usable_cores
+from twofold.platforms import (
+    bound_spin,
+    bound_team,
+    current,
+    find_compiler,
+    instruction_sets,
+    read_memory,
+    usable_cores,
+)
 
 GIB = 2**30
 
@@ -104,14 +112,19 @@ def test_current_says_what_this_process_may_use() -> None:
     assert 0 < platform.memory.available <= platform.memory.total
 
 
-def test_a_team_is_no_larger_than_the_quota_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twofold.platforms.threads.usable_cores", lambda: 2)
-    monkeypatch.setattr("os.cpu_count", lambda: 64)
-    chosen, free = {"OMP_NUM_THREADS": "8"}, dict[str, str]()
-    bound_team(chosen)
-    bound_team(free)
-    assert (chosen, free) == ({"OMP_NUM_THREADS": "8"}, {"OMP_NUM_THREADS": "2"})
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    whole = dict[str, str]()
-    bound_team(whole)
-    assert whole == {}
+def test_a_team_leaves_a_core_to_others_unless_the_user_says_so() -> None:
+    for cores, team in ((1, "1"), (2, "2"), (3, "2"), (64, "63")):
+        free = dict[str, str]()
+        bound_team(free, cores)
+        assert free == {"OMP_NUM_THREADS": team}
+    chosen = {"OMP_NUM_THREADS": "8"}
+    bound_team(chosen, 2)
+    assert chosen == {"OMP_NUM_THREADS": "8"}
+
+
+def test_the_spin_is_bounded_unless_the_user_says_how_to_wait() -> None:
+    free, chosen = dict[str, str](), {"OMP_WAIT_POLICY": "ACTIVE"}
+    bound_spin(free)
+    bound_spin(chosen)
+    assert int(free["GOMP_SPINCOUNT"]) > 0
+    assert chosen == {"OMP_WAIT_POLICY": "ACTIVE"}
