@@ -23,14 +23,19 @@ from workload import Workload, mixed
 from twofold import EngineConfig
 from twofold.commands.model import model_dir
 from twofold.models import load, read_spec
-from twofold.platforms import usable_cores
+from twofold.platforms import team_size, usable_cores
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", help="checkpoint directory (default: the bundled model)")
     parser.add_argument("--requests", type=int, help="how many requests (default: 48, fewer on fewer than 4 cores)")
-    parser.add_argument("--threads", type=int, default=usable_cores(), help="threads of each side (default: all)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=team_size(),
+        help="threads of each side (default: all cores, or all but one of three and more)",
+    )
     parser.add_argument("--turns", type=int, default=3, help="how often each side runs (default: 3)")
     parser.add_argument("--quick", action="store_true", help="12 requests, one turn, one batch size: a smoke test")
     parser.add_argument("--json", type=Path, help="write the record to this file")

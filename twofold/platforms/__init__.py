@@ -14,7 +14,7 @@ from .cores import usable_cores
 from .instructions import instruction_sets
 from .memory import Memory, read_memory
 from .platform import Platform, current
-from .threads import bound_spin, bound_team
+from .threads import bound_spin, bound_team, team_size
 
 __all__ = [
     "Compiler",
@@ -26,5 +26,6 @@ __all__ = [
     "find_compiler",
     "instruction_sets",
     "read_memory",
+    "team_size",
     "usable_cores",
 ]

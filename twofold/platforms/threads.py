@@ -24,10 +24,15 @@ def bound_spin(environment: MutableMapping[str, str] = os.environ) -> None:
         environment.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
-def bound_team(environment: MutableMapping[str, str] = os.environ, cores: int | None = None) -> None:
-    """Leave a core of three or more to the server's front, unless the user chose; before torch loads, like the spin.
+def team_size(cores: int | None = None) -> int:
+    """How many threads compute: of three cores or more one is left to the server's front and to everybody else.
 
     `cores` is what this process may use, by affinity and quota; OpenMP by itself sees no quota.
     """
     cores = usable_cores() if cores is None else cores
-    environment.setdefault("OMP_NUM_THREADS", str(cores - 1 if cores > 2 else cores))
+    return cores - 1 if cores > 2 else cores
+
+
+def bound_team(environment: MutableMapping[str, str] = os.environ, cores: int | None = None) -> None:
+    """Make OpenMP's teams of `team_size`, unless the user chose; before torch loads, like the spin."""
+    environment.setdefault("OMP_NUM_THREADS", str(team_size(cores)))
