@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .op import op
@@ -73,15 +74,18 @@ class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up_TF: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up_TF)
-        return gated.reference(gate_up_TF, "silu")
+        gate_TF, up_TF = gate_up_TF.float().chunk(2, -1)
+        y_TF = gate_TF.neg().exp_().add_(1.0)  # the reference's operations, without a new tensor for each
+        return torch.div(gate_TF, y_TF, out=y_TF).mul_(up_TF).to(gate_up_TF.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (grad_TF,) = grads
         (gate_up_TF,) = ctx.saved_tensors
-        gate, up = gate_up_TF.float().chunk(2, -1)
-        sigmoid = torch.sigmoid(gate)
-        silu = gate * sigmoid
-        d_up = grad_TF * silu
-        d_gate = grad_TF * up * (sigmoid + silu * (1.0 - sigmoid))
-        return torch.cat([d_gate, d_up], -1).to(gate_up_TF.dtype)
+        gate_TF, up_TF = gate_up_TF.float().chunk(2, -1)
+        out_TF = torch.empty(gate_up_TF.shape, dtype=torch.float32, device=gate_up_TF.device)
+        d_gate_TF, d_up_TF = out_TF.chunk(2, -1)
+        grad_TF = grad_TF.float()
+        torch.mul(grad_TF, F.silu(gate_TF), out=d_up_TF)
+        torch.ops.aten.silu_backward.grad_input(grad_TF * up_TF, gate_TF, grad_input=d_gate_TF)
+        return out_TF.to(gate_up_TF.dtype)

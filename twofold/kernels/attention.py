@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .op import op
@@ -72,22 +73,28 @@ def ungrouped(x_ZMD: Tensor, batch: int, heads: int) -> Tensor:
 def scores(
     q_ZMD: Tensor, k_ZND: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend, clear: int = 0
 ) -> Tensor:
-    """Scores of one block [Z, M, N]: capped, biased by distance, and -inf where hidden. q is scaled already.
+    """Scores of one block [Z, M, N]: capped, biased by distance, and -inf where hidden. q is scaled already."""
+    Z, _, D = q_ZMD.shape
+    key = ("qk", min(Z, 4), D, k_ZND.shape[1])
+    s_ZMN = by_rows(lambda rows: torch.bmm(rows, k_ZND.transpose(1, 2)), q_ZMD, key) if Z else q_ZMD @ k_ZND.mT
+    return biased(s_ZMN, hidden_BLN, gap_BLN, how, clear)
+
+
+def biased(s_ZMN: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend, clear: int = 0) -> Tensor:
+    """Raw scores [Z, M, N], Z = B·K, capped, biased by distance and -inf where hidden; may write into them.
 
     The first `clear` sequences see the whole block, and `hidden` is of those after them; `gap` is of all.
     """
-    Z, M, D = q_ZMD.shape
-    key = ("qk", min(Z, 4), D, k_ZND.shape[1])
-    s_ZMN = by_rows(lambda rows: torch.bmm(rows, k_ZND.transpose(1, 2)), q_ZMD, key) if Z else q_ZMD @ k_ZND.mT
     if how.softcap is not None:
         s_ZMN = how.softcap * torch.tanh(s_ZMN / how.softcap)
+    Z, M, N = s_ZMN.shape
     if how.slopes is not None and gap_BLN is not None:
-        B, L, N = gap_BLN.shape
-        slopes_KG = torch.tensor(how.slopes, device=q_ZMD.device).view(Z // B, M // L)
+        B, L = gap_BLN.shape[:2]
+        slopes_KG = torch.tensor(how.slopes, device=s_ZMN.device).view(Z // B, M // L)
         s_BKLGN = s_ZMN.view(B, Z // B, L, M // L, N)
         s_ZMN = (s_BKLGN + slopes_KG[None, :, None, :, None] * gap_BLN[:, None, :, None, :]).view(Z, M, N)
     if hidden_BLN is not None:
-        B, L, N = clear + hidden_BLN.shape[0], *hidden_BLN.shape[1:]
+        B, L = clear + hidden_BLN.shape[0], hidden_BLN.shape[1]
         s_BKLGN = s_ZMN.view(B, Z // B, L, M // L, N)
         s_BKLGN[clear:].masked_fill_(hidden_BLN[:, None, :, None, :], -torch.inf)
     return s_ZMN
@@ -135,25 +142,54 @@ def _together(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int
 
 
 def _walk(q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, how: Attend) -> tuple[Tensor, Tensor]:
-    """Attention of B whole sequences of one length: values [B, L, H, D] and log-sum-exp [B·K, M, 1], fp32."""
-    B, L, H, D = q_BLHD.shape
+    """Attention of B whole sequences of one length: values [B, L, H, D] and log-sum-exp [B·K, L·G, 1], fp32.
+
+    KEYS queries at a time, so that a tile of scores stays in the processor's cache, and masks are made only where a
+    tile lies on the diagonal or on the window's edge.
+    """
+    B, L, H, _ = q_BLHD.shape
     K = k_BLKD.shape[2]
-    q_ZMD = grouped(q_BLHD * how.scale, K)
-    folded: Fold | None = None
+    q_BLHD = q_BLHD * how.scale
     pad = (0, 0, 0, 0, 0, -L % KEYS)
-    k_BKND, v_BKND = (torch.nn.functional.pad(x, pad).transpose(1, 2) for x in (k_BLKD, v_BLKD))
-    for start in range(0, L, KEYS):
-        k_ZND, v_ZND = (x[:, :, start : start + KEYS].reshape(B * K, KEYS, D) for x in (k_BKND, v_BKND))
-        late = slice(start * (H // K), None)  # rows before this block see none of it
-        hidden, gap = mask(torch.arange(start, L, device=q_BLHD.device).expand(B, -1), start, KEYS, how.window)
-        rows_q = q_ZMD[:, late].contiguous()
-        seen = look(v_ZND, scores(rows_q, k_ZND, hidden, gap, how))
-        if folded is None:
-            folded = seen
-        else:
-            Fold(folded.m[:, late], folded.l[:, late], folded.o[:, late]).add(seen, B * K)
-    assert folded is not None
-    return ungrouped(folded.o / folded.l, B, H), folded.m + torch.log(folded.l)
+    k_ZND, v_ZND = (
+        [block.contiguous() for block in F.pad(x, pad).transpose(1, 2).flatten(0, 1).split(KEYS, 1)]
+        for x in (k_BLKD, v_BLKD)
+    )
+    out: list[Tensor] = []
+    lse: list[Tensor] = []
+    for first in range(0, L, KEYS):
+        last = min(first + KEYS, L)
+        q_ZMD = grouped(q_BLHD[:, first:last], K)
+        folded: Fold | None = None
+        for start in _blocks(first, last, how.window):
+            hidden, gap = _tile_mask(first, last, start, KEYS, B, how, q_ZMD.device)
+            block = start // KEYS
+            seen = look(v_ZND[block], scores(q_ZMD, k_ZND[block], hidden, gap, how))
+            if folded is None:
+                folded = seen
+            else:
+                folded.add(seen, B * K)
+        assert folded is not None
+        out.append(ungrouped(folded.o / folded.l, B, H))
+        lse.append(folded.m + torch.log(folded.l))
+    return torch.cat(out, 1), torch.cat(lse, 1)
+
+
+def _blocks(first: int, last: int, window: int | None) -> range:
+    """Starts of the key blocks of which queries first..last-1 see anything."""
+    oldest = 0 if window is None else max(0, first - window + 1)
+    return range(oldest - oldest % KEYS, last, KEYS)
+
+
+def _tile_mask(
+    first: int, last: int, start: int, count: int, batch: int, how: Attend, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """`mask` for queries first..last-1 of every sequence; None where it would hide nothing and no distance counts."""
+    partly = start + count > first + 1 or (how.window is not None and start <= last - 1 - how.window)
+    if not partly and how.slopes is None:
+        return None, None
+    hidden, gap = mask(torch.arange(first, last, device=device).expand(batch, -1), start, count, how.window)
+    return (hidden if partly else None), (gap if how.slopes is not None else None)
 
 
 class _Packed(torch.autograd.Function):
@@ -212,24 +248,30 @@ def bundles(lengths: Sequence[int], device: torch.device) -> list[tuple[Tensor, 
 def _walk_backward(
     q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, out: Tensor, grad: Tensor, lse_ZM1: Tensor, how: Attend
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, tile by tile as `_walk` goes; the products are the library's, free of the contract."""
     B, L, H, D = q_BLHD.shape
     K = k_BLKD.shape[2]
-    q_ZMD, out_ZMD, grad_ZMD = grouped(q_BLHD * how.scale, K), grouped(out, K), grouped(grad, K)
-    delta_ZM1 = (out_ZMD * grad_ZMD).sum(-1, keepdim=True)
+    G = H // K
+    q_ZMD, grad_ZMD = grouped(q_BLHD * how.scale, K), grouped(grad, K)
+    delta_ZM1 = (grouped(out, K) * grad_ZMD).sum(-1, keepdim=True)
     k_ZLD, v_ZLD = (x.transpose(1, 2).reshape(B * K, L, D) for x in (k_BLKD, v_BLKD))
     dq, dk, dv = torch.zeros_like(q_ZMD), torch.zeros_like(k_ZLD), torch.zeros_like(v_ZLD)
-    for start in range(0, L, KEYS):
-        late, block = slice(start * (H // K), None), slice(start, min(start + KEYS, L))
-        k, v, q, g = k_ZLD[:, block], v_ZLD[:, block], q_ZMD[:, late], grad_ZMD[:, late]
-        hidden, gap = mask(torch.arange(start, L, device=q.device).expand(B, -1), start, k.shape[1], how.window)
-        s = scores(q.contiguous(), k, hidden, gap, how)
-        p = torch.exp(s - lse_ZM1[:, late])
-        dv[:, block] += p.mT @ g
-        ds = p * (g @ v.mT - delta_ZM1[:, late])
-        if how.softcap is not None:
-            capped = torch.bmm(q, k.mT) / how.softcap
-            ds = ds * (1.0 - torch.tanh(capped) ** 2)
-        dq[:, late] += ds @ k
-        dk[:, block] += ds.mT @ q
+    for first in range(0, L, KEYS):
+        last = min(first + KEYS, L)
+        rows = slice(first * G, last * G)
+        q, g, lse, delta = q_ZMD[:, rows], grad_ZMD[:, rows], lse_ZM1[:, rows], delta_ZM1[:, rows]
+        for start in _blocks(first, last, how.window):
+            keys = slice(start, min(start + KEYS, L))
+            k, v = k_ZLD[:, keys], v_ZLD[:, keys]
+            hidden, gap = _tile_mask(first, last, start, k.shape[1], B, how, q.device)
+            raw = torch.bmm(q, k.mT)
+            slope = None if how.softcap is None else 1.0 - torch.tanh(raw / how.softcap).square_()
+            p = biased(raw, hidden, gap, how).sub_(lse).exp_()
+            dv[:, keys].baddbmm_(p.mT, g)
+            ds = torch.bmm(g, v.mT).sub_(delta).mul_(p)
+            if slope is not None:
+                ds.mul_(slope)
+            dq[:, rows].baddbmm_(ds, k)
+            dk[:, keys].baddbmm_(ds.mT, q)
     dk_BLKD, dv_BLKD = (x.view(B, K, L, D).transpose(1, 2) for x in (dk, dv))
-    return ungrouped(dq * how.scale, B, H), dk_BLKD, dv_BLKD
+    return ungrouped(dq.mul_(how.scale), B, H), dk_BLKD, dv_BLKD

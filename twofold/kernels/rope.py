@@ -5,6 +5,8 @@ Shapes: T tokens, H heads, D head size, R pairs turned (2R <= D).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,3 +29,25 @@ def rotate(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor, interleaved: bool = Fa
     if 2 * pairs == x_THD.shape[-1]:
         return out
     return torch.cat((out, x_THD[..., 2 * pairs :]), -1)
+
+
+@rotate.on("rotation", why="the same forward; the gradient is the same turn the other way")
+def _rotate(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor, interleaved: bool = False) -> Tensor:
+    if torch.is_grad_enabled() and x_THD.requires_grad:
+        out: Tensor = _Rotate.apply(x_THD, cos_TR, sin_TR, interleaved)
+        return out
+    return rotate.reference(x_THD, cos_TR, sin_TR, interleaved)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos_TR, sin_TR)
+        ctx.interleaved = interleaved
+        return rotate.reference(x_THD, cos_TR, sin_TR, interleaved)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (grad_THD,) = grads
+        cos_TR, sin_TR = ctx.saved_tensors
+        return rotate.reference(grad_THD, cos_TR, -sin_TR, ctx.interleaved), None, None, None

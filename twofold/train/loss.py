@@ -9,15 +9,15 @@ Shapes: T tokens, R rows with a target, C rows of a chunk, D hidden size, V voca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORE = -100
-CHUNK_NUMBERS = 1 << 24
-"""Logits of one chunk: 2^24 numbers are 64 MiB in fp32."""
+CHUNK_NUMBERS, CHUNK_ROWS = 1 << 22, 256
+"""A chunk's logits are about 2^22 numbers (16 MiB in fp32), yet never of fewer rows than make its product worth it."""
 
 
 class Readout(Protocol):
@@ -32,7 +32,27 @@ Loss = Callable[[Readout, Tensor, Tensor], Tensor]
 
 def next_token(decoder: Readout, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
     """The summed negative log-probability of the targets, in nats."""
-    return F.cross_entropy(decoder.logits(hidden_CD), targets_C, reduction="sum")
+    out: Tensor = _CrossEntropy.apply(decoder.logits(hidden_CD), targets_C)
+    return out
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy whose backward turns the saved log-probabilities into the gradient where they lie."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+        logp_CV = torch.log_softmax(logits_CV, -1)
+        ctx.save_for_backward(logp_CV, targets_C)
+        return -logp_CV.gather(1, targets_C[:, None]).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        logp_CV, targets_C = ctx.saved_tensors
+        p_CV = logp_CV.exp_()
+        p_CV.scatter_add_(1, targets_C[:, None], p_CV.new_full((len(targets_C), 1), -1.0))
+        return p_CV.mul_(grad), None
 
 
 def backward(
@@ -73,5 +93,5 @@ def evaluate(decoder: Readout, hidden_TD: Tensor, targets_T: Tensor, vocab: int)
 
 
 def _chunks(rows: int, vocab: int) -> Iterator[tuple[int, int]]:
-    size = max(16, CHUNK_NUMBERS // vocab)
+    size = max(CHUNK_ROWS, CHUNK_NUMBERS // vocab)
     return ((start, min(start + size, rows)) for start in range(0, rows, size))
