@@ -31,7 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="checkpoint directory (default: the bundled model)")
     parser.add_argument("--requests", type=int, help="how many requests (default: 48, fewer on fewer than 4 cores)")
     parser.add_argument("--threads", type=int, default=usable_cores(), help="threads of each side (default: all)")
-    parser.add_argument("--turns", type=int, default=3, help="how often each side runs (default: 3)")
+    parser.add_argument("--turns", type=int, default=5, help="how often each side runs (default: 5)")
     parser.add_argument("--quick", action="store_true", help="12 requests, one turn, one batch size: a smoke test")
     parser.add_argument("--json", type=Path, help="write the record to this file")
     parser.add_argument("--peer-python", help="python that has transformers (default: this one, when it has)")
