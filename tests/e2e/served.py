@@ -25,8 +25,9 @@ from twofold.core import build
 from twofold.engine.config import EngineConfig
 from twofold.serve.config import ServeConfig
 from twofold.serve.server import serve
-server, engine = json.loads(sys.argv[1])
-sys.exit(serve(build(ServeConfig, server), build(EngineConfig, engine)))
+from twofold.serve.process import COMMAND
+server, engine, command = json.loads(sys.argv[1])
+sys.exit(serve(build(ServeConfig, server), build(EngineConfig, engine), command=command or COMMAND))
 """
 
 
@@ -86,12 +87,14 @@ class Served:
 
 
 @contextmanager
-def served(model: Path, *, engine: dict[str, Any] | None = None, **server: Any) -> Iterator[Served]:
-    """Serve `model` on a free port with these fields of ServeConfig and EngineConfig."""
+def served(
+    model: Path, *, engine: dict[str, Any] | None = None, command: list[str] | None = None, **server: Any
+) -> Iterator[Served]:
+    """Serve `model` on a free port with these fields of ServeConfig and EngineConfig; `command` is another engine."""
     settings = {"model": str(model), "port": 0, "served_model_name": "tiny", **server}
     dials = {"num_blocks": 256, "max_num_seqs": 32, "max_num_batched_tokens": 256, **(engine or {})}
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, json.dumps([settings, dials])],
+        [sys.executable, "-c", PROGRAM, json.dumps([settings, dials, command])],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

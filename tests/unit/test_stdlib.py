@@ -89,7 +89,9 @@ def test_vocabulary(tmp_path: Path) -> None:
     assert tokenizer.eos_ids == (2, 0) and tokenizer.end_of_text == 0
     for text in ("\n        return", "naïve\t数\r\n🙂  x _a__b__ 12345", source.read_text()):
         assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert len(tokenizer.encode("\n        ")) == 1
+    whole = tokenizer.encode("def f(self):\n        return 1")
+    for prompt in ("def f(self):", "def f(self):\n", "def f(self):\n        "):
+        assert whole[: len(tokenizer.encode(prompt))] == tokenizer.encode(prompt)  # a prompt may end there
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "A"}]
     ids, mask = ChatTemplate.load(folder).encode_training(tokenizer, messages)
     assert tokenizer.decode([i for i, m in zip(ids, mask) if m], skip_special_tokens=False) == "A<|im_end|>"

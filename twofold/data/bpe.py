@@ -23,9 +23,9 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-# Words with their underscores, numbers of at most three digits, other signs; each may take one space in front. A
-# newline and the indentation after it are one piece: in Python that is one thought.
-_PIECES = r"\n+ *| ?_*[A-Za-z]+| ?\d{1,3}| ?[^\sA-Za-z\d_]+|_+|\s+"
+# Words with their underscores, numbers of at most three digits, other signs, each with at most one space in front;
+# newlines; other white space. A line's indentation is a piece of its own, so that a prompt may end before or after it.
+_PIECES = r"\n+| ?_*[A-Za-z]+| ?\d{1,3}| ?[^\sA-Za-z\d_]+|_+|[^\S\n]+"
 
 
 @dataclass(frozen=True, kw_only=True)

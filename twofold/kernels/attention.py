@@ -74,22 +74,19 @@ def scores(
     q_ZMD: Tensor, k_ZND: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend, clear: int = 0
 ) -> Tensor:
     """Scores of one block [Z, M, N]: capped, biased by distance, and -inf where hidden. q is scaled already."""
-    Z, _, D = q_ZMD.shape
-    key = ("qk", min(Z, 4), D, k_ZND.shape[1])
-    s_ZMN = by_rows(lambda rows: torch.bmm(rows, k_ZND.transpose(1, 2)), q_ZMD, key) if Z else q_ZMD @ k_ZND.mT
-    return biased(s_ZMN, hidden_BLN, gap_BLN, how, clear)
+    return biased(by_rows(q_ZMD, k_ZND.mT), hidden_BLN, gap_BLN, how, clear)
 
 
 def biased(s_ZMN: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend, clear: int = 0) -> Tensor:
-    """Raw scores [Z, M, N], Z = B·K, capped, biased by distance and -inf where hidden; may write into them.
+    """Raw scores [Z, M, N] capped, biased by distance and -inf where hidden; may write into them.
 
     The first `clear` sequences see the whole block, and `hidden` is of those after them; `gap` is of all.
     """
+    Z, M, N = s_ZMN.shape
     if how.softcap is not None:
         s_ZMN = how.softcap * torch.tanh(s_ZMN / how.softcap)
-    Z, M, N = s_ZMN.shape
     if how.slopes is not None and gap_BLN is not None:
-        B, L = gap_BLN.shape[:2]
+        B, L, _ = gap_BLN.shape
         slopes_KG = torch.tensor(how.slopes, device=s_ZMN.device).view(Z // B, M // L)
         s_BKLGN = s_ZMN.view(B, Z // B, L, M // L, N)
         s_ZMN = (s_BKLGN + slopes_KG[None, :, None, :, None] * gap_BLN[:, None, :, None, :]).view(Z, M, N)
@@ -105,8 +102,7 @@ def look(v_ZND: Tensor, s_ZMN: Tensor) -> Fold:
     m_ZM1 = s_ZMN.amax(-1, keepdim=True).clamp_min(_NOTHING)
     p_ZMN = s_ZMN.sub_(m_ZM1).exp_()
     l_ZM1 = p_ZMN.sum(-1, keepdim=True)
-    key = ("pv", min(v_ZND.shape[0], 4), v_ZND.shape[1], v_ZND.shape[2])
-    return Fold(m_ZM1, l_ZM1, by_rows(lambda rows: torch.bmm(rows, v_ZND), p_ZMN, key))
+    return Fold(m_ZM1, l_ZM1, by_rows(p_ZMN, v_ZND))
 
 
 def mask(qpos_BL: Tensor, start: int, count: int, window: int | None) -> tuple[Tensor, Tensor]:

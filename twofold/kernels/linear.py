@@ -12,24 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .op import op
-from .rows import TILE, by_rows
+from .rows import by_rows, by_tiles
+
+WIDTH = 16
 
 
 @op
 def linear(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b in tiles of TILE rows: the definition that every other way must match bit for bit."""
-    pieces = x_TK.split(TILE) if x_TK.shape[0] else (x_TK,)
-    padded = [F.pad(piece, (0, 0, 0, TILE - piece.shape[0])) for piece in pieces]
-    y_TN = torch.cat([_product(piece, w_NK) for piece in padded])[: x_TK.shape[0]]
+    """x Wᵀ + b, a tile of rows at a time: the definition that every other way must match bit for bit."""
+    if x_TK.shape[0] == 0:
+        return x_TK.new_empty(0, w_NK.shape[0])
+    y_TN = by_tiles(x_TK, _wide(w_NK).t())[:, : w_NK.shape[0]]
     return y_TN if b_N is None else y_TN + b_N
 
 
-def _product(x_TK: Tensor, w_NK: Tensor) -> Tensor:
-    """x Wᵀ. Fewer than TILE outputs are padded: for those a library's path depends on the row's place in the tile."""
-    outputs = w_NK.shape[0]
-    if outputs >= TILE:
-        return F.linear(x_TK, w_NK)
-    return F.linear(x_TK, F.pad(w_NK, (0, 0, 0, TILE - outputs)))[:, :outputs]
+def _wide(w_NK: Tensor) -> Tensor:
+    """At least WIDTH outputs: for fewer a library may take a path whose bits depend on the row's place."""
+    return w_NK if w_NK.shape[0] >= WIDTH else F.pad(w_NK, (0, 0, 0, WIDTH - w_NK.shape[0]))
 
 
 @linear.on("rows", why="as many rows at a time as this machine was measured to give the definition's bits for")
@@ -43,7 +42,7 @@ def _rows(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None = None) -> Tensor:
 def _forward(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None) -> Tensor:
     if x_TK.shape[0] == 0:
         return x_TK.new_empty(0, w_NK.shape[0])
-    y_TN = by_rows(lambda rows: _product(rows, w_NK), x_TK.contiguous(), ("linear", *w_NK.shape))
+    y_TN = by_rows(x_TK.contiguous(), _wide(w_NK).t())[:, : w_NK.shape[0]]
     return y_TN if b_N is None else y_TN.add_(b_N)
 
 

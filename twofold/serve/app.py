@@ -74,8 +74,8 @@ class Api:
         self._check_model(body.model)
         params, prompts = body.params(self.defaults), body.prompts(self.config.limits.prompts)
         self._check_room(len(prompts) * params.n)
-        special = body.add_special_tokens is not False
-        ids = [truncate(await self.texts.prompt(p, special=special), body, self._limits, params) for p in prompts]
+        found = await self.texts.prompts(prompts, special=body.add_special_tokens is not False)
+        ids = [truncate(each, body, self._limits, params) for each in found]
         shape = TextShape(**self._shape("cmpl", request, body), logprobs=body.logprobs)
         if body.echo:
             shape.echo = [self._echo(p, i) if body.truncate_prompt_tokens is None else self._echo(i, i)
@@ -176,7 +176,7 @@ class Api:
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("send prompt or messages, and not both", "prompt")
         if body.prompt is not None:
-            ids = await self.texts.prompt(body.prompt, special=body.add_special_tokens is not False)
+            (ids,) = await self.texts.prompts([body.prompt], special=body.add_special_tokens is not False)
         else:
             messages = openai.plain(body.messages or [], self.config.limits.messages)
             ids = await self.texts.chat(

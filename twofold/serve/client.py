@@ -92,6 +92,7 @@ class EngineClient:
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._supervise(), name="model-supervisor")
+        self._task.add_done_callback(self._supervisor_ended)
 
     async def stop(self) -> None:
         """Tell the process to leave; whatever still runs ends as an abort."""
@@ -172,6 +173,13 @@ class EngineClient:
             self._process.send(wire.Abort(sent))
         if known:
             self._feed()
+
+    def _supervisor_ended(self, task: asyncio.Task[None]) -> None:
+        """A mistake of ours in the supervisor must not leave requests waiting for ever."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("the supervisor failed", exc_info=error)
+            self._why = f"{type(error).__name__}: {error}"
+            self._give_up(wire.Fatal("bug", self._why))
 
     # -- the process's life -----------------------------------------------------------------------------------------
 

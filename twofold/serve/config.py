@@ -69,18 +69,19 @@ class Watch:
 class ServeConfig:
     """What `twofold serve` needs to know.
 
-    `api_keys` empty means no keys are asked for. `allowed_hosts` empty means the loopback names when `host` is a
-    loopback address, and any host otherwise; "*" means any. `generation_config` takes the checkpoint's own sampling
-    settings where a request has none, as vLLM does. `request_seconds` bounds a request that brings no
-    deadline of its own. `lame_duck_seconds` is how long, at least, new requests are told 503 after SIGTERM;
-    `drain_seconds` how long, at most, running ones may take to finish.
+    `api_keys` empty means those of the environment's TWOFOLD_API_KEY (separated by commas), and none without it.
+    `allowed_hosts` empty means the loopback names when `host` is a loopback address, and any host otherwise; "*" means
+    any. `generation_config` takes the checkpoint's own sampling settings where a request has none, as vLLM does.
+    `request_seconds` bounds a request that brings no deadline of its own. `lame_duck_seconds` is how long, at least,
+    new requests are told 503 after SIGTERM; `drain_seconds` how long, at most, running ones may take to finish.
+    `ping_seconds` of silence in a stream bring a comment line, so that proxies keep the connection.
     """
 
     model: Path
     host: str = "127.0.0.1"
     port: int = 8000
     served_model_name: str | None = None
-    api_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
     allowed_hosts: tuple[str, ...] = ()
     enable_ui: bool = True
     generation_config: bool = True

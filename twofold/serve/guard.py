@@ -36,6 +36,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = logging.getLogger("twofold.access")
 
 OPEN = frozenset({"/livez", "/readyz"})
+POLLED = OPEN | {"/health", "/metrics", "/stats"}  # asked every few seconds: no line for each
 HOST = re.compile(r"(?P<name>[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}")
 LINGER_SECONDS = 1.0
@@ -195,7 +196,7 @@ class Exchange:
         body = b"" if self._scope["method"] == "HEAD" else error.body()
         await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": True})
-        if not self._body_ended:
+        if not self._body_ended and error.status != 408:
             await self._linger()
         await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -220,7 +221,8 @@ class Exchange:
     def log(self) -> None:
         """One line for each request: never its content, its query or its key."""
         path = self._scope["path"]
-        log.info(
+        log.log(
+            logging.DEBUG if path in POLLED and self.status == 200 else logging.INFO,
             "%s %s %s",
             self._scope["method"],
             path if len(path) < 200 and path.isprintable() else repr(path[:200]),

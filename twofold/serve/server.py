@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import signal
 import socket
@@ -42,6 +43,7 @@ def serve(config: ServeConfig, engine: EngineConfig, *, command: Sequence[str] =
         CheckpointError, CapacityError: the model cannot be loaded, found before or after its process has started.
     """
     set_up(config.log)
+    config = with_keys(config)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(config, engine, command))
 
@@ -76,6 +78,16 @@ async def _announce(client: EngineClient, config: ServeConfig, sock: socket.sock
     if config.enable_ui:
         print(f"Chat page: {url}/", flush=True)
     print(f"OpenAI API: {url}/v1  (model {config.name!r})", flush=True)
+
+
+def with_keys(config: ServeConfig) -> ServeConfig:
+    """The keys of the environment when the settings have none, and a warning when strangers could come in."""
+    if not config.api_keys:
+        keys = tuple(key.strip() for key in os.environ.get("TWOFOLD_API_KEY", "").split(",") if key.strip())
+        config = dataclasses.replace(config, api_keys=keys)
+    if not config.api_keys and not config.on_loopback:
+        log.warning("whoever reaches %s:%d may use this server: set api_keys", config.host, config.port)
+    return config
 
 
 class Server(uvicorn.Server):
@@ -132,6 +144,8 @@ class Server(uvicorn.Server):
                 break
             await asyncio.sleep(0.05)
         await client.stop()
+        left = config.drain_seconds - (time.monotonic() - began)
+        self.config.timeout_graceful_shutdown = max(math.ceil(left), 2)  # for clients that still read their last words
         self.leave()
 
 

@@ -50,13 +50,16 @@ class Texts:
             template = replace(template, source=source, named={}) if template else ChatTemplate(source)
         return cls(tokenizer, template)
 
-    async def prompt(self, prompt: str | list[int], *, special: bool) -> list[int]:
-        """Ids of a raw prompt; `special` adds what the checkpoint's post-processor adds (BOS, mostly)."""
-        if not isinstance(prompt, str):
-            return prompt
-        if special:
-            return await self.off_loop(len(prompt), lambda: self.tokenizer.encode_prompt(prompt))
-        return await self.off_loop(len(prompt), lambda: self.tokenizer.encode(prompt, special=True))
+    async def prompts(self, prompts: Sequence[str | list[int]], *, special: bool) -> list[list[int]]:
+        """Ids of raw prompts; `special` adds what the checkpoint's post-processor adds (BOS, mostly)."""
+
+        def ids(prompt: str | list[int]) -> list[int]:
+            if not isinstance(prompt, str):
+                return prompt
+            return self.tokenizer.encode_prompt(prompt) if special else self.tokenizer.encode(prompt, special=True)
+
+        size = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+        return await self.off_loop(size, lambda: [ids(prompt) for prompt in prompts])
 
     async def chat(
         self,

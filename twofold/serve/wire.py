@@ -132,7 +132,7 @@ def for_worker(body: bytes) -> ToWorker:
     """Decode what the front sent; anything but a known message raises WorkerError."""
     try:
         return _to_worker.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         raise WorkerError(f"the front sent what the worker cannot read: {error}") from None
 
 
@@ -140,5 +140,5 @@ def for_front(body: bytes) -> ToFront:
     """Decode what the worker sent; anything but a known message raises WorkerError."""
     try:
         return _to_front.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         raise WorkerError(f"the worker sent what the front cannot read: {error}") from None

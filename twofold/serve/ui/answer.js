@@ -14,6 +14,9 @@ const ENDS = {
 
 const EMPTY = { stopped: "Stopped before the first word.", failed: "No answer." };
 
+const FRAME_MS = 16;
+const SHARE = 8; // pauses are this many times as long as drawing, for laying out costs as much again and more
+
 /** Takes the chunks of a stream and shows them; `node` is what the page displays. */
 export class Answer {
   constructor() {
@@ -30,7 +33,8 @@ export class Answer {
     this.end = null;
     this.kept = 0; // blocks that are final, and where the text after them starts
     this.tail = 0;
-    this.frame = 0;
+    this.timer = 0;
+    this.cost = 0;
   }
 
   get text() {
@@ -59,7 +63,8 @@ export class Answer {
     }
     this.tokens.push(text, tokens);
     this.end = choice.finish_reason ?? this.end;
-    this.frame ||= requestAnimationFrame(() => this.render());
+    // one very long block is drawn again and again: the longer that takes, the longer the pause
+    this.timer ||= setTimeout(() => this.render(), Math.max(FRAME_MS, SHARE * this.cost));
   }
 
   /** The stream is over; `end` overrides the reason that the server gave. */
@@ -74,8 +79,9 @@ export class Answer {
 
   /* Draw again from the first block that may still change. */
   render() {
-    cancelAnimationFrame(this.frame);
-    this.frame = 0;
+    clearTimeout(this.timer);
+    this.timer = 0;
+    const begun = performance.now();
     const source = this.text;
     if (source) {
       const blocks = parse(source, this.tail);
@@ -88,6 +94,7 @@ export class Answer {
       }
     }
     this.meta.replaceChildren(...this.facts().map((fact) => el("span", { class: fact[0] }, fact[1])));
+    this.cost = performance.now() - begun;
   }
 
   facts() {
