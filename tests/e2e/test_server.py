@@ -217,7 +217,7 @@ def test_the_client_library_raises_its_own_errors(client: openai.OpenAI) -> None
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="tiny", messages=HI, temperature=3)
     assert caught.value.param == "temperature"
-    with pytest.raises(openai.BadRequestError, match="chat_template_kwargs|template setting"):
+    with pytest.raises(openai.BadRequestError, match=r"chat_template_kwargs|template setting"):
         client.chat.completions.create(
             model="tiny", messages=HI, extra_body={"chat_template_kwargs": {"tokenize": True}}
         )
