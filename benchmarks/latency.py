@@ -25,7 +25,7 @@ from twofold.commands.model import model_dir
 from twofold.engine.capacity import weight_bytes
 from twofold.engine.request import Request
 from twofold.models import ModelSpec, load, read_spec
-from twofold.platforms import usable_cores
+from twofold.platforms import team_size
 
 
 def one_run(engine: Engine, name: str, prompts: list[tuple[int, ...]], new: int) -> dict[str, list[float]]:
@@ -83,7 +83,7 @@ def told(name: str, found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", help="checkpoint directory (default: the bundled model)")
-    parser.add_argument("--threads", type=int, default=usable_cores(), help="threads (default: all cores)")
+    parser.add_argument("--threads", type=int, default=team_size(), help="threads (default: as the server)")
     parser.add_argument("--turns", type=int, default=3, help="how often each cell runs (default: 3)")
     parser.add_argument("--quick", action="store_true", help="one turn, short outputs: a smoke test")
     parser.add_argument("--json", type=Path, help="write the record to this file")

@@ -36,7 +36,7 @@ def arguments() -> argparse.Namespace:
         default=team_size(),
         help="threads of each side (default: all cores, or all but one of three and more)",
     )
-    parser.add_argument("--turns", type=int, default=3, help="how often each side runs (default: 3)")
+    parser.add_argument("--turns", type=int, default=5, help="how often each side runs (default: 5)")
     parser.add_argument("--quick", action="store_true", help="12 requests, one turn, one batch size: a smoke test")
     parser.add_argument("--json", type=Path, help="write the record to this file")
     parser.add_argument("--peer-python", help="python that has transformers (default: this one, when it has)")

@@ -25,7 +25,7 @@ def files() -> tuple[Path, ...]:
         paths = [ROOT / name for name in names]
     except (OSError, subprocess.CalledProcessError):
         paths = [p for p in ROOT.rglob("*") if not any(part.startswith(".") for part in p.relative_to(ROOT).parts)]
-    return tuple(sorted(p for p in paths if p.is_file() and "__pycache__" not in p.parts))
+    return tuple(sorted({p for p in paths if p.is_file() and "__pycache__" not in p.parts}))
 
 
 def python_files(*folders: str) -> list[Path]:

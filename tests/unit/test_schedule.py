@@ -1,6 +1,7 @@
 """The learning rate over a run."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -15,7 +16,7 @@ def test_the_rate_climbs_a_line_peaks_and_ends_at_the_floor() -> None:
     assert rates[:10] == pytest.approx([0.2 * (n + 1) for n in range(10)])
     assert max(rates) == rates[9] == rates[10] == 2.0
     assert rates[-1] == pytest.approx(0.2)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:]))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
     middle = 10 + 99 / 2
     half = 0.5 * (lr_at(math.floor(middle), 2.0, config) + lr_at(math.ceil(middle), 2.0, config))
     assert half == pytest.approx(2.0 * (0.1 + 0.9 * 0.5), rel=1e-3)

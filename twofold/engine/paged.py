@@ -137,6 +137,7 @@ class _Walk:
         self.active = [sum(blocks > step for blocks in reach) for step in range(reach[0])]
         self.starts = [span.start for _, span in members]
         self.lowest = min(self.starts)
+        self._runs: dict[tuple[int, int], Tensor] = {}
         self._masks: dict[tuple[int, int | None, bool], tuple[int, Tensor | None, Tensor | None]] = {}
 
     def attend(self, q_THD: Tensor, keys: Tensor, values: Tensor, how: Attend, out_THD: Tensor) -> None:
@@ -164,9 +165,11 @@ class _Walk:
     def _gather(self, part: Tensor, step: int, active: int) -> Tensor:
         """The keys or values of one walk step, contiguous for each head: [active·K, KEYS, D], fp32."""
         blocks, K, size, D = part.shape
-        page_RP = self.table_RP[:active, step * self.pages : (step + 1) * self.pages]
-        head_K = torch.arange(K, device=part.device)
-        run = (page_RP[:, None, :] * K + head_K[None, :, None]).flatten()
+        if (step, K) not in self._runs:  # the same for keys and values, and for every layer
+            page_RP = self.table_RP[:active, step * self.pages : (step + 1) * self.pages]
+            head_K = torch.arange(K, device=part.device)
+            self._runs[step, K] = (page_RP[:, None, :] * K + head_K[None, :, None]).flatten()
+        run = self._runs[step, K]
         return part.view(blocks * K, size * D).index_select(0, run).view(active * K, KEYS, D).float()
 
     def _late(self, step: int) -> int:

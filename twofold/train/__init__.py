@@ -2,15 +2,18 @@
 
 config.py      the recipe: one frozen dataclass a table
 build.py       recipe to model, optimizer and data, and the order in which they are put together
+init.py        the first weights: each tensor a function of the seed and its name
 trainer.py     the loop: step, validate, sample, save; stopping and going on
 loss.py        cross-entropy in chunks of rows, forward and backward in one pass
 optimizer.py   AdamW over fp32 masters
+recompute.py   keep a layer's input alone, and run it again for its gradient
 schedule.py    the learning rate as a pure function of the step
 checkpoint.py  directories that are whole or not there: hashed, renamed into place, the damaged ones named
 journal.py     what happened, as JSON lines and as TensorBoard events
 tfevents.py    TensorBoard's file format, written by hand
 plot.py        a loss curve for the terminal and as SVG
 progress.py    the line that moves while a run does
+stop.py        stopping by signal: once after the step, twice at once
 launch.py      `run`: a recipe file in, an exit status out
 """
 
