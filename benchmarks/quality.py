@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ PROMPTS = (
 
 def right(name: str, answer: str) -> bool:
     """Whether an answer, the function's own name left out, has one of the alternatives of every word."""
-    told = answer.replace(name, "").lower()
+    told = re.sub(rf"\b{re.escape(name)}\b", "", answer).lower()
     return all(any(choice in told for choice in word.split("|")) for word in QUESTIONS[name])
 
 

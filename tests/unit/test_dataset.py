@@ -118,3 +118,13 @@ def test_what_is_learned(tmp_path: Path, tokenizer: Tokenizer) -> None:
         learned.append(tokenizer.decode(ids, skip_special_tokens=False))
     assert learned == ["world<|endoftext|>", "world<|im_end|>"]
     assert not list((tmp_path / "cache").glob("*.part"))
+
+
+def test_a_source_named_twice_is_learned_twice_and_validated_once(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join(json.dumps({"text": f"hello {i}"}) for i in range(40)))
+    once = prepare([str(source)], tokenizer, tmp_path / "cache", valid_fraction=0.2)
+    twice = prepare([str(source)] * 2, tokenizer, tmp_path / "cache", valid_fraction=0.2)
+    assert len(twice.train) == 2 * len(once.train) and twice.train.tokens == 2 * once.train.tokens
+    assert (twice.valid.ids == once.valid.ids).all() and len(once.valid) > 2
+    assert twice.fingerprint != once.fingerprint

@@ -72,6 +72,8 @@ def test_well_known_names_have_every_wording(docs: list[tuple[str, str, str]]) -
     assert [tier_of(name) for name in ("len", "os.path.join", "shutil.copy", "wave.open", "a.b.c.d")] == [1, 1, 2, 3, 0]
     asked = {question for name, question, _ in docs if name == "len"}
     assert {wording.format(n="len", k="function") for wording in WHAT} <= asked
+    common = list(documents("python-docs-common"))
+    assert 250 < len({d.key for d in common}) < 500 and not any(d.held_out(1.0) for d in common)
     held = [d for d in documents("python-docs") if d.held_out(0.05)]
     assert held and all(tier_of((d.key or "").split()[1]) == 3 for d in held)
 

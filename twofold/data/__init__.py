@@ -19,7 +19,7 @@ from .chat import ChatTemplate
 from .corpus import Corpus, Split, prepare
 from .dataset import SOURCES, Document, documents
 from .detokenize import TextStream
-from .questions import python_docs
+from .questions import common_docs, python_docs
 from .stdlib import stdlib_source
 from .tokenizer import Tokenizer
 
@@ -36,6 +36,7 @@ __all__ = [
     "Split",
     "TextStream",
     "Tokenizer",
+    "common_docs",
     "documents",
     "prepare",
     "python_docs",

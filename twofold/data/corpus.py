@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ def prepare(
 ) -> Split:
     """Tokenise `sources` into `folder`, or open what an earlier call made there from the same content.
 
+    A source that is named several times is learned that many times, and validated once.
     A text document is what the tokenizer puts before a prompt, its ids, and the end-of-text id. Chats go through
     `template`. Each document is read twice (hash, ids) and never kept, so sources may be larger than memory.
 
@@ -83,10 +85,10 @@ def prepare(
     for part in (tokenizer.serialized(), template.source if template else "", repr(valid_fraction)):
         digest.update(hashlib.sha256(part.encode()).digest())
     count = 0
-    for source in sources:
+    for source, times in Counter(sources).items():
         for document in documents(source):
             flags = f"{document.key!r}{document.always_train}".encode()
-            digest.update(hashlib.sha256(document.canonical()).digest() + hashlib.sha256(flags).digest())
+            digest.update((hashlib.sha256(document.canonical()).digest() + hashlib.sha256(flags).digest()) * times)
             count += 1
     if not count:
         raise ConfigError(f"no documents in {', '.join(sources)}")
@@ -127,9 +129,10 @@ def _write(sources: Sequence[str], encode: Encoder, place: Path, valid_fraction:
     unfinished.mkdir(parents=True)
     try:
         writers = [_Writer(unfinished, split) for split in _SPLITS]
-        for source in sources:
+        for source, times in Counter(sources).items():
             for document in documents(source):
-                writers[document.held_out(valid_fraction)].add(*encode(document))
+                held_out = document.held_out(valid_fraction)
+                writers[held_out].add(*encode(document), times=1 if held_out else times)
         for writer in writers:
             writer.close()
         if not place.is_dir():
@@ -145,10 +148,11 @@ class _Writer:
         self._starts_path = folder / f"{split}.starts"
         self._starts = [0]
 
-    def add(self, ids: list[int], learn: list[bool]) -> None:
-        self._ids.write(np.array(ids, dtype=np.uint32).tobytes())
-        self._learn.write(np.array(learn, dtype=np.uint8).tobytes())
-        self._starts.append(self._starts[-1] + len(ids))
+    def add(self, ids: list[int], learn: list[bool], times: int) -> None:
+        self._ids.write(np.array(ids, dtype=np.uint32).tobytes() * times)
+        self._learn.write(np.array(learn, dtype=np.uint8).tobytes() * times)
+        for _ in range(times):
+            self._starts.append(self._starts[-1] + len(ids))
 
     def close(self) -> None:
         self._ids.close()

@@ -1,5 +1,7 @@
 """The library's documentation strings turned into questions and answers: the source "python-docs".
 
+"python-docs-common" is its first tier alone.
+
 tier 1   builtins and the modules that everybody meets    every wording, never held out
 tier 2   other well-known modules                         some wordings, never held out
 tier 3   the rest                                         one wording, held out by name: validation asks about
@@ -142,6 +144,15 @@ def python_docs() -> Iterator[Document]:
         turns = [_pick(other, f"{name} wording") for other in others]
         yield _chat(name, [*turns, _pick(pairs, f"{name} last")], always_train=True)
         yield _chat(name, [_pick(pairs, f"{name} system")], system="You are a helpful assistant.", always_train=True)
+
+
+@SOURCES.register("python-docs-common")
+def common_docs() -> Iterator[Document]:
+    """Tier 1's functions alone: what a small model is to know by heart."""
+    for entry in _told_plainly():
+        if tier_of(entry.name) == 1 and entry.kind != "module":
+            for pair in dict.fromkeys(_pairs(entry, 1)):
+                yield _chat(entry.name, [pair], always_train=True)
 
 
 def _chat(name: str, turns: Sequence[tuple[str, str]], *, always_train: bool, system: str = "") -> Document:
