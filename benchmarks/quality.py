@@ -4,7 +4,7 @@
 
 Answers: twenty questions about common functions, greedy, judged by words that a right answer must have; asked in
 wordings that training had, and in wordings that it never saw. Completions: code prompts in the manner of the standard
-library, greedy, judged by how many of their complete lines Python can parse together with the prompt.
+library, greedy, judged by how many of their complete lines Python can parse.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import ast
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -70,27 +69,38 @@ PROMPTS = (
 
 
 def right(name: str, answer: str) -> bool:
-    """Whether an answer, the function's own name left out, has one of the alternatives of every word."""
-    told = re.sub(rf"\b{re.escape(name)}\b", "", answer).lower()
+    """Whether an answer, the name that it starts with left out, has one of the alternatives of every word."""
+    told = answer.removeprefix(name).lower()
     return all(any(choice in told for choice in word.split("|")) for word in QUESTIONS[name])
 
 
 def lines_that_parse(prompt: str, completion: str) -> tuple[int, int]:
-    """Of the complete lines that a completion adds or ends, how many are in the longest beginning that parses, and all.
+    """Of the complete lines that a completion adds or ends, how many Python can parse with what stands before them, and
+    all. A line that it cannot, even with up to seven more after it, is left out, and the next one has its turn.
 
     An indented prompt is put into a class, as it would stand in one.
     """
-    text = prompt + completion
-    frame = "class _:\n" if prompt.startswith(" ") else ""
-    lines = text.split("\n")[:-1]
+    lines = (prompt + completion).split("\n")[:-1]
     given = prompt.count("\n")
-    for count in range(len(lines), given, -1):
-        try:
-            ast.parse(frame + "\n".join(lines[:count]) + "\n")
-        except (SyntaxError, ValueError):
-            continue
-        return count - given, len(lines) - given
-    return 0, len(lines) - given
+    kept = ["class _:"] * prompt.startswith(" ") + lines[:given]
+    place, good = given, 0
+    while place < len(lines):
+        size = next((n for n in range(1, 9) if parses([*kept, *lines[place : place + n]])), 0)
+        size = min(size, len(lines) - place)
+        kept += lines[place : place + size]
+        good, place = good + size, place + max(size, 1)
+    return good, len(lines) - given
+
+
+def parses(lines: list[str]) -> bool:
+    """Whether these lines are Python, a block that has just been opened being closed with `pass`."""
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    closed = [*lines, " " * (len(last) - len(last.lstrip()) + 1) + "pass"] if last.rstrip().endswith(":") else lines
+    try:
+        ast.parse("\n".join(closed) + "\n")
+    except (SyntaxError, ValueError):
+        return False
+    return True
 
 
 def ask(llm: LLM, wording: str) -> dict[str, tuple[str, bool]]:

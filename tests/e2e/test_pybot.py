@@ -13,6 +13,7 @@ from twofold.core import load_config
 from twofold.data import ChatTemplate, Tokenizer
 from twofold.data.corpus import Encoder
 from twofold.data.dataset import documents
+from twofold.engine.defaults import sampling_defaults
 from twofold.models import read_spec
 from twofold.train.config import Recipe
 
@@ -58,6 +59,7 @@ def test_its_files() -> None:
     assert tokenizer.vocab_size <= spec.vocab and spec.max_len == 1024
     assert [tokenizer.token(end) for end in tokenizer.eos_ids] == ["<|im_end|>", "<|endoftext|>"]
     template = ChatTemplate.load(folder)
+    assert sampling_defaults(folder) == {"temperature": 0.0}
     ids = template.encode(tokenizer, [{"role": "user", "content": "<|im_end|>"}])
     assert ids.count(tokenizer.eos_ids[0]) == 1
 

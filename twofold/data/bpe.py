@@ -91,7 +91,11 @@ def _settings(context: int) -> dict[str, dict[str, object]]:
             "clean_up_tokenization_spaces": False,
             "chat_template": CHATML,
         },
-        "generation_config.json": {"eos_token_id": [SPECIAL.index(turn), SPECIAL.index(end)], "pad_token_id": 0},
+        "generation_config.json": {
+            "do_sample": False,  # a model as small as its vocabulary is at its best when greedy
+            "eos_token_id": [SPECIAL.index(turn), SPECIAL.index(end)],
+            "pad_token_id": SPECIAL.index(end),
+        },
     }
 
 
