@@ -78,9 +78,11 @@ def test_32_streams_with_random_disconnects(server: Served) -> None:
         )
 
     found = together(server, work)
-    server.wait(server.idle, seconds=3)
+    server.wait(server.idle)
     assert {seed: found[seed][0] for seed in stay} == alone
-    assert all(end == ("length" if seed % 2 else "left") for seed, (_, end) in enumerate(found))
+    assert all(found[seed][1] == "length" for seed in stay)
+    left = [end for _, end in found].count("left")  # on a slow machine an answer may be over before its reader goes
+    assert left >= 8
 
 
 def test_a_client_that_leaves_a_whole_answer_frees_it_too(server: Served) -> None:
