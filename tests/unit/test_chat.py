@@ -157,7 +157,7 @@ def test_templates_are_held_to_their_limits(source: str, message: str) -> None:
     began = time.monotonic()
     with pytest.raises(RequestError, match=message):
         template.render(HELLO)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
 
 
 def test_bad_roles_and_settings_are_named() -> None:

@@ -129,7 +129,7 @@ def test_a_stopped_process_is_not_ready_then_replaced() -> None:
         os.kill(old, signal.SIGSTOP)
         while client.ready:
             await asyncio.sleep(0.02)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 30
         await heard.done.wait()
         assert client.pid != old and client.ready
         assert heard.tokens["r"] == undisturbed(asked)
