@@ -25,7 +25,6 @@ from twofold.commands.model import model_dir
 from twofold.models import load, read_spec
 from twofold.platforms import team_size, usable_cores
 
-
 _ORDERS = {"arrival": "as they come            ", "sorted": "sorted by output length "}
 
 
