@@ -126,7 +126,7 @@ class Op(Generic[P, R]):
         self.implementations: dict[str, Implementation[P, R]] = {}
         self.sampler: Callable[[], tuple[Any, ...]] | None = None
         self._definition = Implementation("reference", reference, lambda: "", "the definition")
-        self._reader = Reader(reference)
+        self.reader = Reader(reference)
         self._forced: str | None = None
         self._told = False
         self._forget()
@@ -153,7 +153,7 @@ class Op(Generic[P, R]):
         """
         if name in self.implementations or name == "reference":
             raise ConfigError(f"{self.name} has an implementation called '{name}' already: choose another name")
-        self._reader.must_know(needs.shapes, self.name, name)
+        self.reader.must_know(needs.shapes, self.name, name)
 
         def add(run: Callable[P, R]) -> Callable[P, R]:
             self.implementations[name] = Implementation(name, run, missing, why, needs, bits)
@@ -214,6 +214,10 @@ class Op(Generic[P, R]):
         name = named(os.environ.get(VARIABLE, "")).get(self.name)
         return None if name is None else self._known(name)
 
+    def implementation(self, name: str) -> Implementation[P, R]:
+        """The implementation of this name. Raises ConfigError with the nearest one."""
+        return self._definition if self._known(name) == "reference" else self.implementations[name]
+
     def _candidates(self, asked: str | None) -> list[Implementation[P, R]]:
         """In the order they are tried; the reference is what remains."""
         if asked is None:
@@ -242,7 +246,7 @@ class Op(Generic[P, R]):
             self._run = self.choose().run
         else:
             self._letters = sorted({letter for needs in speaking for letter in needs.shapes})
-            self._read = self._reader.key_of(self._letters)
+            self._read = self.reader.key_of(self._letters)
             self._run = self._by_call
         return self._run(*args, **kwargs)
 
@@ -252,7 +256,7 @@ class Op(Generic[P, R]):
         if run is None:
             if len(self._chosen) >= _REMEMBERED:
                 self._chosen.clear()
-            run = self._chosen[key] = self.choose(Call(**self._reader.told(key, self._letters))).run
+            run = self._chosen[key] = self.choose(Call(**self.reader.told(key, self._letters))).run
         return run(*args, **kwargs)
 
 

@@ -14,6 +14,7 @@ from .shapes import axes, letters
 Key = tuple[Any, ...]
 
 TENSOR = (torch.Tensor, "Tensor", "torch.Tensor")  # a parameter's annotation, or its text
+OPTIONAL = (torch.Tensor | None, "Tensor | None", "torch.Tensor | None")
 
 
 class Reader:
@@ -28,6 +29,8 @@ class Reader:
         self.names = list(parameters)
         self.defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
         self.tensors = [name for name, p in parameters.items() if p.annotation in TENSOR]
+        self.all_tensors = [name for name, p in parameters.items() if p.annotation in (*TENSOR, *OPTIONAL)]
+        self.optional = [name for name, p in parameters.items() if p.annotation in OPTIONAL]
 
     def must_know(self, wanted: Iterable[str], op: str, implementation: str) -> None:
         """Raises ConfigError for a dimension that no tensor's name has."""
