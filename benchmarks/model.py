@@ -1,10 +1,10 @@
-"""Makes the models that the benchmarks run: the shape of a real one, random weights, a tokenizer of the full vocabulary.
+"""Makes the models that benchmarks run: the shape of a real one, random weights, a tokenizer of the full vocabulary.
 
     python benchmarks/model.py [reference | quick ...] [--models DIR]
 
 Speed does not depend on what a model has learned, so nothing is fetched: `reference` is Qwen3-0.6B's shape, `quick` a
-small relative for smoke tests. Written once, as bf16 safetensors with the head tied to the embedding; the same directory
-is what every peer converts from.
+small relative for smoke tests. Written once, as bf16 safetensors, the head tied to the embedding; every peer converts
+from the same directory.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ def main() -> None:
     for name in args.names or MODELS:
         folder = make(name, args.models)
         spec = spec_from(MODELS[name])
-        print(f"{folder}: {body_weights(spec) / 1e6:.0f} M weights in the layers, {head_weights(spec) / 1e6:.0f} M head")
+        print(
+            f"{folder}: {body_weights(spec) / 1e6:.0f} M weights in the layers, {head_weights(spec) / 1e6:.0f} M head"
+        )
 
 
 if __name__ == "__main__":

