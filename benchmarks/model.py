@@ -24,6 +24,10 @@ PLACE = Path("~/.cache/twofold/bench")
 END = "<|endoftext|>"
 DONE = ".complete"
 
+LOUD = {"out.weight": 16.0, "down.weight": 64.0, "q_norm.weight": 2.0, "k_norm.weight": 2.0}
+"""Fresh weights repeat their last token for ever; with these made larger each token depends on all before, so that two
+engines which find the same tokens have computed the same model."""
+
 _COMMON: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
@@ -68,12 +72,18 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def make(name: str, models: Path) -> Path:
     """The directory of a model, written first when it is not there whole."""
-    folder = models.expanduser() / name
-    if (folder / DONE).exists():
+    folder, config = models.expanduser() / name, MODELS[name]
+    recipe = json.dumps([config, LOUD])
+    if (folder / DONE).is_file() and (folder / DONE).read_text() == recipe:
         return folder
-    config = MODELS[name]
     decoder = Decoder(spec_from(config), dtype=torch.bfloat16)
     init_weights(decoder, seed=0)
+    with torch.no_grad():
+        for parameter_name, parameter in decoder.named_parameters():
+            for ending, gain in LOUD.items():
+                if parameter_name.endswith(ending):
+                    parameter.mul_(gain)
+    (folder / DONE).unlink(missing_ok=True)
     save(decoder, folder, config=config)
     _write(folder / "tokenizer.json", tokenizer(config["vocab_size"]))
     _write(
@@ -81,7 +91,7 @@ def make(name: str, models: Path) -> Path:
         {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": END, "model_max_length": 4096},
     )
     _write(folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 0, "do_sample": False})
-    (folder / DONE).touch()
+    (folder / DONE).write_text(recipe)
     return folder
 
 

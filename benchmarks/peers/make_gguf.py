@@ -3,7 +3,7 @@
     python benchmarks/peers/make_gguf.py --model DIR --into DIR --format f32|bf16|q8_0|q4_0
 
 Reads bf16 safetensors with numpy alone. q4_0 is "pure": every matrix, the table and head too, unlike llama.cpp's own
-mix that leaves the head in six bits, so that a token costs the bytes that the name says. Needs gguf and llama-cpp-python.
+mix that leaves the head in six bits, so that a token costs the bytes that the name says. Needs llama-cpp-python, gguf.
 """
 
 from __future__ import annotations
