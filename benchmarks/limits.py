@@ -2,7 +2,7 @@
 
     twofold bench limits [--threads N] [--quick] [--json FILE]
 
-A small C source (limits.c) is compiled here and run on 1, 2, 4 ... threads: registers full of fused multiply-adds, of
+A small C source (limits.cpp) is compiled here and run on 1, 2, 4 ... threads: registers full of fused multiply-adds, of
 int8 dot products, and one pass over memory that no cache holds. Each figure is the best of some runs: a limit is what
 could be had. torch's own matrix product stands beside them, and stands in for them where there is no compiler.
 """
@@ -12,12 +12,8 @@ from __future__ import annotations
 import argparse
 import ctypes
 import functools
-import hashlib
 import json
 import mmap
-import os
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -26,31 +22,21 @@ from typing import Any
 
 import torch
 
-from twofold.platforms import find_compiler, instruction_sets, usable_cores
+from twofold.kernels.build import BuildError, build
+from twofold.platforms import instruction_sets, usable_cores
 
-SOURCE = Path(__file__).resolve().with_name("limits.c")
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC")
+SOURCE = Path(__file__).resolve().with_name("limits.cpp")
 Span = ctypes.c_int64 * 2
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """limits.c, compiled for this processor; None without a compiler that manages to."""
-    compiler = find_compiler()
-    if compiler is None:
+    """limits.cpp, compiled for this very processor; None without a compiler that manages to."""
+    has = [f"-DHAS_{name}" for name in instruction_sets()]  # for the cache, which may be shared by machines
+    try:
+        path = build("limits", [SOURCE], ("-march=native", "-ffp-contract=fast", *has))
+    except BuildError:
         return None
-    made_of = (SOURCE.read_text(), compiler.version, *FLAGS, *instruction_sets())
-    key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"twofold-limits-{os.getuid()}" / f"{key}.so"
-    if not path.exists():
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        command = [compiler.path, *FLAGS, "-x", "c", str(SOURCE), "-o", str(partial)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=60)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        partial.replace(path)
     found = ctypes.CDLL(str(path))
     found.dot_name.restype = ctypes.c_char_p
     found.read_all.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
@@ -83,7 +69,7 @@ def best(work: Callable[[], float], repeats: int) -> float:
 
 
 def arithmetic(call: Any, threads: int, per_lane: int, lib: ctypes.CDLL, milliseconds: float) -> float:
-    """1e9 operations a second of one of limits.c's loops; `per_lane` operations for each lane of each chain."""
+    """1e9 operations a second of one of limits.cpp's loops; `per_lane` operations for each lane of each chain."""
     one = Span()
     call(1_000_000, ctypes.byref(one))
     rounds = int(1_000_000 * milliseconds * 1e6 / max(1, one[1] - one[0]))

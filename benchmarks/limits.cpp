@@ -7,9 +7,8 @@
  * Each writes when it began and ended (monotonic nanoseconds) to span[0] and span[1]. `chains` and `lanes` tell what a
  * round is worth, `dot_name` which instruction served.
  */
-#include <stddef.h>
-#include <stdint.h>
-#include <time.h>
+#include <cstdint>
+#include <ctime>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -28,23 +27,25 @@
 #else
 #define WIDTH 16
 #endif
-#define CHAINS 12
-#define AHEAD 2048
+#define OFFERED extern "C" __attribute__((visibility("default")))
 
 typedef float floats __attribute__((vector_size(WIDTH)));
 typedef int32_t ints __attribute__((vector_size(WIDTH)));
 typedef int64_t words __attribute__((vector_size(WIDTH)));
 
-static int64_t now(void) {
+static const int CHAINS = 12;
+static const int AHEAD = 2048;
+
+static int64_t now() {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-int chains(void) { return CHAINS; }
-int lanes(void) { return WIDTH / 4; }
+OFFERED int chains() { return CHAINS; }
+OFFERED int lanes() { return WIDTH / 4; }
 
-float multiply_add(int64_t rounds, int64_t *span) {
+OFFERED float multiply_add(int64_t rounds, int64_t *span) {
     floats a, b, r[CHAINS];
     for (int i = 0; i < WIDTH / 4; i++) a[i] = 0.999f, b[i] = 0.001f;
     for (int c = 0; c < CHAINS; c++) r[c] = b * (float)c;
@@ -79,16 +80,16 @@ static ints dot_add(ints sum, ints u, ints s) {
 }
 #endif
 
-const char *dot_name(void) { return name; }
+OFFERED const char *dot_name() { return name; }
 
-int32_t dot(int64_t rounds, int64_t *span) {
+OFFERED int32_t dot(int64_t rounds, int64_t *span) {
     ints u, s, r[CHAINS];
     for (int i = 0; i < WIDTH / 4; i++) u[i] = 0x01020304, s[i] = 0x01ff01ff;
     for (int c = 0; c < CHAINS; c++) r[c] = u * c;
     span[0] = now();
     for (int64_t n = 0; n < rounds; n++)
         for (int c = 0; c < CHAINS; c++) {
-            __asm__ volatile("" : IN_REGISTER(u)); /* or a constant product would leave the loop */
+            __asm__ volatile("" : IN_REGISTER(u)); // or a constant product would leave the loop
             r[c] = dot_add(r[c], u, s);
         }
     span[1] = now();
@@ -96,8 +97,8 @@ int32_t dot(int64_t rounds, int64_t *span) {
     return r[0][0];
 }
 
-int64_t read_all(const char *start, int64_t bytes, int64_t *span) {
-    words r[8] = {{0}};
+OFFERED int64_t read_all(const char *start, int64_t bytes, int64_t *span) {
+    words r[8] = {};
     span[0] = now();
     for (const char *p = start; p + 8 * WIDTH <= start + bytes; p += 8 * WIDTH)
         for (int i = 0; i < 8; i++) {
