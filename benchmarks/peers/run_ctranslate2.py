@@ -3,8 +3,8 @@
     python benchmarks/peers/run_ctranslate2.py --model DIR --threads N [--compute float32|bfloat16|int8_float32]
 
 It takes one output length for a batch, so a batch runs to its longest: 16 requests in the order they come, or all of
-them when they want the same. A shared prefix goes in as its static prompt, which it computes once and keeps. Needs
-ctranslate2; the model is what make_ctranslate2.py wrote.
+them when they want the same. A shared prefix goes in as its static prompt, which it computes once and keeps. What
+this processor has no instructions for is computed in float32. Needs ctranslate2; make_ctranslate2.py wrote the model.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def main() -> None:
 
     import ctranslate2
 
+    compute = args.compute if args.compute in ctranslate2.get_supported_compute_types("cpu") else "float32"
     generator = ctranslate2.Generator(
-        args.model, device="cpu", compute_type=args.compute, inter_threads=1, intra_threads=args.threads
+        args.model, device="cpu", compute_type=compute, inter_threads=1, intra_threads=args.threads
     )
     vocabulary = read_vocabulary(Path(args.model))
     name = f"ctranslate2 {ctranslate2.__version__}, {generator.compute_type}"

@@ -3,7 +3,7 @@
     python benchmarks/peers/run_llama_cpp.py --model FILE.gguf --threads N [--kv f16|f32|q8_0]
 
 Every step takes one token of each running request, then prompt tokens up to the batch size; greedy by numpy. A shared
-prefix is computed once and its cells are given to every sequence, as its server's users may. Needs llama-cpp-python.
+prefix is computed once, kept, and its cells are given to every sequence. Needs llama-cpp-python and numpy.
 
     request   waiting -> prompt (its tokens go in, as many as a step has room for) -> decoding -> done
     slot      a llama.cpp sequence; a request holds one from its first token to its last
@@ -16,7 +16,8 @@ from typing import Any
 
 from protocol import Channel, Question, Tokens, arguments
 
-BATCH, UBATCH, SLOTS = 2048, 512, 64
+BATCH, UBATCH, SLOTS = 2048, 512, 63
+HOLDER = SLOTS  # one sequence more keeps the last shared prefix
 KV = {"f32": 0, "f16": 1, "q8_0": 8}
 
 
@@ -40,8 +41,9 @@ class Context:
         import llama_cpp.llama_cpp as llama
 
         self.llama, self.cells = llama, cells
+        self.held: list[int] = []
         settings = llama.llama_context_default_params()
-        settings.n_ctx, settings.n_seq_max, settings.n_batch, settings.n_ubatch = cells, SLOTS, BATCH, UBATCH
+        settings.n_ctx, settings.n_seq_max, settings.n_batch, settings.n_ubatch = cells, SLOTS + 1, BATCH, UBATCH
         settings.n_threads = settings.n_threads_batch = threads
         settings.kv_unified = True  # one cache for all sequences, so that a prefix can be in several
         settings.type_k = settings.type_v = kv
@@ -76,17 +78,19 @@ class Context:
         return found
 
     def share(self, prefix: list[int]) -> None:
-        """Compute a prefix in slot 0 and put its cells into every other slot as well."""
-        for start in range(0, len(prefix), BATCH):
-            piece = prefix[start : start + BATCH]
-            self.step([(token, start + i, 0, False) for i, token in enumerate(piece)])
-        for slot in range(1, SLOTS):
-            self.llama.llama_memory_seq_cp(self.memory, 0, slot, -1, -1)
+        """Put the cells of a prefix into every slot, computed in the holder's sequence unless it has them."""
+        if prefix != self.held:
+            self.llama.llama_memory_clear(self.memory, False)
+            for start in range(0, len(prefix), BATCH):
+                piece = prefix[start : start + BATCH]
+                self.step([(token, start + i, HOLDER, False) for i, token in enumerate(piece)])
+            self.held = prefix
+        for slot in range(SLOTS):
+            self.llama.llama_memory_seq_cp(self.memory, HOLDER, slot, -1, -1)
 
     def run(self, question: Question) -> Tokens:
         """All requests to their end; at most as many at once as there are slots."""
         shared = question.get("shared", 0)
-        self.llama.llama_memory_clear(self.memory, False)
         if shared:
             self.share(question["prompts"][0][:shared])
         waiting = list(zip(question["prompts"], question["outputs"], strict=True))[::-1]
@@ -105,6 +109,8 @@ class Context:
                 self.llama.llama_memory_seq_rm(self.memory, request.slot, -1, -1)
                 if not shared:  # a slot that has lost its prefix serves nobody else
                     slots.append(request.slot)
+        for slot in slots if shared else ():
+            self.llama.llama_memory_seq_rm(self.memory, slot, -1, -1)
         return [request.found for request in requests]
 
     def advance(self, running: list[Request]) -> None:

@@ -5,11 +5,12 @@
 Asked as protocol.py says, and for "batch", requests at a time (default 16), and "order", "arrival" or "sorted". A batch
 runs until its longest output is done, as static batching must; each request keeps as many tokens as it asked for.
 "sorted" puts requests of like output length together, which needs the lengths beforehand. A shared prefix is computed
-once and its cache copied for each request, as a user of transformers would by hand. Needs torch and transformers.
+once, kept, and copied for each request, as a user of transformers would by hand. Needs torch and transformers.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
@@ -55,7 +56,7 @@ def run(model: Any, question: Question) -> Tokens:
 def generate(model: Any, prompts: Tokens, new: int, shared: int) -> Tokens:
     """`new` greedy tokens for each prompt of one left-padded batch, EOS ignored."""
     import torch
-    from transformers import DynamicCache, GenerationConfig
+    from transformers import GenerationConfig
 
     width = max(map(len, prompts))
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -65,15 +66,29 @@ def generate(model: Any, prompts: Tokens, new: int, shared: int) -> Tokens:
         mask[i, width - len(prompt) :] = 1
     how = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0, use_cache=True)
     with torch.inference_mode():
-        more = {}
-        if shared:
-            cache = DynamicCache(config=model.config)
-            model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache.batch_repeat_interleave(len(prompts))
-            more["past_key_values"] = cache
+        more = {"past_key_values": prefix_cache(model, prompts[0][:shared], len(prompts))} if shared else {}
         out = model.generate(input_ids=ids, attention_mask=mask, generation_config=how, **more)
     rows: Tokens = out[:, width:].tolist()
     return rows
+
+
+LAST: dict[tuple[int, ...], Any] = {}
+
+
+def prefix_cache(model: Any, prefix: list[int], copies: int) -> Any:
+    """A cache that holds a prefix for each of a batch; the last prefix's is kept for the next time."""
+    import torch
+    from transformers import DynamicCache
+
+    key = tuple(prefix)
+    if key not in LAST:
+        LAST.clear()
+        LAST[key] = DynamicCache(config=model.config)
+        ids = torch.tensor([prefix])
+        model(input_ids=ids, past_key_values=LAST[key], use_cache=True, logits_to_keep=1)
+    cache = copy.deepcopy(LAST[key])
+    cache.batch_repeat_interleave(copies)
+    return cache
 
 
 if __name__ == "__main__":
