@@ -1,0 +1,112 @@
+"""Build C++ sources into a shared library, once: the file's name holds the hash of everything that went into it.
+
+    sources, headers, flags, compiler's version ──sha256──▶ <cache>/<name>-<hash>.so     found: nothing to do
+                                                            not found: compile in parallel, link, rename into place
+
+The cache is a folder of the user's own (TWOFOLD_CACHE, or the system's cache folder): what is loaded from it is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ..core import TwofoldError
+from ..platforms import find_compiler, usable_cores
+
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-pthread",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+)
+SECONDS = 300
+
+
+class BuildError(TwofoldError):
+    """There is no compiler, or it refused; the message says which, in one line."""
+
+
+def cache_folder() -> Path:
+    """A folder that only this user can write to.
+
+    Raises:
+        BuildError: it belongs to somebody else, or others may write to it.
+    """
+    base = os.environ.get("TWOFOLD_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "twofold"
+    )
+    folder = Path(base) / "kernels"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BuildError(f"others may write to {folder}: chmod 700 it, or set TWOFOLD_CACHE to a folder of yours")
+    return folder
+
+
+def build(
+    name: str,
+    sources: Sequence[Path],
+    flags: Sequence[str] = (),
+    *,
+    headers: Sequence[Path] = (),
+    into: Path | None = None,
+) -> Path:
+    """The shared library made of `sources`, compiled in parallel when it is not there yet.
+
+    Args:
+        name: what the file's name begins with.
+        flags: beside FLAGS, e.g. "-mavx2".
+        headers: files that the sources include; they count in the hash.
+        into: the folder to keep it in; the user's cache when not given.
+
+    Raises:
+        BuildError: no compiler, or the compiler's first complaint.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise BuildError("no C++ compiler was found: install g++ or clang++, or set CXX")
+    digest = hashlib.sha256(repr((compiler.version, FLAGS, tuple(flags))).encode())
+    for file in sorted((*sources, *headers)):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    folder = into or cache_folder()
+    target = folder / f"{name}-{digest.hexdigest()[:20]}.so"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as work:
+            _compile(compiler.path, sources, flags, Path(work), target)
+    return target
+
+
+def _compile(compiler: str, sources: Sequence[Path], flags: Sequence[str], work: Path, target: Path) -> None:
+    def one(source: Path) -> Path:
+        made = work / f"{source.stem}.o"
+        _run([compiler, *FLAGS, *flags, "-c", str(source), "-o", str(made)])
+        return made
+
+    with ThreadPoolExecutor(max(1, usable_cores())) as pool:
+        objects = list(pool.map(one, sources))
+    linked = work / target.name
+    _run([compiler, "-shared", "-pthread", *flags, *map(str, objects), "-o", str(linked)])
+    os.replace(linked, target)
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command[0]} could not be run: {error}") from error
+    if done.returncode:
+        lines = done.stderr.splitlines() or ["no word"]
+        first = next((line for line in lines if "error" in line), lines[0])
+        raise BuildError(f"{Path(command[0]).name} refused: {first[:300]}")

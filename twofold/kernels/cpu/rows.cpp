@@ -1,0 +1,99 @@
+// What is done to one row at a time: embedding, norms, sums, activations, gathering.
+#include <algorithm>
+
+#include "math.h"
+#include "stages.h"
+
+namespace {
+
+constexpr int64_t AT_ONCE = 4096;  // numbers of one piece of work, about
+
+// Pieces of whole rows: f(first, last).
+template <class F>
+void by_rows(Crew& crew, int64_t rows, int64_t width, F f) {
+  const int64_t each = std::max<int64_t>(1, std::min(AT_ONCE / std::max<int64_t>(1, width), divide_up(rows, crew.threads)));
+  for (int64_t i; (i = crew.take() * each) < rows;) f(i, std::min(rows, i + each));
+}
+
+// Pieces of a row too, for rows that are few and long: f(row, from, to).
+template <class F>
+void by_parts(Crew& crew, int64_t rows, int64_t width, F f) {
+  const int64_t parts = divide_up(width, AT_ONCE);
+  for (int64_t i; (i = crew.take()) < rows * parts;)
+    f(i / parts, (i % parts) * AT_ONCE, std::min(width, (i % parts + 1) * AT_ONCE));
+}
+
+template <class F>
+inline void by_lanes(int64_t from, int64_t to, F f) {
+  for (int64_t i = from; i < to; i += LANES) f(i, int(std::min<int64_t>(LANES, to - i)));
+}
+
+}  // namespace
+
+#include "normalise.h"
+
+void run(const Embed& it, Crew& crew) {
+  const Step& step = *it.step;
+  by_rows(crew, step.tokens, it.width, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; t++)
+      by_lanes(0, it.width, [&](int64_t i, int count) {
+        V16 x = it.table.load16(int64_t(step.ids[t]) * it.width + i, count);
+        if (it.scale != 1.0f) x = x * all(it.scale);
+        if (it.places) x = x + it.places.load16(int64_t(step.positions[t] + it.offset) * it.width + i, count);
+        store(it.out + t * it.out_stride + i, x, count);
+      });
+  });
+}
+
+void run(const Norm& it, Crew& crew) {
+  const int64_t rows = *it.rows;
+  by_rows(crew, rows * it.groups, it.width, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) {
+      const int64_t row = i / it.groups, at = (i % it.groups) * it.width;
+      float* x = it.x + row * it.x_stride + at;
+      if (it.y)
+        by_lanes(0, it.width, [&](int64_t j, int count) {
+          V16 y = load(it.y + row * it.y_stride + at + j, count);
+          if (it.scale != 1.0f) y = y * all(it.scale);
+          store(x + j, load(x + j, count) + y, count);
+        });
+      normalise(it.kind, x, it.width, it.eps, it.offset, it.weight, it.bias, it.per_group ? at : 0,
+                it.out + row * it.out_stride + at);
+    }
+  });
+}
+
+void run(const Add& it, Crew& crew) {
+  by_parts(crew, *it.rows, it.width, [&](int64_t row, int64_t from, int64_t to) {
+    by_lanes(from, to, [&](int64_t i, int count) {
+      V16 y = load(it.y + row * it.y_stride + i, count);
+      if (it.z) y = y + load(it.z + row * it.z_stride + i, count);
+      if (it.scale != 1.0f) y = y * all(it.scale);
+      float* x = it.x + row * it.x_stride + i;
+      store(x, load(x, count) + y, count);
+    });
+  });
+}
+
+void run(const Pointwise& it, Crew& crew) {
+  const Act act = Act(it.act);
+  by_parts(crew, *it.rows, it.width, [&](int64_t row, int64_t from, int64_t to) {
+    const float* in = it.x + row * it.x_stride;
+    by_lanes(from, to, [&](int64_t i, int count) {
+      V16 x = load(in + i, count);
+      if (it.clip != 0.0f) x = min(all(it.clip), max(all(-it.clip), x));
+      if (it.multiplier != 0.0f) x = x * all(it.multiplier);
+      if (it.softcap != 0.0f) x = all(it.softcap) * tanh(x / all(it.softcap));
+      x = activation(x, act);
+      if (it.gated) x = x * load(in + it.width + i, count);
+      store(it.out + row * it.out_stride + i, x, count);
+    });
+  });
+}
+
+void run(const Gather& it, Crew& crew) {
+  by_rows(crew, *it.rows, it.width, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; r++)
+      std::memcpy(it.out + r * it.out_stride, it.in + (*it.index)[r] * it.in_stride, sizeof(float) * it.width);
+  });
+}

@@ -1,0 +1,87 @@
+// V16: sixteen floats, whatever the processor has. The same sixteen lanes and the same trees everywhere, so that a
+// result has the same bits with AVX2 (two registers), with AVX-512 (one) and in portable C++ (a loop).
+//
+// Lanes lie across outputs (or across the elements of a row), never across the inner dimension of a product.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include "simd_avx512.h"
+#elif defined(__AVX2__) && defined(__FMA__)
+#include "simd_avx2.h"
+#else
+#include "simd_portable.h"
+#endif
+
+#define TF_UNROLL _Pragma("GCC unroll 32")
+
+constexpr int LANES = 16;
+
+// The first `count` lanes from memory, zero in the others.
+static inline V16 load(const float* from, int count) {
+  if (count >= LANES) return load(from);
+  alignas(64) float part[LANES] = {};
+  std::memcpy(part, from, sizeof(float) * (count > 0 ? count : 0));
+  return load(part);
+}
+
+// The first `count` lanes to memory.
+static inline void store(float* to, V16 x, int count) {
+  if (count >= LANES) return store(to, x);
+  alignas(64) float part[LANES];
+  store(part, x);
+  std::memcpy(to, part, sizeof(float) * (count > 0 ? count : 0));
+}
+
+static inline V16 load_bf16(const uint16_t* from, int count) {
+  if (count >= LANES) return load_bf16(from);
+  alignas(32) uint16_t part[LANES] = {};
+  std::memcpy(part, from, sizeof(uint16_t) * (count > 0 ? count : 0));
+  return load_bf16(part);
+}
+
+// bf16 is the upper half of a float; rounding is to nearest even, and NaN stays NaN.
+static inline float widen(uint16_t half) {
+  uint32_t bits = uint32_t(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+static inline uint16_t narrow(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t((bits >> 16) | 0x40);
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// IEEE half precision, in integers: the same bits with and without F16C.
+static inline float widen_fp16(uint16_t half) {
+  uint32_t sign = uint32_t(half & 0x8000) << 16, exponent = (half >> 10) & 0x1f, fraction = half & 0x3ff, bits;
+  if (exponent == 0) {
+    float value = float(fraction) * 5.9604644775390625e-8f;  // 2^-24, exact
+    return sign ? -value : value;
+  }
+  bits = exponent == 31 ? sign | 0x7f800000 | (fraction << 13) : sign | ((exponent + 112) << 23) | (fraction << 13);
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+static inline float largest(V16 x) {  // of sixteen
+  alignas(64) float lane[LANES];
+  store(lane, x);
+  float most = lane[0];
+  for (int i = 1; i < LANES; i++) most = lane[i] > most || lane[i] != lane[i] ? lane[i] : most;
+  return most;
+}
+
+static inline float total(V16 x) {  // one tree: halves onto halves
+  alignas(64) float lane[LANES];
+  store(lane, x);
+  for (int half = LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) lane[i] = lane[i] + lane[i + half];
+  return lane[0];
+}

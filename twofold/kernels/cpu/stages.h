@@ -1,0 +1,175 @@
+// Stages: what a team of threads can do together, each with its arguments as a plain struct. `kernels/stages.py` mirrors
+// these structs field by field; a test holds the two to the same sizes.
+//
+// Everything that changes from step to step (how many tokens, where they stand) is read through `Step`, so a model's
+// program is written once.
+#pragma once
+#include <cstdint>
+
+#include "crew.h"
+#include "simd.h"
+
+enum class Type : int32_t { fp32 = 0, bf16 = 1, int8 = 2, fp16 = 3 };
+
+// A row of weights in the type they are kept in; null when there is none.
+struct Numbers {
+  const void* at;
+  Type type;
+  int32_t unused;
+
+  explicit operator bool() const { return at != nullptr; }
+  V16 load16(int64_t i, int count = LANES) const {
+    return type == Type::bf16 ? load_bf16(static_cast<const uint16_t*>(at) + i, count)
+                              : load(static_cast<const float*>(at) + i, count);
+  }
+};
+
+// One step's tokens: spans of sequences, end to end on the token axis.
+struct Step {
+  int32_t tokens, spans, wanted, table_stride;
+  const int32_t* ids;        // [tokens]
+  const int32_t* positions;  // [tokens] absolute
+  const int32_t* first;      // [spans + 1] a span's first token on the axis
+  const int32_t* start;      // [spans] the position of a span's first token
+  const int32_t* table;      // [spans][table_stride] blocks that hold a sequence's positions from 0 on
+  const int32_t* rows;       // [wanted] tokens whose logits are wanted
+};
+
+// out[t] = scale * table[ids[t]] + places[positions[t] + offset]
+struct Embed {
+  const Step* step;
+  Numbers table, places;
+  int32_t width, offset;
+  float scale;
+  int32_t unused;
+  float* out;
+  int64_t out_stride;
+};
+
+enum class NormKind : int32_t { rms = 0, layer = 1 };
+
+// x += scale * y (where y is given), then out = norm(x) * weight + bias, for `groups` runs of `width` in each row.
+struct Norm {
+  const int32_t* rows;
+  int32_t groups, width;
+  NormKind kind;
+  int32_t offset;      // weight is kept as w - 1
+  int32_t per_group;   // each group has its own weights
+  float eps, scale;
+  int32_t unused;
+  Numbers weight, bias;
+  float* x;
+  int64_t x_stride;
+  const float* y;
+  int64_t y_stride;
+  float* out;
+  int64_t out_stride;
+};
+
+// x += scale * (y + z); z may be null.
+struct Add {
+  const int32_t* rows;
+  int32_t width;
+  float scale;
+  float* x;
+  int64_t x_stride;
+  const float* y;
+  int64_t y_stride;
+  const float* z;
+  int64_t z_stride;
+};
+
+// out = act(x), or act(x's first half) * its second half; and clip, multiplier, soft cap for what needs them.
+struct Pointwise {
+  const int32_t* rows;
+  int32_t width, act, gated, unused;
+  float clip, multiplier, softcap, unused_too;  // 0: none
+  const float* x;
+  int64_t x_stride;
+  float* out;
+  int64_t out_stride;
+};
+
+// out[r] = in[index[r]]
+struct Gather {
+  const int32_t* rows;
+  const int32_t* const* index;
+  int32_t width, unused;
+  const float* in;
+  int64_t in_stride;
+  float* out;
+  int64_t out_stride;
+};
+
+// out[rows, n] = act(a[rows, k] . w[n, k] + bias), w as in the checkpoint, fp32 or bf16. Gated: w has 2n rows, the gates'
+// first, and out = act(gate) * up.
+struct Linear {
+  const int32_t* rows;
+  int32_t n, k;
+  Type type;
+  int32_t act, gated, unused;
+  const void* w;
+  int64_t w_stride;
+  Numbers bias;
+  const float* a;
+  int64_t a_stride;
+  float* out;
+  int64_t out_stride;
+};
+
+// One layer's keys and values: blocks of `size` tokens, a multiple of 16.
+//   keys    [blocks][kv_heads][size/16][dim][16]       int8: [size/16][dim/4][16][4]
+//   values  [blocks][kv_heads][size][dim]
+//   scales  [blocks][kv_heads][size], int8 only
+struct Cache {
+  void *keys, *values;
+  float *key_scales, *value_scales;
+  Type type;
+  int32_t size, kv_heads, dim;
+};
+
+// Queries and keys made ready: clip, normalise each head, turn by position; then keys and values go to the cache.
+struct Heads {
+  const Step* step;
+  Cache cache;
+  float* qkv;            // [tokens][(heads + 2 kv_heads) * dim], changed in place
+  int64_t qkv_stride;
+  int32_t heads, pairs;  // pairs of numbers turned; 0: none
+  int32_t interleaved, norm;  // norm: 0 none, 1 rms, 2 layer
+  int32_t offset, per_head;
+  float eps, clip;
+  Numbers q_weight, k_weight, q_bias, k_bias;
+  const float *cos, *sin;  // [positions][pairs]
+};
+
+// Each query looks back over its own sequence's cache, in blocks of 128 keys.
+struct Attention {
+  const Step* step;
+  Cache cache;
+  const float* q;        // [tokens][heads * dim]
+  int64_t q_stride;
+  float* out;            // [tokens][heads * dim]
+  int64_t out_stride;
+  int32_t heads, window;   // 0: no window
+  float scale, softcap;    // 0: no cap
+  const float* slopes;   // [heads] or null
+  const float* sinks;    // [heads] or null: a score that takes part in the sum and has no value
+  float* lse;            // [tokens][heads] or null
+};
+
+enum class Kind : int32_t { embed, norm, add, pointwise, gather, linear, heads, attention };
+
+struct Stage {
+  Kind kind;
+  int32_t unused;
+  const void* args;
+};
+
+void run(const Embed&, Crew&);
+void run(const Norm&, Crew&);
+void run(const Add&, Crew&);
+void run(const Pointwise&, Crew&);
+void run(const Gather&, Crew&);
+void run(const Linear&, Crew&);
+void run(const Heads&, Crew&);
+void run(const Attention&, Crew&);
