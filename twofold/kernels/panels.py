@@ -86,8 +86,8 @@ def stages_for(
 ) -> list[ctypes.Structure]:
     """The stages of out = act(a Wᵀ + b), as `linear.stage_of` for a weight in panels.
 
-    `rows` is the address of the row count, read when the stages run, at most `rounding.rows`. `gated`: w holds the gates'
-    rows and then the ups', and out = act(gate) · up.
+    `rows` is the address of the row count, read when the stages run, at most `rounding.rows`. `gated`: w holds the
+    gates' rows and then the ups', and out = act(gate) · up.
     """
     if gated and w.n // 2 % 16:
         wide = rounding.wide(w.n)
@@ -149,11 +149,11 @@ def embed_stage(
     )
 
 
-def fits(x: Tensor, w: Packed) -> bool:
+def fits(w: Packed, x: Tensor | None = None) -> bool:
     """Whether the native product takes these: fp32 activations and contiguous panels in this machine's memory."""
     parts = [t for t in (w.codes, w.scales, w.zeros) if t is not None]
     here = all(t.device.type == "cpu" and t.is_contiguous() for t in parts)
-    return here and x.device.type == "cpu" and x.dtype == torch.float32
+    return here and (x is None or (x.device.type == "cpu" and x.dtype == torch.float32))
 
 
 def product(x_TK: Tensor, w: Packed, b_N: Tensor | None = None, *, act: str = "none", gated: bool = False) -> Tensor:

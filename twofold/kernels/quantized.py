@@ -214,7 +214,7 @@ def quantized_linear(x_TK: Tensor, w: Packed, b_N: Tensor | None = None) -> Tens
 
 @quantized_linear.on("native", why="whole numbers from panels as they lie, the same bits", missing=native.missing)
 def _product(x_TK: Tensor, w: Packed, b_N: Tensor | None = None) -> Tensor:
-    return panels.product(x_TK, w, b_N) if panels.fits(x_TK, w) else quantized_linear.reference(x_TK, w, b_N)
+    return panels.product(x_TK, w, b_N) if panels.fits(w, x_TK) else quantized_linear.reference(x_TK, w, b_N)
 
 
 @op
@@ -229,11 +229,7 @@ def quantized_rows(ids_T: Tensor, w: Packed) -> Tensor:
 
 @quantized_rows.on("native", why="one pass, no index tensors", missing=native.missing)
 def _rows(ids_T: Tensor, w: Packed) -> Tensor:
-    return (
-        panels.rows_of(ids_T, w)
-        if panels.fits(w.scales.new_empty(0, dtype=torch.float32), w)
-        else quantized_rows.reference(ids_T, w)
-    )
+    return panels.rows_of(ids_T, w) if panels.fits(w) else quantized_rows.reference(ids_T, w)
 
 
 @op

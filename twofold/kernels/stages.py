@@ -286,7 +286,8 @@ KINDS: tuple[type[Structure], ...] = (
     QuantizedLinear,
     QuantizedEmbed,
 )
-SIZES = tuple(ctypes.sizeof(kind) for kind in (*KINDS, Step, Cache, Numbers, Panels, Rounded))
+PARTS: tuple[type[Structure], ...] = (Step, Cache, Numbers, Panels, Rounded)
+SIZES = tuple(ctypes.sizeof(kind) for kind in (*KINDS, *PARTS))
 
 
 class Stage(Structure):
