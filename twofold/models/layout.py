@@ -146,9 +146,9 @@ class Layouts:
 
     def covered(self, slot: Slot) -> list[str]:
         """The names of the slots that are filled with this one: its own, or those whose place it covers."""
-        if self.slots.get(slot.name) is slot:
+        if self.slots.get(slot.name) == slot:
             return [slot.name]
-        alone = self._whole.get(slot.name) is slot
+        alone = self._whole.get(slot.name) == slot
         return [
             name
             for name, other in self.slots.items()
