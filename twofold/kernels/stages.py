@@ -6,7 +6,6 @@ has its namesake in the library, `tf_run_<name>`, and the two are held to one si
 
 from __future__ import annotations
 
-import ctypes
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
