@@ -15,6 +15,8 @@ rope.py        rotary positions
 activation.py  activations, and the gated product
 attention.py   the walk over blocks of keys, for whole sequences and for block tables
 moe.py         routing and experts
+sample.py      from logits to tokens, and log-probabilities of given ones
+sample_native.py  the sampler's stage: choices as plain structs
 quantized.py   products with int8 and int4 weights, and the panels they lie in
 triton/        the same ops for CUDA
 """
