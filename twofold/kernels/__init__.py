@@ -15,9 +15,11 @@ rope.py        rotary positions
 activation.py  activations, and the gated product
 attention.py   the walk over blocks of keys, for whole sequences and for block tables
 moe.py         routing and experts
+quantized.py   products with int8 and int4 weights, and the panels they lie in
+triton/        the same ops for CUDA
 """
 
-from . import activation, attention, linear, moe, norm, rope
+from . import activation, attention, linear, moe, norm, quantized, rope, triton
 from .op import Op, all_ops, op
 
-__all__ = ["Op", "activation", "all_ops", "attention", "linear", "moe", "norm", "op", "rope"]
+__all__ = ["Op", "activation", "all_ops", "attention", "linear", "moe", "norm", "op", "quantized", "rope", "triton"]

@@ -21,7 +21,9 @@ from ..kernels.attention import Attend
 from ..kernels.linear import linear
 from ..kernels.moe import experts, route
 from ..kernels.norm import layer_norm, rms_norm
+from ..kernels.quantized import quantized_experts
 from ..kernels.rope import rotate
+from ..quant.linear import QuantLinear
 from .context import AttnContext
 from .rope import Angles
 from .spec import (
@@ -56,13 +58,25 @@ class Weight(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
+    def rows(self, ids_T: Tensor) -> Tensor:
+        """Rows of a table."""
+        return F.embedding(ids_T, self.weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
 
 class Normalise(nn.Module):
     """A Norm over the last dimension, weights of `shape`."""
 
     def __init__(self, spec: Norm, *shape: int) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.shape = spec, shape
         self.weight = nn.Parameter(torch.empty(shape)) if spec.weight else None
         self.bias = nn.Parameter(torch.empty(shape)) if spec.bias else None
 
@@ -83,6 +97,9 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, logits_TE: Tensor) -> Tensor:
         weights_TC, experts_TC = route(logits_TE, self.spec.top_k, self.spec.renormalise)
+        if isinstance(self.gate_up, QuantLinear) and isinstance(self.down, QuantLinear):
+            panels = self.gate_up.packed, self.down.packed
+            return quantized_experts(x_TD, *panels, weights_TC, experts_TC, self.spec.act)
         return experts(x_TD, self.gate_up.weight, self.down.weight, weights_TC, experts_TC, self.spec.act)
 
 
@@ -227,7 +244,7 @@ class Decoder(nn.Module):
         with torch.device(device):
             self._build(spec)
         self.to(dtype)
-        self._angles = {rope: Angles(rope, self.max_len) for rope in _ropes(spec)}
+        self.angles = {rope: Angles(rope, self.max_len) for rope in _ropes(spec)}
 
     def _build(self, spec: ModelSpec) -> None:
         embedding = spec.embedding
@@ -248,29 +265,34 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embed.weight.device
+        return self.embed.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed.weight.dtype
+        return self.embed.dtype
+
+    @property
+    def compute(self) -> torch.dtype:
+        """What activations are kept in: fp32 on the CPU, where narrower weights are widened exactly."""
+        return torch.float32 if self.device.type == "cpu" else self.dtype
 
     def forward(self, ids_T: Tensor, ctx: AttnContext) -> Tensor:
         """Token ids [T] to the last layer's hidden states [T, D], final norm applied."""
         x_TD = self._embed(ids_T, ctx.positions_T)
-        angles = {rope: make(ctx.positions_T) for rope, make in self._angles.items()}
+        angles = {rope: make(ctx.positions_T) for rope, make in self.angles.items()}
         for layer in self.layers:
             x_TD = layer(x_TD, ctx, angles)
         return self.norm(x_TD) if self.spec.norm else x_TD
 
     def _embed(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
         embedding = self.spec.embedding
-        x = F.embedding(ids_T, self.embed.weight)
+        x = self.embed.rows(ids_T).to(self.compute)
         if embedding.scale != 1.0:
-            x = x * torch.tensor(embedding.scale, dtype=x.dtype)
+            x = x * embedding.scale
         if embedding.project:
             x = self.embed_project(x)
         if embedding.positions:
-            x = x + F.embedding(positions_T + embedding.positions.offset, self.positions.weight)
+            x = x + F.embedding(positions_T + embedding.positions.offset, self.positions.weight).to(self.compute)
         if embedding.norm:
             x = self.embed_norm(x)
         return x
