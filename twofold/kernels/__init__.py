@@ -8,6 +8,7 @@ entry.py       a function with a C ABI, declared so that every pointer is checke
 compiled.py    source that is built at first use and called by its entries
 joined.py      a kernel from outside, joined to autograd
 check.py       is an implementation its reference, over shapes, dtypes and strides
+samples.py     arguments of a typical size for each op, to measure with
 rows.py        matrix products by row counts that this machine gives the definition's bits for
 linear.py      x Wᵀ + b
 norm.py        root-mean-square and layer norm

@@ -110,11 +110,11 @@ class Implementation(Generic[P, R]):
 
     def refusal(self, call: Call) -> str:
         """Why it cannot serve such calls here, "" when it can."""
-        unmet = self.needs.unmet(call)
-        if unmet:
-            return f"is not for {unmet}"
-        lacking = self.needs.lacking() or self.missing()
-        return f"lacks {lacking}" if lacking else ""
+        lacking = self.needs.lacking()
+        unmet = "" if lacking else self.needs.unmet(call)
+        if not (lacking or unmet):
+            lacking = self.missing()  # last, because it may build what is missing
+        return f"lacks {lacking}" if lacking else f"is not for {unmet}" if unmet else ""
 
 
 class Op(Generic[P, R]):
