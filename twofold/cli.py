@@ -14,7 +14,7 @@ from .commands.flags import Flags, Given, complain
 from .core import ConfigError, TwofoldError, unknown
 from .platforms import bound_spin, bound_team
 
-KERNELS = "serve ops by these implementations, e.g. linear=reference,rms_norm=native; `twofold kernels` lists them"
+KERNELS = "serve ops by these implementations, e.g. linear=reference,rms_norm=native (twofold kernels lists them)"
 
 Run = Callable[[Given], int]
 Command = Callable[[Flags], Run]
@@ -78,9 +78,10 @@ def generate(flags: Flags) -> Run:
 
     def run(given: Given) -> int:
         from .commands.generate import generate
-        from .commands.kernels import choose_kernels
+        from .kernels.op import use_named
 
-        choose_kernels(given.kernels)
+        if given.kernels is not None:
+            use_named(given.kernels)
         return generate(given)
 
     return run
@@ -94,10 +95,11 @@ def train(flags: Flags) -> Run:
     flags.add("kernels", KERNELS)
 
     def run(given: Given) -> int:
-        from .commands.kernels import choose_kernels
         from .commands.train import train
+        from .kernels.op import use_named
 
-        choose_kernels(given.kernels)
+        if given.kernels is not None:
+            use_named(given.kernels)
         return train(given.recipe, given.set or [], given.fresh)
 
     return run

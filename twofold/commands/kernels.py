@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from ..kernels import all_ops, native
-from ..kernels.op import VARIABLE, Call, Op, check_names
+from ..kernels.op import Call, Op
 
 _ENOUGH = 0.12  # seconds of measuring for each op, half of it the reference's
 
@@ -26,17 +26,6 @@ def kernels(measure: bool = True) -> int:
     return 0
 
 
-def choose_kernels(text: str | None) -> None:
-    """Let ops be served as `--kernels` says, here and in processes that this one starts.
-
-    Raises:
-        ConfigError: an op or an implementation that is not there, with the nearest name.
-    """
-    if text is not None:
-        os.environ[VARIABLE] = text
-    check_names()
-
-
 def library() -> str:
     """One line about the CPU kernels: their instruction set and where they lie, or why they are not there."""
     found, why = native.state()
@@ -47,19 +36,23 @@ def library() -> str:
 
 
 def table(device: str = "cpu", measure: bool = False) -> Iterator[str]:
-    """A line for each op and a line for each implementation that does not serve it."""
+    """A line for each op, lines for what could serve it and does not, and at the end what this machine cannot run."""
     if measure:
-        from ..kernels import samples as samples
-    call = Call(device=device)
-    speed = f"{'time':>10}  {'speed':<9}" if measure else ""
+        from ..kernels import samples as samples  # registers them
+    call, absent = Call(device=device), defaultdict[str, list[str]](list)
+    speed = f"{'time':>10}  {'speedup':<9}" if measure else ""
     yield f"{'op on ' + device:<20}{'served by':<12}{speed}why"
     for op in all_ops():
         chosen, why = op.decide(call)
         bits = "; bits of its own, not the reference's" if chosen.bits == "own" else ""
         yield f"{op.name:<20}{chosen.name:<12}{measured(op, chosen.run, device) if measure else ''}{why}{bits}"
-        others = op.others(call) if chosen.name != "reference" else {}  # its own line says what they lack
-        for name, why_not in others.items():
-            yield f"{'':<20}{name:<12}{'':<{len(speed)}}{why_not}"
+        for name, why_not in op.others(call).items():
+            if why_not.startswith("lacks "):
+                absent[f"{name} {why_not}"].append(op.name)
+            else:
+                yield f"{'':<20}{name:<12}{'':<{len(speed)}}{why_not}"
+    for reason, names in absent.items():
+        yield f"{reason}, for {', '.join(names)}"
 
 
 def measured(op: Op[..., Any], run: Callable[..., Any], device: str) -> str:

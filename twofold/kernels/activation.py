@@ -71,7 +71,7 @@ def soft_cap(x: Tensor, cap: float) -> Tensor:
     return cap * torch.tanh(x / cap)
 
 
-@soft_cap.on("native", why="one pass, by our own tanh", missing=native.missing)
+@soft_cap.on("native", why="one pass, by our own tanh", missing=native.missing, bits="own")
 def _soft_cap(x: Tensor, cap: float) -> Tensor:
     if not _fits(x):
         return soft_cap.reference(x, cap)

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .activation import activate, gated
+from .activation import activate, gated, soft_cap
 from .attention import Attend, packed_attention
 from .linear import linear
 from .moe import experts, route
 from .norm import layer_norm, rms_norm
+from .paged import Panels, Spans, keep, paged_attention
 from .quantized import Logical, Packed, pack, quantize_rows, quantized_experts, quantized_linear, quantized_rows
 from .rope import rotate
 
@@ -59,6 +60,29 @@ def _packed_attention() -> tuple[Any, ...]:
     lengths = (300, 130, 82)
     keys = [torch.randn(sum(lengths), H // 2, d) for _ in range(2)]
     return torch.randn(sum(lengths), H, d), *keys, lengths, Attend(d**-0.5)
+
+
+def _cache(sequences: int = 16, start: int = 500) -> tuple[Panels, Spans]:
+    """Sequences of 500 tokens, each about to get one more, in blocks of 16."""
+    each = -(-(start + 1) // 16)
+    blocks = [range(number * each, (number + 1) * each) for number in range(sequences)]
+    panels = Panels.zeros(sequences * each, H // 2, 16, d)
+    return panels, Spans([(start, 1, kept) for kept in blocks], panels.size)
+
+
+@keep.sample
+def _keep() -> tuple[Any, ...]:
+    return torch.randn(16, H // 2, d), torch.randn(16, H // 2, d), *_cache()
+
+
+@paged_attention.sample
+def _paged_attention() -> tuple[Any, ...]:
+    return torch.randn(16, H, d), *_cache(), Attend(d**-0.5)
+
+
+@soft_cap.sample
+def _soft_cap() -> tuple[Any, ...]:
+    return torch.randn(T, F), 30.0
 
 
 @route.sample
