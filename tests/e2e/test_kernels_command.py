@@ -73,12 +73,10 @@ def test_the_library_is_told_of_in_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(native, "state", lambda: (None, "no C++ compiler was found"))
     assert command.library() == f"CPU kernels: none, no C++ compiler was found; {native.COST}"
     machine = doctor.current()
-    names = (*doctor.NEEDED, *doctor.USEFUL)
     facts = dict(doctor.facts(machine, None, {}))
     assert facts["cpu kernels"] == "none: no C++ compiler was found"
-    assert ("CPU kernels", native.COST) in list(
-        doctor.missing(machine, None, dict.fromkeys(doctor.NEEDED + (*doctor.USEFUL,)))
-    )
+    versions = dict.fromkeys((*doctor.NEEDED, *doctor.USEFUL))
+    assert ("CPU kernels", native.COST) in list(doctor.missing(machine, None, versions))
 
 
 # ------------------------------------------------------------------------------------------------ --kernels
