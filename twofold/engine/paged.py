@@ -23,6 +23,7 @@ from ..kernels import native, paged
 from ..kernels.paged import KV_TYPES, Panels, cache_shapes, keep, paged_attention
 from ..kernels.walk import KEYS, Attend, Fold, grouped, look, mask, scores, ungrouped
 from ..models.spec import ModelSpec
+from ..platforms.pages import zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class KVCache:
         shapes = cache_shapes if self.panels else _walk_shapes
         self.layers = [
             {
-                name: torch.zeros(shape, dtype=kind, device=device)
+                name: zeros(shape, kind, device)
                 for name, (shape, kind) in shapes(
                     num_blocks + 1, mixer.kv_heads, block_size, mixer.head_dim, dtype
                 ).items()

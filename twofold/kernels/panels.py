@@ -39,7 +39,7 @@ class Rounding:
         """Where activations for products with `w` go."""
         inputs, groups = inputs_of(w), w.scales.shape[-2]
         if (inputs, groups) not in self._made:
-            stride = -(-2 * inputs // LINE) * LINE + LINE
+            stride = -(-inputs // LINE) * LINE + LINE
             parts = (
                 torch.empty(self.rows, stride, dtype=torch.int8),
                 torch.empty(self.rows, groups),
@@ -121,7 +121,6 @@ def stages_for(
             stages.Quantize(
                 rows=rows,
                 k=w.k,
-                bits=w.bits,
                 group=multiply.w.group,
                 a=a_TK.data_ptr(),
                 a_stride=a_TK.stride(0),

@@ -218,7 +218,7 @@ class Panels(Structure):
 
 
 class Rounded(Structure):
-    """Activations rounded to int8 by row and group, in the order that the kernels of this machine read."""
+    """Activations rounded to int8 by row and group, codes, a scale and a sum for each."""
 
     _fields_ = (
         ("codes", c_void_p),
@@ -233,9 +233,7 @@ class Quantize(Structure):
     _fields_ = (
         ("rows", c_void_p),
         ("k", c_int32),
-        ("bits", c_int32),
         ("group", c_int32),
-        ("unused", c_int32),
         ("a", c_void_p),
         ("a_stride", c_int64),
         ("out", Rounded),

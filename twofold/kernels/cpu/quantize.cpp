@@ -2,14 +2,12 @@
 #include <cmath>
 
 #include "stages.h"
-#include "whole.h"
 
 namespace {
 
 constexpr float SMALLEST = 7.8886090522101180541e-31f;  // 2^-100: a group whose largest number is below counts as zeros
 
 // Codes of one group: [from, to) of a row, filled up to whole groups of sixteen with zeros.
-template <int BITS>
 void round_group(const float* x, int from, int to, int end, int8_t* codes, float& scale, int32_t& sum) {
   V16 most = all(0.0f), bad = all(0.0f);
   for (int i = from; i < to; i += LANES) {
@@ -25,17 +23,16 @@ void round_group(const float* x, int from, int to, int end, int8_t* codes, float
   for (int i = from; i < end; i += LANES) {
     const V16 code = some && i < to ? nearest(load(x + i, to - i) * inverse) : all(0.0f);
     sums = sums + code;
-    store_codes<BITS>(codes + i * CODE_BYTES<BITS>, code);
+    store_s8(codes + i, code);
   }
   sum = int32_t(total(sums));  // whole numbers below 2^24: exact in any order
 }
 
-template <int BITS>
 void round_row(const Quantize& it, int64_t row) {
   const Rounded& out = it.out;
   for (int g = 0; g < out.groups; g++) {
     const int from = g * it.group, end = from + it.group, to = std::min(it.k, end);
-    round_group<BITS>(it.a + row * it.a_stride, from, to, end, out.codes + row * out.stride,
+    round_group(it.a + row * it.a_stride, from, to, end, out.codes + row * out.stride,
                       out.scales[row * out.groups + g], out.sums[row * out.groups + g]);
   }
 }
@@ -45,8 +42,7 @@ void round_row(const Quantize& it, int64_t row) {
 void run(const Quantize& it, Crew& crew) {
   const int64_t rows = *it.rows;
   for (int64_t row; (row = crew.take()) < rows;) {
-    if (it.bits == 8) round_row<8>(it, row);
-    else round_row<4>(it, row);
+    round_row(it, row);
   }
 }
 

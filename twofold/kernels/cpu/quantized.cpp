@@ -24,7 +24,7 @@ void multiply_tile(const Rounded& x, int64_t row, const Panels& w, int64_t panel
   for (int g = 0; g < w.groups; g++) {
     I16 c[M];
     whole_sums<BITS, M>(c, a, x.stride, codes, w.group);
-    a += w.group * CODE_BYTES<BITS>, codes += w.group * 2 * BITS;
+    a += w.group, codes += w.group * 2 * BITS;
     const V16 scale = w.scales.load16(at + g * LANES);
     if (w.zeros) {
       const I16 zero = load_whole_s8(w.zeros + at + g * LANES) - all_whole(-LIFT<BITS>);

@@ -203,8 +203,8 @@ struct Panels {
   int32_t bits, group, inputs, groups;
 };
 
-// Activations rounded to int8 by row and group, in the order that the kernels read: codes [rows] each `stride` bytes,
-// scales and sums of codes [rows][groups].
+// Activations rounded to int8 by row and group: codes [rows] each `stride` bytes, zero from k to `inputs`; scales and sums
+// of codes [rows][groups].
 struct Rounded {
   int8_t* codes;
   float* scales;
@@ -212,10 +212,10 @@ struct Rounded {
   int32_t stride, groups;
 };
 
-// a[rows, k] rounded for products with panels of `bits`: largest / 127, to the nearest, ties to even.
+// a[rows, k] rounded: scale = largest / 127 of each group, codes to the nearest, ties to even.
 struct Quantize {
   const int32_t* rows;
-  int32_t k, bits, group, unused;
+  int32_t k, group;
   const float* a;
   int64_t a_stride;
   Rounded out;

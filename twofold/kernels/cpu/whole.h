@@ -5,7 +5,6 @@
 //                           int4: 8 inputs    [16 outputs][4 bytes], inputs 0-3 in the low halves, 4-7 in the high ones
 //
 //   whole_sums<BITS, M>     c[m] = sum over the group of a[m][i] * (code[i] + LIFT<BITS>)
-//   store_codes<BITS>       sixteen activation codes in the order in which whole_sums reads them, CODE_BYTES<BITS> each
 //
 // LIFT makes signed codes unsigned where the instruction wants that; the caller takes LIFT * sum(a) off again.
 #pragma once
@@ -20,6 +19,3 @@ constexpr int AHEAD = 2048;  // bytes: how far in front codes are asked for wher
 #else
 #include "whole_portable.h"
 #endif
-
-template <int BITS>
-constexpr int STEP = BITS == 8 ? 4 : 8;  // inputs of 64 bytes of a panel

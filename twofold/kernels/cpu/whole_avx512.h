@@ -11,8 +11,6 @@ struct I16 {
 
 constexpr int WHOLE_ROWS = 12;  // two sums for each row hide the instruction's latency where rows are few
 template <int BITS>
-constexpr int CODE_BYTES = 1;
-template <int BITS>
 constexpr int LIFT = BITS == 8 ? 128 : 0;
 
 static inline I16 all_whole(int32_t x) { return {_mm512_set1_epi32(x)}; }
@@ -21,11 +19,6 @@ static inline I16 operator*(I16 a, I16 b) { return {_mm512_mullo_epi32(a.v, b.v)
 static inline V16 to_float(I16 x) { return {_mm512_cvtepi32_ps(x.v)}; }
 static inline I16 load_whole_s8(const int8_t* from) {
   return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
-}
-
-template <int BITS>
-static inline void store_codes(int8_t* to, V16 x) {
-  store_s8(to, x);
 }
 
 // GCC 12 copies registers around the intrinsic, whose sum comes in and goes out; said in assembly it stays in place.

@@ -8,8 +8,6 @@ struct I16 {
 
 constexpr int WHOLE_ROWS = 4;
 template <int BITS>
-constexpr int CODE_BYTES = 1;
-template <int BITS>
 constexpr int LIFT = 0;
 
 template <class F>
@@ -23,11 +21,6 @@ static inline I16 operator-(I16 a, I16 b) { return each_whole([&](int i) { retur
 static inline I16 operator*(I16 a, I16 b) { return each_whole([&](int i) { return a.lane[i] * b.lane[i]; }); }
 static inline V16 to_float(I16 x) { return each([&](int i) { return float(x.lane[i]); }); }
 static inline I16 load_whole_s8(const int8_t* from) { return each_whole([&](int i) { return int32_t(from[i]); }); }
-
-template <int BITS>
-static inline void store_codes(int8_t* to, V16 x) {
-  store_s8(to, x);
-}
 
 template <int BITS, int M>
 static inline void whole_sums(I16 (&c)[M], const int8_t* a, int64_t stride, const uint8_t* w, int inputs) {
