@@ -44,3 +44,13 @@ def test_an_example_runs(path: Path, compiler: bool, tmp_path: Path) -> None:
     assert re.fullmatch(with_one if compiler else without, done.stdout), done.stdout + done.stderr
     if not compiler:
         assert done.stderr.count("The reference in torch serves instead") == 1
+
+
+def test_the_kernel_of_the_docs_is_right(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    place = tmp_path / "kernel.py"
+    place.write_text(program, encoding="utf-8")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TWOFOLD_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(place)], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("scaled_relu, 'cpp': 180 cases agree"), done.stdout + done.stderr
