@@ -17,6 +17,7 @@
 namespace {
 
 constexpr int SLAB = 256;                  // inner numbers of one panel: 16 KB for 16 outputs
+constexpr int FEW = 3, FEW_SLAB = 64;      // up to this many rows take four panels at once: 4 KB each
 constexpr int ROWS = 192;                  // rows of a piece of work: their slab stays in the second-level cache
 constexpr int WIDTH = SLAB + LANES;        // a row of the slab's copy: not a power of two, so rows do not share cache sets
 #if defined(__AVX512F__)
@@ -57,23 +58,29 @@ constexpr void tiles_of(Tile* to, std::integer_sequence<int, M...>) {
 }
 
 struct Tiles {
-  Tile one[TILE], wide[TILE], four[3];  // by rows - 1, for one panel, for WIDE panels, and for four where rows are few
+  Tile one[TILE], wide[TILE], four[FEW];  // by rows - 1, for one panel, for WIDE panels, and for four where rows are few
   Tiles() {
     tiles_of<1>(one, std::make_integer_sequence<int, TILE>());
     tiles_of<WIDE>(wide, std::make_integer_sequence<int, TILE>());
-    tiles_of<4>(four, std::make_integer_sequence<int, 3>());
+    tiles_of<4>(four, std::make_integer_sequence<int, FEW>());
   }
 };
 const Tiles tiles;
 
-// Sixteen rows of w from `row` on, inner numbers k0 to k0+k-1, as a panel; rows past the last are zero.
+// Sixteen rows of w from `row` on, inner numbers k0 to k0+k-1, as a panel; rows past the last are zero. `ahead` numbers
+// further on lies what this thread reads after this: rows are too many streams for the processor to foresee.
 template <class W>
-void fill_panel(const W* w, int64_t stride, int64_t row, int64_t rows, int k0, int k, float* panel) {
+void fill_panel(const W* w, int64_t stride, int64_t row, int64_t rows, int k0, int k, int64_t ahead, float* panel) {
   const W* from = w + row * stride + k0;
   const int count = int(std::min<int64_t>(LANES, rows - row));
+  constexpr int LINE = 64 / sizeof(W);
   int i = 0;
   if (count == LANES)
-    for (; i + 16 <= k; i += 16) transpose16(from + i, stride, panel + i * LANES);
+    for (; i + 16 <= k; i += 16) {
+      if (i % LINE == 0)
+        for (int j = 0; j < LANES; j++) prefetch(from + j * stride + i + ahead);
+      transpose16(from + i, stride, panel + i * LANES);
+    }
   for (; i < k; i++)
     for (int j = 0; j < LANES; j++) {
       if constexpr (sizeof(W) == 2) panel[i * LANES + j] = j < count ? widen(from[j * stride + i]) : 0.0f;
@@ -89,10 +96,11 @@ struct Piece {
 };
 
 // All panels of a slab against all rows of the piece.
-void multiply(const float* a, int64_t a_stride, int m, const float* panel, int panels, int k, float* sum, bool first) {
-  const int64_t panel_stride = int64_t(SLAB) * LANES, sum_stride = int64_t(panels) * LANES;
+void multiply(const float* a, int64_t a_stride, int m, const float* panel, int64_t panel_stride, int panels, int k,
+              float* sum, bool first) {
+  const int64_t sum_stride = int64_t(panels) * LANES;
   int p = 0;
-  for (; m <= 3 && p + 4 <= panels; p += 4)
+  for (; m <= FEW && p + 4 <= panels; p += 4)
     tiles.four[m - 1](a, a_stride, panel + p * panel_stride, panel_stride, k, sum + p * LANES, sum_stride, first);
   const int wide = panels - (panels - p) % WIDE;
   for (; p < wide; p += WIDE)
@@ -108,17 +116,19 @@ void multiply(const float* a, int64_t a_stride, int m, const float* panel, int p
 template <class W>
 void sums_of(const Linear& it, const Piece& piece, int64_t rows_of_w, float* slab, float* panel, float* sum) {
   const W* w = static_cast<const W*>(it.w);
-  for (int k0 = 0; k0 < it.k; k0 += SLAB) {
-    const int k = std::min(SLAB, it.k - k0);
+  const int most = piece.m <= FEW ? FEW_SLAB : SLAB;
+  for (int k0 = 0; k0 < it.k; k0 += most) {
+    const int k = std::min(most, it.k - k0);
+    const int64_t ahead = k0 + k < it.k ? k : piece.panels * LANES * it.w_stride - k0;
     for (int p = 0; p < piece.panels; p++)
-      fill_panel(w, it.w_stride, piece.column[p], rows_of_w, k0, k, panel + int64_t(p) * SLAB * LANES);
+      fill_panel(w, it.w_stride, piece.column[p], rows_of_w, k0, k, ahead, panel + int64_t(p) * most * LANES);
     const float* a = it.a + piece.m0 * it.a_stride + k0;
     int64_t a_stride = it.a_stride;
-    if (piece.m > 3) {
+    if (piece.m > FEW) {
       for (int m = 0; m < piece.m; m++) std::memcpy(slab + m * WIDTH, a + m * a_stride, sizeof(float) * k);
       a = slab, a_stride = WIDTH;
     }
-    multiply(a, a_stride, piece.m, panel, piece.panels, k, sum, k0 == 0);
+    multiply(a, a_stride, piece.m, panel, int64_t(most) * LANES, piece.panels, k, sum, k0 == 0);
   }
 }
 
@@ -150,7 +160,7 @@ void run(const Linear& it, Crew& crew) {
   // Panels of a piece: as many as the rows make worth while, but enough pieces for every thread.
   int64_t each = it.gated ? 4 : 8;
   while (each > 1 && blocks * divide_up(panels, each) < 4 * crew.threads) each /= 2;
-  if (rows <= 3 && each < 4 && panels >= 4 * crew.threads) each = it.gated ? 2 : 4;
+  if (rows <= FEW && each < 4 && panels >= 4 * crew.threads) each = it.gated ? 2 : 4;
   const int64_t per_block = divide_up(panels, each), pieces = blocks * per_block;
   const int64_t most_rows = std::min<int64_t>(rows, ROWS), sources = it.gated ? 2 * each : each;
   float* panel = nullptr;

@@ -21,6 +21,7 @@ void run_one(const Stage& stage, Crew& crew) {
     case Kind::linear: return run(*static_cast<const Linear*>(stage.args), crew);
     case Kind::heads: return run(*static_cast<const Heads*>(stage.args), crew);
     case Kind::attention: return run(*static_cast<const Attention*>(stage.args), crew);
+    case Kind::sample: return run(*static_cast<const Sample*>(stage.args), crew);
   }
 }
 
@@ -73,10 +74,11 @@ TF_EXPORT void tf_run(const Stage* stages, int32_t count, int32_t threads) {
   }
 }
 
-// Sizes of the structs, in the order of Kind, then Step, Cache and Numbers: the Python side compares its own.
+// Sizes of the structs, in the order of Kind, then Step, Cache, Numbers and Choice: the Python side compares its own.
 TF_EXPORT int32_t tf_sizes(int32_t* sizes, int32_t room) {
   const int32_t found[] = {sizeof(Embed), sizeof(Norm),      sizeof(Add),  sizeof(Pointwise), sizeof(Gather), sizeof(Linear),
-                           sizeof(Heads), sizeof(Attention), sizeof(Step), sizeof(Cache),     sizeof(Numbers)};
+                           sizeof(Heads), sizeof(Attention), sizeof(Sample), sizeof(Step), sizeof(Cache),
+                           sizeof(Numbers), sizeof(Choice)};
   const int32_t count = sizeof found / sizeof *found;
   for (int32_t i = 0; i < count && i < room; i++) sizes[i] = found[i];
   return count;

@@ -157,7 +157,36 @@ struct Attention {
   float* lse;            // [tokens][heads] or null
 };
 
-enum class Kind : int32_t { embed, norm, add, pointwise, gather, linear, heads, attention };
+enum class Report : int32_t { none = 0, raw = 1, processed = 2, given = 3 };
+enum class Fault : int32_t { none = 0, not_finite = 1, nothing_left = 2, unknown_id = 3 };
+
+// What one row asks of the sampler, and what it is answered.
+struct Choice {
+  double top_p, u;
+  float temperature, min_p, repetition, frequency, presence;  // temperature 0: greedy
+  int32_t top_k;
+  Report report;  // of the model's logits, of the distribution drawn from, or of a given token with no draw
+  int32_t allows, biases, bans, prompts, outputs;
+  const int32_t *allowed, *bias_ids, *banned, *prompt, *output;
+  const float* bias;
+  float* top_values;  // [tops]
+  int32_t* top_ids;
+  int32_t tops;
+  Fault fault;
+  int32_t token, rank, found;  // found: of the tops asked for
+  float logprob;
+};
+
+// A token for each row of logits.
+struct Sample {
+  const int32_t* rows;
+  int32_t vocab, unused;
+  const float* logits;
+  int64_t stride;
+  Choice* choices;  // [rows]
+};
+
+enum class Kind : int32_t { embed, norm, add, pointwise, gather, linear, heads, attention, sample };
 
 struct Stage {
   Kind kind;
@@ -173,3 +202,4 @@ void run(const Gather&, Crew&);
 void run(const Linear&, Crew&);
 void run(const Heads&, Crew&);
 void run(const Attention&, Crew&);
+void run(const Sample&, Crew&);
