@@ -13,14 +13,14 @@ Shapes: T tokens, S sequences, H query heads, K key-value heads, D head size, P 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..kernels.attention import Attend
-from ..kernels.triton import missing
+from ..kernels.triton import SPAN, missing
 from ..models.spec import ModelSpec
 from .paged import Span
 
@@ -93,31 +93,36 @@ class CudaCache:
 
 @dataclass(slots=True)
 class Crowd:
-    """Sequences that one launch serves: (first token, position, tokens) of each, and their block tables.
+    """Sequences that one launch serves: first token, position and tokens of each, and their block tables.
 
-    `queries` is made when a layer first asks, for each number of query heads that share keys.
+    `counts` bounds the tokens of each on the host; `queries` is made when a layer first asks, for each number of query
+    heads that share keys.
     """
 
-    triples: list[tuple[int, int, int]]
+    sequences_S3: Tensor
+    counts: list[int]
     table_SP: Tensor
     reach: int
-    queries: dict[int, Queries]
+    queries: dict[int, Queries] = field(default_factory=dict)
 
     @classmethod
     def of(cls, members: Sequence[tuple[int, Span]], size: int, reach: int, device: torch.device) -> Crowd:
-        pages = max((-(-(span.start + span.count) // size) for _, span in members), default=1)
-        table_SP = torch.zeros(len(members), pages, dtype=torch.int32)
-        for row, (_, span) in zip(table_SP, members):
-            used = -(-(span.start + span.count) // size)
-            row[:used] = torch.tensor(span.blocks[:used])
+        """Spans with their first token's place on T."""
+        used = [-(-(span.start + span.count) // size) for _, span in members]
+        table_SP = torch.zeros(len(members), max(used), dtype=torch.int32)
+        for row, pages, (_, span) in zip(table_SP, used, members, strict=True):
+            row[:pages] = torch.tensor(span.blocks[:pages])
         triples = [(first, span.start, span.count) for first, span in members]
-        return cls(triples, table_SP.to(device), reach, {})
+        sequences_S3 = torch.tensor(triples, dtype=torch.int32)
+        counts = [span.count for _, span in members]
+        return cls(sequences_S3.to(device), counts, table_SP.to(device), reach)
 
     def asked_by(self, group: int) -> Queries:
-        from ..kernels.triton.attention import Queries
+        from ..kernels.triton.attention import Queries, Tiles
 
         if group not in self.queries:
-            self.queries[group] = Queries.of(self.triples, group, self.table_SP.device, self.reach)
+            tiles = Tiles.of(list(enumerate(self.counts)), group, self.table_SP.device)
+            self.queries[group] = Queries(self.sequences_S3, tiles, self.reach)
         return self.queries[group]
 
 
@@ -176,9 +181,7 @@ def split_reach(longest: int) -> int:
 
     Few different reaches mean few captured graphs; a span that no row has costs a program that ends at once.
     """
-    reach = 512
-    if longest <= reach:
-        return 0
+    reach = SPAN
     while reach < longest:
         reach *= 4
-    return reach
+    return reach if longest > SPAN else 0

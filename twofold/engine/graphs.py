@@ -38,12 +38,15 @@ class Buffers:
     def __init__(self, rows: int, pages: int, size: int, device: torch.device) -> None:
         self.rows, self.pages, self.size = rows, pages, size
         pinned = device.type == "cuda"
-        self._long = torch.zeros(3, rows, dtype=torch.int64, pin_memory=pinned)
-        self._short = torch.zeros(rows, 3 + pages, dtype=torch.int32, pin_memory=pinned)
-        self.ids_R, self.positions_R, self.slots_R = self._long.to(device)
-        self._long_there = (self.ids_R, self.positions_R, self.slots_R)
+        self.long = torch.zeros(3, rows, dtype=torch.int64, device=device)
         self.sequences_R3 = torch.zeros(rows, 3, dtype=torch.int32, device=device)
         self.table_RP = torch.zeros(rows, pages, dtype=torch.int32, device=device)
+        self.ids_R, self.positions_R, self.slots_R = self.long
+        pinned = device.type == "cuda"
+        self._long, self._sequences_R3, self._table_RP = (
+            torch.zeros(there.shape, dtype=there.dtype, pin_memory=pinned)
+            for there in (self.long, self.sequences_R3, self.table_RP)
+        )
         self._held: list[tuple[int, ...]] = [()] * rows
 
     def fill(self, chunks: Sequence[Chunk], rows: int) -> None:
@@ -55,15 +58,14 @@ class Buffers:
         self._long[1, :rows] = torch.tensor([chunk.start for chunk in chunks] + [0] * idle)
         self._long[2, :rows] = torch.tensor(places + [-1] * idle)
         triples = [(row, chunk.start, 1) for row, chunk in enumerate(chunks)] + [(0, 0, 0)] * idle
-        self._short[:rows, :3] = torch.tensor(triples, dtype=torch.int32)
+        self._sequences_R3[:rows] = torch.tensor(triples, dtype=torch.int32)
         for row, chunk in enumerate(chunks):
             if chunk.blocks is not self._held[row]:
-                self._short[row, 3 : 3 + len(chunk.blocks)] = torch.tensor(chunk.blocks, dtype=torch.int32)
+                self._table_RP[row, : len(chunk.blocks)] = torch.tensor(chunk.blocks, dtype=torch.int32)
                 self._held[row] = chunk.blocks
-        for there, here in zip(self._long_there, self._long):
+        pairs = [*zip(self.long, self._long), (self.sequences_R3, self._sequences_R3), (self.table_RP, self._table_RP)]
+        for there, here in pairs:
             there[:rows].copy_(here[:rows], non_blocking=True)
-        self.sequences_R3[:rows].copy_(self._short[:rows, :3])
-        self.table_RP[:rows].copy_(self._short[:rows, 3:])
 
 
 class DecodeContext(CudaContext):
@@ -72,23 +74,7 @@ class DecodeContext(CudaContext):
     def __init__(self, cache: CudaCache, buffers: Buffers, rows: int, reach: int) -> None:
         self.cache = cache
         self.positions_T, self.slots_T = buffers.positions_R[:rows], buffers.slots_R[:rows]
-        self.crowds = [_Row.over(buffers, rows, reach)]
-
-
-class _Row(Crowd):
-    """One token of each row, described by buffers instead of lists."""
-
-    sequences_R3: Tensor
-
-    @classmethod
-    def over(cls, buffers: Buffers, rows: int, reach: int) -> _Row:
-        made = cls([(row, 0, 1) for row in range(rows)], buffers.table_RP[:rows], reach, {})
-        made.sequences_R3 = buffers.sequences_R3[:rows]
-        return made
-
-    def asked_by(self, group: int):  # type: ignore[no-untyped-def]
-        made = super().asked_by(group)
-        return type(made)(self.sequences_R3, made.tiles, made.reach)
+        self.crowds = [Crowd(buffers.sequences_R3[:rows], [1] * rows, buffers.table_RP[:rows], reach)]
 
 
 class DecodeGraphs:

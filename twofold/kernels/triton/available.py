@@ -7,13 +7,16 @@ from functools import cache
 
 import torch
 
+SPAN = 512
+"""Keys that attention folds before it folds spans; where a decode may be split. Here, since it is known without Triton."""
+
 LEAST = (8, 0)
 """The compute capability from which tensor cores take bf16 (Ampere)."""
 
 
 @cache
 def missing() -> str:
-    """"" when CUDA tensors can be served by Triton here, else what this machine lacks."""
+    """ "" when CUDA tensors can be served by Triton here, else what this machine lacks."""
     if not torch.cuda.is_available():
         return "a CUDA device"
     have = torch.cuda.get_device_capability()
