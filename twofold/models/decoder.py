@@ -16,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.activation import activate, gated
+from ..kernels.activation import activate, gated, soft_cap
 from ..kernels.attention import Attend
 from ..kernels.linear import linear
 from ..kernels.moe import experts, route
 from ..kernels.norm import layer_norm, rms_norm
+from ..kernels.quantized import quantized_experts
 from ..kernels.rope import rotate
+from ..quant.linear import QuantLinear
 from .context import AttnContext
 from .rope import Angles
 from .spec import (
@@ -56,6 +58,18 @@ class Weight(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
+    def rows(self, ids_T: Tensor) -> Tensor:
+        """Rows of a table."""
+        return F.embedding(ids_T, self.weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
 
 class Normalise(nn.Module):
     """A Norm over the last dimension, weights of `shape`."""
@@ -83,6 +97,9 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, logits_TE: Tensor) -> Tensor:
         weights_TC, experts_TC = route(logits_TE, self.spec.top_k, self.spec.renormalise)
+        if isinstance(self.gate_up, QuantLinear) and isinstance(self.down, QuantLinear):
+            panels = self.gate_up.packed, self.down.packed
+            return quantized_experts(x_TD, *panels, weights_TC, experts_TC, self.spec.act)
         return experts(x_TD, self.gate_up.weight, self.down.weight, weights_TC, experts_TC, self.spec.act)
 
 
@@ -255,11 +272,11 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embed.weight.device
+        return self.embed.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed.weight.dtype
+        return self.embed.dtype
 
     @property
     def compute(self) -> torch.dtype:
@@ -277,7 +294,7 @@ class Decoder(nn.Module):
     def embedded(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
         """What enters the first layer: token ids [T] at their positions to [T, D]."""
         embedding = self.spec.embedding
-        x = F.embedding(ids_T, self.embed.weight).to(self.compute)
+        x = self.embed.rows(ids_T).to(self.compute)
         if embedding.scale != 1.0:
             x = x * embedding.scale
         if embedding.project:
@@ -298,7 +315,7 @@ class Decoder(nn.Module):
         if head.multiplier != 1.0:
             logits_RV = logits_RV * head.multiplier
         if head.softcap is not None:
-            logits_RV = head.softcap * torch.tanh(logits_RV / head.softcap)
+            logits_RV = soft_cap(logits_RV, head.softcap)
         return logits_RV
 
 
