@@ -6,7 +6,7 @@
     int8     int8, int8 cache      q8_0, f16       int8, u8               w8a8, bf16     int8
     int4     int4, int8 cache      q4_0, f16       int4 groups of 32, u8  w4a16, bf16
 
-(weights, cache.) Each stands at what its makers offer for those weights on a CPU. What a peer reads is made from the one
+(weights, cache.) Each stands at what its makers offer for such weights on a CPU. What a peer reads is made from the one
 bf16 checkpoint by a script of `peers/`, once, and kept beside it.
 """
 
