@@ -22,10 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core import ConfigError
 from .op import op
 from .rows import by_rows
 
 KEYS = 128
+LANES = 16  # tokens of a panel of keys
+KV_TYPES = (torch.float32, torch.bfloat16, torch.int8)
 _NOTHING = -1e30  # the largest score of a query that has seen no key yet: finite, so that it never makes a NaN
 
 
@@ -113,6 +116,32 @@ def mask(qpos_BL: Tensor, start: int, count: int, window: int | None) -> tuple[T
     if window is not None:
         hidden_BLN |= gap_BLN <= -window
     return hidden_BLN, gap_BLN
+
+
+# ------------------------------------------------------------------------------------------- the kernels' paged cache
+def cache_shapes(
+    blocks: int, kv_heads: int, size: int, dim: int, dtype: torch.dtype
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and types of one layer's keys and values as the CPU kernels read them: sixteen tokens of a key lie side by
+    side, so that one query's scores of sixteen keys are one vector (the picture is in `cpu/stages.h`).
+
+    Args:
+        size: tokens of a block, a multiple of 16.
+        dtype: fp32, bf16, or int8 with a scale for each token and head.
+
+    Returns:
+        "keys" and "values", and for int8 "key_scales" and "value_scales"; all are to begin as zeros.
+    """
+    if size <= 0 or size % LANES:
+        raise ConfigError(f"a block of {size} tokens: the CPU kernels need a multiple of {LANES}, e.g. 16, 32 or 128")
+    if dtype not in KV_TYPES:
+        raise ConfigError(f"keys and values in {dtype}: choose one of {', '.join(map(str, KV_TYPES))}")
+    values = ((blocks, kv_heads, size, dim), dtype)
+    if dtype != torch.int8:
+        return {"keys": ((blocks, kv_heads, size // LANES, dim, LANES), dtype), "values": values}
+    scales = ((blocks, kv_heads, size), torch.float32)
+    keys = ((blocks, kv_heads, size // LANES, -(-dim // 4), LANES, 4), dtype)
+    return {"keys": keys, "values": values, "key_scales": scales, "value_scales": scales}
 
 
 # ---------------------------------------------------------------------------------- whole sequences (training, scoring)
