@@ -134,13 +134,15 @@ PEER_ENTRIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Stand:
-    """Where and how all engines of a run are started. `cache_gb` is the KV cache that each may fill."""
+    """Where and how all engines of a run are started. `cache_gb` is the KV cache that each may fill, `ours` fields of
+    EngineConfig that win over the table's."""
 
     model: Path
     place: Path
     threads: int
     cache_gb: int
     quick: bool
+    ours: tuple[str, ...] = ()
 
     def start(self, entry: Entry, form: str) -> Runner:
         """An engine's process, loading; its checkpoint is converted first when it is not yet.
@@ -156,7 +158,7 @@ class Stand:
         command = [python, str(PEERS / entry.runner), "--model", str(model), "--threads", str(self.threads)]
         command += [*variant.flags, *(entry.quick_flags if self.quick else ())]
         if entry is OURS:
-            command.append(f"kv_cache_memory_bytes={self.cache_gb << 30}")
+            command += [f"kv_cache_memory_bytes={self.cache_gb << 30}", *self.ours]
             package = str(Path(__file__).resolve().parents[1])
             paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
             return Runner(command, os.environ | {"PYTHONPATH": os.pathsep.join(paths)})

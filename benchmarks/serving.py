@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=models.PLACE, help=f"default: {models.PLACE}")
     parser.add_argument("--place", type=Path, default=HERE.parent / ".peers", help="what make peers built")
     parser.add_argument("--cache-gb", type=int, help="KV cache of each engine (default: 4; 1 with --quick)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="fields of our EngineConfig")
     parser.add_argument("--json", type=Path, help="write the record to this file")
     parser.add_argument("--svg", type=Path, help="draw the table of ratios into this file")
     args = parser.parse_args()
@@ -183,7 +184,14 @@ def main() -> None:
     sizes = Sizes(cores=usable_cores(), vocab=spec.vocab, quick=args.quick)
     cache_gb = args.cache_gb or (1 if args.quick else 4)
     place = args.place.expanduser().resolve()
-    stand = Stand(model=folder, place=place, threads=args.threads, cache_gb=cache_gb, quick=args.quick)
+    stand = Stand(
+        model=folder,
+        place=place,
+        threads=args.threads,
+        cache_gb=cache_gb,
+        quick=args.quick,
+        ours=tuple(args.set),
+    )
     print(f"{folder.name}: {body / 1e6:.0f} M weights and a head of {head / 1e6:.0f} M, {args.threads} threads")
     print(f"workloads: {sizes.told()}; prefix caching on for E; every turn brings fresh tokens")
     seen = [limits.measure(args.threads, quick=True)]
