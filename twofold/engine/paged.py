@@ -19,19 +19,9 @@ import torch
 from torch import Tensor
 
 from ..core import ConfigError
-from ..kernels import native, stages
-from ..kernels.attention import (
-    KEYS,
-    KV_TYPES,
-    Attend,
-    Fold,
-    cache_shapes,
-    grouped,
-    look,
-    mask,
-    scores,
-    ungrouped,
-)
+from ..kernels import native, paged
+from ..kernels.paged import KV_TYPES, Panels, cache_shapes, keep, paged_attention
+from ..kernels.walk import KEYS, Attend, Fold, grouped, look, mask, scores, ungrouped
 from ..models.spec import ModelSpec
 
 
@@ -97,11 +87,9 @@ class KVCache:
             for part in layer.values():
                 part[index] = 0
 
-    def stage(self, layer: int, heads: tuple[int, int]) -> stages.Cache:
-        """One layer's addresses for the CPU kernels; `heads` is (key-value heads, head size)."""
-        parts = {name: part.data_ptr() for name, part in self.layers[layer].items()}
-        kind, (kv_heads, dim) = stages.TYPES[self.dtype], heads
-        return stages.Cache(**parts, type=kind, size=self.block_size, kv_heads=kv_heads, dim=dim)
+    def panels_of(self, layer: int) -> Panels:
+        """One layer's keys and values for the CPU kernels."""
+        return Panels(**self.layers[layer])
 
 
 def _walk_shapes(
@@ -122,9 +110,14 @@ class PagedContext:
         blocks = [span.blocks[p // size] for span in spans for p in range(span.start, span.start + span.count)]
         self._block_T = torch.tensor(blocks, dtype=torch.int64, device=device)
         self._row_T = self.positions_T % size
-        self._walks = [_Walk(members, cache, device) for members in _alike(spans)]
+        self._spans = paged.Spans([(span.start, span.count, span.blocks) for span in spans], size)
+        self._walks = [] if cache.panels else [_Walk(members, cache, device) for members in _alike(spans)]
 
     def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, how: Attend) -> Tensor:
+        if self.cache.panels:
+            panels = self.cache.panels_of(layer)
+            keep(k_TKD, v_TKD, panels, self._spans)
+            return paged_attention(q_THD, panels, self._spans, how).to(q_THD.dtype)
         keys, values = (self.cache.layers[layer][name] for name in ("keys", "values"))
         keys[self._block_T, :, self._row_T] = k_TKD.to(keys.dtype)
         values[self._block_T, :, self._row_T] = v_TKD.to(values.dtype)

@@ -51,8 +51,7 @@ class Runner:
         """Write the decoder's program anew: at the start, and when its weights may lie elsewhere."""
         self.program = None
         if self.cache is not None and self.cache.panels and not why_not(self.decoder):
-            mixers = [layer.mixer for layer in self.decoder.spec.layers]
-            caches = [self.cache.stage(i, (mixer.kv_heads, mixer.head_dim)) for i, mixer in enumerate(mixers)]
+            caches = [self.cache.panels_of(i).struct() for i in range(len(self.cache.layers))]
             self.program = Program(self.decoder, caches, tokens=self.tokens, rows=self._rows_at_once)
 
     def sleep(self) -> None:
