@@ -21,6 +21,10 @@ void run_one(const Stage& stage, Crew& crew) {
     case Kind::linear: return run(*static_cast<const Linear*>(stage.args), crew);
     case Kind::heads: return run(*static_cast<const Heads*>(stage.args), crew);
     case Kind::attention: return run(*static_cast<const Attention*>(stage.args), crew);
+    case Kind::route: return run(*static_cast<const Route*>(stage.args), crew);
+    case Kind::deal: return run(*static_cast<const Deal*>(stage.args), crew);
+    case Kind::grouped: return run(*static_cast<const Grouped*>(stage.args), crew);
+    case Kind::combine: return run(*static_cast<const Combine*>(stage.args), crew);
   }
 }
 
@@ -73,10 +77,12 @@ TF_EXPORT void tf_run(const Stage* stages, int32_t count, int32_t threads) {
   }
 }
 
-// Sizes of the structs, in the order of Kind, then Step, Cache and Numbers: the Python side compares its own.
+// Sizes of the structs, in the order of Kind, then those inside them: the Python side compares its own.
 TF_EXPORT int32_t tf_sizes(int32_t* sizes, int32_t room) {
-  const int32_t found[] = {sizeof(Embed), sizeof(Norm),      sizeof(Add),  sizeof(Pointwise), sizeof(Gather), sizeof(Linear),
-                           sizeof(Heads), sizeof(Attention), sizeof(Step), sizeof(Cache),     sizeof(Numbers)};
+  const int32_t found[] = {sizeof(Embed),   sizeof(Norm),    sizeof(Add),       sizeof(Pointwise), sizeof(Gather),
+                           sizeof(Linear),  sizeof(Heads),   sizeof(Attention), sizeof(Route),     sizeof(Deal),
+                           sizeof(Grouped), sizeof(Combine), sizeof(Step),      sizeof(Cache),     sizeof(Numbers),
+                           sizeof(Matrix)};
   const int32_t count = sizeof found / sizeof *found;
   for (int32_t i = 0; i < count && i < room; i++) sizes[i] = found[i];
   return count;
