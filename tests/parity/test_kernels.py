@@ -47,15 +47,24 @@ def naive_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: tuple[
     return torch.cat(out)
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(33, 7), (64, 192), (100, 33), (256, 1000)])
+WAYS = [name for name, way in linear.implementations.items() if not way.missing()]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("inputs", "outputs"), [(33, 7), (64, 192), (100, 33), (256, 1000), (515, 40)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_linear_rows_have_one_bit_pattern(inputs: int, outputs: int, dtype: torch.dtype) -> None:
-    x, w, b = torch.randn(2100, inputs, dtype=dtype), torch.randn(outputs, inputs, dtype=dtype), torch.randn(outputs)
-    truth = linear.reference(x, w, b.to(dtype))
+def test_linear_rows_have_one_bit_pattern(way: str, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    x, w, b = torch.randn(2100, inputs), torch.randn(outputs, inputs).to(dtype), torch.randn(outputs).to(dtype)
+    run = linear.implementations[way].run
+    truth = run(x, w, b)
     for rows in (0, 1, 2, 3, 5, 15, 16, 17, 40, 100, 1000, 2100):
-        assert torch.equal(linear(x[:rows], w, b.to(dtype)), truth[:rows]), rows
-    assert torch.equal(linear(x[7:13], w, b.to(dtype)), truth[7:13])
-    torch.testing.assert_close(truth.float(), F.linear(x, w, b.to(dtype)).float(), atol=2e-1, rtol=2e-2)
+        assert torch.equal(run(x[:rows], w, b), truth[:rows]), rows
+    assert torch.equal(run(x[7:13], w, b), truth[7:13])
+    assert torch.equal(run(x[:40], w.float(), b.float()), truth[:40]), "bf16 weights are widened exactly"
+    if way == "rows":
+        assert torch.equal(linear.reference(x, w, b), truth)
+    exact = F.linear(x.double(), w.double(), b.double())
+    torch.testing.assert_close(truth.double(), exact, atol=2e-6 * inputs, rtol=1e-5)
 
 
 def test_linear_gradients_are_those_of_torch() -> None:
@@ -154,7 +163,7 @@ def test_experts_are_the_weighted_sum_and_do_not_depend_on_the_batch() -> None:
 
 def test_an_op_says_who_serves_it_and_refuses_unknown_names() -> None:
     assert {"linear", "packed_attention", "rms_norm"} <= {item.name for item in all_ops()}
-    assert linear.serving()[0] == "rows"
+    assert linear.serving()[0] == WAYS[0]
     linear.use("reference")
     try:
         assert linear.serving()[0] == "reference"

@@ -84,7 +84,7 @@ def test_the_trainers_forward_is_the_engines(model):
     lengths = [len(ids) for ids in sequences.values()]
     ids_T = torch.tensor([token for ids in sequences.values() for token in ids])
     model.train()
-    hidden_TD = model(ids_T, PackedContext(lengths))
+    hidden_TD = model(ids_T, PackedContext(lengths, kv_dtype=model.dtype))
     assert hidden_TD.requires_grad, "the training path, not the serving one"
     logprobs_TV = torch.log_softmax(model.logits(hidden_TD), -1)
     for (name, ids), rows in zip(sequences.items(), logprobs_TV.split(lengths)):

@@ -6,6 +6,7 @@ contiguous memory; exp, tanh and erf of contiguous numbers do not, so the formul
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import native, stages
+from .gradient import with_reference_gradient
 from .op import op
 
 
@@ -62,24 +65,73 @@ def gated(gate_up_TF: Tensor, act: str) -> Tensor:
     return (ACTIVATIONS[act](gate_TF.contiguous()) * up_TF).to(gate_up_TF.dtype)
 
 
+@activate.on("native", why="one pass, by our own exp, tanh and erf", missing=native.missing)
+def _activate(x: Tensor, act: str) -> Tensor:
+    if not _fits(x):
+        return activate.reference(x, act)
+    return with_reference_gradient(_activate_forward, activate.reference, x, act)
+
+
+@gated.on("native", why="one pass; backward keeps the input alone", missing=native.missing)
+def _gated_native(gate_up_TF: Tensor, act: str) -> Tensor:
+    if not _fits(gate_up_TF):
+        return _gated(gate_up_TF, act)
+    if not (torch.is_grad_enabled() and gate_up_TF.requires_grad):
+        return _gated_forward(gate_up_TF, act)
+    if act != "silu":
+        return with_reference_gradient(_gated_forward, gated.reference, gate_up_TF, act)
+    out: Tensor = _SwiGlu.apply(gate_up_TF, _gated_forward)
+    return out
+
+
 @gated.on("silu", why="the same forward; a backward that keeps one tensor instead of six")
 def _gated(gate_up_TF: Tensor, act: str) -> Tensor:
     if act == "silu" and torch.is_grad_enabled() and gate_up_TF.requires_grad:
-        out: Tensor = _SwiGlu.apply(gate_up_TF)
+        out: Tensor = _SwiGlu.apply(gate_up_TF, gated.reference)
         return out
     return gated.reference(gate_up_TF, act)
 
 
+def _fits(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu" and x.dim() > 0
+
+
+def _activate_forward(x: Tensor, act: str) -> Tensor:
+    return _pointwise(x.reshape(-1, x.shape[-1]), x.shape[-1], act, is_gated=False).view(x.shape)
+
+
+def _gated_forward(gate_up_TF: Tensor, act: str) -> Tensor:
+    return _pointwise(gate_up_TF, gate_up_TF.shape[-1] // 2, act, is_gated=True)
+
+
+def _pointwise(x_TF: Tensor, width: int, act: str, *, is_gated: bool) -> Tensor:
+    library = native.library()
+    assert library is not None, "asked for only where it is there"
+    x_TF = x_TF if x_TF.stride(-1) == 1 else x_TF.contiguous()
+    out = torch.empty(x_TF.shape[0], width)
+    rows = ctypes.c_int32(x_TF.shape[0])
+    stage = stages.Pointwise(
+        rows=ctypes.addressof(rows),
+        width=width,
+        act=stages.ACTS[act],
+        gated=is_gated,
+        x=x_TF.data_ptr(),
+        x_stride=x_TF.stride(0),
+        out=out.data_ptr(),
+        out_stride=width,
+    )
+    library.run(stages.program(stage), torch.get_num_threads())
+    return out
+
+
 class _SwiGlu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate_up_TF: Tensor) -> Tensor:
+    def forward(ctx: Any, gate_up_TF: Tensor, forward: Callable[[Tensor, str], Tensor]) -> Tensor:
         ctx.save_for_backward(gate_up_TF)
-        gate_TF, up_TF = gate_up_TF.float().chunk(2, -1)
-        y_TF = gate_TF.neg().exp_().add_(1.0)  # the reference's operations, without a new tensor for each
-        return torch.div(gate_TF, y_TF, out=y_TF).mul_(up_TF).to(gate_up_TF.dtype)
+        return forward(gate_up_TF, "silu")
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad_TF,) = grads
         (gate_up_TF,) = ctx.saved_tensors
         gate_TF, up_TF = gate_up_TF.float().chunk(2, -1)
@@ -88,4 +140,4 @@ class _SwiGlu(torch.autograd.Function):
         grad_TF = grad_TF.float()
         torch.mul(grad_TF, F.silu(gate_TF), out=d_up_TF)
         torch.ops.aten.silu_backward.grad_input(grad_TF * up_TF, gate_TF, grad_input=d_gate_TF)
-        return out_TF.to(gate_up_TF.dtype)
+        return out_TF.to(gate_up_TF.dtype), None

@@ -62,7 +62,7 @@ class Normalise(nn.Module):
 
     def __init__(self, spec: Norm, *shape: int) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.shape = spec, shape
         self.weight = nn.Parameter(torch.empty(shape)) if spec.weight else None
         self.bias = nn.Parameter(torch.empty(shape)) if spec.bias else None
 
@@ -227,7 +227,7 @@ class Decoder(nn.Module):
         with torch.device(device):
             self._build(spec)
         self.to(dtype)
-        self._angles = {rope: Angles(rope, self.max_len) for rope in _ropes(spec)}
+        self.angles = {rope: Angles(rope, self.max_len) for rope in _ropes(spec)}
 
     def _build(self, spec: ModelSpec) -> None:
         embedding = spec.embedding
@@ -254,23 +254,28 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed.weight.dtype
 
+    @property
+    def compute(self) -> torch.dtype:
+        """What activations are kept in: fp32 on the CPU, where narrower weights are widened exactly."""
+        return torch.float32 if self.device.type == "cpu" else self.dtype
+
     def forward(self, ids_T: Tensor, ctx: AttnContext) -> Tensor:
         """Token ids [T] to the last layer's hidden states [T, D], final norm applied."""
         x_TD = self._embed(ids_T, ctx.positions_T)
-        angles = {rope: make(ctx.positions_T) for rope, make in self._angles.items()}
+        angles = {rope: make(ctx.positions_T) for rope, make in self.angles.items()}
         for layer in self.layers:
             x_TD = layer(x_TD, ctx, angles)
         return self.norm(x_TD) if self.spec.norm else x_TD
 
     def _embed(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
         embedding = self.spec.embedding
-        x = F.embedding(ids_T, self.embed.weight)
+        x = F.embedding(ids_T, self.embed.weight).to(self.compute)
         if embedding.scale != 1.0:
-            x = x * torch.tensor(embedding.scale, dtype=x.dtype)
+            x = x * embedding.scale
         if embedding.project:
             x = self.embed_project(x)
         if embedding.positions:
-            x = x + F.embedding(positions_T + embedding.positions.offset, self.positions.weight)
+            x = x + F.embedding(positions_T + embedding.positions.offset, self.positions.weight).to(self.compute)
         if embedding.norm:
             x = self.embed_norm(x)
         return x

@@ -11,12 +11,20 @@ from ..kernels.attention import Attend, packed_attention
 
 
 class PackedContext:
-    """Sequences of `lengths` tokens that fill the flat axis, none looking at another. Implements AttnContext."""
+    """Sequences of `lengths` tokens that fill the flat axis, none looking at another. Implements AttnContext.
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+    `kv_dtype` rounds keys and values as an engine does whose cache is kept in it, so that both have the same bits.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], device: torch.device | str = "cpu", kv_dtype: torch.dtype | None = None
+    ) -> None:
         self.lengths = tuple(lengths)
+        self.kv_dtype = kv_dtype
         places = [torch.arange(n, device=device) for n in self.lengths]
         self.positions_T = torch.cat(places) if places else torch.empty(0, dtype=torch.int64, device=device)
 
     def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, how: Attend) -> Tensor:
+        if self.kv_dtype is not None and self.kv_dtype != k_TKD.dtype:
+            k_TKD, v_TKD = (x.to(self.kv_dtype).to(x.dtype) for x in (k_TKD, v_TKD))
         return packed_attention(q_THD, k_TKD, v_TKD, self.lengths, how)

@@ -1,0 +1,112 @@
+"""Program: a Decoder written out as one list of stages that a team of threads runs without coming back to Python.
+
+    embed ▸ [ norm ▸ qkv ▸ heads ▸ attention ▸ out ▸ (add, norm) ▸ gate·up ▸ down ] × layers ▸ norm     ▸ gather ▸ head
+            x: the residual stream    h: a part's input    y, z: a part's output                          logits
+
+The stages are the same kernels that `Decoder.forward` calls one at a time, on the same weights where they lie, so both give
+the same bits; what is saved is Python between the layers, memory traffic, and waking the threads. Stages are written once;
+what changes from step to step is read through one `Step`.
+
+Shapes: T tokens of a step, R rows whose logits are wanted, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import native, stages
+from .decoder import Decoder
+from .spec import Mixture
+from .write import Writer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spans:
+    """A step's tokens: of each span its first position, how many tokens, and the blocks that hold its sequence.
+
+    `wanted` are the places on the token axis whose logits are wanted.
+    """
+
+    ids: Sequence[int]
+    starts: Sequence[int]
+    counts: Sequence[int]
+    blocks: Sequence[Sequence[int]]
+    wanted: Sequence[int] = ()
+
+
+def why_not(decoder: Decoder) -> str:
+    """What keeps a decoder from being compiled here, "" when nothing; then its layers run one kernel at a time."""
+    if native.missing():
+        return native.missing()
+    if decoder.device.type != "cpu":
+        return f"weights on {decoder.device}"
+    if decoder.dtype not in (torch.float32, torch.bfloat16):
+        return f"weights in {decoder.dtype}"
+    if any(isinstance(layer.ffn, Mixture) for layer in decoder.spec.layers):
+        return "mixture of experts"
+    if decoder.spec.embedding.project and decoder.spec.embedding.positions:
+        return "learned positions behind a projection"
+    return ""
+
+
+class Program:
+    """A decoder compiled for at most `tokens` tokens and `rows` wanted rows a step, over caches of keys and values.
+
+    `caches` holds one `stages.Cache` for each layer. Weights are read where they are: when a trainer changes them in
+    place, the next step sees it. `why_not` says which decoders can be compiled.
+    """
+
+    def __init__(self, decoder: Decoder, caches: Sequence[stages.Cache], *, tokens: int, rows: int) -> None:
+        library = native.library()
+        assert library is not None, "see why_not"
+        self._library, self.decoder, self.rows = library, decoder, rows
+        self._step = stages.Step()
+        writer = Writer(decoder, caches, self._step, tokens, rows)
+        self._written = (writer.body(), writer.head())
+        body, head = self._written
+        self._body, self._head, self._both = (stages.program(*part) for part in (body, head, [*body, *head]))
+        self._hidden_TD, self._logits_RV = writer.hidden_TD, writer.logits_RV
+        self._writer = writer  # keeps alive what the stages point at
+
+    def run(self, step: Spans) -> tuple[Tensor, Tensor]:
+        """The step's last hidden states [T, D], final norm applied, and the wanted rows' logits [R, V].
+
+        Both are the program's own memory, good until the next call. At most `rows` may be wanted at once.
+        """
+        kept = self._fill(step)
+        self._go(self._both if step.wanted else self._body)
+        del kept
+        return self._hidden_TD[: len(step.ids)], self._logits_RV[: len(step.wanted)]
+
+    def logits(self, wanted: Sequence[int]) -> Tensor:
+        """Logits [R, V] of more rows of the last step, at most `rows` of them."""
+        rows = _int32(wanted)
+        self._step.wanted, self._step.rows = len(wanted), ctypes.addressof(rows)
+        self._go(self._head)
+        return self._logits_RV[: len(wanted)]
+
+    def _go(self, part: ctypes.Array[stages.Stage]) -> None:
+        self._library.run(part, torch.get_num_threads())
+
+    def _fill(self, step: Spans) -> list[object]:
+        """Write the step's figures where the stages look for them; what is returned must outlive the run."""
+        positions = [p for start, count in zip(step.starts, step.counts) for p in range(start, start + count)]
+        first = [0]
+        for count in step.counts:
+            first.append(first[-1] + count)
+        stride = max((len(blocks) for blocks in step.blocks), default=0)
+        table = [block for blocks in step.blocks for block in (*blocks, *(0,) * (stride - len(blocks)))]
+        arrays = [_int32(values) for values in (step.ids, positions, first, step.starts, table, step.wanted)]
+        now = self._step
+        now.tokens, now.spans, now.wanted, now.table_stride = len(step.ids), len(step.starts), len(step.wanted), stride
+        now.ids, now.positions, now.first, now.start, now.table, now.rows = map(ctypes.addressof, arrays)
+        return list(arrays)
+
+
+def _int32(values: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
+    return (ctypes.c_int32 * len(values))(*values)
