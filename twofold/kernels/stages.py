@@ -275,6 +275,22 @@ class Combine(Structure):
     )
 
 
+class Gate(Structure):
+    _fields_ = (
+        ("rows", c_void_p),
+        ("width", c_int32),
+        ("unused", c_int32),
+        ("gate", c_void_p),
+        ("gate_stride", c_int64),
+        ("x", c_void_p),
+        ("x_stride", c_int64),
+        ("y", c_void_p),
+        ("y_stride", c_int64),
+        ("out", c_void_p),
+        ("out_stride", c_int64),
+    )
+
+
 KINDS: tuple[type[Structure], ...] = (
     Embed,
     Norm,
@@ -288,6 +304,7 @@ KINDS: tuple[type[Structure], ...] = (
     Deal,
     Grouped,
     Combine,
+    Gate,
 )
 SIZES = tuple(ctypes.sizeof(kind) for kind in (*KINDS, Step, Cache, Numbers, Matrix))
 

@@ -95,3 +95,13 @@ void run(const Combine& it, Crew& crew) {
     });
   });
 }
+
+void run(const Gate& it, Crew& crew) {
+  by_parts(crew, *it.rows, it.width, [&](int64_t row, int64_t from, int64_t to) {
+    const V16 shut = all(1.0f) + exp(all(-it.gate[row * it.gate_stride]));
+    by_lanes(from, to, [&](int64_t i, int count) {
+      const V16 y = load(it.y + row * it.y_stride + i, count) / shut;
+      store(it.out + row * it.out_stride + i, load(it.x + row * it.x_stride + i, count) + y, count);
+    });
+  });
+}

@@ -25,6 +25,7 @@ void run_one(const Stage& stage, Crew& crew) {
     case Kind::deal: return run(*static_cast<const Deal*>(stage.args), crew);
     case Kind::grouped: return run(*static_cast<const Grouped*>(stage.args), crew);
     case Kind::combine: return run(*static_cast<const Combine*>(stage.args), crew);
+    case Kind::gate: return run(*static_cast<const Gate*>(stage.args), crew);
   }
 }
 
@@ -81,8 +82,8 @@ TF_EXPORT void tf_run(const Stage* stages, int32_t count, int32_t threads) {
 TF_EXPORT int32_t tf_sizes(int32_t* sizes, int32_t room) {
   const int32_t found[] = {sizeof(Embed),   sizeof(Norm),    sizeof(Add),       sizeof(Pointwise), sizeof(Gather),
                            sizeof(Linear),  sizeof(Heads),   sizeof(Attention), sizeof(Route),     sizeof(Deal),
-                           sizeof(Grouped), sizeof(Combine), sizeof(Step),      sizeof(Cache),     sizeof(Numbers),
-                           sizeof(Matrix)};
+                           sizeof(Grouped), sizeof(Combine), sizeof(Gate),      sizeof(Step),      sizeof(Cache),
+                           sizeof(Numbers), sizeof(Matrix)};
   const int32_t count = sizeof found / sizeof *found;
   for (int32_t i = 0; i < count && i < room; i++) sizes[i] = found[i];
   return count;

@@ -213,7 +213,23 @@ struct Combine {
   int64_t out_stride;
 };
 
-enum class Kind : int32_t { embed, norm, add, pointwise, gather, linear, heads, attention, route, deal, grouped, combine };
+// out = x + y / (1 + e^-gate), one gate for each row.
+struct Gate {
+  const int32_t* rows;
+  int32_t width, unused;
+  const float* gate;
+  int64_t gate_stride;
+  const float* x;
+  int64_t x_stride;
+  const float* y;
+  int64_t y_stride;
+  float* out;
+  int64_t out_stride;
+};
+
+enum class Kind : int32_t {
+  embed, norm, add, pointwise, gather, linear, heads, attention, route, deal, grouped, combine, gate
+};
 
 struct Stage {
   Kind kind;
@@ -233,3 +249,4 @@ void run(const Route&, Crew&);
 void run(const Deal&, Crew&);
 void run(const Grouped&, Crew&);
 void run(const Combine&, Crew&);
+void run(const Gate&, Crew&);
