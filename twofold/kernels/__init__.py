@@ -8,9 +8,12 @@ rope.py        rotary positions
 activation.py  activations, and the gated product
 attention.py   the walk over blocks of keys, for whole sequences and for block tables
 moe.py         routing and experts
+lora.py        adapters: each token its own low-rank addition
+grouped.py     rows dealt to groups, each by its own matrix: what experts and adapters share
+quantized.py   products with int8 and int4 weights, and the panels they lie in
 """
 
-from . import activation, attention, linear, moe, norm, rope
+from . import activation, attention, linear, lora, moe, norm, quantized, rope
 from .op import Op, all_ops, op
 
-__all__ = ["Op", "activation", "all_ops", "attention", "linear", "moe", "norm", "op", "rope"]
+__all__ = ["Op", "activation", "all_ops", "attention", "linear", "lora", "moe", "norm", "op", "quantized", "rope"]

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..core import ConfigError
 from . import native, stages
+from .panels import Rounding, panels_of, quantize_stage, wide_gate
+
+if TYPE_CHECKING:
+    from .quantized import Packed
 
 
 class Places:
@@ -25,6 +30,11 @@ class Places:
         self.choices, self.groups = choices, groups
         self.first_G = torch.empty(groups + 1, dtype=torch.int32)
         self.row_P, self.pair_P, self.places_TC = (torch.empty(rows * choices, dtype=torch.int32) for _ in range(3))
+
+    @property
+    def count(self) -> int:
+        """The address of how many places there are, as a stage reads it."""
+        return self.first_G[self.groups :].data_ptr()
 
     def deal(self, chosen_TC: Tensor, rows: int) -> stages.Deal:
         """The stage that fills these from `chosen_TC` (int32, contiguous); `rows` is the address of the row count."""
@@ -41,50 +51,78 @@ class Places:
 
 
 class Matrices:
-    """The groups' matrices [N, K], fp32 or bf16, which may differ in all but their place; kept alive with this."""
+    """The groups' matrices [N, K], which may differ in all but their kind: fp32 or bf16, or quantized in panels.
 
-    def __init__(self, matrices: Sequence[Tensor], *, gated: bool = False, scales: Sequence[float] = ()) -> None:
-        self.gated = gated
-        self._kept = [matrix if matrix.stride(-1) == 1 else matrix.contiguous() for matrix in matrices]
+    Keeps them alive. `gated` ones have 2N rows; `scales` are what a scattered product is multiplied by.
+    """
+
+    def __init__(
+        self, matrices: Sequence[Tensor] | Sequence[Packed], *, gated: bool = False, scales: Sequence[float] = ()
+    ) -> None:
+        self._kept = [m.contiguous() if isinstance(m, Tensor) and m.stride(-1) != 1 else m for m in matrices]
         self._array = (stages.Matrix * len(self._kept))()
         for i, matrix in enumerate(self._kept):
-            self._array[i] = stages.Matrix(
-                w=matrix.data_ptr(),
-                stride=matrix.stride(0),
-                n=matrix.shape[0] // 2 if gated else matrix.shape[0],
-                k=matrix.shape[1],
-                type=stages.TYPES[matrix.dtype],
-                scale=scales[i] if scales else 1.0,
-            )
+            self._array[i] = _matrix(matrix, gated, scales[i] if scales else 1.0)
+        first = self._kept[0]
+        self._packed = None if isinstance(first, Tensor) else first
+        # Gates and ups whose panels overlap are multiplied as one and opened afterwards.
+        self._apart = bool(gated and self._packed and self._array[0].n % 16)
+        self._gated = gated and not self._apart
+        for matrix in self._array if self._apart else ():
+            matrix.n *= 2
 
-    def product(
+    def stages_of(
         self,
         places: Places,
         a: Tensor,
         out: Tensor,
+        rows: int,
+        rounding: Rounding,
         *,
         act: str = "none",
         gather: bool = False,
         scatter: bool = False,
-    ) -> stages.Grouped:
-        """The stage of one product for each place.
+    ) -> list[ctypes.Structure]:
+        """The stages of one product for each place.
 
-        Rows of `a` and `out` are places, or with `gather` (of a) and `scatter` (added to out, scaled) the places' rows.
+        Rows of `a` and `out` are places, or with `gather` (of a) and `scatter` (added to out, scaled) the places' rows;
+        `rows` is the address of how many `a` has. `rounding` is memory for as many rows as `a` or `out` may have.
         """
-        return stages.Grouped(
+        target = rounding.wide(self._array[0].n) if self._apart else out
+        product = stages.Grouped(
             groups=len(self._array),
-            act=stages.ACTS[act],
-            gated=self.gated,
+            act=stages.ACTS["none" if self._apart else act],
+            gated=self._gated,
             add=scatter,
             matrices=ctypes.addressof(self._array),
             first=places.first_G.data_ptr(),
             from_=places.row_P.data_ptr() if gather else None,
             to=places.row_P.data_ptr() if scatter else None,
-            a=a.data_ptr(),
-            a_stride=a.stride(0),
-            out=out.data_ptr(),
-            out_stride=out.stride(0),
+            out=target.data_ptr(),
+            out_stride=target.stride(0),
         )
+        made: list[ctypes.Structure] = [product]
+        if self._packed is not None and self._packed.dynamic:
+            rounded = quantize_stage(a, self._packed, rows, rounding)
+            product.rounded, made = rounded.out, [rounded, product]
+        else:
+            product.a, product.a_stride = a.data_ptr(), a.stride(0)
+        if self._apart:
+            made.append(wide_gate(target, out, places.count, act))
+        return made
+
+
+def _matrix(matrix: Tensor | Packed, gated: bool, scale: float) -> stages.Matrix:
+    if not isinstance(matrix, Tensor):
+        return stages.Matrix(n=matrix.n // 2 if gated else matrix.n, k=matrix.k, scale=scale, panels=panels_of(matrix))
+    return stages.Matrix(
+        w=matrix.data_ptr(),
+        stride=matrix.stride(0),
+        n=matrix.shape[0] // 2 if gated else matrix.shape[0],
+        k=matrix.shape[1],
+        type=stages.TYPES[matrix.dtype],
+        scale=scale,
+    )
 
 
 def choices_of(chosen: Tensor, groups: int, what: str, least: int = 0) -> Tensor:

@@ -22,6 +22,7 @@ from . import native, stages
 from .grouped import Matrices, Places, choices_of, in_lines, run
 from .linear import fits, linear
 from .op import op
+from .panels import Rounding
 
 
 class Adapter(NamedTuple):
@@ -73,6 +74,7 @@ class Adapting:
         self.places = Places(tokens, 1, len(adapters))
         self.index_T = torch.empty(tokens, dtype=torch.int32)
         self.shrunk_PR = torch.empty(tokens, max(1, *(len(adapter.a_RK) for adapter in adapters)))
+        self._rounding = Rounding(tokens)
         self._shrink = Matrices([adapter.a_RK for adapter in adapters])
         self._expand = Matrices([adapter.b_NR for adapter in adapters], scales=[adapter.scale for adapter in adapters])
 
@@ -80,8 +82,8 @@ class Adapting:
         """The stages that add to `y_TN`, in place, what the adapters named in `index_T` make of `x_TK`."""
         return [
             self.places.deal(self.index_T, rows),
-            self._shrink.product(self.places, x_TK, self.shrunk_PR, gather=True),
-            self._expand.product(self.places, self.shrunk_PR, y_TN, scatter=True),
+            *self._shrink.stages_of(self.places, x_TK, self.shrunk_PR, rows, self._rounding, gather=True),
+            *self._expand.stages_of(self.places, self.shrunk_PR, y_TN, self.places.count, self._rounding, scatter=True),
         ]
 
 

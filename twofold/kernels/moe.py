@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import ConfigError
-from . import native, stages
+from . import native, panels, stages
 from .activation import gated
 from .gradient import with_reference_gradient
 from .grouped import Matrices, Places, choices_of, in_lines, run
 from .linear import fits, linear
 from .op import op
-
-Stages = list[ctypes.Structure]
+from .panels import Rounding
+from .quantized import Packed, quantized_experts
 
 
 @op
@@ -81,6 +81,19 @@ def _experts(
     return out
 
 
+@quantized_experts.on("native", why="every expert's rows in one call, from panels as they lie", missing=native.missing)
+def _quantized_experts(
+    x_TD: Tensor, gate_up: Packed, down: Packed, weights_TC: Tensor, experts_TC: Tensor, act: str
+) -> Tensor:
+    if not (panels.fits(gate_up, x_TD) and panels.fits(down)):
+        return quantized_experts.reference(x_TD, gate_up, down, weights_TC, experts_TC, act)
+    count = len(gate_up.codes)
+    inner = Matrices([gate_up.expert(i) for i in range(count)], gated=True)
+    outer = Matrices([down.expert(i) for i in range(count)])
+    mixing = Mixing(len(experts_TC), count, experts_TC.shape[1], down.k, down.n)
+    return mixing.run(x_TD, inner, outer, weights_TC, experts_TC, act)
+
+
 @open_gate.on("native", why="one pass, by our own exp", missing=native.missing)
 def _open_gate(out_TD: Tensor, y_TD: Tensor, gate_T1: Tensor) -> Tensor:
     if not all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (out_TD, y_TD, gate_T1)):
@@ -97,19 +110,17 @@ class Mixing:
         self.chosen_TC = torch.empty(tokens, top_k, dtype=torch.int32)
         self.inner_PF = torch.empty(tokens * top_k, width)
         self.outer_PD = torch.empty(tokens * top_k, hidden)
-
-    def route(self, logits_TE: Tensor, renormalise: bool, rows: int) -> stages.Route:
-        """The stage that chooses each token's experts."""
-        return route_stage(logits_TE, renormalise, self.weights_TC, self.chosen_TC, rows)
+        self._rounding = Rounding(tokens * top_k)
 
     def stages_of(
         self, x_TD: Tensor, gate_up: Matrices, down: Matrices, out_TD: Tensor, act: str, rows: int
-    ) -> Stages:
-        """The stages from tokens and their chosen experts to `out_TD`."""
+    ) -> list[ctypes.Structure]:
+        """The stages from tokens, and the experts in `chosen_TC` with their weights, to `out_TD`."""
+        count = self.places.count
         return [
             self.places.deal(self.chosen_TC, rows),
-            gate_up.product(self.places, x_TD, self.inner_PF, act=act, gather=True),
-            down.product(self.places, self.inner_PF, self.outer_PD),
+            *gate_up.stages_of(self.places, x_TD, self.inner_PF, rows, self._rounding, act=act, gather=True),
+            *down.stages_of(self.places, self.inner_PF, self.outer_PD, count, self._rounding),
             stages.Combine(
                 rows=rows,
                 choices=self.places.choices,
@@ -123,6 +134,15 @@ class Mixing:
                 out_stride=out_TD.stride(0),
             ),
         ]
+
+    def run(self, x_TD: Tensor, gate_up: Matrices, down: Matrices, weights: Tensor, chosen: Tensor, act: str) -> Tensor:
+        """One mixture here and now: [T, D]."""
+        x_TD, rows = in_lines(x_TD), ctypes.c_int32(len(x_TD))
+        self.weights_TC = weights.float().contiguous()
+        self.chosen_TC = choices_of(chosen, self.places.groups, "experts")
+        out_TD = torch.empty(len(x_TD), self.outer_PD.shape[1])
+        run(*self.stages_of(x_TD, gate_up, down, out_TD, act, ctypes.addressof(rows)))
+        return out_TD
 
 
 def route_stage(
@@ -210,14 +230,10 @@ class _Experts(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x_TD, gate_up_E2FD, down_EDF, weights_TC, experts_TC)
         ctx.act = act
-        x_TD, (tokens, top_k), (count, hidden, width) = in_lines(x_TD), experts_TC.shape, down_EDF.shape
-        mixing = Mixing(tokens, count, top_k, width, hidden)
-        mixing.weights_TC = weights_TC.float().contiguous()
-        mixing.chosen_TC = choices_of(experts_TC, count, "experts")
-        out_TD, rows = torch.empty(tokens, hidden), ctypes.c_int32(tokens)
+        (tokens, top_k), (count, hidden, width) = experts_TC.shape, down_EDF.shape
         gate_up, down = Matrices(gate_up_E2FD.unbind(), gated=True), Matrices(down_EDF.unbind())
-        run(*mixing.stages_of(x_TD, gate_up, down, out_TD, act, ctypes.addressof(rows)))
-        return out_TD
+        mixing = Mixing(tokens, count, top_k, width, hidden)
+        return mixing.run(x_TD, gate_up, down, weights_TC, experts_TC, act)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -203,6 +203,74 @@ class Attention(Structure):
     )
 
 
+class Panels(Structure):
+    """A quantized weight in panels of sixteen outputs; see `quantized.py`."""
+
+    _fields_ = (
+        ("codes", c_void_p),
+        ("scales", Numbers),
+        ("zeros", c_void_p),
+        ("bits", c_int32),
+        ("group", c_int32),
+        ("inputs", c_int32),
+        ("groups", c_int32),
+    )
+
+
+class Rounded(Structure):
+    """Activations rounded to int8 by row and group, codes, a scale and a sum for each."""
+
+    _fields_ = (
+        ("codes", c_void_p),
+        ("scales", c_void_p),
+        ("sums", c_void_p),
+        ("stride", c_int32),
+        ("groups", c_int32),
+    )
+
+
+class Quantize(Structure):
+    _fields_ = (
+        ("rows", c_void_p),
+        ("k", c_int32),
+        ("group", c_int32),
+        ("a", c_void_p),
+        ("a_stride", c_int64),
+        ("out", Rounded),
+    )
+
+
+class QuantizedLinear(Structure):
+    _fields_ = (
+        ("rows", c_void_p),
+        ("n", c_int32),
+        ("k", c_int32),
+        ("act", c_int32),
+        ("gated", c_int32),
+        ("w", Panels),
+        ("bias", Numbers),
+        ("rounded", Rounded),
+        ("a", c_void_p),
+        ("a_stride", c_int64),
+        ("out", c_void_p),
+        ("out_stride", c_int64),
+    )
+
+
+class QuantizedEmbed(Structure):
+    _fields_ = (
+        ("step", POINTER(Step)),
+        ("table", Panels),
+        ("places", Numbers),
+        ("width", c_int32),
+        ("offset", c_int32),
+        ("scale", c_float),
+        ("unused", c_int32),
+        ("out", c_void_p),
+        ("out_stride", c_int64),
+    )
+
+
 class Route(Structure):
     _fields_ = (
         ("rows", c_void_p),
@@ -240,6 +308,7 @@ class Matrix(Structure):
         ("k", c_int32),
         ("type", c_int32),
         ("scale", c_float),
+        ("panels", Panels),
     )
 
 
@@ -253,6 +322,7 @@ class Grouped(Structure):
         ("first", c_void_p),
         ("from_", c_void_p),
         ("to", c_void_p),
+        ("rounded", Rounded),
         ("a", c_void_p),
         ("a_stride", c_int64),
         ("out", c_void_p),
@@ -300,13 +370,17 @@ KINDS: tuple[type[Structure], ...] = (
     Linear,
     Heads,
     Attention,
+    Quantize,
+    QuantizedLinear,
+    QuantizedEmbed,
     Route,
     Deal,
     Grouped,
     Combine,
     Gate,
 )
-SIZES = tuple(ctypes.sizeof(kind) for kind in (*KINDS, Step, Cache, Numbers, Matrix))
+PARTS: tuple[type[Structure], ...] = (Step, Cache, Numbers, Panels, Rounded, Matrix)
+SIZES = tuple(ctypes.sizeof(kind) for kind in (*KINDS, *PARTS))
 
 
 class Stage(Structure):

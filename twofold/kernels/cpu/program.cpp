@@ -21,6 +21,9 @@ void run_one(const Stage& stage, Crew& crew) {
     case Kind::linear: return run(*static_cast<const Linear*>(stage.args), crew);
     case Kind::heads: return run(*static_cast<const Heads*>(stage.args), crew);
     case Kind::attention: return run(*static_cast<const Attention*>(stage.args), crew);
+    case Kind::quantize: return run(*static_cast<const Quantize*>(stage.args), crew);
+    case Kind::quantized_linear: return run(*static_cast<const QuantizedLinear*>(stage.args), crew);
+    case Kind::quantized_embed: return run(*static_cast<const QuantizedEmbed*>(stage.args), crew);
     case Kind::route: return run(*static_cast<const Route*>(stage.args), crew);
     case Kind::deal: return run(*static_cast<const Deal*>(stage.args), crew);
     case Kind::grouped: return run(*static_cast<const Grouped*>(stage.args), crew);
@@ -80,10 +83,11 @@ TF_EXPORT void tf_run(const Stage* stages, int32_t count, int32_t threads) {
 
 // Sizes of the structs, in the order of Kind, then those inside them: the Python side compares its own.
 TF_EXPORT int32_t tf_sizes(int32_t* sizes, int32_t room) {
-  const int32_t found[] = {sizeof(Embed),   sizeof(Norm),    sizeof(Add),       sizeof(Pointwise), sizeof(Gather),
-                           sizeof(Linear),  sizeof(Heads),   sizeof(Attention), sizeof(Route),     sizeof(Deal),
-                           sizeof(Grouped), sizeof(Combine), sizeof(Gate),      sizeof(Step),      sizeof(Cache),
-                           sizeof(Numbers), sizeof(Matrix)};
+  const int32_t found[] = {
+      sizeof(Embed), sizeof(Norm), sizeof(Add), sizeof(Pointwise), sizeof(Gather), sizeof(Linear), sizeof(Heads),
+      sizeof(Attention), sizeof(Quantize), sizeof(QuantizedLinear), sizeof(QuantizedEmbed), sizeof(Route), sizeof(Deal),
+      sizeof(Grouped), sizeof(Combine), sizeof(Gate),
+      sizeof(Step), sizeof(Cache), sizeof(Numbers), sizeof(Panels), sizeof(Rounded), sizeof(Matrix)};
   const int32_t count = sizeof found / sizeof *found;
   for (int32_t i = 0; i < count && i < room; i++) sizes[i] = found[i];
   return count;

@@ -19,8 +19,14 @@ struct Numbers {
 
   explicit operator bool() const { return at != nullptr; }
   V16 load16(int64_t i, int count = LANES) const {
-    return type == Type::bf16 ? load_bf16(static_cast<const uint16_t*>(at) + i, count)
-                              : load(static_cast<const float*>(at) + i, count);
+    if (type == Type::fp32) return load(static_cast<const float*>(at) + i, count);
+    const uint16_t* from = static_cast<const uint16_t*>(at) + i;
+    return type == Type::bf16 ? load_bf16(from, count) : load_fp16(from, count);
+  }
+  float one(int64_t i) const {
+    if (type == Type::fp32) return static_cast<const float*>(at)[i];
+    const uint16_t half = static_cast<const uint16_t*>(at)[i];
+    return type == Type::bf16 ? widen(half) : widen_fp16(half);
   }
 };
 
@@ -157,6 +163,60 @@ struct Attention {
   float* lse;            // [tokens][heads] or null
 };
 
+// A quantized weight in panels of sixteen outputs: w = scale * (code - zero). `group` inputs share a scale, of `inputs` in
+// all (k filled up with codes equal to zero's).
+//   codes          int8 [n/16][inputs/4][16][4]; int4 [n/16][inputs/8][16][4], two to a byte
+//   scales, zeros  [n/16][groups][16]; no zeros: 0 for int8, 8 for int4
+struct Panels {
+  const uint8_t* codes;
+  Numbers scales;
+  const int8_t* zeros;
+  int32_t bits, group, inputs, groups;
+};
+
+// Activations rounded to int8 by row and group: codes [rows] each `stride` bytes, zero from k to `inputs`; scales and sums
+// of codes [rows][groups].
+struct Rounded {
+  int8_t* codes;
+  float* scales;
+  int32_t* sums;
+  int32_t stride, groups;
+};
+
+// a[rows, k] rounded: scale = largest / 127 of each group, codes to the nearest, ties to even.
+struct Quantize {
+  const int32_t* rows;
+  int32_t k, group;
+  const float* a;
+  int64_t a_stride;
+  Rounded out;
+};
+
+// As Linear, of rounded activations, or of floats where `a` is given: then weights are widened.
+struct QuantizedLinear {
+  const int32_t* rows;
+  int32_t n, k, act, gated;
+  Panels w;
+  Numbers bias;
+  Rounded rounded;
+  const float* a;
+  int64_t a_stride;
+  float* out;
+  int64_t out_stride;
+};
+
+// As Embed, from a table in panels.
+struct QuantizedEmbed {
+  const Step* step;
+  Panels table;
+  Numbers places;
+  int32_t width, offset;
+  float scale;
+  int32_t unused;
+  float* out;
+  int64_t out_stride;
+};
+
 // The top_k best of softmax(logits[row]) and their weights, best first; of equal logits the lower expert is the better.
 struct Route {
   const int32_t* rows;
@@ -179,22 +239,25 @@ struct Deal {
   int32_t* places;        // [rows][choices] a row's places, rising, then -1; or null
 };
 
-// One of the matrices of Grouped: w [n, k], or [2n, k] when gated, fp32 or bf16.
+// One of the matrices of Grouped: w [n, k], or [2n, k] when gated, fp32 or bf16; or in panels, where w is null.
 struct Matrix {
   const void* w;
   int64_t stride;
   int32_t n, k;
   Type type;
   float scale;
+  Panels panels;
 };
 
 // Places first[g] to first[g+1]-1 go through matrices[g]: out[to] = act(a[from] . w), or out[to] += scale * act(a[from] . w).
+// Where `a` is null, its rows are `rounded`.
 struct Grouped {
   int32_t groups, act, gated, add;
   const Matrix* matrices;  // [groups]
   const int32_t* first;    // [groups + 1]
   const int32_t* from;     // [places] the row of a; null: the place itself
   const int32_t* to;       // [places] the row of out; null: the place itself
+  Rounded rounded;
   const float* a;
   int64_t a_stride;
   float* out;
@@ -228,7 +291,8 @@ struct Gate {
 };
 
 enum class Kind : int32_t {
-  embed, norm, add, pointwise, gather, linear, heads, attention, route, deal, grouped, combine, gate
+  embed, norm, add, pointwise, gather, linear, heads, attention, quantize, quantized_linear, quantized_embed,
+  route, deal, grouped, combine, gate
 };
 
 struct Stage {
@@ -245,6 +309,9 @@ void run(const Gather&, Crew&);
 void run(const Linear&, Crew&);
 void run(const Heads&, Crew&);
 void run(const Attention&, Crew&);
+void run(const Quantize&, Crew&);
+void run(const QuantizedLinear&, Crew&);
+void run(const QuantizedEmbed&, Crew&);
 void run(const Route&, Crew&);
 void run(const Deal&, Crew&);
 void run(const Grouped&, Crew&);

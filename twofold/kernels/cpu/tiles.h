@@ -1,11 +1,11 @@
-// Products of rows by panels: what every matrix product is made of, whatever its weights are kept as.
+// Tiles of fp32 products: rows of activations by panels of sixteen outputs, and what is done to the sums afterwards.
 //
-//   16 rows of w, a slab of k          a panel in cache            a tile of rows by sixteen or more outputs
-//   ┌───────────── k ─┐                ┌ 16 ┐
-//   │ w[n0]  ........ │   by `fill`    │ k0 │                     sum[m, n] += a[m, k] * panel[k][n], k after k,
-//   │  ...            │  ────────────▶ │ k1 │   ───────────▶      by one accumulator for each (m, n)
-//   │ w[n0+15]  ..... │                │ .. │
-//   └─────────────────┘                └────┘
+//   a panel in cache            a tile of rows by sixteen or more outputs
+//   ┌ 16 ┐
+//   │ k0 │                      out[m, n] += a[m, k] * panel[k][n], k after k,
+//   │ k1 │   ───────────▶       by one accumulator for each (m, n)
+//   │ .. │
+//   └────┘
 //
 // Each output is one fp32 accumulator, added to by fma in increasing k. Slabs, tiles and threads only decide when, not in
 // which order, so a row's bits are its own. The blocking is Goto and van de Geijn's (2008).
@@ -15,89 +15,198 @@
 #include "math.h"
 #include "stages.h"
 
-constexpr int SLAB = 256;            // inner numbers of one panel: 16 KB for 16 outputs
-constexpr int ROWS = 192;            // rows of a piece of work: their slab stays in the second-level cache
-constexpr int WIDTH = SLAB + LANES;  // a row of the slab's copy: not a power of two, so rows do not share cache sets
-constexpr int MOST_PANELS = 16;      // of one piece
+// One piece: rows [m0, m0+m), or those rows of `from`, by the panels of `columns`, each 16 outputs from a row of w on.
+struct Piece {
+  int64_t m0;
+  int m, panels;
+  const int64_t* column;  // [panels]
+  const int32_t* from;    // null: the rows themselves
 
-// The rows on the left: `count` of them from `from` on, or those that `index` lists.
-struct Rows {
-  const float* from;
-  int64_t stride;
-  const int32_t* index;
-  int count;
-
-  const float* operator[](int m) const { return from + (index ? index[m] : m) * stride; }
+  int64_t row(int i) const { return from ? from[m0 + i] : m0 + i; }
 };
 
-// The panels on the right: sixteen rows of w from column[p] on.
-struct Panels {
-  int count;
-  int64_t column[MOST_PANELS];
-};
+namespace {
 
-// A thread's memory for one piece: panels[p][SLAB][16], slab[m][WIDTH], sum[m][p][16].
-struct Room {
-  float *panels, *slab, *sum;
+constexpr int SLAB = 256;                  // inner numbers of one panel: 16 KB for 16 outputs
+constexpr int FEW = 3, FEW_SLAB = 64;      // up to this many rows take four panels at once: 4 KB each
+constexpr int ROWS = 192;                  // rows of a piece of work: their slab stays in the second-level cache
+constexpr int WIDTH = SLAB + LANES;        // a row of the slab's copy: not a power of two, so rows do not share cache sets
+#if defined(__AVX512F__)
+constexpr int TILE = 12;                   // rows of a register tile: 12 x 32 outputs fill 24 of 32 registers
+constexpr int WIDE = 2;                    // panels of a register tile
+#else
+constexpr int TILE = 6;                    // 6 x 16 outputs fill 12 of 16 registers
+constexpr int WIDE = 1;
+#endif
 
-  Room(Scratch& scratch, int64_t rows, int64_t count)
-      : panels(scratch.need<float>(count * SLAB * LANES + rows * (WIDTH + count * LANES))),
-        slab(panels + count * SLAB * LANES),
-        sum(slab + rows * WIDTH) {}
-};
-
-// All panels of a slab against m rows; `first` begins the sums.
-void multiply(const float* a, int64_t a_stride, int m, const float* panels, int count, int k, float* sum, bool first);
-
-// room.sum = rows . panels; fill(column, k0, k, to) writes one panel: to[i][j] = w[column + j][k0 + i].
-template <class Fill>
-void sum_up(const Rows& rows, const Panels& panels, int k_end, Room& room, Fill fill) {
-  if (k_end == 0) std::fill_n(room.sum, int64_t(rows.count) * panels.count * LANES, 0.0f);
-  for (int k0 = 0; k0 < k_end; k0 += SLAB) {
-    const int k = std::min(SLAB, k_end - k0);
-    for (int p = 0; p < panels.count; p++) fill(panels.column[p], k0, k, room.panels + int64_t(p) * SLAB * LANES);
-    const float* a = rows[0] + k0;
-    int64_t stride = rows.stride;
-    if (rows.count > 3 || (rows.index && rows.count > 1)) {
-      for (int m = 0; m < rows.count; m++) std::memcpy(room.slab + m * WIDTH, rows[m] + k0, sizeof(float) * k);
-      a = room.slab, stride = WIDTH;
+// tile[m][p] (+)= a[m, 0..k) . panels; a register tile of M rows by P panels.
+template <int M, int P>
+inline void tile(const float* __restrict a, int64_t a_stride, const float* __restrict panel, int64_t panel_stride, int k,
+                 float* __restrict sum, int64_t sum_stride, bool first) {
+  V16 c[M][P];
+  TF_UNROLL for (int m = 0; m < M; m++)
+    TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = first ? all(0.0f) : load(sum + m * sum_stride + p * LANES);
+  for (int i = 0; i < k; i++) {
+    V16 w[P];
+    TF_UNROLL for (int p = 0; p < P; p++) w[p] = load(panel + p * panel_stride + i * LANES);
+    TF_UNROLL for (int m = 0; m < M; m++) {
+      const V16 x = all(a[m * a_stride + i]);
+      TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = fma(x, w[p], c[m][p]);
     }
-    multiply(a, stride, rows.count, room.panels, panels.count, k, room.sum, k0 == 0);
   }
+  TF_UNROLL for (int m = 0; m < M; m++)
+    TF_UNROLL for (int p = 0; p < P; p++) store(sum + m * sum_stride + p * LANES, c[m][p]);
 }
 
-// The same with weights as in the checkpoint: `rows_of_w` rows of k numbers, fp32 or bf16; beyond the last, zeros.
-void sum_up(const Rows& rows, const Panels& panels, int k, Room& room, const void* w, Type type, int64_t w_stride,
-            int64_t rows_of_w);
+using Tile = void (*)(const float*, int64_t, const float*, int64_t, int, float*, int64_t, bool);
 
-// Bias, activation and gate, then put(m, n, count, x) for each sixteen outputs of each row. Gated: the panels' second half
-// is what the first half's gates open.
-template <class Put>
-void finish(const Rows& rows, const Panels& panels, const float* sum, int n, Act act, bool gated, const Numbers& bias,
-            Put put) {
-  const int outputs = gated ? panels.count / 2 : panels.count;
-  for (int m = 0; m < rows.count; m++, sum += int64_t(panels.count) * LANES)
+template <int P, int... M>
+constexpr void tiles_of(Tile* to, std::integer_sequence<int, M...>) {
+  ((to[M] = [](const float* a, int64_t as, const float* w, int64_t ws, int k, float* c, int64_t cs, bool first) {
+     tile<M + 1, P>(a, as, w, ws, k, c, cs, first);
+   }),
+   ...);
+}
+
+struct Tiles {
+  Tile one[TILE], wide[TILE], four[FEW];  // by rows - 1, for one panel, for WIDE panels, and for four where rows are few
+  Tiles() {
+    tiles_of<1>(one, std::make_integer_sequence<int, TILE>());
+    tiles_of<WIDE>(wide, std::make_integer_sequence<int, TILE>());
+    tiles_of<4>(four, std::make_integer_sequence<int, FEW>());
+  }
+};
+inline const Tiles tiles;
+
+// All panels of a slab against all rows of the piece.
+inline void multiply(const float* a, int64_t a_stride, int m, const float* panel, int64_t panel_stride, int panels, int k,
+                     float* sum, bool first) {
+  const int64_t sum_stride = int64_t(panels) * LANES;
+  int p = 0;
+  for (; m <= FEW && p + 4 <= panels; p += 4)
+    tiles.four[m - 1](a, a_stride, panel + p * panel_stride, panel_stride, k, sum + p * LANES, sum_stride, first);
+  const int wide = panels - (panels - p) % WIDE;
+  for (; p < wide; p += WIDE)
+    for (int row = 0; row < m; row += TILE)
+      tiles.wide[std::min(TILE, m - row) - 1](a + row * a_stride, a_stride, panel + p * panel_stride, panel_stride, k,
+                                              sum + row * sum_stride + p * LANES, sum_stride, first);
+  for (; p < panels; p++)
+    for (int row = 0; row < m; row += TILE)
+      tiles.one[std::min(TILE, m - row) - 1](a + row * a_stride, a_stride, panel + p * panel_stride, panel_stride, k,
+                                             sum + row * sum_stride + p * LANES, sum_stride, first);
+}
+
+// Sixteen rows of w from `row` on, inner numbers k0 to k0+k-1, as a panel; rows past the last are zero. `ahead` numbers
+// further on lies what this thread reads after this: rows are too many streams for the processor to foresee.
+//
+//   ┌───────────── k ─┐                ┌ 16 ┐
+//   │ w[row]  ....... │   transposed   │ k0 │
+//   │  ...            │  ────────────▶ │ k1 │
+//   │ w[row+15]  .... │                │ .. │
+//   └─────────────────┘                └────┘
+template <class W>
+void fill_panel(const W* w, int64_t stride, int64_t row, int64_t rows, int k0, int k, int64_t ahead, float* panel) {
+  const W* from = w + row * stride + k0;
+  const int count = int(std::min<int64_t>(LANES, rows - row));
+  constexpr int LINE = 64 / sizeof(W);
+  int i = 0;
+  if (count == LANES)
+    for (; i + 16 <= k; i += 16) {
+      if (i % LINE == 0)
+        for (int j = 0; j < LANES; j++) prefetch(from + j * stride + i + ahead);
+      transpose16(from + i, stride, panel + i * LANES);
+    }
+  for (; i < k; i++)
+    for (int j = 0; j < LANES; j++) {
+      if constexpr (sizeof(W) == 2) panel[i * LANES + j] = j < count ? widen(from[j * stride + i]) : 0.0f;
+      else panel[i * LANES + j] = j < count ? from[j * stride + i] : 0.0f;
+    }
+}
+
+// Fills panels with weights as they lie in the checkpoint, `rows` of k_all numbers, fp32 or bf16.
+template <class W>
+auto lying(const void* w, int64_t stride, int64_t rows, int k_all) {
+  return [=](int64_t row, int k0, int k, int panels, float* to) {
+    const int64_t ahead = k0 + k < k_all ? k : panels * LANES * stride - k0;
+    fill_panel(static_cast<const W*>(w), stride, row, rows, k0, k, ahead, to);
+  };
+}
+
+// The sums of a piece, slab after slab. `fill(row, k0, k, panels, to)` makes the panel of sixteen rows of w from `row` on,
+// one of `panels`.
+template <class L, class Fill>
+void sums_of(const L& it, const Piece& piece, Fill fill, float* slab, float* panel, float* sum) {
+  const int most = piece.m <= FEW ? FEW_SLAB : SLAB;
+  int k0 = 0;
+  do {
+    const int k = std::min(most, it.k - k0);
+    for (int p = 0; p < piece.panels; p++) fill(piece.column[p], k0, k, piece.panels, panel + int64_t(p) * most * LANES);
+    const float* a = it.a + piece.row(0) * it.a_stride + k0;
+    int64_t a_stride = it.a_stride;
+    if (piece.m > FEW || (piece.from && piece.m > 1)) {
+      for (int m = 0; m < piece.m; m++)
+        std::memcpy(slab + m * WIDTH, it.a + piece.row(m) * it.a_stride + k0, sizeof(float) * k);
+      a = slab, a_stride = WIDTH;
+    }
+    multiply(a, a_stride, piece.m, panel, int64_t(most) * LANES, piece.panels, k, sum, k0 == 0);
+    k0 += most;
+  } while (k0 < it.k);
+}
+
+// Bias, activation, gate; then the sums are outputs: put(row of the piece, output, count, sixteen of them).
+template <class L, class Put>
+void finish(const L& it, const Piece& piece, int outputs, const float* sum, Put put) {
+  const int64_t sum_stride = int64_t(piece.panels) * LANES;
+  const Act act = Act(it.act);
+  for (int m = 0; m < piece.m; m++)
     for (int p = 0; p < outputs; p++) {
-      const int64_t at = panels.column[p];
-      const int count = int(std::min<int64_t>(LANES, n - at));
-      V16 x = load(sum + p * LANES);
-      if (bias) x = x + bias.load16(at, count);
+      const int64_t n = piece.column[p];
+      const int count = int(std::min<int64_t>(LANES, it.n - n));
+      V16 x = load(sum + m * sum_stride + p * LANES);
+      if (it.bias) x = x + it.bias.load16(n, count);
       x = activation(x, act);
-      if (gated) {
-        V16 up = load(sum + (outputs + p) * LANES);
-        if (bias) up = up + bias.load16(n + at, count);
+      if (it.gated) {
+        V16 up = load(sum + m * sum_stride + (outputs + p) * LANES);
+        if (it.bias) up = up + it.bias.load16(it.n + n, count);
         x = x * up;
       }
-      put(m, at, count, x);
+      put(m, n, count, x);
     }
 }
 
-// Panels p0 .. p0+outputs-1 of n outputs; gated, their partners n rows below too.
-inline Panels panels_of(int64_t p0, int outputs, int64_t n, bool gated) {
-  Panels panels{gated ? 2 * outputs : outputs, {}};
-  for (int p = 0; p < outputs; p++) {
-    panels.column[p] = (p0 + p) * LANES;
-    if (gated) panels.column[outputs + p] = n + (p0 + p) * LANES;
-  }
-  return panels;
+template <class L>
+void finish(const L& it, const Piece& piece, int outputs, const float* sum) {
+  finish(it, piece, outputs, sum, [&](int m, int64_t n, int count, V16 x) {
+    store(it.out + (piece.m0 + m) * it.out_stride + n, x, count);
+  });
 }
+
+// A product shared out: rows in blocks, outputs in runs of panels, so that there is work for every thread and a block's slab
+// stays in cache.
+template <class L, class Fill>
+void multiply_by_panels(const L& it, Crew& crew, Fill fill) {
+  const int64_t rows = *it.rows, panels = divide_up(it.n, LANES), blocks = divide_up(rows, ROWS);
+  if (!rows) return;
+  // Panels of a piece: as many as the rows make worth while, but enough pieces for every thread.
+  int64_t each = it.gated ? 4 : 8;
+  while (each > 1 && blocks * divide_up(panels, each) < 4 * crew.threads) each /= 2;
+  if (rows <= FEW && each < 4 && panels >= 4 * crew.threads) each = it.gated ? 2 : 4;
+  const int64_t per_block = divide_up(panels, each), pieces = blocks * per_block;
+  const int64_t most_rows = std::min<int64_t>(rows, ROWS), sources = it.gated ? 2 * each : each;
+  float* panel = nullptr;
+  for (int64_t i; (i = crew.take()) < pieces;) {
+    if (!panel) panel = crew.scratch->need<float>(sources * SLAB * LANES + most_rows * (WIDTH + sources * LANES));
+    float *slab = panel + sources * SLAB * LANES, *sum = slab + most_rows * WIDTH;
+    const int64_t block = i / per_block, p0 = (i % per_block) * each;
+    const int outputs = int(std::min(each, panels - p0));
+    int64_t column[16];
+    for (int p = 0; p < outputs; p++) column[p] = (p0 + p) * LANES, column[outputs + p] = it.n + (p0 + p) * LANES;
+    // Rows are shared out evenly, so that no piece is a remainder of a few.
+    const int64_t m0 = rows * block / blocks, m1 = rows * (block + 1) / blocks;
+    const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column, nullptr};
+    sums_of(it, piece, fill, slab, panel, sum);
+    finish(it, piece, outputs, sum);
+  }
+}
+
+}  // namespace
