@@ -40,10 +40,12 @@ $(VENV)/.torch:
 
 $(VENV)/.set-up: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m twofold.kernels.native
 	@touch $@
 
 $(VENV)/.set-up-test: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m twofold.kernels.native
 	@touch $@ $(VENV)/.set-up
 
 clean:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..engine.capacity import Forecast, forecast
+from ..engine.capacity import Forecast, forecast, resolve
 from ..engine.config import EngineConfig
 from ..models.spec import ModelSpec
 from ..models.weights import read_formats, read_spec
@@ -17,7 +17,7 @@ from .bytes import human
 
 def plan(model: Path, settings: EngineConfig) -> int:
     """Print the sum; exit code 0 when it fits, 1 when it does not (with the fix)."""
-    spec, memory = read_spec(model), read_memory()
+    spec, memory, settings = read_spec(model), read_memory(), resolve(settings, model)
     formats = read_formats(model, settings.quantization)
     found = forecast(spec, settings, memory.available, formats=formats)
     print(f"model         {model} ({spec.architecture}, {len(spec.layers)} layers, context {spec.max_len})")

@@ -14,12 +14,15 @@ Shapes in names: T tokens of a step, R requests, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from ..core import CapacityError
+from ..kernels import native
 from ..kernels.attention import KEYS
 from ..models.decoder import Decoder
 from ..models.quantized import formats, prepare
@@ -32,6 +35,25 @@ from .sampler import NUMBERS_AT_ONCE
 RUNTIME = 320 * 2**20  # interpreter, torch, tokenizer and server, resident before any weight
 HALF = 0.5
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.float32}
+KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+
+
+def kv_dtype_of(wanted: str, weights: torch.dtype) -> torch.dtype:
+    """What keys and values are kept in: as said, or as the weights are."""
+    return weights if wanted == "auto" else KV_DTYPES[wanted]
+
+
+def resolve(config: EngineConfig, folder: str | Path) -> EngineConfig:
+    """The settings with `dtype` "auto" decided: bf16 for a bf16 checkpoint where the kernels take it as it is."""
+    if config.dtype != "auto":
+        return config
+    try:
+        table = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        stored = str(table.get("dtype") or table.get("torch_dtype"))
+    except (OSError, ValueError, RecursionError, AttributeError):
+        stored = ""  # whoever loads the checkpoint says what is wrong with it
+    as_it_is = stored.removeprefix("torch.") == "bfloat16" and config.device == "cpu" and not native.missing()
+    return replace(config, dtype="bfloat16" if as_it_is else "float32")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +139,7 @@ def _sum(model: _Model, settings: EngineConfig, memory: int) -> Forecast:
     wanted = settings.max_model_len or spec.max_len
     runtime, weights = (0, 0) if model.loaded else (RUNTIME, model.weight_bytes(settings))
     activations = step_bytes(spec, settings)
-    kv_per_token = KVCache.bytes_per_block(spec, 1, dtype)
+    kv_per_token = KVCache.bytes_per_block(spec, 1, kv_dtype_of(settings.kv_dtype, dtype))
     per_block = max(1, kv_per_token * settings.block_size)
     left = memory - runtime - weights - activations - per_block  # the block that is nobody's
     one = -(-wanted // settings.block_size)  # blocks of one request of full context

@@ -22,7 +22,7 @@ from ..core import RequestError, build
 from ..data import ChatTemplate, TextStream, Tokenizer
 from ..models.weights import load, read_formats, read_spec
 from ..platforms import read_memory
-from .capacity import DTYPES, forecast
+from .capacity import DTYPES, forecast, resolve
 from .config import EngineConfig
 from .engine import Engine
 from .request import Output, Request, State, TokenOut
@@ -70,7 +70,7 @@ class LLM:
     """
 
     def __init__(self, model: str | Path, **settings: Any) -> None:
-        config = build(EngineConfig, settings)
+        config = resolve(build(EngineConfig, settings), model)
         self.model = Path(model)
         held = read_formats(self.model, config.quantization)
         forecast(read_spec(self.model), config, read_memory().available, formats=held).require()

@@ -58,7 +58,7 @@ def fits(x: Tensor, w: Tensor) -> bool:
 
 
 def product(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None = None, *, act: str = "none", gated: bool = False) -> Tensor:
-    """act(x Wᵀ + b) by the native kernel; `gated` takes weights [2F, K], gates first, and gives act(gate) · up [T, F]."""
+    """act(x Wᵀ + b) by the native kernel; `gated`: weights [2F, K], gates first, give act(gate) · up [T, F]."""
     library = native.library()
     assert library is not None, "asked for only where it is there"
     x_TK = x_TK if x_TK.stride(-1) == 1 else x_TK.contiguous()

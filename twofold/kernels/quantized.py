@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import native, panels
 from .activation import gated
 from .linear import linear
 from .op import op
@@ -120,7 +121,7 @@ def _codes_to_panels(codes_NK: Tensor) -> Tensor:
     if codes_NK.dtype == torch.int8:
         return codes_NK.reshape(*lead, n // LANES, LANES, k // 4, 4).transpose(-3, -2).contiguous()
     tiles = codes_NK.reshape(*lead, n // LANES, LANES, k // 8, 2, 4).transpose(-4, -3)
-    return tiles[..., 0, :] | (tiles[..., 1, :] << 4)
+    return (tiles[..., 0, :] | (tiles[..., 1, :] << 4)).contiguous()
 
 
 def _by_lanes(x_NG: Tensor) -> Tensor:
@@ -211,6 +212,11 @@ def quantized_linear(x_TK: Tensor, w: Packed, b_N: Tensor | None = None) -> Tens
     return multiply(x_TK, unpack(w), w.group, w.dynamic, b_N).to(x_TK.dtype)
 
 
+@quantized_linear.on("native", why="whole numbers from panels as they lie, the same bits", missing=native.missing)
+def _product(x_TK: Tensor, w: Packed, b_N: Tensor | None = None) -> Tensor:
+    return panels.product(x_TK, w, b_N) if panels.fits(w, x_TK) else quantized_linear.reference(x_TK, w, b_N)
+
+
 @op
 def quantized_rows(ids_T: Tensor, w: Packed) -> Tensor:
     """Rows of a table in panels, widened to fp32: [T] to [T, K]."""
@@ -219,6 +225,11 @@ def quantized_rows(ids_T: Tensor, w: Packed) -> Tensor:
     codes = w.codes[panel_T, :, lane_T]  # [T, K/4, 4] or, two to a byte, [T, K/8, 4]
     codes_TK = codes.flatten(-2) if w.bits == 8 else torch.stack((codes & 15, codes >> 4), -2).flatten(-3)
     return dequantize(Logical(codes_TK[:, : w.k], w.scales[panel_T, :, lane_T], zeros), w.group)
+
+
+@quantized_rows.on("native", why="one pass, no index tensors", missing=native.missing)
+def _rows(ids_T: Tensor, w: Packed) -> Tensor:
+    return panels.rows_of(ids_T, w) if panels.fits(w) else quantized_rows.reference(ids_T, w)
 
 
 @op

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.activation import activate, gated
+from ..kernels.activation import activate, gated, soft_cap
 from ..kernels.attention import Attend
 from ..kernels.linear import linear
 from ..kernels.moe import experts, route
@@ -307,7 +307,7 @@ class Decoder(nn.Module):
         if head.multiplier != 1.0:
             logits_RV = logits_RV * head.multiplier
         if head.softcap is not None:
-            logits_RV = head.softcap * torch.tanh(logits_RV / head.softcap)
+            logits_RV = soft_cap(logits_RV, head.softcap)
         return logits_RV
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError, unknown
+from ..platforms.pages import zeros
 from ..quant.compressed import Stored
 from ..quant.format import Format
 from ..quant.linear import QuantLinear
@@ -136,7 +137,7 @@ def load(
     ]
     filler.finish()
 
-    decoder.to_empty(device=device)
+    _give_memory(decoder, device)
     filler = Filler(decoder, stored)
     heads = []
     with torch.no_grad():
@@ -153,6 +154,16 @@ def load(
             filler.put(name, slot, shard.tensor(name))
             shard.release(name)
     return decoder
+
+
+def _give_memory(decoder: Decoder, device: torch.device | str) -> None:
+    """Memory for a decoder that was built without; what `to_empty` does, without importing half of torch."""
+    for module in decoder.modules():
+        for kept in (module._parameters, module._buffers):
+            for name, x in kept.items():
+                if x is not None:
+                    fresh = zeros(tuple(x.shape), x.dtype, device)
+                    kept[name] = nn.Parameter(fresh, x.requires_grad) if isinstance(x, nn.Parameter) else fresh
 
 
 def load_tensors(decoder: Decoder, tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..core import build
-from ..engine.capacity import DTYPES, forecast
+from ..engine.capacity import DTYPES, forecast, resolve
 from ..engine.config import EngineConfig
 from ..engine.engine import Engine
 from ..engine.stats import EngineStats
@@ -40,7 +40,7 @@ def load_model(start: wire.Start) -> LoadedModel:
         CapacityError: it does not fit this machine, found before anything is loaded; the message says what would.
     """
     settings: dict[str, Any] = start.engine
-    config = build(EngineConfig, settings, "engine.")
+    config = resolve(build(EngineConfig, settings, "engine."), start.model)
     held = read_formats(start.model, config.quantization)
     forecast(read_spec(start.model), config, read_memory().available, formats=held).require()
     decoder = load(

@@ -296,3 +296,5 @@ void run(const Sample& it, Crew& crew) {
   for (int64_t row; (row = crew.take()) < rows;)
     choose(it.logits + row * it.stride, it.vocab, it.choices[row], room_for(crew, it.vocab));
 }
+
+TF_STAGE(Sample)

@@ -19,8 +19,14 @@ struct Numbers {
 
   explicit operator bool() const { return at != nullptr; }
   V16 load16(int64_t i, int count = LANES) const {
-    return type == Type::bf16 ? load_bf16(static_cast<const uint16_t*>(at) + i, count)
-                              : load(static_cast<const float*>(at) + i, count);
+    if (type == Type::fp32) return load(static_cast<const float*>(at) + i, count);
+    const uint16_t* from = static_cast<const uint16_t*>(at) + i;
+    return type == Type::bf16 ? load_bf16(from, count) : load_fp16(from, count);
+  }
+  float one(int64_t i) const {
+    if (type == Type::fp32) return static_cast<const float*>(at)[i];
+    const uint16_t half = static_cast<const uint16_t*>(at)[i];
+    return type == Type::bf16 ? widen(half) : widen_fp16(half);
   }
 };
 
@@ -186,20 +192,69 @@ struct Sample {
   Choice* choices;  // [rows]
 };
 
-enum class Kind : int32_t { embed, norm, add, pointwise, gather, linear, heads, attention, sample };
+// A quantized weight in panels of sixteen outputs: w = scale * (code - zero). `group` inputs share a scale, of `inputs` in
+// all (k filled up with codes equal to zero's).
+//   codes          int8 [n/16][inputs/4][16][4]; int4 [n/16][inputs/8][16][4], two to a byte
+//   scales, zeros  [n/16][groups][16]; no zeros: 0 for int8, 8 for int4
+struct Panels {
+  const uint8_t* codes;
+  Numbers scales;
+  const int8_t* zeros;
+  int32_t bits, group, inputs, groups;
+};
 
-struct Stage {
-  Kind kind;
+// Activations rounded to int8 by row and group: codes [rows] each `stride` bytes, zero from k to `inputs`; scales and sums
+// of codes [rows][groups].
+struct Rounded {
+  int8_t* codes;
+  float* scales;
+  int32_t* sums;
+  int32_t stride, groups;
+};
+
+// a[rows, k] rounded: scale = largest / 127 of each group, codes to the nearest, ties to even.
+struct Quantize {
+  const int32_t* rows;
+  int32_t k, group;
+  const float* a;
+  int64_t a_stride;
+  Rounded out;
+};
+
+// As Linear, of rounded activations, or of floats where `a` is given: then weights are widened.
+struct QuantizedLinear {
+  const int32_t* rows;
+  int32_t n, k, act, gated;
+  Panels w;
+  Numbers bias;
+  Rounded rounded;
+  const float* a;
+  int64_t a_stride;
+  float* out;
+  int64_t out_stride;
+};
+
+// As Embed, from a table in panels.
+struct QuantizedEmbed {
+  const Step* step;
+  Panels table;
+  Numbers places;
+  int32_t width, offset;
+  float scale;
   int32_t unused;
+  float* out;
+  int64_t out_stride;
+};
+
+// One stage of a program: the function that does a thread's share of it, and its arguments.
+struct Stage {
+  void (*run)(const void*, Crew&);
   const void* args;
 };
 
-void run(const Embed&, Crew&);
-void run(const Norm&, Crew&);
-void run(const Add&, Crew&);
-void run(const Pointwise&, Crew&);
-void run(const Gather&, Crew&);
-void run(const Linear&, Crew&);
-void run(const Heads&, Crew&);
-void run(const Attention&, Crew&);
-void run(const Sample&, Crew&);
+// Makes a stage known to the Python side under its struct's name, with the struct's size. Each stage's source has one.
+#define TF_STAGE(Args)                                                                                          \
+  extern "C" __attribute__((visibility("default"))) const int32_t tf_size_##Args = sizeof(Args);                \
+  extern "C" __attribute__((visibility("default"))) void tf_run_##Args(const void* args, Crew& crew) {          \
+    run(*static_cast<const Args*>(args), crew);                                                                 \
+  }

@@ -13,7 +13,7 @@ LEAST = (8, 0)
 
 @cache
 def missing() -> str:
-    """"" when CUDA tensors can be served by Triton here, else what this machine lacks."""
+    """ "" when CUDA tensors can be served by Triton here, else what this machine lacks."""
     if not torch.cuda.is_available():
         return "a CUDA device"
     have = torch.cuda.get_device_capability()

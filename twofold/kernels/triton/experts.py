@@ -125,9 +125,7 @@ def quantized_experts(
     return _experts(x_TD, Matrix.of(gate_up), Matrix.of(down), weights_TC, experts_TC, act)
 
 
-def _experts(
-    x_TD: Tensor, up: Matrix, down: Matrix, weights_TC: Tensor, experts_TC: Tensor, act: str
-) -> Tensor:
+def _experts(x_TD: Tensor, up: Matrix, down: Matrix, weights_TC: Tensor, experts_TC: Tensor, act: str) -> Tensor:
     out_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype, device=x_TD.device)
     if not out_TD.numel():
         return out_TD
