@@ -9,48 +9,68 @@ Shapes: T tokens, D hidden, F feed-forward width, K inputs, C channels of a sour
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core import ConfigError
+from ..data.pack import Batch
 from ..kernels.activation import gated
 from ..kernels.linear import linear
 from ..kernels.moe import route
-from ..quant.calibrate import Block, Site
+from ..quant.calibrate import Block, Site, Told, calibrate, round_site
 from ..quant.codes import Quantized
+from ..quant.config import Recipe
 from ..quant.format import Format
 from ..quant.linear import QuantLinear
 from ..quant.scaling import Fold
 from .decoder import Decoder, Experts, Layer, Normalise, Weight
-from .quantized import sites, swap
+from .packed import PackedContext
+from .quantized import formats, sites, swap
 from .spec import Gated, Mixture, Parallel, Plain, Pre, Sandwich
 
 
-def blocks(decoder: Decoder, formats: Mapping[str, Format]) -> tuple[list[Block], list[Site]]:
+def blocks(decoder: Decoder, chosen: Mapping[str, Format]) -> tuple[list[Block], list[Site]]:
     """The layers to calibrate, and the sites outside of them (the head, or the embedding that is the head)."""
     places = sites(decoder)
     made, outside = [], []
     for index, layer in enumerate(decoder.layers):
         assert isinstance(layer, Layer)
         prefix = f"layers.{index}."
-        mine = [name for name in places if name.startswith(prefix) and name in formats]
+        mine = [name for name in places if name.startswith(prefix) and name in chosen]
         made.append(
             Block(
                 module=layer,
-                sites=[_site(decoder, name, formats[name]) for name in mine],
-                folds=partial(_folds, layer, prefix, formats),
+                sites=[_site(decoder, name, chosen[name]) for name in mine],
+                folds=partial(_folds, layer, prefix, chosen),
             )
         )
-    outside = [_site(decoder, name, formats[name]) for name in places if name in formats and "layers." not in name]
+    outside = [_site(decoder, name, chosen[name]) for name in places if name in chosen and "layers." not in name]
     return made, outside
+
+
+def quantize(decoder: Decoder, recipe: Recipe, batches: Sequence[Batch]) -> Iterator[Told]:
+    """Quantize a float decoder in place, telling of each weight as it is done; `batches` are read layer by layer.
+
+    Raises:
+        ConfigError: text is needed and there is none, or the decoder is quantized already.
+    """
+    if recipe.method != "rtn" and not batches:
+        raise ConfigError(f"{recipe.method} looks at what passes through each layer: give it text, or use rtn")
+    layers, outside = blocks(decoder, formats(decoder, recipe.name, table=recipe.table))
+    calls = [(batch.ids_T, PackedContext(batch.lengths, decoder.device)) for batch in batches]
+    yield from calibrate(decoder, layers, calls, recipe)
+    for site in outside:
+        yield round_site(site)
 
 
 def _site(decoder: Decoder, name: str, format: Format) -> Site:
     weight = decoder.get_submodule(name)
-    assert isinstance(weight, Weight), f"{name} is quantized already"
+    if not isinstance(weight, Weight):
+        raise ConfigError(f"{name} is quantized already: quantize a float checkpoint")
     bias = weight.bias
 
     def place(quantized: Quantized) -> None:
@@ -92,16 +112,16 @@ def _to_down(experts: Experts, args: tuple[Any, ...]) -> list[Tensor]:
 
 
 # -------------------------------------------------------------------------------------------------- folds
-def _folds(layer: Layer, prefix: str, formats: Mapping[str, Format]) -> list[Fold]:
+def _folds(layer: Layer, prefix: str, chosen: Mapping[str, Format]) -> list[Fold]:
     """Where scales can move in one layer."""
     found: list[Fold] = []
 
     def add(listen: str, divide: Callable[[Tensor], Tensor], channel_K: Tensor, norm: bool, *readers: str) -> None:
         """A fold into the named weights; those without a format stay float."""
         weights = {name: layer.get_parameter(f"{name}.weight") for name in readers}
-        rounded = [(weight, formats[prefix + name]) for name, weight in weights.items() if prefix + name in formats]
-        others = [weight for name, weight in weights.items() if prefix + name not in formats]
-        if rounded and prefix + listen in formats:
+        rounded = [(weight, chosen[prefix + name]) for name, weight in weights.items() if prefix + name in chosen]
+        others = [weight for name, weight in weights.items() if prefix + name not in chosen]
+        if rounded and prefix + listen in chosen:
             found.append(
                 Fold(
                     listen=prefix + listen,

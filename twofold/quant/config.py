@@ -1,4 +1,4 @@
-"""Recipe: how a model is quantized; free of torch."""
+"""Recipe: how a model is quantized, and the text it is calibrated and measured on; free of torch."""
 
 from __future__ import annotations
 
@@ -58,3 +58,28 @@ class Recipe:
         bits, group, symmetric, dynamic = MEANING[short(self.format)]
         chosen = group if self.group is None else self.group
         return name_of(bits, chosen, symmetric and not self.asymmetric, dynamic and not self.weight_only)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What a model reads while it is quantized.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+
+    calibrate: str = "python-stdlib"
+    """Text to calibrate on: a file, a folder, JSONL, a named source, or the text itself."""
+    calibrate_tokens: int = 8192
+    """How much of it passes through each layer; 0 rounds to nearest without looking at inputs."""
+    eval_tokens: int = 8192
+    """Held-out tokens that perplexity is measured on, before and after; 0 measures nothing."""
+    seq_len: int = 512
+    """The longest piece of a document, in tokens."""
+    seed: int = 0
+    """Which pieces are read."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("calibrate_tokens", 0), ("eval_tokens", 0), ("seq_len", 2), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be {least} or more, not {getattr(self, name)}")
