@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..core import ConfigError
+from ..quant.names import short
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Policy = Literal["fcfs", "priority"]
@@ -16,15 +17,17 @@ class EngineConfig:
     """How much the engine may hold and do at once.
 
     `max_num_batched_tokens` is the token budget of one step: decodes take one each, prompts are cut to fill the rest.
-    `num_blocks` wins over `kv_cache_memory_bytes`; with neither, the cache takes what the machine can spare.
+    `quantization` names a number format (int8, int4, int4-g64, int4-weight-only, ...) that float weights are rounded to
+    while they are loaded. `num_blocks` wins over `kv_cache_memory_bytes`; with neither, the cache takes what the machine can spare.
     `max_model_len` None is the model's own context. `scheduling_policy` "priority" serves the lowest number first.
     `seed` makes unseeded requests of one run repeatable; None draws fresh seeds.
 
     Raises:
-        ConfigError: a number out of range, or a token budget that cannot hold one token of every running request.
+        ConfigError: a number out of range, an unknown number format, or a token budget that cannot hold one token of every running request.
     """
 
     dtype: Dtype = "auto"
+    quantization: str | None = None
     device: str = "cpu"
     max_model_len: int | None = None
     max_num_seqs: int = 128
@@ -48,6 +51,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and not 1 <= value <= high:
                 raise ConfigError(f"{name} must be in [1, {high}], not {value}")
+        if self.quantization is not None:
+            short(self.quantization)
         if 128 % self.block_size:
             raise ConfigError(f"block_size must divide 128, the attention's own step, not {self.block_size}: use 16")
         if self.max_num_batched_tokens < self.max_num_seqs:

@@ -1,6 +1,7 @@
 """The stages that the CPU kernels know, as ctypes: the same structs as `cpu/stages.h`, field by field.
 
-A stage holds addresses; whoever writes one keeps the tensors behind them alive for as long as it may run.
+A stage holds addresses; whoever writes one keeps the tensors behind them alive for as long as it may run. Each struct
+has its namesake in the library, `tf_run_<name>`, and the two are held to one size at the first use.
 """
 
 from __future__ import annotations
@@ -203,19 +204,85 @@ class Attention(Structure):
     )
 
 
-KINDS: tuple[type[Structure], ...] = (Embed, Norm, Add, Pointwise, Gather, Linear, Heads, Attention)
-SIZES = tuple(ctypes.sizeof(kind) for kind in (*KINDS, Step, Cache, Numbers))
+class Panels(Structure):
+    """A quantized weight in panels of sixteen outputs; see `quantized.py`."""
+
+    _fields_ = (
+        ("codes", c_void_p),
+        ("scales", Numbers),
+        ("zeros", c_void_p),
+        ("bits", c_int32),
+        ("group", c_int32),
+        ("inputs", c_int32),
+        ("groups", c_int32),
+    )
+
+
+class Rounded(Structure):
+    """Activations rounded to int8 by row and group, in the order that the kernels of this machine read."""
+
+    _fields_ = (
+        ("codes", c_void_p),
+        ("scales", c_void_p),
+        ("sums", c_void_p),
+        ("stride", c_int32),
+        ("groups", c_int32),
+    )
+
+
+class Quantize(Structure):
+    _fields_ = (
+        ("rows", c_void_p),
+        ("k", c_int32),
+        ("bits", c_int32),
+        ("group", c_int32),
+        ("unused", c_int32),
+        ("a", c_void_p),
+        ("a_stride", c_int64),
+        ("out", Rounded),
+    )
+
+
+class QuantizedLinear(Structure):
+    _fields_ = (
+        ("rows", c_void_p),
+        ("n", c_int32),
+        ("k", c_int32),
+        ("act", c_int32),
+        ("gated", c_int32),
+        ("w", Panels),
+        ("bias", Numbers),
+        ("rounded", Rounded),
+        ("a", c_void_p),
+        ("a_stride", c_int64),
+        ("out", c_void_p),
+        ("out_stride", c_int64),
+    )
+
+
+class QuantizedEmbed(Structure):
+    _fields_ = (
+        ("step", POINTER(Step)),
+        ("table", Panels),
+        ("places", Numbers),
+        ("width", c_int32),
+        ("offset", c_int32),
+        ("scale", c_float),
+        ("unused", c_int32),
+        ("out", c_void_p),
+        ("out_stride", c_int64),
+    )
 
 
 class Stage(Structure):
-    """One stage of a program: which kind, and its arguments."""
+    """One stage of a program: the kernel's address, and that of its arguments."""
 
-    _fields_ = (("kind", c_int32), ("unused", c_int32), ("args", c_void_p))
+    _fields_ = (("run", c_void_p), ("args", c_void_p))
 
 
-def program(*stages: Structure) -> ctypes.Array[Stage]:
-    """Stages in their order, ready to run; the caller keeps `stages` alive."""
-    return (Stage * len(stages))(*(Stage(KINDS.index(type(s)), 0, ctypes.addressof(s)) for s in stages))
+def program(*stages: Structure) -> tuple[Structure, ...]:
+    """Stages in their order, for `Library.run`; whoever keeps a bound program keeps `stages` alive too."""
+    return stages
 
 
 def numbers(x: Tensor | None) -> Numbers:

@@ -21,7 +21,9 @@ from ..kernels.attention import Attend
 from ..kernels.linear import linear
 from ..kernels.moe import experts, route
 from ..kernels.norm import layer_norm, rms_norm
+from ..kernels.quantized import quantized_experts
 from ..kernels.rope import rotate
+from ..quant.linear import QuantLinear
 from .context import AttnContext
 from .rope import Angles
 from .spec import (
@@ -56,6 +58,18 @@ class Weight(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
+    def rows(self, ids_T: Tensor) -> Tensor:
+        """Rows of a table."""
+        return F.embedding(ids_T, self.weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
 
 class Normalise(nn.Module):
     """A Norm over the last dimension, weights of `shape`."""
@@ -83,6 +97,9 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, logits_TE: Tensor) -> Tensor:
         weights_TC, experts_TC = route(logits_TE, self.spec.top_k, self.spec.renormalise)
+        if isinstance(self.gate_up, QuantLinear) and isinstance(self.down, QuantLinear):
+            panels = self.gate_up.packed, self.down.packed
+            return quantized_experts(x_TD, *panels, weights_TC, experts_TC, self.spec.act)
         return experts(x_TD, self.gate_up.weight, self.down.weight, weights_TC, experts_TC, self.spec.act)
 
 
@@ -248,11 +265,11 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embed.weight.device
+        return self.embed.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed.weight.dtype
+        return self.embed.dtype
 
     @property
     def compute(self) -> torch.dtype:
@@ -269,7 +286,7 @@ class Decoder(nn.Module):
 
     def _embed(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
         embedding = self.spec.embedding
-        x = F.embedding(ids_T, self.embed.weight).to(self.compute)
+        x = self.embed.rows(ids_T).to(self.compute)
         if embedding.scale != 1.0:
             x = x * embedding.scale
         if embedding.project:

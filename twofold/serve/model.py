@@ -9,7 +9,7 @@ from ..engine.capacity import DTYPES, forecast
 from ..engine.config import EngineConfig
 from ..engine.engine import Engine
 from ..engine.stats import EngineStats
-from ..models.weights import load, read_spec
+from ..models.weights import load, read_formats, read_spec
 from ..platforms import read_memory
 from . import wire
 
@@ -41,6 +41,13 @@ def load_model(start: wire.Start) -> LoadedModel:
     """
     settings: dict[str, Any] = start.engine
     config = build(EngineConfig, settings, "engine.")
-    forecast(read_spec(start.model), config, read_memory().available).require()
-    decoder = load(start.model, dtype=DTYPES[config.dtype], device=config.device, max_len=config.max_model_len)
+    held = read_formats(start.model, config.quantization)
+    forecast(read_spec(start.model), config, read_memory().available, formats=held).require()
+    decoder = load(
+        start.model,
+        dtype=DTYPES[config.dtype],
+        device=config.device,
+        max_len=config.max_model_len,
+        quantization=config.quantization,
+    )
     return LoadedModel(Engine(decoder, config, eos_ids=start.eos_ids))

@@ -333,3 +333,5 @@ void run(const Attention& it, Crew& crew) {
     else do_piece<float>(it, desk, plan.jobs[which], number);
   }
 }
+
+TF_STAGE(Attention)

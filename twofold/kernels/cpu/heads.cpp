@@ -73,3 +73,5 @@ void run(const Heads& it, Crew& crew) {
     }
   }
 }
+
+TF_STAGE(Heads)

@@ -1,79 +1,30 @@
 // Products with weights as they lie in the checkpoint, [n, k] row by row, in fp32 or bf16.
 //
-//   16 rows of w, a slab of k          a panel in cache            a tile of rows by sixteen or more outputs
+//   16 rows of w, a slab of k          a panel in cache
 //   ┌───────────── k ─┐                ┌ 16 ┐
-//   │ w[n0]  ........ │   transposed   │ k0 │                     out[m, n] += a[m, k] * panel[k][n], k after k,
-//   │  ...            │  ────────────▶ │ k1 │   ───────────▶      by one accumulator for each (m, n)
+//   │ w[n0]  ........ │   transposed   │ k0 │
+//   │  ...            │  ────────────▶ │ k1 │   ───────────▶   tiles.h
 //   │ w[n0+15]  ..... │                │ .. │
 //   └─────────────────┘                └────┘
-//
-// Each output is one fp32 accumulator, added to by fma in increasing k. Slabs, tiles and threads only decide when, not in
-// which order, so a row's bits are its own. The blocking is Goto and van de Geijn's (2008).
-#include <algorithm>
-
-#include "math.h"
-#include "stages.h"
+#include "tiles.h"
 
 namespace {
 
-constexpr int SLAB = 256;                  // inner numbers of one panel: 16 KB for 16 outputs
-constexpr int ROWS = 192;                  // rows of a piece of work: their slab stays in the second-level cache
-constexpr int WIDTH = SLAB + LANES;        // a row of the slab's copy: not a power of two, so rows do not share cache sets
-#if defined(__AVX512F__)
-constexpr int TILE = 12;                   // rows of a register tile: 12 x 32 outputs fill 24 of 32 registers
-constexpr int WIDE = 2;                    // panels of a register tile
-#else
-constexpr int TILE = 6;                    // 6 x 16 outputs fill 12 of 16 registers
-constexpr int WIDE = 1;
-#endif
-
-// tile[m][p] (+)= a[m, 0..k) . panels; a register tile of M rows by P panels.
-template <int M, int P>
-inline void tile(const float* __restrict a, int64_t a_stride, const float* __restrict panel, int64_t panel_stride, int k,
-                 float* __restrict sum, int64_t sum_stride, bool first) {
-  V16 c[M][P];
-  TF_UNROLL for (int m = 0; m < M; m++)
-    TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = first ? all(0.0f) : load(sum + m * sum_stride + p * LANES);
-  for (int i = 0; i < k; i++) {
-    V16 w[P];
-    TF_UNROLL for (int p = 0; p < P; p++) w[p] = load(panel + p * panel_stride + i * LANES);
-    TF_UNROLL for (int m = 0; m < M; m++) {
-      const V16 x = all(a[m * a_stride + i]);
-      TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = fma(x, w[p], c[m][p]);
-    }
-  }
-  TF_UNROLL for (int m = 0; m < M; m++)
-    TF_UNROLL for (int p = 0; p < P; p++) store(sum + m * sum_stride + p * LANES, c[m][p]);
-}
-
-using Tile = void (*)(const float*, int64_t, const float*, int64_t, int, float*, int64_t, bool);
-
-template <int P, int... M>
-constexpr void tiles_of(Tile* to, std::integer_sequence<int, M...>) {
-  ((to[M] = [](const float* a, int64_t as, const float* w, int64_t ws, int k, float* c, int64_t cs, bool first) {
-     tile<M + 1, P>(a, as, w, ws, k, c, cs, first);
-   }),
-   ...);
-}
-
-struct Tiles {
-  Tile one[TILE], wide[TILE], four[3];  // by rows - 1, for one panel, for WIDE panels, and for four where rows are few
-  Tiles() {
-    tiles_of<1>(one, std::make_integer_sequence<int, TILE>());
-    tiles_of<WIDE>(wide, std::make_integer_sequence<int, TILE>());
-    tiles_of<4>(four, std::make_integer_sequence<int, 3>());
-  }
-};
-const Tiles tiles;
-
-// Sixteen rows of w from `row` on, inner numbers k0 to k0+k-1, as a panel; rows past the last are zero.
+// Sixteen rows of w from `row` on, inner numbers k0 to k0+k-1, as a panel; rows past the last are zero. What this thread
+// reads next is fetched meanwhile: sixteen rows and more are too many streams for the processor to foresee.
 template <class W>
-void fill_panel(const W* w, int64_t stride, int64_t row, int64_t rows, int k0, int k, float* panel) {
+void fill_panel(const W* w, int64_t stride, int64_t row, int64_t rows, int k0, int k, Ahead next, float* panel) {
   const W* from = w + row * stride + k0;
   const int count = int(std::min<int64_t>(LANES, rows - row));
+  const int64_t ahead = next.rows * stride + next.k;
+  constexpr int LINE = 64 / sizeof(W);
   int i = 0;
   if (count == LANES)
-    for (; i + 16 <= k; i += 16) transpose16(from + i, stride, panel + i * LANES);
+    for (; i + 16 <= k; i += 16) {
+      if (i % LINE == 0)
+        for (int j = 0; j < LANES; j++) prefetch(from + j * stride + i + ahead);
+      transpose16(from + i, stride, panel + i * LANES);
+    }
   for (; i < k; i++)
     for (int j = 0; j < LANES; j++) {
       if constexpr (sizeof(W) == 2) panel[i * LANES + j] = j < count ? widen(from[j * stride + i]) : 0.0f;
@@ -81,92 +32,20 @@ void fill_panel(const W* w, int64_t stride, int64_t row, int64_t rows, int k0, i
     }
 }
 
-// One piece: rows [m0, m0+m) by the panels of `columns`, each 16 outputs from a row of w on.
-struct Piece {
-  int64_t m0;
-  int m, panels;
-  const int64_t* column;  // [panels]
-};
-
-// All panels of a slab against all rows of the piece.
-void multiply(const float* a, int64_t a_stride, int m, const float* panel, int panels, int k, float* sum, bool first) {
-  const int64_t panel_stride = int64_t(SLAB) * LANES, sum_stride = int64_t(panels) * LANES;
-  int p = 0;
-  for (; m <= 3 && p + 4 <= panels; p += 4)
-    tiles.four[m - 1](a, a_stride, panel + p * panel_stride, panel_stride, k, sum + p * LANES, sum_stride, first);
-  const int wide = panels - (panels - p) % WIDE;
-  for (; p < wide; p += WIDE)
-    for (int row = 0; row < m; row += TILE)
-      tiles.wide[std::min(TILE, m - row) - 1](a + row * a_stride, a_stride, panel + p * panel_stride, panel_stride, k,
-                                              sum + row * sum_stride + p * LANES, sum_stride, first);
-  for (; p < panels; p++)
-    for (int row = 0; row < m; row += TILE)
-      tiles.one[std::min(TILE, m - row) - 1](a + row * a_stride, a_stride, panel + p * panel_stride, panel_stride, k,
-                                             sum + row * sum_stride + p * LANES, sum_stride, first);
-}
-
 template <class W>
-void sums_of(const Linear& it, const Piece& piece, int64_t rows_of_w, float* slab, float* panel, float* sum) {
+void multiply_rows(const Linear& it, Crew& crew) {
   const W* w = static_cast<const W*>(it.w);
-  for (int k0 = 0; k0 < it.k; k0 += SLAB) {
-    const int k = std::min(SLAB, it.k - k0);
-    for (int p = 0; p < piece.panels; p++)
-      fill_panel(w, it.w_stride, piece.column[p], rows_of_w, k0, k, panel + int64_t(p) * SLAB * LANES);
-    const float* a = it.a + piece.m0 * it.a_stride + k0;
-    int64_t a_stride = it.a_stride;
-    if (piece.m > 3) {
-      for (int m = 0; m < piece.m; m++) std::memcpy(slab + m * WIDTH, a + m * a_stride, sizeof(float) * k);
-      a = slab, a_stride = WIDTH;
-    }
-    multiply(a, a_stride, piece.m, panel, piece.panels, k, sum, k0 == 0);
-  }
-}
-
-// Bias, activation, gate; then the sums are outputs.
-void finish(const Linear& it, const Piece& piece, int outputs, const float* sum) {
-  const int64_t sum_stride = int64_t(piece.panels) * LANES;
-  const Act act = Act(it.act);
-  for (int m = 0; m < piece.m; m++)
-    for (int p = 0; p < outputs; p++) {
-      const int64_t n = piece.column[p];
-      const int count = int(std::min<int64_t>(LANES, it.n - n));
-      V16 x = load(sum + m * sum_stride + p * LANES);
-      if (it.bias) x = x + it.bias.load16(n, count);
-      x = activation(x, act);
-      if (it.gated) {
-        V16 up = load(sum + m * sum_stride + (outputs + p) * LANES);
-        if (it.bias) up = up + it.bias.load16(it.n + n, count);
-        x = x * up;
-      }
-      store(it.out + (piece.m0 + m) * it.out_stride + n, x, count);
-    }
+  const int64_t rows = it.gated ? 2 * int64_t(it.n) : it.n;
+  multiply_by_panels(it, crew, [&](int64_t row, int k0, int k, Ahead next, float* panel) {
+    fill_panel(w, it.w_stride, row, rows, k0, k, next, panel);
+  });
 }
 
 }  // namespace
 
 void run(const Linear& it, Crew& crew) {
-  const int64_t rows = *it.rows, panels = divide_up(it.n, LANES), blocks = divide_up(rows, ROWS);
-  if (!rows) return;
-  // Panels of a piece: as many as the rows make worth while, but enough pieces for every thread.
-  int64_t each = it.gated ? 4 : 8;
-  while (each > 1 && blocks * divide_up(panels, each) < 4 * crew.threads) each /= 2;
-  if (rows <= 3 && each < 4 && panels >= 4 * crew.threads) each = it.gated ? 2 : 4;
-  const int64_t per_block = divide_up(panels, each), pieces = blocks * per_block;
-  const int64_t most_rows = std::min<int64_t>(rows, ROWS), sources = it.gated ? 2 * each : each;
-  float* panel = nullptr;
-  for (int64_t i; (i = crew.take()) < pieces;) {
-    if (!panel) panel = crew.scratch->need<float>(sources * SLAB * LANES + most_rows * (WIDTH + sources * LANES));
-    float *slab = panel + sources * SLAB * LANES, *sum = slab + most_rows * WIDTH;
-    const int64_t block = i / per_block, p0 = (i % per_block) * each;
-    const int outputs = int(std::min(each, panels - p0));
-    int64_t column[16];
-    for (int p = 0; p < outputs; p++) column[p] = (p0 + p) * LANES, column[outputs + p] = it.n + (p0 + p) * LANES;
-    // Rows are shared out evenly, so that no piece is a remainder of a few.
-    const int64_t m0 = rows * block / blocks, m1 = rows * (block + 1) / blocks;
-    const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column};
-    const int64_t rows_of_w = it.gated ? 2 * int64_t(it.n) : it.n;
-    if (it.type == Type::bf16) sums_of<uint16_t>(it, piece, rows_of_w, slab, panel, sum);
-    else sums_of<float>(it, piece, rows_of_w, slab, panel, sum);
-    finish(it, piece, outputs, sum);
-  }
+  if (it.type == Type::bf16) multiply_rows<uint16_t>(it, crew);
+  else multiply_rows<float>(it, crew);
 }
+
+TF_STAGE(Linear)

@@ -3,6 +3,7 @@
 //
 // Lanes lie across outputs (or across the elements of a row), never across the inner dimension of a product.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -68,6 +69,15 @@ static inline float widen_fp16(uint16_t half) {
   float value;
   std::memcpy(&value, &bits, 4);
   return value;
+}
+
+static inline V16 load_fp16(const uint16_t* from, int count) {
+  alignas(64) float part[LANES] = {};
+#if defined(__F16C__)
+  if (count >= LANES) return load_fp16(from);
+#endif
+  for (int i = 0; i < std::min(count, LANES); i++) part[i] = widen_fp16(from[i]);
+  return load(part);
 }
 
 static inline float largest(V16 x) {  // of sixteen

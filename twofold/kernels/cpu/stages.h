@@ -19,8 +19,14 @@ struct Numbers {
 
   explicit operator bool() const { return at != nullptr; }
   V16 load16(int64_t i, int count = LANES) const {
-    return type == Type::bf16 ? load_bf16(static_cast<const uint16_t*>(at) + i, count)
-                              : load(static_cast<const float*>(at) + i, count);
+    if (type == Type::fp32) return load(static_cast<const float*>(at) + i, count);
+    const uint16_t* from = static_cast<const uint16_t*>(at) + i;
+    return type == Type::bf16 ? load_bf16(from, count) : load_fp16(from, count);
+  }
+  float one(int64_t i) const {
+    if (type == Type::fp32) return static_cast<const float*>(at)[i];
+    const uint16_t half = static_cast<const uint16_t*>(at)[i];
+    return type == Type::bf16 ? widen(half) : widen_fp16(half);
   }
 };
 
@@ -157,19 +163,98 @@ struct Attention {
   float* lse;            // [tokens][heads] or null
 };
 
-enum class Kind : int32_t { embed, norm, add, pointwise, gather, linear, heads, attention };
+enum class Report : int32_t { none = 0, raw = 1, processed = 2, given = 3 };
+enum class Fault : int32_t { none = 0, not_finite = 1, nothing_left = 2, unknown_id = 3 };
 
-struct Stage {
-  Kind kind;
+// What one row asks of the sampler, and what it is answered.
+struct Choice {
+  double top_p, u;
+  float temperature, min_p, repetition, frequency, presence;  // temperature 0: greedy
+  int32_t top_k;
+  Report report;  // of the model's logits, of the distribution drawn from, or of a given token with no draw
+  int32_t allows, biases, bans, prompts, outputs;
+  const int32_t *allowed, *bias_ids, *banned, *prompt, *output;
+  const float* bias;
+  float* top_values;  // [tops]
+  int32_t* top_ids;
+  int32_t tops;
+  Fault fault;
+  int32_t token, rank, found;  // found: of the tops asked for
+  float logprob;
+};
+
+// A token for each row of logits.
+struct Sample {
+  const int32_t* rows;
+  int32_t vocab, unused;
+  const float* logits;
+  int64_t stride;
+  Choice* choices;  // [rows]
+};
+
+// A quantized weight in panels of sixteen outputs: w = scale * (code - zero). `group` inputs share a scale, of `inputs` in
+// all (k filled up with codes equal to zero's).
+//   codes          int8 [n/16][inputs/4][16][4]; int4 [n/16][inputs/8][16][4], two to a byte
+//   scales, zeros  [n/16][groups][16]; no zeros: 0 for int8, 8 for int4
+struct Panels {
+  const uint8_t* codes;
+  Numbers scales;
+  const int8_t* zeros;
+  int32_t bits, group, inputs, groups;
+};
+
+// Activations rounded to int8 by row and group, in the order that the kernels read: codes [rows] each `stride` bytes,
+// scales and sums of codes [rows][groups].
+struct Rounded {
+  int8_t* codes;
+  float* scales;
+  int32_t* sums;
+  int32_t stride, groups;
+};
+
+// a[rows, k] rounded for products with panels of `bits`: largest / 127, to the nearest, ties to even.
+struct Quantize {
+  const int32_t* rows;
+  int32_t k, bits, group, unused;
+  const float* a;
+  int64_t a_stride;
+  Rounded out;
+};
+
+// As Linear, of rounded activations, or of floats where `a` is given: then weights are widened.
+struct QuantizedLinear {
+  const int32_t* rows;
+  int32_t n, k, act, gated;
+  Panels w;
+  Numbers bias;
+  Rounded rounded;
+  const float* a;
+  int64_t a_stride;
+  float* out;
+  int64_t out_stride;
+};
+
+// As Embed, from a table in panels.
+struct QuantizedEmbed {
+  const Step* step;
+  Panels table;
+  Numbers places;
+  int32_t width, offset;
+  float scale;
   int32_t unused;
+  float* out;
+  int64_t out_stride;
+};
+
+// One stage of a program: the function that does a thread's share of it, and its arguments.
+struct Stage {
+  void (*run)(const void*, Crew&);
   const void* args;
 };
 
-void run(const Embed&, Crew&);
-void run(const Norm&, Crew&);
-void run(const Add&, Crew&);
-void run(const Pointwise&, Crew&);
-void run(const Gather&, Crew&);
-void run(const Linear&, Crew&);
-void run(const Heads&, Crew&);
-void run(const Attention&, Crew&);
+// Makes a stage known to the Python side under its struct's name, with the struct's size. Each stage's source has one.
+#define TF_STAGE(Args)                                                                                          \
+  extern "C" __attribute__((visibility("default"))) const int32_t tf_size_##Args = sizeof(Args);                \
+  extern "C" __attribute__((visibility("default"))) void tf_run_##Args(const void* args, Crew& crew) {          \
+    run(*static_cast<const Args*>(args), crew);                                                                 \
+  }

@@ -1,0 +1,169 @@
+// Tiles of fp32 products: rows of activations by panels of sixteen outputs, and what is done to the sums afterwards.
+//
+//   a panel in cache            a tile of rows by sixteen or more outputs
+//   ┌ 16 ┐
+//   │ k0 │                      out[m, n] += a[m, k] * panel[k][n], k after k,
+//   │ k1 │   ───────────▶       by one accumulator for each (m, n)
+//   │ .. │
+//   └────┘
+//
+// Each output is one fp32 accumulator, added to by fma in increasing k. Slabs, tiles and threads only decide when, not in
+// which order, so a row's bits are its own. The blocking is Goto and van de Geijn's (2008).
+#pragma once
+#include <algorithm>
+
+#include "math.h"
+#include "stages.h"
+
+namespace {
+
+constexpr int SLAB = 256;                  // inner numbers of one panel: 16 KB for 16 outputs
+constexpr int FEW = 3, FEW_SLAB = 64;      // up to this many rows take four panels at once: 4 KB each
+constexpr int ROWS = 192;                  // rows of a piece of work: their slab stays in the second-level cache
+constexpr int WIDTH = SLAB + LANES;        // a row of the slab's copy: not a power of two, so rows do not share cache sets
+#if defined(__AVX512F__)
+constexpr int TILE = 12;                   // rows of a register tile: 12 x 32 outputs fill 24 of 32 registers
+constexpr int WIDE = 2;                    // panels of a register tile
+#else
+constexpr int TILE = 6;                    // 6 x 16 outputs fill 12 of 16 registers
+constexpr int WIDE = 1;
+#endif
+
+// tile[m][p] (+)= a[m, 0..k) . panels; a register tile of M rows by P panels.
+template <int M, int P>
+inline void tile(const float* __restrict a, int64_t a_stride, const float* __restrict panel, int64_t panel_stride, int k,
+                 float* __restrict sum, int64_t sum_stride, bool first) {
+  V16 c[M][P];
+  TF_UNROLL for (int m = 0; m < M; m++)
+    TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = first ? all(0.0f) : load(sum + m * sum_stride + p * LANES);
+  for (int i = 0; i < k; i++) {
+    V16 w[P];
+    TF_UNROLL for (int p = 0; p < P; p++) w[p] = load(panel + p * panel_stride + i * LANES);
+    TF_UNROLL for (int m = 0; m < M; m++) {
+      const V16 x = all(a[m * a_stride + i]);
+      TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = fma(x, w[p], c[m][p]);
+    }
+  }
+  TF_UNROLL for (int m = 0; m < M; m++)
+    TF_UNROLL for (int p = 0; p < P; p++) store(sum + m * sum_stride + p * LANES, c[m][p]);
+}
+
+using Tile = void (*)(const float*, int64_t, const float*, int64_t, int, float*, int64_t, bool);
+
+template <int P, int... M>
+constexpr void tiles_of(Tile* to, std::integer_sequence<int, M...>) {
+  ((to[M] = [](const float* a, int64_t as, const float* w, int64_t ws, int k, float* c, int64_t cs, bool first) {
+     tile<M + 1, P>(a, as, w, ws, k, c, cs, first);
+   }),
+   ...);
+}
+
+struct Tiles {
+  Tile one[TILE], wide[TILE], four[FEW];  // by rows - 1, for one panel, for WIDE panels, and for four where rows are few
+  Tiles() {
+    tiles_of<1>(one, std::make_integer_sequence<int, TILE>());
+    tiles_of<WIDE>(wide, std::make_integer_sequence<int, TILE>());
+    tiles_of<4>(four, std::make_integer_sequence<int, FEW>());
+  }
+};
+inline const Tiles tiles;
+
+// One piece: rows [m0, m0+m) by the panels of `columns`, each 16 outputs from a row of w on.
+struct Piece {
+  int64_t m0;
+  int m, panels;
+  const int64_t* column;  // [panels]
+};
+
+struct Ahead {
+  int rows, k;
+};
+
+// All panels of a slab against all rows of the piece.
+inline void multiply(const float* a, int64_t a_stride, int m, const float* panel, int64_t panel_stride, int panels, int k,
+                     float* sum, bool first) {
+  const int64_t sum_stride = int64_t(panels) * LANES;
+  int p = 0;
+  for (; m <= FEW && p + 4 <= panels; p += 4)
+    tiles.four[m - 1](a, a_stride, panel + p * panel_stride, panel_stride, k, sum + p * LANES, sum_stride, first);
+  const int wide = panels - (panels - p) % WIDE;
+  for (; p < wide; p += WIDE)
+    for (int row = 0; row < m; row += TILE)
+      tiles.wide[std::min(TILE, m - row) - 1](a + row * a_stride, a_stride, panel + p * panel_stride, panel_stride, k,
+                                              sum + row * sum_stride + p * LANES, sum_stride, first);
+  for (; p < panels; p++)
+    for (int row = 0; row < m; row += TILE)
+      tiles.one[std::min(TILE, m - row) - 1](a + row * a_stride, a_stride, panel + p * panel_stride, panel_stride, k,
+                                             sum + row * sum_stride + p * LANES, sum_stride, first);
+}
+
+// The sums of a piece, slab after slab. `fill` is told how far on its thread reads next, in rows and inner numbers.
+template <class L, class Fill>
+void sums_of(const L& it, const Piece& piece, Fill fill, float* slab, float* panel, float* sum) {
+  const int most = piece.m <= FEW ? FEW_SLAB : SLAB;
+  int k0 = 0;
+  do {
+    const int k = std::min(most, it.k - k0);
+    const Ahead next = k0 + k < it.k ? Ahead{0, k} : Ahead{piece.panels * LANES, -k0};
+    for (int p = 0; p < piece.panels; p++) fill(piece.column[p], k0, k, next, panel + int64_t(p) * most * LANES);
+    const float* a = it.a + piece.m0 * it.a_stride + k0;
+    int64_t a_stride = it.a_stride;
+    if (piece.m > FEW) {
+      for (int m = 0; m < piece.m; m++) std::memcpy(slab + m * WIDTH, a + m * a_stride, sizeof(float) * k);
+      a = slab, a_stride = WIDTH;
+    }
+    multiply(a, a_stride, piece.m, panel, int64_t(most) * LANES, piece.panels, k, sum, k0 == 0);
+    k0 += most;
+  } while (k0 < it.k);
+}
+
+// Bias, activation, gate; then the sums are outputs.
+template <class L>
+void finish(const L& it, const Piece& piece, int outputs, const float* sum) {
+  const int64_t sum_stride = int64_t(piece.panels) * LANES;
+  const Act act = Act(it.act);
+  for (int m = 0; m < piece.m; m++)
+    for (int p = 0; p < outputs; p++) {
+      const int64_t n = piece.column[p];
+      const int count = int(std::min<int64_t>(LANES, it.n - n));
+      V16 x = load(sum + m * sum_stride + p * LANES);
+      if (it.bias) x = x + it.bias.load16(n, count);
+      x = activation(x, act);
+      if (it.gated) {
+        V16 up = load(sum + m * sum_stride + (outputs + p) * LANES);
+        if (it.bias) up = up + it.bias.load16(it.n + n, count);
+        x = x * up;
+      }
+      store(it.out + (piece.m0 + m) * it.out_stride + n, x, count);
+    }
+}
+
+// A product shared out: rows in blocks, outputs in runs of panels, so that there is work for every thread and a block's slab
+// stays in cache. `fill(column, k0, k, ahead, panel)` makes the panel of the sixteen rows of w from `column` on.
+template <class L, class Fill>
+void multiply_by_panels(const L& it, Crew& crew, Fill fill) {
+  const int64_t rows = *it.rows, panels = divide_up(it.n, LANES), blocks = divide_up(rows, ROWS);
+  if (!rows) return;
+  // Panels of a piece: as many as the rows make worth while, but enough pieces for every thread.
+  int64_t each = it.gated ? 4 : 8;
+  while (each > 1 && blocks * divide_up(panels, each) < 4 * crew.threads) each /= 2;
+  if (rows <= FEW && each < 4 && panels >= 4 * crew.threads) each = it.gated ? 2 : 4;
+  const int64_t per_block = divide_up(panels, each), pieces = blocks * per_block;
+  const int64_t most_rows = std::min<int64_t>(rows, ROWS), sources = it.gated ? 2 * each : each;
+  float* panel = nullptr;
+  for (int64_t i; (i = crew.take()) < pieces;) {
+    if (!panel) panel = crew.scratch->need<float>(sources * SLAB * LANES + most_rows * (WIDTH + sources * LANES));
+    float *slab = panel + sources * SLAB * LANES, *sum = slab + most_rows * WIDTH;
+    const int64_t block = i / per_block, p0 = (i % per_block) * each;
+    const int outputs = int(std::min(each, panels - p0));
+    int64_t column[16];
+    for (int p = 0; p < outputs; p++) column[p] = (p0 + p) * LANES, column[outputs + p] = it.n + (p0 + p) * LANES;
+    // Rows are shared out evenly, so that no piece is a remainder of a few.
+    const int64_t m0 = rows * block / blocks, m1 = rows * (block + 1) / blocks;
+    const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column};
+    sums_of(it, piece, fill, slab, panel, sum);
+    finish(it, piece, outputs, sum);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,181 @@
+"""Products with quantized weights by the native kernels: from a `Packed` weight to stages of a program.
+
+    stages_for(...) ▸ Quantize: rows of floats to int8 codes, a scale and a sum for each row and group
+                    ▸ QuantizedLinear: whole numbers times panels, groups folded in order, bias, activation, gate
+
+Weight-only formats take the second alone. The bits are those of `quantized.multiply` on every instruction set.
+
+Shapes: T tokens, K inputs, N outputs, G groups.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import native, stages
+
+if TYPE_CHECKING:
+    from .quantized import Packed
+
+LINE = 64  # bytes that travel together; rows of codes end one later, so that they do not share sets of the cache
+
+
+class Rounding:
+    """Memory for at most `rows` rows of rounded activations, one for each kind of weight; keep it with the stages.
+
+    A program's products run one after another, so products of one kind share theirs.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self._made: dict[tuple[int, int], tuple[stages.Rounded, tuple[Tensor, ...]]] = {}
+        self._wide: dict[int, Tensor] = {}
+
+    def of(self, w: Packed) -> stages.Rounded:
+        """Where activations for products with `w` go."""
+        inputs, groups = inputs_of(w), w.scales.shape[-2]
+        if (inputs, groups) not in self._made:
+            stride = -(-2 * inputs // LINE) * LINE + LINE
+            parts = (
+                torch.empty(self.rows, stride, dtype=torch.int8),
+                torch.empty(self.rows, groups),
+                torch.empty(self.rows, groups, dtype=torch.int32),
+            )
+            codes, scales, sums = (part.data_ptr() for part in parts)
+            self._made[inputs, groups] = stages.Rounded(codes, scales, sums, stride, groups), parts
+        return self._made[inputs, groups][0]
+
+    def wide(self, width: int) -> Tensor:
+        """Room for gates and ups side by side, where their panels overlap."""
+        return self._wide.setdefault(width, torch.empty(self.rows, width))
+
+
+def inputs_of(w: Packed) -> int:
+    """K as the panels have it, filled up."""
+    return w.codes.shape[-3] * (4 if w.bits == 8 else 8)
+
+
+def panels_of(w: Packed) -> stages.Panels:
+    """The struct of a weight; whoever writes it into a stage keeps the weight."""
+    inputs, groups = inputs_of(w), w.scales.shape[-2]
+    return stages.Panels(
+        codes=w.codes.data_ptr(),
+        scales=stages.numbers(w.scales),
+        zeros=None if w.zeros is None else w.zeros.data_ptr(),
+        bits=w.bits,
+        group=w.group or inputs,
+        inputs=inputs,
+        groups=groups,
+    )
+
+
+def stages_for(
+    a_TK: Tensor,
+    w: Packed,
+    b_N: Tensor | None,
+    out: Tensor,
+    rows: int,
+    rounding: Rounding,
+    *,
+    act: str = "none",
+    gated: bool = False,
+) -> list[ctypes.Structure]:
+    """The stages of out = act(a Wᵀ + b), as `linear.stage_of` for a weight in panels.
+
+    `rows` is the address of the row count, read when the stages run, at most `rounding.rows`. `gated`: w holds the
+    gates' rows and then the ups', and out = act(gate) · up.
+    """
+    if gated and w.n // 2 % 16:
+        wide = rounding.wide(w.n)
+        apart = stages_for(a_TK, w, b_N, wide, rows, rounding)
+        both = stages.Pointwise(
+            rows=rows,
+            width=w.n // 2,
+            act=stages.ACTS[act],
+            gated=True,
+            x=wide.data_ptr(),
+            x_stride=wide.stride(0),
+            out=out.data_ptr(),
+            out_stride=out.stride(0),
+        )
+        return [*apart, both]
+    made: list[ctypes.Structure] = []
+    multiply = stages.QuantizedLinear(
+        rows=rows,
+        n=w.n // 2 if gated else w.n,
+        k=w.k,
+        act=stages.ACTS[act],
+        gated=gated,
+        w=panels_of(w),
+        bias=stages.numbers(b_N),
+        out=out.data_ptr(),
+        out_stride=out.stride(0),
+    )
+    if w.dynamic:
+        multiply.rounded = rounding.of(w)
+        made.append(
+            stages.Quantize(
+                rows=rows,
+                k=w.k,
+                bits=w.bits,
+                group=multiply.w.group,
+                a=a_TK.data_ptr(),
+                a_stride=a_TK.stride(0),
+                out=multiply.rounded,
+            )
+        )
+    else:
+        multiply.a, multiply.a_stride = a_TK.data_ptr(), a_TK.stride(0)
+    return [*made, multiply]
+
+
+def embed_stage(
+    step: stages.Step, w: Packed, out: Tensor, *, scale: float = 1.0, places: Tensor | None = None, offset: int = 0
+) -> stages.QuantizedEmbed:
+    """The stage that looks up the step's tokens in a table in panels, as `stages.Embed` does in a table of floats."""
+    return stages.QuantizedEmbed(
+        step=ctypes.pointer(step),
+        table=panels_of(w),
+        places=stages.numbers(places),
+        width=w.k,
+        offset=offset,
+        scale=scale,
+        out=out.data_ptr(),
+        out_stride=out.stride(0),
+    )
+
+
+def fits(w: Packed, x: Tensor | None = None) -> bool:
+    """Whether the native product takes these: fp32 activations and contiguous panels in this machine's memory."""
+    parts = [t for t in (w.codes, w.scales, w.zeros) if t is not None]
+    here = all(t.device.type == "cpu" and t.is_contiguous() for t in parts)
+    return here and (x is None or (x.device.type == "cpu" and x.dtype == torch.float32))
+
+
+def product(x_TK: Tensor, w: Packed, b_N: Tensor | None = None, *, act: str = "none", gated: bool = False) -> Tensor:
+    """act(x Wᵀ + b) by the native kernels; `gated` as in `linear.product`."""
+    x_TK = x_TK if x_TK.stride(-1) == 1 else x_TK.contiguous()
+    b_N = None if b_N is None else b_N.contiguous()
+    out = torch.empty(x_TK.shape[0], w.n // 2 if gated else w.n)
+    rows, rounding = ctypes.c_int32(x_TK.shape[0]), Rounding(x_TK.shape[0])
+    _run(stages_for(x_TK, w, b_N, out, ctypes.addressof(rows), rounding, act=act, gated=gated))
+    return out
+
+
+def rows_of(ids_T: Tensor, w: Packed) -> Tensor:
+    """Rows of a table in panels, widened to fp32."""
+    ids = ids_T.to(torch.int32).contiguous()
+    out = torch.empty(len(ids), w.k)
+    step = stages.Step(tokens=len(ids), ids=ids.data_ptr())
+    _run([embed_stage(step, w, out)])
+    return out
+
+
+def _run(made: list[ctypes.Structure]) -> None:
+    library = native.library()
+    assert library is not None, "asked for only where it is there"
+    library.run(stages.program(*made), torch.get_num_threads())

@@ -1,0 +1,30 @@
+"""Number formats and how to reach them. Needs no model: what calibrates takes any module.
+
+names.py   the formats' names, free of torch
+format.py  Format: its bytes, arithmetic, panels and cuts
+codes.py   Quantized: codes, scales and zeros, and how they are chosen
+linear.py  QuantLinear: a layer whose weight is kept in panels
+compressed.py  quantized weights on disk, as compressed-tensors has them
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .names import short
+
+if TYPE_CHECKING:
+    from .codes import Quantized
+    from .format import FORMATS, Format, named
+    from .linear import QuantLinear
+
+__all__ = ["FORMATS", "Format", "QuantLinear", "Quantized", "named", "short"]
+
+_HOMES = {"FORMATS": "format", "Format": "format", "QuantLinear": "linear", "Quantized": "codes", "named": "format"}
+
+
+def __getattr__(name: str) -> Any:
+    """All but the names needs torch, and whoever only checks a setting does not wait for it."""
+    from importlib import import_module
+
+    if name in _HOMES:
+        return getattr(import_module("." + _HOMES[name], __name__), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

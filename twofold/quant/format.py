@@ -1,0 +1,203 @@
+"""Format: one way to write weights as whole numbers, which knows its bytes, its arithmetic, its panels and its cuts.
+
+    format = named("int4-g64")
+    quantized = format.quantize(w_NK)              codes, scales, zeros
+    y_TN = format.multiply(x_TK, quantized)        the definition of the product
+    packed = format.pack(quantized)                what the kernels read
+
+Shapes: T tokens, K inputs, N outputs, G groups; experts have one more dimension in front of N.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..core import ConfigError, Registry
+from ..kernels import quantized as kernel
+from ..kernels.quantized import Packed, by_groups
+from .codes import Quantized, round_to, scales
+from .names import GROUPS, MEANING, name_of, short
+
+SCALES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+LONGEST = 2**31 // (127 * 255) // 2  # inputs of one group whose products still add up in 32 bits, with room to spare
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Format:
+    """Codes of `bits`, a scale for each output and `group` of inputs (0: one for all inputs), zeros unless `symmetric`.
+
+    With `activations` "int8" these are rounded by row and group as they come, and the product is of whole numbers;
+    with "float" the weights are widened. `scale` is the dtype of scales.
+
+    Raises:
+        ConfigError: a width, group or dtype that there is not.
+    """
+
+    bits: Literal[8, 4]
+    group: int = 0
+    symmetric: bool = True
+    activations: Literal["int8", "float"] = "int8"
+    scale: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        for what, given, allowed in (
+            ("bits", self.bits, (8, 4)),
+            ("group", self.group, GROUPS),
+            ("activations", self.activations, ("int8", "float")),
+            ("scale", self.scale, tuple(SCALES)),
+        ):
+            if given not in allowed:
+                raise ConfigError(f"a number format's {what} must be {' or '.join(map(str, allowed))}, not {given}")
+
+    # ---------------------------------------------------------------------------------------- what it is
+    @property
+    def name(self) -> str:
+        return name_of(self.bits, self.group, self.symmetric, self.dynamic)
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether activations are rounded to int8 as they come."""
+        return self.activations == "int8"
+
+    @property
+    def least(self) -> int:
+        return 0 if self.bits == 4 else -127 if self.symmetric else -128
+
+    @property
+    def most(self) -> int:
+        return 15 if self.bits == 4 else 127
+
+    @property
+    def idle(self) -> int:
+        """The zero of symmetric codes."""
+        return 8 if self.bits == 4 else 0
+
+    @property
+    def code_dtype(self) -> torch.dtype:
+        return torch.uint8 if self.bits == 4 else torch.int8
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        return SCALES[self.scale]
+
+    def groups(self, k: int) -> int:
+        return -(-k // self.group) if self.group else 1
+
+    def bytes(self, n: int, k: int) -> int:
+        """What a weight of [n, k] takes in panels, all that is filled up counted."""
+        rows, groups = n + -n % kernel.LANES, self.groups(k)
+        inputs = k + -k % (self.group or kernel.EVEN)
+        each = self.scale_dtype.itemsize + (0 if self.symmetric else 1)
+        return rows * (inputs * self.bits // 8 + groups * each)
+
+    def describe(self) -> str:
+        """One line: the name, what it means, and the bits that a weight takes in the long run."""
+        groups = f"groups of {self.group}" if self.group else "one scale an output"
+        zeros = "symmetric" if self.symmetric else "with zeros"
+        acts = "int8 activations" if self.dynamic else "float activations"
+        bits = 8 * self.bytes(kernel.LANES, 2**14) / (kernel.LANES * 2**14)
+        return f"{self.name}: {groups}, {zeros}, {self.scale} scales, {acts}, {bits:.2f} bits a weight"
+
+    # ---------------------------------------------------------------------------------------- there and back
+    def quantize(self, w_NK: Tensor, importance_K: Tensor | None = None) -> Quantized:
+        """Round to nearest. With `importance` (each input's mean square), scales may clip where that loses less.
+
+        Raises:
+            ConfigError: weights that are not finite, or more inputs than one group may have.
+        """
+        k = w_NK.shape[-1]
+        self._check(k)
+        w_NGk = by_groups(w_NK.float(), self.group)
+        if not bool(torch.isfinite(w_NGk).all()):
+            raise ConfigError("weights that are not finite cannot be quantized: the checkpoint is damaged")
+        importance_Gk = by_groups(importance_K.float(), self.group) if importance_K is not None else None
+        scale_NG, zero_NG = scales(w_NGk, self, importance_Gk)
+        codes_NK = round_to(w_NGk, scale_NG, zero_NG, self).flatten(-2)[..., :k].contiguous()
+        return Quantized(codes_NK, scale_NG, zero_NG, self)
+
+    def _check(self, k: int) -> None:
+        if not self.group and k > LONGEST:
+            raise ConfigError(f"{self.name}: {k} inputs under one scale, at most {LONGEST} can be: use a group of 128")
+
+    def dequantize(self, quantized: Quantized) -> Tensor:
+        """The weights that the codes stand for, fp32 [N, K]."""
+        return quantized.dequantize()
+
+    def multiply(self, x_TK: Tensor, quantized: Quantized, b_N: Tensor | None = None) -> Tensor:
+        """x Wᵀ + b in fp32, bit for bit what every kernel must give."""
+        return kernel.multiply(x_TK, quantized.logical, self.group, self.dynamic, b_N)
+
+    def pack(self, quantized: Quantized) -> Packed:
+        """As the kernels read it (`kernels/quantized.py` draws the panels)."""
+        return quantized.pack()
+
+    def unpack(self, packed: Packed) -> Quantized:
+        """Panels back into codes."""
+        return Quantized(*kernel.unpack(packed), self)
+
+    def empty(self, *shape: int, device: torch.device | str = "cpu") -> Packed:
+        """Panels of a weight of `shape` ([experts,] n, k) with nothing in them yet."""
+        *lead, n, k = shape
+        self._check(k)
+        panels, inputs = -(-n // kernel.LANES), k + -k % (self.group or kernel.EVEN)
+        tile = (inputs // 4, kernel.LANES, 4) if self.bits == 8 else (inputs // 8, kernel.LANES, 4)
+        each = (*lead, panels, self.groups(k), kernel.LANES)
+        return Packed(
+            codes=torch.empty(*lead, panels, *tile, dtype=self.code_dtype, device=device),
+            scales=torch.empty(each, dtype=self.scale_dtype, device=device),
+            zeros=None if self.symmetric else torch.empty(each, dtype=self.code_dtype, device=device),
+            n=n,
+            k=k,
+            group=self.group,
+            dynamic=self.dynamic,
+        )
+
+    # ---------------------------------------------------------------------------------------- cuts
+    def cut(self, quantized: Quantized, dim: int, rank: int, ranks: int) -> Quantized:
+        """The part of one of `ranks` equal workers: outputs (`dim` 0), or inputs at the borders of groups (`dim` 1).
+
+        Raises:
+            ConfigError: parts that would not be equal or would split a group; the message has the nearest that work.
+        """
+        n, k = quantized.shape[-2:]
+        size, step = (n, 1) if dim == 0 else (k, self.group or 1)
+        if size % (ranks * step):
+            legal = [r for r in range(1, size // step + 1) if size % (r * step) == 0]
+            close = sorted(sorted(legal, key=lambda r: abs(math.log(r / ranks)))[:2])
+            what = f"{size} outputs" if dim == 0 else f"{size} inputs in groups of {step}"
+            raise ConfigError(f"{what} cannot be cut in {ranks} equal parts: use {' or '.join(map(str, close))}")
+        part = slice(size // ranks * rank, size // ranks * (rank + 1))
+        if dim == 0:
+            rows = quantized.zero[..., part, :] if quantized.zero is not None else None
+            return Quantized(quantized.codes[..., part, :], quantized.scale[..., part, :], rows, self)
+        held = slice(part.start // step, part.stop // step) if self.group else slice(None)
+        zero = quantized.zero[..., held] if quantized.zero is not None else None
+        return Quantized(quantized.codes[..., part], quantized.scale[..., held], zero, self)
+
+
+FORMATS: Registry[Format] = Registry("number format")
+"""Every format that has a name."""
+
+for _name, (_bits, _group, _symmetric, _dynamic) in MEANING.items():
+    FORMATS.register(_name)(
+        Format(
+            bits=8 if _bits == 8 else 4,
+            group=_group,
+            symmetric=_symmetric,
+            activations="int8" if _dynamic else "float",
+        )
+    )
+
+
+def named(name: str) -> Format:
+    """The format of a name; "int4-g32" is understood as "int4" is.
+
+    Raises:
+        ConfigError: no such name; the message has the nearest.
+    """
+    return FORMATS[short(name)]

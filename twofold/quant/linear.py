@@ -1,0 +1,86 @@
+"""QuantLinear: a linear layer, a table of rows or a stack of experts whose weight is kept in panels of codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.quantized import Packed, quantized_linear, quantized_rows
+from .codes import Quantized
+from .format import Format
+
+
+class QuantLinear(nn.Module):
+    """Stands where a float weight stood: [out, in] as a linear layer, [V, E] as a table, [experts, out, in].
+
+    The bias stays a parameter. Moving it moves the panels; their dtypes never change.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+
+    def __init__(self, packed: Packed, format: Format, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.format = format
+        self.n, self.k = packed.n, packed.k
+        self.register_buffer("codes", packed.codes)
+        self.register_buffer("scales", packed.scales)
+        self.register_buffer("zeros", packed.zeros)
+        self.bias = bias
+
+    @classmethod
+    def of(cls, quantized: Quantized, bias: nn.Parameter | None = None) -> QuantLinear:
+        return cls(quantized.pack(), quantized.format, bias)
+
+    @property
+    def packed(self) -> Packed:
+        """The weight as the kernels read it."""
+        return Packed(self.codes, self.scales, self.zeros, self.n, self.k, self.format.group, self.format.dynamic)
+
+    @property
+    def quantized(self) -> Quantized:
+        """The weight as numbers one can read; a copy."""
+        return self.format.unpack(self.packed)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight, without what is filled up."""
+        return (*self.codes.shape[:-4], self.n, self.k)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
+
+    def put(self, quantized: Quantized) -> None:
+        """Other codes of the same shape and format, in place."""
+        packed = quantized.pack()
+        self.codes.copy_(packed.codes)
+        self.scales.copy_(packed.scales)
+        if self.zeros is not None and packed.zeros is not None:
+            self.zeros.copy_(packed.zeros)
+
+    def forward(self, x_TK: Tensor) -> Tensor:
+        return quantized_linear(x_TK, self.packed, self.bias)
+
+    def rows(self, ids_T: Tensor) -> Tensor:
+        """Rows of a table, fp32."""
+        return quantized_rows(ids_T, self.packed)
+
+    def extra_repr(self) -> str:
+        return f"{', '.join(map(str, self.shape))}, {self.format.name}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        scales = self.scales
+        super()._apply(fn, recurse)
+        if self.scales.dtype != scales.dtype:
+            self.scales = scales.to(self.scales.device)
+        return self
