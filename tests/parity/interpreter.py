@@ -4,23 +4,29 @@
   library that looks at the whole shape. Without this no test of equal bits could mean anything.
 - bf16 rounds to the nearest, ties to even (Triton 3.6 truncates, and may lose a carry), and products of bf16 are of
   its numbers (Triton 3.6 multiplies their bit patterns).
+- A fused multiply-add rounds once.
+- The language is patched once a launch, not once for each function that a kernel calls, which is most of the time.
 - Loops over a tensor's number work with numpy 2.4, which no longer takes an array of one number for an int.
 """
 
 from __future__ import annotations
 
 import os
-
-os.environ["TRITON_INTERPRET"] = "1"
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
+
+if torch.cuda.is_available():
+    pytest.skip("there is a device: `make test-gpu` runs the kernels on it", allow_module_level=True)
+os.environ["TRITON_INTERPRET"] = "1"
 
 interpreter = pytest.importorskip("triton.runtime.interpreter")
 tl = interpreter.tl
 
 Builder, Handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
-_patch_tensor = interpreter._patch_lang_tensor
+_patch_tensor, _patch_language = interpreter._patch_lang_tensor, interpreter._patch_lang
 
 
 def numbers(handle):
@@ -54,12 +60,39 @@ def dot(self, a, b, d, input_precision, max_num_imprecise_acc):
     return Handle(total + d.data, d.dtype.scalar)
 
 
+def fma(self, x, y, z):
+    return Handle((x.data.astype(np.float64) * y.data + z.data).astype(z.data.dtype), z.dtype.scalar)
+
+
 def patch_tensor(tensor, scope):
     _patch_tensor(tensor, scope)
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
+class Patches:
+    """What is patched while a launch is under way: modules of the language, each once."""
+
+    modules: ClassVar[set[str]] = set()
+    scopes: ClassVar[list] = []
+
+    def restore(self):
+        """What a launch does at its end; functions that its kernel calls restore nothing."""
+        while self.scopes:
+            self.scopes.pop().restore()
+        self.modules.clear()
+
+
+def patch_language(function):
+    languages = {value.__name__ for value in function.__globals__.values() if value in (tl, tl.core)}
+    if not languages <= Patches.modules:
+        Patches.scopes.append(_patch_language(function))
+        Patches.modules |= languages
+    return Patches()
+
+
 Builder.cast_impl = cast
 Builder.create_fp_to_fp = cast
 Builder.create_dot = dot
+Builder.create_fma = fma
 interpreter._patch_lang_tensor = patch_tensor
+interpreter._patch_lang = patch_language

@@ -172,8 +172,8 @@ struct Choice {
   float temperature, min_p, repetition, frequency, presence;  // temperature 0: greedy
   int32_t top_k;
   Report report;  // of the model's logits, of the distribution drawn from, or of a given token with no draw
-  int32_t allows, biases, bans, prompts, outputs;
-  const int32_t *allowed, *bias_ids, *banned, *prompt, *output;
+  int32_t allows, biases, bans, seens, counts;
+  const int32_t *allowed, *bias_ids, *banned, *seen, *counted;
   const float* bias;
   float* top_values;  // [tops]
   int32_t* top_ids;
@@ -186,10 +186,10 @@ struct Choice {
 // A token for each row of logits.
 struct Sample {
   const int32_t* rows;
-  int32_t vocab, unused;
+  int32_t vocab, choice_size;
   const float* logits;
   int64_t stride;
-  Choice* choices;  // [rows]
+  Choice* choices;  // [rows] of choice_size bytes
 };
 
 // A quantized weight in panels of sixteen outputs: w = scale * (code - zero). `group` inputs share a scale, of `inputs` in

@@ -15,6 +15,6 @@ sampling.py    a token from logits, without a sort
 """
 
 from . import register
-from .available import missing
+from .available import SPAN, missing
 
-__all__ = ["missing", "register"]
+__all__ = ["SPAN", "missing", "register"]

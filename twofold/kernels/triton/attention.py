@@ -27,8 +27,8 @@ from torch import Tensor
 
 from ..attention import Attend
 from .activation import tanh
+from .available import SPAN
 
-SPAN = 512
 STEP = 64
 ROWS = 64
 

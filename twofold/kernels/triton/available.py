@@ -7,6 +7,9 @@ from functools import cache
 
 import torch
 
+SPAN = 512
+"""Keys that attention folds before it folds spans; where a decode may be split. Here, since it is known without Triton."""
+
 LEAST = (8, 0)
 """The compute capability from which tensor cores take bf16 (Ampere)."""
 

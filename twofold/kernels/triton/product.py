@@ -218,7 +218,8 @@ class Matrix:
             return cls(weight, weight.shape[-2], weight.shape[-1])
         assert LANES == 16, "the kernel has the width of a panel built in"
         w = weight
-        return cls(w.codes, w.n, w.k, w.bits, w.scales, w.zeros, w.group, w.dynamic)
+        zeros = None if w.zeros is None else w.zeros.contiguous()
+        return cls(w.codes.contiguous(), w.n, w.k, w.bits, w.scales.contiguous(), zeros, w.group, w.dynamic)
 
     @property
     def experts(self) -> int:

@@ -22,28 +22,30 @@ def nearest(v):
 
 
 @triton.jit
-def _quantize(x, codes, scales, x_row, K, G, k, SMALLEST: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1)
-    top = 0.0
+def _quantize(x, codes, scales, x_row, T, K, G, k, SMALLEST: tl.constexpr, PIECES: tl.constexpr, BLOCK: tl.constexpr):
+    """PIECES groups of rows, each by itself."""
+    piece = tl.program_id(0) * PIECES + tl.arange(0, PIECES)
+    row = (piece // G).to(tl.int64)[:, None]
+    begin = (piece % G * k)[:, None]
+    real = piece < T * G
+    top = tl.zeros((PIECES,), tl.float32)
     for start in range(0, k, BLOCK):
-        inside = start + tl.arange(0, BLOCK)
-        at = group * k + inside
-        v = tl.load(x + row * x_row + at, (inside < k) & (at < K), 0.0).to(tl.float32)
-        bad = tl.max((v != v).to(tl.int32), 0)  # a maximum may lose a NaN
-        top = tl.where(bad > 0, float("inf"), tl.maximum(top, tl.max(tl.abs(v), 0)))
+        inside = start + tl.arange(0, BLOCK)[None, :]
+        live = real[:, None] & (inside < k) & (begin + inside < K)
+        v = tl.load(x + row * x_row + begin + inside, live, 0.0).to(tl.float32)
+        v = tl.where(v == v, tl.abs(v), float("inf"))  # a maximum may lose a NaN
+        top = tl.maximum(top, tl.max(v, 1))
     finite = top < float("inf")
     some = (top > SMALLEST) & finite
     inverse = tl.where(some, tl.div_rn(127.0, tl.where(some, top, 1.0)), 0.0)
     for start in range(0, k, BLOCK):
-        inside = start + tl.arange(0, BLOCK)
-        at = group * k + inside
-        live = (inside < k) & (at < K)
-        v = tl.load(x + row * x_row + at, live, 0.0).to(tl.float32)
-        v = tl.where(some, nearest(tl.where(some, v, 0.0) * inverse), 0.0)
-        tl.store(codes + row * K + at, v.to(tl.int8), live)
+        inside = start + tl.arange(0, BLOCK)[None, :]
+        live = real[:, None] & (inside < k) & (begin + inside < K)
+        v = tl.load(x + row * x_row + begin + inside, live, 0.0).to(tl.float32)
+        v = nearest(tl.where(some[:, None], v, 0.0) * inverse[:, None])
+        tl.store(codes + row * K + begin + inside, v.to(tl.int8), live)
     scale = tl.where(some, tl.div_rn(top, 127.0), 0.0)
-    tl.store(scales + row * G + group, tl.where(finite, scale, float("nan")))
+    tl.store(scales + piece, tl.where(finite, scale, float("nan")), real)
 
 
 @triton.jit
@@ -78,17 +80,20 @@ def quantize_rows(x_TK: Tensor, group: int) -> tuple[Tensor, Tensor]:
     if codes_TK.numel():
         x_TK = x_TK if x_TK.stride(-1) == 1 else x_TK.contiguous()
         block = min(_AT_ONCE, triton.next_power_of_2(k))
-        _quantize[(T, groups)](
+        pieces = _AT_ONCE // block
+        _quantize[(triton.cdiv(T * groups, pieces),)](
             x_TK,
             codes_TK,
             scale_TG,
             x_TK.stride(0),
+            T,
             K,
             groups,
             k,
             SMALLEST=SMALLEST,
+            PIECES=pieces,
             BLOCK=block,
-            num_warps=4 if block > 256 else 1,
+            num_warps=4,
         )
     return codes_TK, scale_TG
 
@@ -100,14 +105,14 @@ def quantized_rows(ids_T: Tensor, w: Packed) -> Tensor:
     if out_TK.numel():
         _table[(len(ids_T), triton.cdiv(w.k, 1024))](
             ids_T,
-            w.codes,
-            w.scales,
-            w.zeros,
+            w.codes.contiguous(),
+            w.scales.contiguous(),
+            None if w.zeros is None else w.zeros.contiguous(),
             out_TK,
             w.k,
             w.scales.shape[-2],
             w.group or w.k,
-            w.codes.stride(0),
+            w.codes[0].numel(),
             BITS=w.bits,
             BLOCK=1024,
             num_warps=4,

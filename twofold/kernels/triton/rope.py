@@ -16,16 +16,16 @@ from torch import Tensor
 
 from .quantize import nearest
 
-_NUMBERS = 1024  # of one program: some heads of one token
+_NUMBERS = 2048  # of one program: some heads of some tokens
 
 
 @triton.jit
-def _turned(x, cos, sin, d, live, R, TURN: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """A tile of heads [N, BLOCK] at x (pointers to each head's first number), turned if TURN, in fp32.
+def _turned(x, cos, sin, token, d, live, R, TURN: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """A tile of heads [ROWS, BLOCK] at x (pointers to each head's first number), turned if TURN, in fp32.
 
     The partner of a number is read again instead of shuffled, so both layouts of pairs are one formula.
     """
-    v = tl.load(x + d[None, :], live, 0.0).to(tl.float32)
+    v = tl.load(x[:, None] + d[None, :], live, 0.0).to(tl.float32)
     if TURN:
         if INTERLEAVED:
             pair = d // 2
@@ -35,81 +35,51 @@ def _turned(x, cos, sin, d, live, R, TURN: tl.constexpr, INTERLEAVED: tl.constex
             pair = tl.where(d < R, d, d - R)
             first = d < R
             partner = tl.where(first, d + R, d - R)
-        turning = d < 2 * R
-        other = tl.load(x + partner[None, :], live & turning[None, :], 0.0).to(tl.float32)
-        c = tl.load(cos + pair, turning, 1.0)
-        s = tl.load(sin + pair, turning, 0.0)
-        s = tl.where(first, -s, s)
-        v = tl.where(turning[None, :], v * c[None, :] + other * s[None, :], v)
+        turning = live & (d < 2 * R)[None, :]
+        other = tl.load(x[:, None] + partner[None, :], turning, 0.0).to(tl.float32)
+        angle = token[:, None] * R + pair[None, :]
+        c = tl.load(cos + angle, turning, 1.0)
+        s = tl.load(sin + angle, turning, 0.0)
+        s = tl.where(first[None, :], -s, s)
+        v = tl.where(turning, v * c + other * s, v)
     return v
 
 
 @triton.jit
 def _rotate(
-    x,
-    y,
-    cos,
-    sin,
-    R,
-    H,
-    D,
-    token_stride,
-    head_stride,
-    y_token,
-    y_head,
-    INTERLEAVED: tl.constexpr,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    x, y, cos, sin, T, R, H, D, token_stride, head_stride,
+    INTERLEAVED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    token, head = row // H, row % H
     d = tl.arange(0, BLOCK)
-    live = (head < H)[:, None] & (d < D)[None, :]
-    source = x + token * token_stride + head[:, None] * head_stride
-    v = _turned(source, cos + token * R, sin + token * R, d, live, R, True, INTERLEAVED)
-    tl.store(y + token * y_token + head[:, None] * y_head + d[None, :], v.to(y.dtype.element_ty), live)
+    live = (token < T)[:, None] & (d < D)[None, :]
+    v = _turned(x + token * token_stride + head * head_stride, cos, sin, token, d, live, R, True, INTERLEAVED)
+    tl.store(y + row[:, None] * D + d[None, :], v.to(y.dtype.element_ty), live)
 
 
 @triton.jit
 def _keep(
-    x,
-    part,
-    scales,
-    slots,
-    cos,
-    sin,
-    R,
-    K,
-    D,
-    size,
-    token_stride,
-    head_stride,
-    block_stride,
-    part_head,
-    TURN: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Write keys (turned when TURN) or values to their slots; as int8 codes where `scales` is given."""
-    token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots + token).to(tl.int64)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    x, part, scales, slots, cos, sin, T, R, K, D, size, token_stride, head_stride, block_stride, part_head,
+    TURN: tl.constexpr, INTERLEAVED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write keys (turned if TURN) or values to their slots; as int8 codes where `scales` is given."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    token, head = row // K, row % K
     d = tl.arange(0, BLOCK)
-    written = (head < K) & (slot >= 0)
+    slot = tl.load(slots + token, token < T, -1).to(tl.int64)
+    written = slot >= 0
     live = written[:, None] & (d < D)[None, :]
-    source = x + token * token_stride + head[:, None] * head_stride
-    v = _turned(source, cos + token * R, sin + token * R, d, live, R, TURN, INTERLEAVED)
+    v = _turned(x + token * token_stride + head * head_stride, cos, sin, token, d, live, R, TURN, INTERLEAVED)
     v = v.to(x.dtype.element_ty).to(tl.float32)
     block = slot // size
-    row = slot % size
+    place = slot % size
     if scales is not None:
         scale = tl.max(tl.abs(v), 1) / 127.0
-        tl.store(scales + (block * K + head) * size + row, scale, written)
-        v = v / tl.where(scale > 0.0, scale, 1.0)[:, None]
-        v = nearest(v)
-    target = part + block * block_stride + head[:, None] * part_head + row * D + d[None, :]
-    tl.store(target, v.to(part.dtype.element_ty), live)
+        tl.store(scales + (block * K + head) * size + place, scale, written)
+        v = nearest(v / tl.where(scale > 0.0, scale, 1.0)[:, None])
+    target = part + block * block_stride + head * part_head + place * D
+    tl.store(target[:, None] + d[None, :], v.to(part.dtype.element_ty), live)
 
 
 def rotate(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor, interleaved: bool = False) -> Tensor:
@@ -118,21 +88,20 @@ def rotate(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor, interleaved: bool = Fa
     T, H, D = x_THD.shape
     if out_THD.numel():
         x_THD = x_THD if x_THD.stride(-1) == 1 else x_THD.contiguous()
-        heads, block = _tile(D)
-        _rotate[(T, triton.cdiv(H, heads))](
+        rows, block = _tile(D)
+        _rotate[(triton.cdiv(T * H, rows),)](
             x_THD,
             out_THD,
             cos_TR.contiguous(),
             sin_TR.contiguous(),
+            T,
             cos_TR.shape[1],
             H,
             D,
             x_THD.stride(0),
             x_THD.stride(1),
-            out_THD.stride(0),
-            out_THD.stride(1),
             INTERLEAVED=interleaved,
-            HEADS=heads,
+            ROWS=rows,
             BLOCK=block,
             num_warps=4,
             enable_fp_fusion=False,
@@ -158,14 +127,15 @@ def keep(
         return
     x_TKD = x_TKD if x_TKD.stride(-1) == 1 else x_TKD.contiguous()
     cos, sin = (None, None) if angles is None else (side.contiguous() for side in angles)
-    heads, block = _tile(D)
-    _keep[(T, triton.cdiv(K, heads))](
+    rows, block = _tile(D)
+    _keep[(triton.cdiv(T * K, rows),)](
         x_TKD,
         part,
         scales,
         slots_T,
-        x_TKD if cos is None else cos,
-        x_TKD if sin is None else sin,
+        cos,
+        sin,
+        T,
         0 if cos is None else cos.shape[1],
         K,
         D,
@@ -176,7 +146,7 @@ def keep(
         part.stride(1),
         TURN=cos is not None,
         INTERLEAVED=interleaved,
-        HEADS=heads,
+        ROWS=rows,
         BLOCK=block,
         num_warps=4,
         enable_fp_fusion=False,
