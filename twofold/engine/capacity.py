@@ -44,8 +44,8 @@ def kv_dtype_of(wanted: str, weights: torch.dtype) -> torch.dtype:
 
 
 def resolve(config: EngineConfig, folder: str | Path) -> EngineConfig:
-    """The settings with "auto" decided: `dtype` bf16 for a bf16 checkpoint where the kernels take it as it is, else fp32;
-    `kv_dtype` bf16 wherever the weights are narrower than fp32.
+    """The settings with "auto" decided: `dtype` bf16 for a bf16 checkpoint where the kernels take it as it is, else
+    fp32; `kv_dtype` bf16 wherever the weights are narrower than fp32.
     """
     try:
         table = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
