@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import native, stages
+from ..kernels import all_ops, native, stages
 from .decoder import Decoder
 from .spec import Mixture
 from .write import Writer
@@ -43,6 +43,9 @@ def why_not(decoder: Decoder) -> str:
         return f"weights on {decoder.device}"
     if decoder.dtype not in (torch.float32, torch.bfloat16):
         return f"weights in {decoder.dtype}"
+    for op in all_ops():
+        if op.asked() not in (None, "native"):
+            return f"{op.name} is to be served by {op.asked()}"
     if any(isinstance(layer.ffn, Mixture) for layer in decoder.spec.layers):
         return "mixture of experts"
     if decoder.spec.embedding.project and decoder.spec.embedding.positions:
