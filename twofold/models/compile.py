@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ..kernels import all_ops, native, stages
 from .decoder import Decoder
-from .spec import Mixture
 from .write import Writer
 
 
@@ -46,8 +45,6 @@ def why_not(decoder: Decoder) -> str:
     for op in all_ops():
         if op.asked() not in (None, "native"):
             return f"{op.name} is to be served by {op.asked()}"
-    if any(isinstance(layer.ffn, Mixture) for layer in decoder.spec.layers):
-        return "mixture of experts"
     if decoder.spec.embedding.project and decoder.spec.embedding.positions:
         return "learned positions behind a projection"
     return ""
