@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.triton import missing
 from .plan import Draw
 from .request import TokenOut
 
@@ -74,9 +75,29 @@ def _sample(logits_RV: Tensor, draws: Sequence[Draw]) -> list[TokenOut | str]:
         ids_R[greedy] = _rows(x_RV, greedy).argmax(-1)
     if random:
         chosen = [draws[row] for row in random]
-        ids_R[random] = _pick(_distribution(_rows(x_RV, random), chosen), chosen)
+        ids_R[random] = _chosen(_rows(x_RV, random), chosen)
     tokens = _with_logprobs(logits_RV, x_RV, ids_R, draws)
     return [errors.get(row, token) for row, token in enumerate(tokens)]
+
+
+def _chosen(x_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """One token for each row that is not greedy: on CUDA by one kernel, which makes the same choice."""
+    if not x_RV.is_cuda or missing():
+        return _pick(_distribution(x_RV, draws), draws)
+    from ..kernels.triton.sampling import draw
+
+    def column(name: str, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([getattr(each.params, name) for each in draws], dtype=dtype).to(x_RV.device)
+
+    u = torch.tensor([uniform(each.seed, each.sample, each.position) for each in draws], dtype=torch.float64)
+    return draw(
+        x_RV,
+        temperature_R=column("temperature", torch.float32),
+        min_p_R=column("min_p", torch.float32),
+        top_k_R=column("top_k", torch.int32),
+        top_p_R=column("top_p", torch.float64),
+        uniform_R=u.to(x_RV.device),
+    )
 
 
 def _rows(x_RV: Tensor, rows: list[int]) -> Tensor:

@@ -92,10 +92,10 @@ def _draw(
         if (top_k > 0) & (top_k < V):
             floor = tl.maximum(floor, _floor(w, tl.full((), 0.0, tl.float32), top_k, V, False, STRIP))
         top_p = tl.load(top_ps + row)
-        count, mass = _kept(w, floor, V, STRIP)
+        _, mass = _kept(w, floor, V, STRIP)
         if top_p < 1.0:
             floor = _floor(w, floor, top_p * mass, V, True, STRIP)
-            count, mass = _kept(w, floor, V, STRIP)
+            _, mass = _kept(w, floor, V, STRIP)
         aim = tl.load(uniforms + row) * mass
         before = tl.zeros((), tl.float64)
         chosen = tl.zeros((), tl.int32)
