@@ -6,7 +6,7 @@
     int8     int8, int8 cache      q8_0, f16       int8, u8               w8a8, bf16     int8
     int4     int4, int8 cache      q4_0, f16       int4 groups of 32, u8  w4a16, bf16
 
-(weights, cache.) Each stands at what its makers offer for those weights on a CPU. What a peer reads is made from the one
+(weights, cache.) Each stands at what its makers offer for such weights on a CPU. What a peer reads is made from the one
 bf16 checkpoint by a script of `peers/`, once, and kept beside it.
 """
 
@@ -134,13 +134,15 @@ PEER_ENTRIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Stand:
-    """Where and how all engines of a run are started. `cache_gb` is the KV cache that each may fill."""
+    """Where and how all engines of a run are started. `cache_gb` is the KV cache that each may fill, `ours` fields of
+    EngineConfig that win over the table's."""
 
     model: Path
     place: Path
     threads: int
     cache_gb: int
     quick: bool
+    ours: tuple[str, ...] = ()
 
     def start(self, entry: Entry, form: str) -> Runner:
         """An engine's process, loading; its checkpoint is converted first when it is not yet.
@@ -156,7 +158,7 @@ class Stand:
         command = [python, str(PEERS / entry.runner), "--model", str(model), "--threads", str(self.threads)]
         command += [*variant.flags, *(entry.quick_flags if self.quick else ())]
         if entry is OURS:
-            command.append(f"kv_cache_memory_bytes={self.cache_gb << 30}")
+            command += [f"kv_cache_memory_bytes={self.cache_gb << 30}", *self.ours]
             package = str(Path(__file__).resolve().parents[1])
             paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
             return Runner(command, os.environ | {"PYTHONPATH": os.pathsep.join(paths)})

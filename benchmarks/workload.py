@@ -40,12 +40,7 @@ class Workload:
 
     def question(self) -> dict[str, object]:
         """What a runner is asked (peers/protocol.py)."""
-        return {
-            "prompts": self.prompts,
-            "outputs": self.outputs,
-            "shared": self.shared,
-            "caching": self.shared > 0,
-        }
+        return {"prompts": self.prompts, "outputs": self.outputs, "shared": self.shared}
 
     def to_warm_up(self) -> Workload:
         """A few of its requests, two new tokens each: every shape of the work, little of its length."""

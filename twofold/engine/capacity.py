@@ -44,16 +44,21 @@ def kv_dtype_of(wanted: str, weights: torch.dtype) -> torch.dtype:
 
 
 def resolve(config: EngineConfig, folder: str | Path) -> EngineConfig:
-    """The settings with `dtype` "auto" decided: bf16 for a bf16 checkpoint where the kernels take it as it is."""
-    if config.dtype != "auto":
-        return config
+    """The settings with "auto" decided: `dtype` bf16 for a bf16 checkpoint where the kernels take it as it is, else
+    fp32; `kv_dtype` bf16 wherever the weights are narrower than fp32.
+    """
     try:
         table = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        stored = str(table.get("dtype") or table.get("torch_dtype"))
+        stored, packed = str(table.get("dtype") or table.get("torch_dtype")), bool(table.get("quantization_config"))
     except (OSError, ValueError, RecursionError, AttributeError):
-        stored = ""  # whoever loads the checkpoint says what is wrong with it
-    as_it_is = stored.removeprefix("torch.") == "bfloat16" and config.device == "cpu" and not native.missing()
-    return replace(config, dtype="bfloat16" if as_it_is else "float32")
+        stored, packed = "", False  # whoever loads the checkpoint says what is wrong with it
+    dtype, kv_dtype = config.dtype, config.kv_dtype
+    if dtype == "auto":
+        as_it_is = stored.removeprefix("torch.") == "bfloat16" and config.device == "cpu" and not native.missing()
+        dtype = "bfloat16" if as_it_is else "float32"
+    if kv_dtype == "auto" and config.device == "cpu":
+        kv_dtype = "bfloat16" if packed or config.quantization or dtype == "bfloat16" else "float32"
+    return replace(config, dtype=dtype, kv_dtype=kv_dtype)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

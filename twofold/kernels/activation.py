@@ -71,21 +71,21 @@ def soft_cap(x: Tensor, cap: float) -> Tensor:
     return cap * torch.tanh(x / cap)
 
 
-@soft_cap.on("native", why="one pass, by our own tanh", missing=native.missing)
+@soft_cap.on("native", why="one pass, by our own tanh", missing=native.missing, bits="own")
 def _soft_cap(x: Tensor, cap: float) -> Tensor:
     if not _fits(x):
         return soft_cap.reference(x, cap)
     return with_reference_gradient(_soft_cap_forward, soft_cap.reference, x, cap)
 
 
-@activate.on("native", why="one pass, by our own exp, tanh and erf", missing=native.missing)
+@activate.on("native", why="one pass, by our own exp, tanh and erf", missing=native.missing, bits="own")
 def _activate(x: Tensor, act: str) -> Tensor:
     if not _fits(x):
         return activate.reference(x, act)
     return with_reference_gradient(_activate_forward, activate.reference, x, act)
 
 
-@gated.on("native", why="one pass; backward keeps the input alone", missing=native.missing)
+@gated.on("native", why="one pass; backward keeps the input alone", missing=native.missing, bits="own")
 def _gated_native(gate_up_TF: Tensor, act: str) -> Tensor:
     if not _fits(gate_up_TF):
         return _gated(gate_up_TF, act)

@@ -33,6 +33,8 @@ C_TYPES = {
     torch.uint8: "uint8_t",
     torch.bool: "bool",
 }
+_ROOM = ctypes.create_string_buffer(4096)
+_NOWHERE = ctypes.addressof(_ROOM)  # what an empty tensor points at: only a tensor that is not given is a null pointer
 MISMATCH = "twofold: the source and the declaration differ"
 
 Make = Callable[[tuple[int, ...], torch.dtype, torch.device], Tensor]
@@ -155,10 +157,10 @@ class Entry:
         for arg in self.args:
             if isinstance(arg, In):
                 tensor = kept[arg.name]
-                passed.append(None if tensor is None else tensor.data_ptr())
+                passed.append(None if tensor is None else tensor.data_ptr() or _NOWHERE)
             elif isinstance(arg, Out):
                 outs.append(make(shape_of(arg.name, sizes), arg.dtype or dtype, there))
-                passed.append(outs[-1].data_ptr())
+                passed.append(outs[-1].data_ptr() or _NOWHERE)
             elif isinstance(arg, Int) and arg.name in sizes:
                 passed.append(sizes[arg.name])
             else:

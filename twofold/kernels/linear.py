@@ -34,6 +34,7 @@ def linear(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None = None) -> Tensor:
     "native",
     why="weights as they lie, fp32 or bf16; one accumulator for each output, so bits do not depend on rows or threads",
     missing=native.missing,
+    bits="own",
 )
 def _native(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None = None) -> Tensor:
     if not fits(x_TK, w_NK):

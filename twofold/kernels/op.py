@@ -110,11 +110,11 @@ class Implementation(Generic[P, R]):
 
     def refusal(self, call: Call) -> str:
         """Why it cannot serve such calls here, "" when it can."""
-        unmet = self.needs.unmet(call)
-        if unmet:
-            return f"is not for {unmet}"
-        lacking = self.needs.lacking() or self.missing()
-        return f"lacks {lacking}" if lacking else ""
+        lacking = self.needs.lacking()
+        unmet = "" if lacking else self.needs.unmet(call)
+        if not (lacking or unmet):
+            lacking = self.missing()  # last, because it may build what is missing
+        return f"lacks {lacking}" if lacking else f"is not for {unmet}" if unmet else ""
 
 
 class Op(Generic[P, R]):
@@ -204,10 +204,6 @@ class Op(Generic[P, R]):
         why_not = "another is chosen by name" if self._asked() else "another comes first"
         return {item.name: item.refusal(call) or why_not for item in rest}
 
-    def check_names(self) -> None:
-        """Raises ConfigError when the environment asks for an implementation that this op does not have."""
-        self._asked()
-
     def _asked(self) -> str | None:
         if self._forced is not None:
             return self._forced
@@ -286,10 +282,23 @@ def named(text: str) -> dict[str, str]:
     return table
 
 
+def use_named(text: str) -> None:
+    """Serve ops as "linear=native,rms_norm=reference" says, here and in the processes that this one starts.
+
+    Raises:
+        ConfigError: it names an op or an implementation there is not; then nothing is changed.
+    """
+    for name, implementation in named(text).items():
+        ops[name].implementation(implementation)
+    os.environ[VARIABLE] = text
+    for item in all_ops():
+        item.use(None)
+
+
 def check_names() -> None:
     """Raises ConfigError, with the nearest name, when the environment names an op or an implementation there is not."""
-    for name in named(os.environ.get(VARIABLE, "")):
-        ops[name].check_names()
+    for name, implementation in named(os.environ.get(VARIABLE, "")).items():
+        ops[name].implementation(implementation)
 
 
 _instructions = functools.cache(instruction_sets)

@@ -235,7 +235,7 @@ def _by_token(x_KMD: Tensor, count: int) -> Tensor:
     return x_KMD.view(K, count, M // count, D).transpose(0, 1).flatten(1, 2)
 
 
-@paged_attention.on("native", why="the CPU kernel", missing=native.missing)
+@paged_attention.on("native", why="the CPU kernel", missing=native.missing, bits="own")
 def _paged(
     q_THD: Tensor,
     panels: Panels,

@@ -159,11 +159,11 @@ def load(
 def _give_memory(decoder: Decoder, device: torch.device | str) -> None:
     """Memory for a decoder that was built without; what `to_empty` does, without importing half of torch."""
     for module in decoder.modules():
-        for kept in (module._parameters, module._buffers):
-            for name, x in kept.items():
-                if x is not None:
-                    fresh = zeros(tuple(x.shape), x.dtype, device)
-                    kept[name] = nn.Parameter(fresh, x.requires_grad) if isinstance(x, nn.Parameter) else fresh
+        for name, parameter in module.named_parameters(recurse=False):
+            fresh = zeros(tuple(parameter.shape), parameter.dtype, device)
+            module._parameters[name] = nn.Parameter(fresh, parameter.requires_grad)
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = zeros(tuple(buffer.shape), buffer.dtype, device)
 
 
 def load_tensors(decoder: Decoder, tensors: Iterable[tuple[str, Tensor]]) -> None:

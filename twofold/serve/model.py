@@ -9,6 +9,7 @@ from ..engine.capacity import DTYPES, forecast, resolve
 from ..engine.config import EngineConfig
 from ..engine.engine import Engine
 from ..engine.stats import EngineStats
+from ..kernels.op import check_names
 from ..models.weights import load, read_formats, read_spec
 from ..platforms import read_memory
 from . import wire
@@ -37,8 +38,10 @@ def load_model(start: wire.Start) -> LoadedModel:
 
     Raises:
         CheckpointError: it cannot be read.
+        ConfigError: TWOFOLD_KERNELS names an op or an implementation that is not there.
         CapacityError: it does not fit this machine, found before anything is loaded; the message says what would.
     """
+    check_names()
     settings: dict[str, Any] = start.engine
     config = resolve(build(EngineConfig, settings, "engine."), start.model)
     held = read_formats(start.model, config.quantization)

@@ -24,7 +24,7 @@ struct Room {  // scratch of a row
   float *x, *z, *w, *few;
   uint16_t* rung;
   double* strips;
-  int32_t* seen;
+  int32_t* times;
   Ladder* ladder;
 };
 
@@ -40,7 +40,7 @@ Room room_for(Crew& crew, int64_t vocab) {
   char* at = crew.scratch->need<char>(size_t(padded) * (4 * 5 + 2) + size_t(padded / STRIP) * 8 + sizeof(Ladder) + 1024);
   Room room;
   room.x = carve<float>(at, padded), room.z = carve<float>(at, padded), room.w = carve<float>(at, padded);
-  room.few = carve<float>(at, padded), room.rung = carve<uint16_t>(at, padded), room.seen = carve<int32_t>(at, padded);
+  room.few = carve<float>(at, padded), room.rung = carve<uint16_t>(at, padded), room.times = carve<int32_t>(at, padded);
   room.strips = carve<double>(at, padded / STRIP), room.ladder = carve<Ladder>(at, 1);
   return room;
 }
@@ -63,30 +63,27 @@ int32_t first_of(const float* x, int64_t width, float value) {
 }
 
 // ------------------------------------------------------------------------------------------------ edits
-void penalise(float* x, const Choice& it, int32_t* seen) {
-  const auto both = [&](auto f) {
-    for (int32_t i = 0; i < it.prompts; i++) f(it.prompt[i]);
-    for (int32_t i = 0; i < it.outputs; i++) f(it.output[i]);
-  };
+// `times` is scratch [vocab]: how often an id was met.
+void penalise(float* x, const Choice& it, int32_t* times) {
   if (it.repetition != 1.0f) {
-    both([&](int32_t id) { seen[id] = 0; });
-    both([&](int32_t id) {
-      if (seen[id]++ == 0) x[id] = x[id] > 0.0f ? x[id] / it.repetition : x[id] * it.repetition;
-    });
+    for (int32_t i = 0; i < it.seens; i++) times[it.seen[i]] = 0;
+    for (int32_t i = 0; i < it.seens; i++) {
+      const int32_t id = it.seen[i];
+      if (times[id]++ == 0) x[id] = x[id] > 0.0f ? x[id] / it.repetition : x[id] * it.repetition;
+    }
   }
   if (it.frequency == 0.0f && it.presence == 0.0f) return;
-  for (int32_t i = 0; i < it.outputs; i++) seen[it.output[i]] = 0;
-  for (int32_t i = 0; i < it.outputs; i++) seen[it.output[i]]++;
-  for (int32_t i = 0; i < it.outputs; i++) {
-    const int32_t id = it.output[i];
-    if (seen[id]) x[id] = (x[id] - it.frequency * float(seen[id])) - it.presence;
-    seen[id] = 0;
+  for (int32_t i = 0; i < it.counts; i++) times[it.counted[i]] = 0;
+  for (int32_t i = 0; i < it.counts; i++) times[it.counted[i]]++;
+  for (int32_t i = 0; i < it.counts; i++) {
+    const int32_t id = it.counted[i];
+    if (times[id]) x[id] = (x[id] - it.frequency * float(times[id])) - it.presence;
+    times[id] = 0;
   }
 }
 
 bool edits(const Choice& it) {
-  return it.allows || it.biases || it.bans || it.repetition != 1.0f ||
-         (it.outputs && (it.frequency != 0.0f || it.presence != 0.0f));
+  return it.allows || it.biases || it.bans || it.seens || it.counts;
 }
 
 // The row's logits after its edits: the row itself where it has none.
@@ -100,7 +97,7 @@ const float* edited(const float* logits, int64_t vocab, const Choice& it, const 
   }
   for (int32_t i = 0; i < it.biases; i++) room.x[it.bias_ids[i]] = room.x[it.bias_ids[i]] + it.bias[i];
   for (int32_t i = 0; i < it.bans; i++) room.x[it.banned[i]] = -INFINITY;
-  penalise(room.x, it, room.seen);
+  penalise(room.x, it, room.times);
   return room.x;
 }
 
@@ -262,7 +259,7 @@ bool known(const Choice& it, int64_t vocab) {
     return std::all_of(ids, ids + count, [&](int32_t id) { return id >= 0 && id < vocab; });
   };
   return within(it.allowed, it.allows) && within(it.bias_ids, it.biases) && within(it.banned, it.bans) &&
-         within(it.prompt, it.prompts) && within(it.output, it.outputs);
+         within(it.seen, it.seens) && within(it.counted, it.counts);
 }
 
 void choose(const float* logits, int64_t vocab, Choice& it, const Room& room) {
@@ -292,7 +289,7 @@ void choose(const float* logits, int64_t vocab, Choice& it, const Room& room) {
 }  // namespace
 
 void run(const Sample& it, Crew& crew) {
-  const int64_t rows = *it.rows;
+  const int64_t rows = it.choice_size == sizeof(Choice) ? *it.rows : 0;
   for (int64_t row; (row = crew.take()) < rows;)
     choose(it.logits + row * it.stride, it.vocab, it.choices[row], room_for(crew, it.vocab));
 }
