@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.parity import interpreter  # noqa: F401  (before any kernel)
-from tests.parity import tiny
+from tests.parity import (
+    interpreter,  # noqa: F401  (before any kernel)
+    tiny,
+)
 from twofold.engine.cuda import CudaCache, CudaContext
 from twofold.engine.graphs import DecodeGraphs
 from twofold.engine.paged import Span

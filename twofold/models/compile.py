@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ..kernels import native, stages
 from .decoder import Decoder
-from .spec import Mixture
 from .write import Writer
 
 
@@ -43,8 +42,6 @@ def why_not(decoder: Decoder) -> str:
         return f"weights on {decoder.device}"
     if decoder.dtype not in (torch.float32, torch.bfloat16):
         return f"weights in {decoder.dtype}"
-    if any(isinstance(layer.ffn, Mixture) for layer in decoder.spec.layers):
-        return "mixture of experts"
     if decoder.spec.embedding.project and decoder.spec.embedding.positions:
         return "learned positions behind a projection"
     return ""
