@@ -1,4 +1,4 @@
-"""The Triton kernels on the device: what `tests/parity/test_triton.py` shows by numpy, here by tensor cores, and larger."""
+"""The Triton kernels on the device: what `tests/parity/test_triton.py` shows by numpy, here by tensor cores."""
 
 from __future__ import annotations
 
