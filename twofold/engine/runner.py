@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..models.compile import Program, Spans, why_not
 from ..models.decoder import Decoder
+from .capacity import rows_at_once
 from .cuda import CudaCache
 from .graphs import CudaForward
 from .paged import KVCache, PagedContext, Span
@@ -20,7 +21,6 @@ from .request import TokenOut
 from .sampler import sample, score
 
 CAPTURED = 256  # requests at most of a decode step that is replayed on CUDA
-LOGITS_AT_ONCE = 1 << 24  # numbers: the head's weights are read once for as many rows as this holds
 NOT_FINITE = "the model's numbers are not finite for this request: its weights or its dtype cannot hold them"
 
 
@@ -111,14 +111,17 @@ class Runner:
         A token's key and value reach its own hidden state, so looking at these finds bad ones before anybody shares
         them. Only this request holds the blocks it wrote to: shared blocks are full.
         """
-        good_T = torch.isfinite(hidden_TD).all(-1)
+        if self.program is not None:
+            good_T = self.program.finite()
+        else:
+            good_T = bytes(torch.isfinite(hidden_TD).all(-1).tolist())
         broken: set[int] = set()
-        if bool(good_T.all()):
+        if 0 not in good_T:
             return broken
         at = 0
         for number, chunk in enumerate(chunks):
             count = len(chunk.ids)
-            if not bool(good_T[at : at + count].all()):
+            if 0 in good_T[at : at + count]:
                 broken.add(number)
                 cache.clear(chunk.blocks[chunk.start // self.block_size :])
             at += count
@@ -151,4 +154,4 @@ class Runner:
 
     @property
     def _rows_at_once(self) -> int:
-        return max(1, min(self.tokens, LOGITS_AT_ONCE // self.decoder.spec.vocab))
+        return rows_at_once(self.tokens, self.decoder.spec.vocab)
