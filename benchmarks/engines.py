@@ -144,18 +144,23 @@ class Stand:
     quick: bool
     ours: tuple[str, ...] = ()
 
-    def start(self, entry: Entry, form: str) -> Runner:
-        """An engine's process, loading; its checkpoint is converted first when it is not yet.
+    def prepare(self, entry: Entry, form: str) -> Path:
+        """What an engine reads at a precision, converted first when it is not yet.
 
         Raises:
             NotHere: no environment, no such precision, or the converter refused.
         """
         if form not in entry.variants:
             raise NotHere(f"it has no {form}")
+        self._python(entry.home)
         variant = entry.variants[form]
-        python = self._python(entry.home)
-        model = self._converted(entry, variant) if variant.made else self.model
-        command = [python, str(PEERS / entry.runner), "--model", str(model), "--threads", str(self.threads)]
+        return self._converted(entry, variant) if variant.made else self.model
+
+    def start(self, entry: Entry, form: str) -> Runner:
+        """An engine's process, loading. Raises NotHere as `prepare`."""
+        model, variant = self.prepare(entry, form), entry.variants[form]
+        command = [self._python(entry.home), str(PEERS / entry.runner)]
+        command += ["--model", str(model), "--threads", str(self.threads)]
         command += [*variant.flags, *(entry.quick_flags if self.quick else ())]
         if entry is OURS:
             command += [f"kv_cache_memory_bytes={self.cache_gb << 30}", *self.ours]
