@@ -110,9 +110,9 @@ def flat(args: Sequence[Any]) -> list[Any]:
 
 def told(record: dict[str, Any]) -> str:
     rate = f"{record['gb_s']:6.1f} GB/s" if record["bound"] == "memory" else f"{record['gop_s']:6.0f} GOP/s"
-    over = f"{record['ratio']:>7.1f}x {record['against']:<10}"
     return (
-        f"{record['op']:<18}{record['case']:<41}{record['served_by']:<10}{record['microseconds']:>9,.0f} us{over} {rate}"
+        f"{record['op']:<18}{record['case']:<41}{record['served_by']:<10}{record['microseconds']:>9,.0f} us"
+        f"{record['ratio']:>7.1f}x {record['against']:<10} {rate}"
         f"  {record['share_of_limit']:>4.0%} of {record['bound']}"
     )
 
