@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core import ConfigError
-from . import native, stages
+from . import native
 from .grouped import Matrices, Places, choices_of, in_lines, run
 from .linear import fits, linear
 from .op import op

@@ -6,13 +6,13 @@ Shapes: T tokens, R wanted rows, D hidden size, E embedding size, V vocabulary, 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kernels import stages
-from ..kernels.grouped import Matrices
+from ..kernels.grouped import Matrices, Places
 from ..kernels.linear import stage_of as linear_stage
 from ..kernels.moe import Mixing, gate_stage, route_stage
 from ..kernels.norm import stage_of as norm_stage
@@ -93,6 +93,11 @@ class Writer:
                 self.logits_RV, self.logits_RV, rows=self.wanted, multiplier=multiplier, softcap=head.softcap or 0.0
             )
         return self._written
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that the stages work in."""
+        return sum(x.nbytes for x in {id(x): x for x in _tensors(vars(self) | {"decoder": None})}.values())
 
     # ------------------------------------------------------------------------------------------------- layers
     def _embed(self) -> None:
@@ -355,3 +360,18 @@ def _each_expert(module: Weight | QuantLinear) -> Sequence[Tensor] | Sequence[Pa
         packed = module.packed
         return [packed.expert(i) for i in range(len(packed.codes))]
     return module.weight.detach().unbind()
+
+
+def _tensors(held: object) -> Iterator[Tensor]:
+    """The tensors in a value of plain containers and of what the stages work in; parameters are not among them."""
+    if isinstance(held, Tensor):
+        if not isinstance(held, nn.Parameter) and held._base is None:
+            yield held
+    elif isinstance(held, dict):
+        for value in held.values():
+            yield from _tensors(value)
+    elif isinstance(held, list | tuple):
+        for value in held:
+            yield from _tensors(value)
+    elif isinstance(held, Mixing | Places | Rounding):
+        yield from _tensors(vars(held))
