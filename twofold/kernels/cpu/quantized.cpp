@@ -12,45 +12,50 @@ namespace {
 
 constexpr int64_t BLOCK_BYTES = 192 << 10;  // of activation codes of a piece: they stay in the second-level cache
 
-// M rows of the piece by one panel.
-template <int BITS, int M>
+// What symmetric codes stand above zero, lifted: a power of two, or nothing.
+template <int BITS>
+constexpr int IDLE = LIFT<BITS> + (BITS == 4 ? 8 : 0);
+
+// M rows from `row` on by one panel; GROUP is 32, or 0 for groups of any size.
+template <int BITS, int GROUP, int M>
 void multiply_tile(const Rounded& x, int64_t row, const Panels& w, int64_t panel, float* sum, int64_t sum_stride) {
-  const int8_t* a = x.codes + row * x.stride;
-  const float* a_scales = x.scales + row * x.groups;
-  const int32_t* a_sums = x.sums + row * x.groups;
+  const int groups = w.groups, group = GROUP ? GROUP : w.group, stride = x.stride;
+  const int8_t *a = x.codes + row * stride, *zeros = w.zeros ? w.zeros + panel * groups * LANES : nullptr;
+  const float* a_scales = x.scales + row * groups;
+  const int32_t* a_sums = x.sums + row * groups;
   const uint8_t* codes = w.codes + panel * w.inputs * 2 * BITS;
-  const int64_t at = panel * w.groups * LANES;
-  constexpr int idle = LIFT<BITS> + (BITS == 8 ? 0 : 8);
-  for (int g = 0; g < w.groups; g++) {
+  const Numbers scales = w.scales;
+  alignas(64) float folded[M][LANES] = {};
+  for (int g = 0; g < groups; g++, a_scales++, a_sums++) {
     I16 c[M];
-    whole_sums<BITS, M>(c, a, x.stride, codes, w.group);
-    a += w.group, codes += w.group * 2 * BITS;
-    const V16 scale = w.scales.load16(at + g * LANES);
-    if (w.zeros) {
-      const I16 zero = load_whole_s8(w.zeros + at + g * LANES) - all_whole(-LIFT<BITS>);
-      TF_UNROLL for (int m = 0; m < M; m++) c[m] = c[m] - zero * all_whole(a_sums[m * x.groups + g]);
-    } else if constexpr (idle != 0) {
-      TF_UNROLL for (int m = 0; m < M; m++) c[m] = c[m] - all_whole(idle * a_sums[m * x.groups + g]);
+    whole_sums<BITS, M>(c, a, stride, codes, group);
+    a += group, codes += group * 2 * BITS;
+    if (zeros) {
+      const I16 zero = load_whole_s8(zeros + g * LANES) + all_whole(LIFT<BITS>);
+      TF_UNROLL for (int m = 0; m < M; m++) c[m] = c[m] - zero * all_whole(a_sums[m * groups]);
+    } else if constexpr (IDLE<BITS> != 0) {
+      TF_UNROLL for (int m = 0; m < M; m++) c[m] = c[m] - times<IDLE<BITS>>(all_whole(a_sums[m * groups]));
     }
-    TF_UNROLL for (int m = 0; m < M; m++) {
-      float* to = sum + m * sum_stride;
-      store(to, fma(to_float(c[m]), scale * all(a_scales[m * x.groups + g]), g ? load(to) : all(0.0f)));
-    }
+    const V16 scale = scales.load16((panel * groups + g) * LANES);
+    TF_UNROLL for (int m = 0; m < M; m++)
+      store(folded[m], fma(to_float(c[m]), scale * all(a_scales[m * groups]), load(folded[m])));
   }
+  TF_UNROLL for (int m = 0; m < M; m++) store(sum + m * sum_stride, load(folded[m]));
 }
 
 using WholeTile = void (*)(const Rounded&, int64_t, const Panels&, int64_t, float*, int64_t);
 
-template <int BITS, int... M>
+template <int BITS, int GROUP, int... M>
 constexpr void whole_tiles_of(WholeTile* to, std::integer_sequence<int, M...>) {
-  ((to[M] = multiply_tile<BITS, M + 1>), ...);
+  ((to[M] = multiply_tile<BITS, GROUP, M + 1>), ...);
 }
 
 struct WholeTiles {
-  WholeTile int8[WHOLE_ROWS], int4[WHOLE_ROWS];  // by rows - 1
+  WholeTile by_rows[2][2][WHOLE_ROWS];  // [int4][groups of 32][rows - 1]
   WholeTiles() {
-    whole_tiles_of<8>(int8, std::make_integer_sequence<int, WHOLE_ROWS>());
-    whole_tiles_of<4>(int4, std::make_integer_sequence<int, WHOLE_ROWS>());
+    constexpr auto rows = std::make_integer_sequence<int, WHOLE_ROWS>();
+    whole_tiles_of<8, 0>(by_rows[0][0], rows), whole_tiles_of<8, 32>(by_rows[0][1], rows);
+    whole_tiles_of<4, 0>(by_rows[1][0], rows), whole_tiles_of<4, 32>(by_rows[1][1], rows);
   }
 };
 const WholeTiles whole_tiles;
@@ -62,7 +67,7 @@ void multiply_rounded(const QuantizedLinear& it, Crew& crew) {
   int64_t each = it.gated ? 4 : 8;
   while (each > 1 && blocks * divide_up(panels, each) < 4 * crew.threads) each /= 2;
   const int64_t per_block = divide_up(panels, each), pieces = blocks * per_block;
-  const WholeTile* tile = it.w.bits == 8 ? whole_tiles.int8 : whole_tiles.int4;
+  const WholeTile* tile = whole_tiles.by_rows[it.w.bits == 4][it.w.group == 32];
   float* sum = nullptr;
   for (int64_t i; (i = crew.take()) < pieces;) {
     if (!sum) sum = crew.scratch->need<float>(std::min(rows, most) * (it.gated ? 2 : 1) * each * LANES);

@@ -17,8 +17,13 @@ static inline I16 each_whole(F f) {
   return out;
 }
 static inline I16 all_whole(int32_t x) { return each_whole([&](int) { return x; }); }
+static inline I16 operator+(I16 a, I16 b) { return each_whole([&](int i) { return a.lane[i] + b.lane[i]; }); }
 static inline I16 operator-(I16 a, I16 b) { return each_whole([&](int i) { return a.lane[i] - b.lane[i]; }); }
 static inline I16 operator*(I16 a, I16 b) { return each_whole([&](int i) { return a.lane[i] * b.lane[i]; }); }
+template <int N>
+static inline I16 times(I16 x) {  // a power of two
+  return each_whole([&](int i) { return x.lane[i] * N; });
+}
 static inline V16 to_float(I16 x) { return each([&](int i) { return float(x.lane[i]); }); }
 static inline I16 load_whole_s8(const int8_t* from) { return each_whole([&](int i) { return int32_t(from[i]); }); }
 
