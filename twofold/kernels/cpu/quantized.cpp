@@ -108,7 +108,9 @@ void widen_panel(const Panels& w, int64_t panel, int k0, int k, float* to) {
 
 void run(const QuantizedLinear& it, Crew& crew) {
   if (!it.a) return multiply_rounded(it, crew);
-  multiply_by_panels(it, crew, [&](int64_t row, int k0, int k, float* panel) { widen_panel(it.w, row / LANES, k0, k, panel); });
+  multiply_by_panels(it, crew, [&](int64_t row, int k0, int k, Ahead, float* panel) {
+    widen_panel(it.w, row / LANES, k0, k, panel);
+  });
 }
 
 void run(const QuantizedEmbed& it, Crew& crew) {
@@ -132,3 +134,6 @@ void run(const QuantizedEmbed& it, Crew& crew) {
     }
   }
 }
+
+TF_STAGE(QuantizedLinear)
+TF_STAGE(QuantizedEmbed)

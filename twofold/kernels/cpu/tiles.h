@@ -18,6 +18,7 @@
 namespace {
 
 constexpr int SLAB = 256;                  // inner numbers of one panel: 16 KB for 16 outputs
+constexpr int FEW = 3, FEW_SLAB = 64;      // up to this many rows take four panels at once: 4 KB each
 constexpr int ROWS = 192;                  // rows of a piece of work: their slab stays in the second-level cache
 constexpr int WIDTH = SLAB + LANES;        // a row of the slab's copy: not a power of two, so rows do not share cache sets
 #if defined(__AVX512F__)
@@ -58,11 +59,11 @@ constexpr void tiles_of(Tile* to, std::integer_sequence<int, M...>) {
 }
 
 struct Tiles {
-  Tile one[TILE], wide[TILE], four[3];  // by rows - 1, for one panel, for WIDE panels, and for four where rows are few
+  Tile one[TILE], wide[TILE], four[FEW];  // by rows - 1, for one panel, for WIDE panels, and for four where rows are few
   Tiles() {
     tiles_of<1>(one, std::make_integer_sequence<int, TILE>());
     tiles_of<WIDE>(wide, std::make_integer_sequence<int, TILE>());
-    tiles_of<4>(four, std::make_integer_sequence<int, 3>());
+    tiles_of<4>(four, std::make_integer_sequence<int, FEW>());
   }
 };
 inline const Tiles tiles;
@@ -74,11 +75,16 @@ struct Piece {
   const int64_t* column;  // [panels]
 };
 
+struct Ahead {
+  int rows, k;
+};
+
 // All panels of a slab against all rows of the piece.
-inline void multiply(const float* a, int64_t a_stride, int m, const float* panel, int panels, int k, float* sum, bool first) {
-  const int64_t panel_stride = int64_t(SLAB) * LANES, sum_stride = int64_t(panels) * LANES;
+inline void multiply(const float* a, int64_t a_stride, int m, const float* panel, int64_t panel_stride, int panels, int k,
+                     float* sum, bool first) {
+  const int64_t sum_stride = int64_t(panels) * LANES;
   int p = 0;
-  for (; m <= 3 && p + 4 <= panels; p += 4)
+  for (; m <= FEW && p + 4 <= panels; p += 4)
     tiles.four[m - 1](a, a_stride, panel + p * panel_stride, panel_stride, k, sum + p * LANES, sum_stride, first);
   const int wide = panels - (panels - p) % WIDE;
   for (; p < wide; p += WIDE)
@@ -91,21 +97,23 @@ inline void multiply(const float* a, int64_t a_stride, int m, const float* panel
                                              sum + row * sum_stride + p * LANES, sum_stride, first);
 }
 
-// The sums of a piece, slab after slab.
+// The sums of a piece, slab after slab. `fill` is told how far on its thread reads next, in rows and inner numbers.
 template <class L, class Fill>
 void sums_of(const L& it, const Piece& piece, Fill fill, float* slab, float* panel, float* sum) {
+  const int most = piece.m <= FEW ? FEW_SLAB : SLAB;
   int k0 = 0;
   do {
-    const int k = std::min(SLAB, it.k - k0);
-    for (int p = 0; p < piece.panels; p++) fill(piece.column[p], k0, k, panel + int64_t(p) * SLAB * LANES);
+    const int k = std::min(most, it.k - k0);
+    const Ahead next = k0 + k < it.k ? Ahead{0, k} : Ahead{piece.panels * LANES, -k0};
+    for (int p = 0; p < piece.panels; p++) fill(piece.column[p], k0, k, next, panel + int64_t(p) * most * LANES);
     const float* a = it.a + piece.m0 * it.a_stride + k0;
     int64_t a_stride = it.a_stride;
-    if (piece.m > 3) {
+    if (piece.m > FEW) {
       for (int m = 0; m < piece.m; m++) std::memcpy(slab + m * WIDTH, a + m * a_stride, sizeof(float) * k);
       a = slab, a_stride = WIDTH;
     }
-    multiply(a, a_stride, piece.m, panel, piece.panels, k, sum, k0 == 0);
-    k0 += SLAB;
+    multiply(a, a_stride, piece.m, panel, int64_t(most) * LANES, piece.panels, k, sum, k0 == 0);
+    k0 += most;
   } while (k0 < it.k);
 }
 
@@ -131,7 +139,7 @@ void finish(const L& it, const Piece& piece, int outputs, const float* sum) {
 }
 
 // A product shared out: rows in blocks, outputs in runs of panels, so that there is work for every thread and a block's slab
-// stays in cache. `fill(column, k0, k, panel)` makes the panel of the sixteen rows of w from `column` on.
+// stays in cache. `fill(column, k0, k, ahead, panel)` makes the panel of the sixteen rows of w from `column` on.
 template <class L, class Fill>
 void multiply_by_panels(const L& it, Crew& crew, Fill fill) {
   const int64_t rows = *it.rows, panels = divide_up(it.n, LANES), blocks = divide_up(rows, ROWS);
@@ -139,7 +147,7 @@ void multiply_by_panels(const L& it, Crew& crew, Fill fill) {
   // Panels of a piece: as many as the rows make worth while, but enough pieces for every thread.
   int64_t each = it.gated ? 4 : 8;
   while (each > 1 && blocks * divide_up(panels, each) < 4 * crew.threads) each /= 2;
-  if (rows <= 3 && each < 4 && panels >= 4 * crew.threads) each = it.gated ? 2 : 4;
+  if (rows <= FEW && each < 4 && panels >= 4 * crew.threads) each = it.gated ? 2 : 4;
   const int64_t per_block = divide_up(panels, each), pieces = blocks * per_block;
   const int64_t most_rows = std::min<int64_t>(rows, ROWS), sources = it.gated ? 2 * each : each;
   float* panel = nullptr;
