@@ -59,11 +59,27 @@ struct WholeTiles {
 };
 const WholeTiles whole_tiles;
 
-// One output's code of input k.
-inline int code_at(const Panels& w, int64_t panel, int lane, int k) {
-  const int inner = w.bits == 8 ? 4 : 8;
-  const uint8_t byte = w.codes[panel * w.inputs * 2 * w.bits + int64_t(k / inner) * 64 + lane * 4 + k % 4];
-  return w.bits == 8 ? int8_t(byte) : k % 8 < 4 ? byte & 15 : byte >> 4;
+// Codes of one step, 64 bytes of a panel, widened: 4 inputs of int8, 8 of int4.
+template <int BITS, int... J>
+inline void widen_step(const uint8_t* codes, I16 zero, V16 scale, float* to, std::integer_sequence<int, J...>) {
+  const I16 words = load_words(codes);
+  if constexpr (BITS == 8) (store(to + J * LANES, to_float(code_in<8, 8 * J>(words) - zero) * scale), ...);
+  else (store(to + J * LANES, to_float(code_in<4, (J % 4) * 8 + (J / 4) * 4>(words) - zero) * scale), ...);
+}
+
+template <int BITS>
+void widen_panel(const Panels& w, int64_t panel, int k0, int k, float* to) {
+  constexpr int inner = BITS == 8 ? 4 : 8;
+  const uint8_t* codes = w.codes + (panel * w.inputs + k0) * 2 * BITS;
+  for (int i = k0; i < k0 + k;) {
+    const int64_t at = (panel * w.groups + i / w.group) * LANES;
+    const I16 zero = w.zeros ? load_whole_s8(w.zeros + at) : all_whole(BITS == 8 ? 0 : 8);
+    const V16 scale = w.scales.load16(at);
+    for (const int end = std::min(k0 + k, (i / w.group + 1) * w.group); i < end; i += inner, codes += 64, to += inner * LANES) {
+      prefetch(codes + AHEAD);
+      widen_step<BITS>(codes, zero, scale, to, std::make_integer_sequence<int, inner>());
+    }
+  }
 }
 
 }  // namespace
@@ -83,13 +99,8 @@ int64_t rows_of_block(const Rounded& x) {
 }
 
 void widen_panel(const Panels& w, int64_t panel, int k0, int k, float* to) {
-  for (int i = k0; i < k0 + k; i++, to += LANES) {
-    const int64_t at = (panel * w.groups + i / w.group) * LANES;
-    alignas(64) float code[LANES];
-    for (int lane = 0; lane < LANES; lane++) code[lane] = float(code_at(w, panel, lane, i));
-    const V16 zero = w.zeros ? load_s8(w.zeros + at) : all(w.bits == 8 ? 0.0f : 8.0f);
-    store(to, (load(code) - zero) * w.scales.load16(at));
-  }
+  if (w.bits == 8) widen_panel<8>(w, panel, k0, k, to);
+  else widen_panel<4>(w, panel, k0, k, to);
 }
 
 namespace {
@@ -115,6 +126,26 @@ void multiply_rounded(const QuantizedLinear& it, Crew& crew) {
   }
 }
 
+// A row of a table, `width` numbers of it: four bytes of every 64 of its panel.
+void widen_row(const Panels& w, int64_t row, int width, float* to) {
+  const int inner = w.bits == 8 ? 4 : 8, lane = int(row % LANES);
+  const int64_t panel = row / LANES;
+  const uint8_t* codes = w.codes + panel * w.inputs * 2 * w.bits + lane * 4;
+  for (int g = 0; g * w.group < width; g++) {
+    const int64_t at = (panel * w.groups + g) * LANES + lane;
+    const int zero = w.zeros ? w.zeros[at] : w.bits == 8 ? 0 : 8;
+    const float scale = w.scales.one(at);
+    for (int i = g * w.group, end = std::min(width, i + w.group); i < end; i += inner, codes += 64) {
+      int code[8];
+      for (int j = 0; j < 4; j++) {
+        code[j] = w.bits == 8 ? int8_t(codes[j]) : codes[j] & 15;
+        code[4 + j] = codes[j] >> 4;
+      }
+      for (int j = 0; j < std::min(inner, end - i); j++) to[i + j] = float(code[j] - zero) * scale;
+    }
+  }
+}
+
 }  // namespace
 
 void run(const QuantizedLinear& it, Crew& crew) {
@@ -126,20 +157,14 @@ void run(const QuantizedEmbed& it, Crew& crew) {
   const Step& step = *it.step;
   const Panels& table = it.table;
   for (int64_t t; (t = crew.take()) < step.tokens;) {
-    const int64_t panel = step.ids[t] / LANES;
-    const int lane = step.ids[t] % LANES;
+    float* out = it.out + t * it.out_stride;
+    widen_row(table, step.ids[t], it.width, out);
     for (int i = 0; i < it.width; i += LANES) {
       const int count = std::min(LANES, it.width - i);
-      alignas(64) float row[LANES] = {};
-      for (int j = 0; j < count; j++) {
-        const int64_t at = (panel * table.groups + (i + j) / table.group) * LANES + lane;
-        const int zero = table.zeros ? table.zeros[at] : table.bits == 8 ? 0 : 8;
-        row[j] = float(code_at(table, panel, lane, i + j) - zero) * table.scales.one(at);
-      }
-      V16 x = load(row);
+      V16 x = load(out + i, count);
       if (it.scale != 1.0f) x = x * all(it.scale);
       if (it.places) x = x + it.places.load16(int64_t(step.positions[t] + it.offset) * it.width + i, count);
-      store(it.out + t * it.out_stride + i, x, count);
+      store(out + i, x, count);
     }
   }
 }

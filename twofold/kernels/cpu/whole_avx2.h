@@ -31,6 +31,19 @@ static inline I16 load_whole_s8(const int8_t* from) {
   return {_mm256_cvtepi8_epi32(all16), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(all16, all16))};
 }
 
+static inline I16 load_words(const uint8_t* from) {  // four bytes in each lane
+  const __m256i* at = reinterpret_cast<const __m256i*>(from);
+  return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
+}
+// BITS of each lane from bit FIRST on, int8 with its sign.
+template <int BITS, int FIRST>
+static inline I16 code_in(I16 x) {
+  constexpr int up = 32 - BITS - FIRST, down = 32 - BITS;
+  const __m256i lo = _mm256_slli_epi32(x.lo, up), hi = _mm256_slli_epi32(x.hi, up);
+  if constexpr (BITS == 8) return {_mm256_srai_epi32(lo, down), _mm256_srai_epi32(hi, down)};
+  else return {_mm256_srli_epi32(lo, down), _mm256_srli_epi32(hi, down)};
+}
+
 static inline __m256i load_bytes(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
 static inline __m256i spread4(const int8_t* from) {  // four bytes, in each 32-bit lane
   int32_t four;

@@ -26,6 +26,15 @@ static inline I16 load_whole_s8(const int8_t* from) {
   return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
 }
 
+static inline I16 load_words(const uint8_t* from) { return {_mm512_loadu_si512(from)}; }  // four bytes in each lane
+// BITS of each lane from bit FIRST on, int8 with its sign.
+template <int BITS, int FIRST>
+static inline I16 code_in(I16 x) {
+  const __m512i top = _mm512_slli_epi32(x.v, 32 - BITS - FIRST);
+  if constexpr (BITS == 8) return {_mm512_srai_epi32(top, 32 - BITS)};
+  else return {_mm512_srli_epi32(top, 32 - BITS)};
+}
+
 // GCC 12 copies registers around the intrinsic, whose sum comes in and goes out; said in assembly it stays in place.
 static inline void add_dots(__m512i& sum, __m512i codes, const int8_t* four) {
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*reinterpret_cast<const int32_t(*)[1]>(four)));
