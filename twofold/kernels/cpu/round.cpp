@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "across.h"
 #include "stages.h"
 
 namespace {
@@ -53,15 +54,6 @@ V16 symmetric_scale(V16 low, V16 high, const Codes& codes) {
   return where_less(turned, upright, zero - turned, upright);
 }
 
-// The largest (or, with `sign` -1, the least) of each row's sixteen numbers; lanes are rows.
-V16 across(const float (&rows)[LANES][LANES], float sign) {
-  alignas(64) float columns[LANES * LANES];
-  transpose16(rows[0], LANES, columns);
-  V16 most = all(0.0f);
-  for (int i = 0; i < LANES; i++) most = max(all(sign) * load(columns + i * LANES), most);
-  return all(sign) * most;
-}
-
 // Sixteen codes, the first `count` of them, of inputs from `k` on.
 void put_codes(const Panels& out, uint8_t* panel, int lane, int k, int count, V16 codes) {
   alignas(16) int8_t code[LANES];
@@ -87,7 +79,8 @@ struct Rows {
 // One group of sixteen rows: inputs [from, to), codes up to `end`; its scales and zeros go to `at`.
 void round_group(const RoundWeights& it, const Codes& codes, const Rows& rows, int from, int to, int end, int64_t at,
                  uint8_t* panel, V16& bad) {
-  alignas(64) float lows[LANES][LANES] = {}, highs[LANES][LANES] = {}, scale[LANES], zero[LANES];
+  Square depths = {}, heights = {};
+  alignas(64) float scale[LANES], zero[LANES];
   for (int r = 0; r < rows.count; r++) {
     V16 low = all(0.0f), high = all(0.0f);
     for (int k = from; k < to; k += LANES) {
@@ -95,9 +88,9 @@ void round_group(const RoundWeights& it, const Codes& codes, const Rows& rows, i
       low = min(low, w), high = max(high, w);
       bad = bad + w * all(0.0f);  // 0, or NaN where a weight is not finite
     }
-    store(lows[r], low), store(highs[r], high);
+    store(depths.row[r], all(0.0f) - low), store(heights.row[r], high);
   }
-  const V16 low = across(lows, -1.0f), high = across(highs, 1.0f);
+  const V16 low = all(0.0f) - largest_across(depths), high = largest_across(heights);
   const V16 wanted = it.out.zeros ? (high - low) / all(codes.most - codes.least) : symmetric_scale(low, high, codes);
   store(scale, wanted);
   for (int r = 0; r < LANES; r++) scale[r] = put_scale(it.out.scales, at + r, scale[r]);
