@@ -10,7 +10,7 @@ JOBS   ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || 
 VENV := .venv
 BIN  := $(VENV)/bin
 
-.PHONY: serve test setup setup-test check clean
+.PHONY: serve test setup setup-test check peers clean
 .DEFAULT_GOAL := serve
 
 serve: setup
@@ -40,11 +40,17 @@ $(VENV)/.torch:
 
 $(VENV)/.set-up: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m twofold.kernels.native
 	@touch $@
 
 $(VENV)/.set-up-test: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m twofold.kernels.native
 	@touch $@ $(VENV)/.set-up
+
+# Other engines to compare with, each in an environment of its own; then `twofold bench serving`.
+peers:
+	$(PYTHON) benchmarks/peers/build.py --torch '$(TORCH)'
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

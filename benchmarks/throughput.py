@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import limits
-from turns import Ours, Peer, Spread, same_tokens, use_threads
+from turns import PEERS, Ours, Runner, RunnerEnded, Spread, plain_environment, same_tokens, use_threads
 from workload import Workload, mixed
 
 from twofold import EngineConfig
@@ -58,17 +58,28 @@ def peer_python(args: argparse.Namespace) -> str | None:
     return None
 
 
-def choose(peer: Peer, work: Workload, quick: bool) -> tuple[int, str]:
+def choose(peer: Runner, work: Workload, quick: bool) -> tuple[int, str]:
     """The peer's fastest batch size for requests in the order they come; the other order is timed to be told."""
     sizes = [8] if quick else sorted({min(size, len(work.prompts)) for size in (8, 16, 48)})
     ways = [(size, order) for size in sizes for order in ("arrival", "sorted")]
-    peer.run(work, *ways[0])  # its first run warms up
+    peer.ask(work, batch=ways[0][0], order=ways[0][1])  # its first run warms up
     timed: dict[tuple[int, str], float] = {}
     for size, order in ways:
-        seconds = timed[size, order] = peer.run(work, size, order)[0]
+        seconds = timed[size, order] = float(peer.ask(work, batch=size, order=order)["seconds"])
         rate = f"{work.tokens_out / seconds:8,.0f} output tokens/s"
         print(f"  peer in batches of {size:>2}, {_ORDERS[order]}: {rate}", flush=True)
     return min((way for way in timed if way[1] == "arrival"), key=lambda way: timed[way])
+
+
+def start(python: str, model: Path, threads: int) -> Runner:
+    """The peer, loaded."""
+    script = str(PEERS / "transformers_static.py")
+    peer = Runner([python, script, "--model", str(model), "--threads", str(threads)], plain_environment(threads))
+    try:
+        peer.ready()
+    except RunnerEnded as trouble:
+        raise SystemExit(f"the peer did not start: {trouble}") from None
+    return peer
 
 
 def main() -> None:
@@ -90,16 +101,16 @@ def main() -> None:
     ours.run(first, -1)
     record: dict[str, Any] = {"model": str(model.name), "limits": machine, "scaled": first.scaled}
     python = peer_python(args)
-    peer = Peer(python, "transformers_static.py", model, args.threads) if python else None
+    peer = start(python, model, args.threads) if python else None
     way = choose(peer, first, args.quick) if peer else (0, "")
     mine, theirs, equal = [], [], []
     for turn in range(1, turns + 1):
         seconds, tokens = ours.run(work(turn), turn)
         mine.append(seconds)
         if peer:
-            seconds, expected = peer.run(work(turn), *way)
-            theirs.append(seconds)
-            equal.append(same_tokens(tokens, expected))
+            answer = peer.ask(work(turn), batch=way[0], order=way[1])
+            theirs.append(answer["seconds"])
+            equal.append(same_tokens(tokens, answer["tokens"]))
     record |= report(first, mine, theirs, equal, ours.waste, peer.name if peer else "", way)
     if peer:
         peer.close()

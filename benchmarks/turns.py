@@ -1,16 +1,20 @@
-"""Measuring on a shared, noisy machine: a claim is a ratio taken in one run, the two sides in turn, medians and spread.
+"""Measuring on a shared, noisy machine: a claim is a ratio taken in one run, the sides in turn, medians and spread.
 
-Also the two sides themselves: this engine in this process, and a peer in a process of its own.
+Also the sides themselves: this engine in this process, and a runner of any engine in a process of its own. A runner
+that is not at its turn is stopped, threads that spin and all, so that nobody waits beside it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
+import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,8 @@ from twofold.engine.request import Request
 from twofold.models import Decoder
 
 HERE = Path(__file__).resolve().parent
+PEERS = HERE / "peers"
+PATIENCE = 900.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,41 +70,96 @@ class Ours:
         return time.perf_counter() - start, list(found.values())
 
 
-class Peer:
-    """A peer script in a process of its own, spoken to in JSON lines."""
+class RunnerEnded(Exception):
+    """A runner is gone; the message is the last thing it said that looks like a reason."""
 
-    def __init__(self, python: str, script: str, model: Path, threads: int) -> None:
-        env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": str(threads)}
-        command = [python, str(HERE / "peers" / script), "--model", str(model), "--threads", str(threads)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
+
+class Runner:
+    """A script of `peers/` in a process of its own, spoken to in JSON lines and stopped between its turns."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `close`)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=env,
+            start_new_session=True,
         )
-        self.name = str(self._answer()["ready"])
+        self._stopped = False
+        self.name = ""
 
-    def run(self, work: Workload, batch: int, order: str) -> tuple[float, list[list[int]]]:
-        ask = {"prompts": work.prompts, "outputs": work.outputs, "batch": batch, "order": order}
-        assert self.process.stdin is not None
-        print(json.dumps(ask), file=self.process.stdin, flush=True)
+    def ready(self) -> str:
+        """Wait until it has loaded; its name and settings.
+
+        Raises:
+            RunnerEnded: it could not, and why.
+        """
+        self.name = str(self._answer()["ready"])
+        return self.name
+
+    def ask(self, work: Workload, **more: Any) -> dict[str, Any]:
+        """One turn: its answer to a workload, whose lengths are checked.
+
+        Raises:
+            RunnerEnded: it fell over, or found other than was asked for.
+        """
+        self._signal(signal.SIGCONT)
+        assert self._process.stdin is not None
+        try:
+            print(json.dumps(work.question() | more), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            raise RunnerEnded(self._reason()) from None
         answer = self._answer()
-        return float(answer["seconds"]), answer["tokens"]
+        if (lengths := tuple(map(len, answer["tokens"]))) != work.outputs:
+            raise RunnerEnded(f"it found {sum(lengths)} tokens where {work.tokens_out} were asked for")
+        return answer
 
     def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        assert self._process.stdout is not None
+        watchdog = threading.Timer(PATIENCE, self._process.kill)
+        watchdog.start()
+        line = self._process.stdout.readline()
+        watchdog.cancel()
         if not line:
-            raise SystemExit(f"the peer ended with exit code {self.process.wait()}; run it by hand to see why")
+            self._process.wait()
+            raise RunnerEnded(self._reason())
+        self._signal(signal.SIGSTOP)
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def _signal(self, what: signal.Signals) -> None:
+        if self._stopped == (what == signal.SIGCONT):
+            os.killpg(self._process.pid, what)
+            self._stopped = not self._stopped
+
+    def _reason(self) -> str:
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
+        telling = [line for line in lines if "Error" in line or "error:" in line]
+        return (telling or lines or [f"exit code {self._process.returncode}, no word"])[-1][:200]
+
     def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
+        """End it, whatever it is doing."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._log):
+            if pipe is not None:
+                pipe.close()
 
 
-def same_tokens(ours: list[list[int]], theirs: list[list[int]]) -> float:
+def plain_environment(threads: int, **more: str) -> dict[str, str]:
+    """What a peer's process sees: no PYTHONPATH of ours, and how many threads to use."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    return kept | {"OMP_NUM_THREADS": str(threads)} | more
+
+
+def same_tokens(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> float:
     """The share of requests whose greedy tokens are equal on both sides."""
-    return statistics.mean(a == b for a, b in zip(ours, theirs, strict=True))
+    return statistics.mean(list(a) == list(b) for a, b in zip(ours, theirs, strict=True))
 
 
 def use_threads(threads: int) -> None:

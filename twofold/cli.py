@@ -14,6 +14,8 @@ from .commands.flags import Flags, Given, complain
 from .core import ConfigError, TwofoldError, unknown
 from .platforms import bound_spin, bound_team
 
+KERNELS = "serve ops by these implementations, e.g. linear=reference,rms_norm=native (twofold kernels lists them)"
+
 Run = Callable[[Given], int]
 Command = Callable[[Flags], Run]
 
@@ -24,6 +26,7 @@ def serve(flags: Flags) -> Run:
     from .serve.config import ServeConfig
 
     flags.positional("model", "checkpoint directory (default: the bundled model)", required=False)
+    flags.add("kernels", KERNELS)
     flags.settings(ServeConfig, skip=["model"])
     flags.settings(EngineConfig)
 
@@ -31,6 +34,8 @@ def serve(flags: Flags) -> Run:
         from .commands.model import model_dir
         from .serve.server import serve
 
+        if given.kernels is not None:  # for the model's process, which looks whether there are such
+            os.environ["TWOFOLD_KERNELS"] = given.kernels
         key = os.environ.get("TWOFOLD_API_KEY")
         config = given.settings(ServeConfig, model=model_dir(given.model), api_keys=(key,) if key else ())
         return serve(config, given.settings(EngineConfig))
@@ -67,12 +72,16 @@ def generate(flags: Flags) -> Run:
     flags.add("model", "checkpoint directory (default: the bundled model)")
     flags.add("prompt", "the text to continue; - reads it from standard input", required=True)
     flags.add("echo", "print the prompt before its continuation", switch=True)
+    flags.add("kernels", KERNELS)
     flags.settings(SamplingParams, skip=["logprobs", "prompt_logprobs", "logprobs_mode"])
     flags.settings(EngineConfig, skip=["seed"])
 
     def run(given: Given) -> int:
         from .commands.generate import generate
+        from .kernels.op import use_named
 
+        if given.kernels is not None:
+            use_named(given.kernels)
         return generate(given)
 
     return run
@@ -83,10 +92,14 @@ def train(flags: Flags) -> Run:
     flags.positional("recipe", "a recipe, such as recipes/pybot/pretrain.toml")
     flags.add("set", "change one key of the recipe: --set optimizer.lr=3e-4", many=True)
     flags.add("fresh", "start over: remove the run's checkpoints and log first", switch=True)
+    flags.add("kernels", KERNELS)
 
     def run(given: Given) -> int:
         from .commands.train import train
+        from .kernels.op import use_named
 
+        if given.kernels is not None:
+            use_named(given.kernels)
         return train(given.recipe, given.set or [], given.fresh)
 
     return run
@@ -135,12 +148,13 @@ def doctor(flags: Flags) -> Run:
 
 
 def kernels(flags: Flags) -> Run:
-    """List every op, which implementation serves it here, and why."""
+    """List every op, which implementation serves it here, why, and how fast it is."""
+    flags.add("no-measure", "leave out the speeds", switch=True)
 
     def run(given: Given) -> int:
         from .commands.kernels import kernels
 
-        return kernels()
+        return kernels(measure=not given.no_measure)
 
     return run
 

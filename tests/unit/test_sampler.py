@@ -10,8 +10,19 @@ from twofold.engine.plan import Draw
 from twofold.engine.request import TokenOut
 from twofold.engine.sampler import sample, score, uniform
 from twofold.engine.sampling import SamplingParams
+from twofold.kernels import sample as kernel
 
 V = 203
+
+
+@pytest.fixture(autouse=True, params=["serving", "reference"])
+def implementation(request):
+    """Everything below holds for what serves here and for the definition."""
+    for op in (kernel.choose, kernel.score):
+        op.use("reference" if request.param == "reference" else None)
+    yield
+    for op in (kernel.choose, kernel.score):
+        op.use(None)
 
 
 def draw(position=7, *, seed=11, sample=0, banned=(), prompt=(), output=(), **params):
@@ -148,11 +159,12 @@ def test_ties_at_a_cut_are_all_kept():
 def test_raw_logprobs_are_those_of_the_model():
     logits, _ = some_rows(1)
     (token,) = sample(logits, [draw(temperature=0.7, top_k=3, logprobs=5, seed=4)])
-    truth = torch.log_softmax(logits[0], -1)
-    assert token.logprob == truth[token.id].item()
+    truth = torch.log_softmax(logits[0].double(), -1)
+    assert token.logprob == pytest.approx(truth[token.id].item(), abs=2e-6)
     assert token.rank == int((truth > truth[token.id]).sum()) + 1
     values, ids = truth.topk(5)
-    assert token.top == tuple(zip(ids.tolist(), values.tolist()))
+    assert [other for other, _ in token.top] == ids.tolist()
+    assert [value for _, value in token.top] == pytest.approx(values.tolist(), abs=2e-6)
 
 
 def test_processed_logprobs_are_those_drawn_from():
@@ -177,9 +189,9 @@ def test_logprobs_are_given_only_when_asked():
 
 def test_targets_are_scored():
     logits, _ = some_rows(3)
-    truth = torch.log_softmax(logits, -1)
+    truth = torch.log_softmax(logits.double(), -1)
     scored = score(logits, [5, 6, 7], 2)
-    assert [t.logprob for t in scored] == [truth[i, 5 + i].item() for i in range(3)]
+    assert [t.logprob for t in scored] == pytest.approx([truth[i, 5 + i].item() for i in range(3)], abs=2e-6)
     assert all(len(t.top) == 2 for t in scored)
 
 

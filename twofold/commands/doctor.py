@@ -6,6 +6,7 @@ import importlib.metadata
 import platform as python_platform
 from collections.abc import Iterator
 
+from ..kernels import native
 from ..platforms import Compiler, Platform, current, find_compiler
 from .bytes import human
 
@@ -63,6 +64,8 @@ def facts(machine: Platform, compiler: Compiler | None, versions: dict[str, str 
     yield "memory", f"{human(memory.total)} for this process, {human(memory.available)} free; limit: {memory.limit}"
     yield "accelerators", ", ".join(machine.accelerators) or "none"
     yield "compiler", f"{compiler.version} ({compiler.path})" if compiler else "none"
+    library, why = native.state()
+    yield "cpu kernels", f"built for {library.isa} ({library.path})" if library else f"none: {why}"
     yield "python", python_platform.python_version()
     for name, version in versions.items():
         if version is not None:
@@ -78,7 +81,9 @@ def missing(machine: Platform, compiler: Compiler | None, versions: dict[str, st
         if versions[name] is None:
             yield name, cost
     if compiler is None:
-        yield "a C++ compiler", "kernels are not built for this machine and torch's are used; install g++ or clang++"
+        yield "a C++ compiler", "kernels of your own cannot be built, nor Twofold's anew; install g++ or clang++"
+    if native.library() is None:
+        yield "CPU kernels", native.COST
     if machine.instructions and not {"avx2", "asimd"} & set(machine.instructions):
         yield "AVX2", "torch falls back to scalar code: several times slower"
     if not {"avx512_bf16", "amx_bf16", "bf16"} & set(machine.instructions):

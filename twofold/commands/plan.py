@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
-from ..engine.capacity import Forecast, forecast
+from ..engine.capacity import Forecast, forecast, resolve
 from ..engine.config import EngineConfig
 from ..models.spec import ModelSpec
-from ..models.weights import read_spec
+from ..models.weights import read_formats, read_spec
 from ..platforms import read_memory
+from ..quant.format import Format
 from .bytes import human
 
 
 def plan(model: Path, settings: EngineConfig) -> int:
     """Print the sum; exit code 0 when it fits, 1 when it does not (with the fix)."""
-    spec, memory = read_spec(model), read_memory()
-    found = forecast(spec, settings, memory.available)
+    spec, memory, settings = read_spec(model), read_memory(), resolve(settings, model)
+    formats = read_formats(model, settings.quantization)
+    found = forecast(spec, settings, memory.available, formats=formats)
     print(f"model         {model} ({spec.architecture}, {len(spec.layers)} layers, context {spec.max_len})")
     print(f"checkpoint    {human(checkpoint_bytes(model))} on disk")
     print(f"memory        {human(memory.available)} free of {human(memory.total)}; limit: {memory.limit}")
-    for name, value in lines(spec, settings, found):
+    for name, value in lines(spec, settings, found, formats):
         print(f"{name:<14}{value}")
     print(f"fits          {'yes' if found.fits else 'no: ' + found.fix}")
     return 0 if found.fits else 1
 
 
-def lines(spec: ModelSpec, settings: EngineConfig, found: Forecast) -> list[tuple[str, str]]:
+def lines(
+    spec: ModelSpec, settings: EngineConfig, found: Forecast, formats: Mapping[str, Format]
+) -> list[tuple[str, str]]:
     """Name and value of each part of the sum."""
+    kept = ", ".join([*dict.fromkeys(format.name for format in formats.values()), settings.dtype])
     said = [
         ("runtime", f"{human(found.runtime)} (interpreter, torch, server)"),
-        ("weights", f"{human(found.weights)} as {settings.dtype}"),
+        ("weights", f"{human(found.weights)} as {kept}"),
         ("activations", f"at most {human(found.activations)} in a step of {settings.max_num_batched_tokens} tokens"),
         ("KV cache", f"{human(found.kv_per_token)} a token, {human(found.kv_per_token * found.wanted)} a full context"),
     ]

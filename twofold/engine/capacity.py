@@ -14,14 +14,20 @@ Shapes in names: T tokens of a step, R requests, V vocabulary, D hidden size.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from ..core import CapacityError
+from ..kernels import native
 from ..kernels.attention import KEYS
 from ..models.decoder import Decoder
+from ..models.quantized import formats, prepare
 from ..models.spec import Alibi, Gated, LayerSpec, Mixture, ModelSpec
+from ..quant.format import Format
 from .config import EngineConfig
 from .paged import KVCache
 from .sampler import NUMBERS_AT_ONCE
@@ -29,6 +35,30 @@ from .sampler import NUMBERS_AT_ONCE
 RUNTIME = 320 * 2**20  # interpreter, torch, tokenizer and server, resident before any weight
 HALF = 0.5
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.float32}
+KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+
+
+def kv_dtype_of(wanted: str, weights: torch.dtype) -> torch.dtype:
+    """What keys and values are kept in: as said, or as the weights are."""
+    return weights if wanted == "auto" else KV_DTYPES[wanted]
+
+
+def resolve(config: EngineConfig, folder: str | Path) -> EngineConfig:
+    """The settings with "auto" decided: `dtype` bf16 for a bf16 checkpoint where the kernels take it as it is, else fp32;
+    `kv_dtype` bf16 wherever the weights are narrower than fp32.
+    """
+    try:
+        table = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        stored, packed = str(table.get("dtype") or table.get("torch_dtype")), bool(table.get("quantization_config"))
+    except (OSError, ValueError, RecursionError, AttributeError):
+        stored, packed = "", False  # whoever loads the checkpoint says what is wrong with it
+    dtype, kv_dtype = config.dtype, config.kv_dtype
+    if dtype == "auto":
+        as_it_is = stored.removeprefix("torch.") == "bfloat16" and config.device == "cpu" and not native.missing()
+        dtype = "bfloat16" if as_it_is else "float32"
+    if kv_dtype == "auto" and config.device == "cpu":
+        kv_dtype = "bfloat16" if packed or config.quantization or dtype == "bfloat16" else "float32"
+    return replace(config, dtype=dtype, kv_dtype=kv_dtype)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,21 +108,43 @@ class Forecast:
         return self
 
 
-def forecast(spec: ModelSpec, settings: EngineConfig, memory_bytes: int, *, loaded: bool = False) -> Forecast:
+def forecast(
+    spec: ModelSpec,
+    settings: EngineConfig,
+    memory_bytes: int,
+    *,
+    loaded: bool = False,
+    formats: Mapping[str, Format] | None = None,
+) -> Forecast:
     """Bytes of weights, cache and one step, and how many blocks fit in `memory_bytes` (what is free now).
 
-    `loaded` says that runtime and weights are in memory already, so that `memory_bytes` no longer holds them.
+    `loaded` says that runtime and weights are in memory already, so that `memory_bytes` no longer holds them. `formats`
+    are those of a checkpoint that is quantized itself (`models.read_formats`); a float one has `settings.quantization`.
     """
-    found = _sum(spec, settings, memory_bytes, loaded)
-    return found if _enough(found) else replace(found, fix=_fix(spec, settings, memory_bytes, loaded))
+    model = _Model(spec, loaded, formats or {})
+    found = _sum(model, settings, memory_bytes)
+    return found if _enough(found) else replace(found, fix=_fix(model, settings, memory_bytes))
 
 
-def _sum(spec: ModelSpec, settings: EngineConfig, memory: int, loaded: bool) -> Forecast:
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What is summed: a spec, whether it is in memory already, and the formats its checkpoint has."""
+
+    spec: ModelSpec
+    loaded: bool
+    formats: Mapping[str, Format]
+
+    def weight_bytes(self, settings: EngineConfig) -> int:
+        return weight_bytes(self.spec, DTYPES[settings.dtype], self.formats or settings.quantization)
+
+
+def _sum(model: _Model, settings: EngineConfig, memory: int) -> Forecast:
+    spec = model.spec
     dtype = DTYPES[settings.dtype]
     wanted = settings.max_model_len or spec.max_len
-    runtime, weights = (0, 0) if loaded else (RUNTIME, weight_bytes(spec, dtype))
+    runtime, weights = (0, 0) if model.loaded else (RUNTIME, model.weight_bytes(settings))
     activations = step_bytes(spec, settings)
-    kv_per_token = KVCache.bytes_per_block(spec, 1, dtype)
+    kv_per_token = KVCache.bytes_per_block(spec, 1, kv_dtype_of(settings.kv_dtype, dtype))
     per_block = max(1, kv_per_token * settings.block_size)
     left = memory - runtime - weights - activations - per_block  # the block that is nobody's
     one = -(-wanted // settings.block_size)  # blocks of one request of full context
@@ -121,9 +173,14 @@ def _enough(found: Forecast) -> bool:
     return found.blocks > 0 and found.total <= found.memory
 
 
-def weight_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
-    """Exactly what the decoder's parameters and buffers take, counted on a decoder that takes no memory."""
+def weight_bytes(spec: ModelSpec, dtype: torch.dtype, quantized: Mapping[str, Format] | str | None = None) -> int:
+    """Exactly what the decoder's parameters and buffers take, counted on a decoder that takes no memory.
+
+    `quantized` is the format of each quantized place, or the name of one format for all that can be.
+    """
     decoder = Decoder(spec, dtype=dtype, device="meta")
+    if quantized:
+        prepare(decoder, formats(decoder, quantized) if isinstance(quantized, str) else quantized)
     return sum(t.numel() * t.element_size() for t in (*decoder.parameters(), *decoder.buffers()))
 
 
@@ -178,22 +235,24 @@ def _masks(layers: set[LayerSpec], T: int, steps: int) -> int:
     return len(kinds) * 2 * T * KEYS * (9 * kept + 16)
 
 
-def _fix(spec: ModelSpec, settings: EngineConfig, memory: int, loaded: bool) -> str:
+def _fix(model: _Model, settings: EngineConfig, memory: int) -> str:
     """What would fit: the least change of one setting, tried from the gentlest to the harshest."""
-    found = _sum(spec, settings, memory, loaded)
+    found = _sum(model, settings, memory)
     needs = found.runtime + found.weights + found.activations + found.wanted * found.kv_per_token
     lead = f"needs {_mib(needs)} for one request of {found.wanted} tokens, and {_mib(memory)} is free"
-    for change, words in _gentler(settings, found, memory):
-        if _enough(_sum(spec, change, memory, loaded)):
+    for change, words in _gentler(settings, found, memory, rounds=not model.formats and not settings.quantization):
+        if _enough(_sum(model, change, memory)):
             return f"{lead}: {words}"
     smallest = replace(settings, max_num_batched_tokens=16, max_num_seqs=1, max_model_len=settings.block_size)
-    least = _sum(spec, replace(smallest, num_blocks=1, kv_cache_memory_bytes=None), memory, loaded)
+    least = _sum(model, replace(smallest, num_blocks=1, kv_cache_memory_bytes=None), memory)
     floor = least.runtime + least.weights + least.activations
     return f"{lead}: no setting fits; free {_mib(floor - memory)} more or choose a smaller model"
 
 
-def _gentler(settings: EngineConfig, found: Forecast, memory: int) -> list[tuple[EngineConfig, str]]:
-    """Settings that need less, each with the flags that say so."""
+def _gentler(
+    settings: EngineConfig, found: Forecast, memory: int, rounds: bool = False
+) -> list[tuple[EngineConfig, str]]:
+    """Settings that need less, each with the flags that say so; `rounds` says that weights may still be quantized."""
     ways: list[tuple[EngineConfig, str]] = []
 
     def way(**changes: int | str) -> None:
@@ -231,6 +290,9 @@ def _gentler(settings: EngineConfig, found: Forecast, memory: int) -> list[tuple
             max_num_batched_tokens=16,
             max_num_seqs=min(settings.max_num_seqs, 4),
         )
+    for name in ("int8", "int4") if rounds else ():
+        way(quantization=name)
+        way(quantization=name, max_num_batched_tokens=64, max_num_seqs=min(settings.max_num_seqs, 16))
     return ways
 
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..core import ConfigError
+from ..quant.names import short
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+KvDtype = Literal["auto", "float32", "bfloat16", "int8"]
 Policy = Literal["fcfs", "priority"]
 
 
@@ -16,15 +18,21 @@ class EngineConfig:
     """How much the engine may hold and do at once.
 
     `max_num_batched_tokens` is the token budget of one step: decodes take one each, prompts are cut to fill the rest.
+    `quantization` names a number format (int8, int4, int4-g64, int4-weight-only, ...) that float weights are rounded to
+    while they are loaded.
+    `dtype` "auto" keeps a bf16 checkpoint's weights as they are where the CPU kernels widen them, and fp32 otherwise.
+    `kv_dtype` is what keys and values are kept in; "auto" is the weights' own.
     `num_blocks` wins over `kv_cache_memory_bytes`; with neither, the cache takes what the machine can spare.
     `max_model_len` None is the model's own context. `scheduling_policy` "priority" serves the lowest number first.
     `seed` makes unseeded requests of one run repeatable; None draws fresh seeds.
 
     Raises:
-        ConfigError: a number out of range, or a token budget that cannot hold one token of every running request.
+        ConfigError: a number out of range, an unknown number format, or a token budget that cannot hold one token of every running request.
     """
 
     dtype: Dtype = "auto"
+    quantization: str | None = None
+    kv_dtype: KvDtype = "auto"
     device: str = "cpu"
     max_model_len: int | None = None
     max_num_seqs: int = 128
@@ -48,8 +56,12 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and not 1 <= value <= high:
                 raise ConfigError(f"{name} must be in [1, {high}], not {value}")
-        if 128 % self.block_size:
-            raise ConfigError(f"block_size must divide 128, the attention's own step, not {self.block_size}: use 16")
+        if self.quantization is not None:
+            short(self.quantization)
+        if self.block_size not in (16, 32, 64, 128):
+            raise ConfigError(
+                f"block_size must be 16, 32, 64 or 128, which divide attention's steps of 128, not {self.block_size}"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, less than max_num_seqs {self.max_num_seqs}: "

@@ -19,7 +19,7 @@ from ..models.decoder import Decoder
 from ..models.weights import load_tensors
 from ..platforms import read_memory
 from .blocks import BlockPool
-from .capacity import forecast
+from .capacity import forecast, kv_dtype_of
 from .config import EngineConfig
 from .limits import Limits
 from .paged import KVCache
@@ -59,7 +59,13 @@ class Engine:
             policy=config.scheduling_policy,
             eos_ids=tuple(eos_ids),
         )
-        self.runner = Runner(decoder, num_blocks=blocks, block_size=config.block_size)
+        self.runner = Runner(
+            decoder,
+            num_blocks=blocks,
+            block_size=config.block_size,
+            tokens=config.max_num_batched_tokens,
+            kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
+        )
         self.version = 0
         self._half_loaded = False
         self._steps = 0
@@ -132,6 +138,7 @@ class Engine:
             self._half_loaded = True
             load_tensors(self.decoder, named_tensors)
             self._half_loaded = False
+        self.runner.compile()
         self.version = version
 
     def sleep(self) -> None:
@@ -180,7 +187,9 @@ def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:
     if config.num_blocks is not None:
         return config.num_blocks
     if config.kv_cache_memory_bytes is not None:
-        per_block = KVCache.bytes_per_block(decoder.spec, config.block_size, decoder.dtype)
+        per_block = KVCache.bytes_per_block(
+            decoder.spec, config.block_size, kv_dtype_of(config.kv_dtype, decoder.dtype)
+        )
         blocks = config.kv_cache_memory_bytes // per_block
         if blocks < 1:
             raise ConfigError(

@@ -20,9 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..core import RequestError, build
 from ..data import ChatTemplate, TextStream, Tokenizer
-from ..models.weights import load, read_spec
+from ..models.weights import load, read_formats, read_spec
 from ..platforms import read_memory
-from .capacity import DTYPES, forecast
+from .capacity import DTYPES, forecast, resolve
 from .config import EngineConfig
 from .engine import Engine
 from .request import Output, Request, State, TokenOut
@@ -70,11 +70,18 @@ class LLM:
     """
 
     def __init__(self, model: str | Path, **settings: Any) -> None:
-        config = build(EngineConfig, settings)
+        config = resolve(build(EngineConfig, settings), model)
         self.model = Path(model)
-        forecast(read_spec(self.model), config, read_memory().available).require()
+        held = read_formats(self.model, config.quantization)
+        forecast(read_spec(self.model), config, read_memory().available, formats=held).require()
         self.tokenizer = Tokenizer.load(self.model)
-        decoder = load(self.model, dtype=DTYPES[config.dtype], device=config.device, max_len=config.max_model_len)
+        decoder = load(
+            self.model,
+            dtype=DTYPES[config.dtype],
+            device=config.device,
+            max_len=config.max_model_len,
+            quantization=config.quantization,
+        )
         self.engine = Engine(decoder, config, eos_ids=self.tokenizer.eos_ids)
         self._names = itertools.count()
 

@@ -18,8 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.attention import KEYS, Attend, Fold, grouped, look, mask, scores, ungrouped
+from ..core import ConfigError
+from ..kernels import native, paged
+from ..kernels.paged import KV_TYPES, Panels, cache_shapes, keep, paged_attention
+from ..kernels.walk import KEYS, Attend, Fold, grouped, look, mask, scores, ungrouped
 from ..models.spec import ModelSpec
+from ..platforms.pages import zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +38,13 @@ class Span:
 class KVCache:
     """Keys and values of every layer: `num_blocks` blocks of `block_size` tokens. All zero at first, always finite.
 
-    One block more is nobody's and stays zero: a walk step that reaches past a request's last block reads it, so that a
-    neighbour's broken numbers reach nobody (0 times NaN is NaN).
+    For the CPU kernels (`panels`) keys lie sixteen tokens side by side, see `kernels/cpu/stages.h`; for the walk in
+    torch a head's tokens lie one after another. One block more is nobody's and stays zero: a walk step that reaches
+    past a request's last block reads it, so that a neighbour's broken numbers reach nobody (0 times NaN is NaN).
+
+    Raises:
+        ValueError: a block size that attention cannot walk over.
+        ConfigError: a dtype that needs the CPU kernels, where they are not.
     """
 
     def __init__(
@@ -46,31 +55,48 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if KEYS % block_size:
-            raise ValueError(f"block_size is {block_size}; it must divide {KEYS}: choose 8, 16, 32, 64 or 128")
-        self.num_blocks, self.block_size = num_blocks, block_size
+        if KEYS % block_size or block_size % 16:
+            raise ValueError(f"block_size is {block_size}; it must divide {KEYS}: choose 16, 32, 64 or 128")
+        self.num_blocks, self.block_size, self.dtype = num_blocks, block_size, dtype
+        self.panels = torch.device(device).type == "cpu" and dtype in KV_TYPES and not native.missing()
+        if dtype == torch.int8 and not self.panels:
+            raise ConfigError(f"kv_dtype int8 needs the CPU kernels: {native.missing() or device}; use bfloat16")
+        shapes = cache_shapes if self.panels else _walk_shapes
         self.layers = [
-            tuple(
-                torch.zeros(num_blocks + 1, mixer.kv_heads, block_size, mixer.head_dim, dtype=dtype, device=device)
-                for _ in range(2)
-            )
+            {
+                name: zeros(shape, kind, device)
+                for name, (shape, kind) in shapes(
+                    num_blocks + 1, mixer.kv_heads, block_size, mixer.head_dim, dtype
+                ).items()
+            }
             for mixer in (layer.mixer for layer in spec.layers)
         ]
 
     @staticmethod
     def bytes_per_block(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
-        return spec.kv_width * block_size * dtype.itemsize
+        scales = sum(2 * 4 * layer.mixer.kv_heads for layer in spec.layers) if dtype == torch.int8 else 0
+        return (spec.kv_width * dtype.itemsize + scales) * block_size
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for layer in self.layers for part in layer)
+        return sum(part.nbytes for layer in self.layers for part in layer.values())
 
     def clear(self, blocks: Iterable[int]) -> None:
         """Zero some blocks: what a request with non-finite numbers must leave behind, since 0 times NaN is NaN."""
         index = torch.tensor(list(blocks), dtype=torch.int64)
         for layer in self.layers:
-            for part in layer:
+            for part in layer.values():
                 part[index] = 0
+
+    def panels_of(self, layer: int) -> Panels:
+        """One layer's keys and values for the CPU kernels."""
+        return Panels(**self.layers[layer])
+
+
+def _walk_shapes(
+    blocks: int, kv_heads: int, size: int, dim: int, dtype: torch.dtype
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    return dict.fromkeys(("keys", "values"), ((blocks, kv_heads, size, dim), dtype))
 
 
 class PagedContext:
@@ -78,17 +104,22 @@ class PagedContext:
 
     def __init__(self, cache: KVCache, spans: Sequence[Span]) -> None:
         self.cache = cache
-        device = cache.layers[0][0].device if cache.layers else "cpu"
+        device = cache.layers[0]["keys"].device if cache.layers else "cpu"
         size = cache.block_size
         positions = [position for span in spans for position in range(span.start, span.start + span.count)]
         self.positions_T = torch.tensor(positions, dtype=torch.int64, device=device)
         blocks = [span.blocks[p // size] for span in spans for p in range(span.start, span.start + span.count)]
         self._block_T = torch.tensor(blocks, dtype=torch.int64, device=device)
         self._row_T = self.positions_T % size
-        self._walks = [_Walk(members, cache, device) for members in _alike(spans)]
+        self._spans = paged.Spans([(span.start, span.count, span.blocks) for span in spans], size)
+        self._walks = [] if cache.panels else [_Walk(members, cache, device) for members in _alike(spans)]
 
     def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, how: Attend) -> Tensor:
-        keys, values = self.cache.layers[layer]
+        if self.cache.panels:
+            panels = self.cache.panels_of(layer)
+            keep(k_TKD, v_TKD, panels, self._spans)
+            return paged_attention(q_THD, panels, self._spans, how).to(q_THD.dtype)
+        keys, values = (self.cache.layers[layer][name] for name in ("keys", "values"))
         keys[self._block_T, :, self._row_T] = k_TKD.to(keys.dtype)
         values[self._block_T, :, self._row_T] = v_TKD.to(values.dtype)
         out_THD = torch.empty_like(q_THD)

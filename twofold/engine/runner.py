@@ -10,43 +10,60 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..models.compile import Program, Spans, why_not
 from ..models.decoder import Decoder
 from .paged import KVCache, PagedContext, Span
 from .plan import Chunk, ChunkResult, StepPlan, StepResult
 from .request import TokenOut
-from .sampler import NUMBERS_AT_ONCE, sample, score
+from .sampler import sample, score
 
+LOGITS_AT_ONCE = 1 << 24  # numbers: the head's weights are read once for as many rows as this holds
 NOT_FINITE = "the model's numbers are not finite for this request: its weights or its dtype cannot hold them"
 
 
 class Runner:
-    """One decoder and one KVCache of `num_blocks` blocks, made at once, so that a lack of memory shows at the start."""
+    """One decoder and one KVCache of `num_blocks` blocks, made at once, so that a lack of memory shows at the start.
 
-    def __init__(self, decoder: Decoder, *, num_blocks: int, block_size: int) -> None:
+    A decoder that can be compiled runs as one program, for steps of at most `tokens` tokens; another runs one kernel
+    at a time, with the same bits.
+    """
+
+    def __init__(
+        self, decoder: Decoder, *, num_blocks: int, block_size: int, tokens: int, kv_dtype: torch.dtype | None = None
+    ) -> None:
         self.decoder = decoder
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.tokens = tokens
+        self.kv_dtype = kv_dtype or decoder.dtype
         self.cache: KVCache | None = None
+        self.program: Program | None = None
         self.wake()
 
     def wake(self) -> None:
         """Take the memory of the KV cache; its content starts empty."""
         if self.cache is None:
             decoder = self.decoder
-            self.cache = KVCache(decoder.spec, self.num_blocks, self.block_size, decoder.dtype, decoder.device)
+            self.cache = KVCache(decoder.spec, self.num_blocks, self.block_size, self.kv_dtype, decoder.device)
+            self.compile()
+
+    def compile(self) -> None:
+        """Write the decoder's program anew: at the start, and when its weights may lie elsewhere."""
+        self.program = None
+        if self.cache is not None and self.cache.panels and not why_not(self.decoder):
+            caches = [self.cache.panels_of(i).struct() for i in range(len(self.cache.layers))]
+            self.program = Program(self.decoder, caches, tokens=self.tokens, rows=self._rows_at_once)
 
     def sleep(self) -> None:
-        """Give the memory of the KV cache back."""
-        self.cache = None
+        """Give the memory of the KV cache back, and what a step works in."""
+        self.cache = self.program = None
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Run the plan's tokens and answer each of its chunks."""
         assert self.cache is not None, "the engine does not step while it sleeps"
         chunks = plan.chunks
-        ids_T = torch.tensor([token for chunk in chunks for token in chunk.ids], device=self.decoder.device)
-        spans = [Span(chunk.start, len(chunk.ids), chunk.blocks) for chunk in chunks]
-        hidden_TD: Tensor = self.decoder(ids_T, PagedContext(self.cache, spans))
+        hidden_TD = self._forward(chunks, self.cache)
         broken = self._broken(chunks, hidden_TD, self.cache)
         drawn = self._draw(chunks, hidden_TD, broken)
         rows, at = [], 0
@@ -54,10 +71,27 @@ class Runner:
             token, error = drawn.get(number), NOT_FINITE if number in broken else None
             if isinstance(token, str):
                 token, error = None, token
-            scores = () if error else self._score(chunk, hidden_TD[at : at + len(chunk.targets)])
+            scores = () if error else self._score(chunk, at, hidden_TD)
             rows.append(ChunkResult(serial=chunk.serial, token=token, scores=scores, error=error))
             at += len(chunk.ids)
         return StepResult(step=plan.step, rows=tuple(rows))
+
+    def _forward(self, chunks: tuple[Chunk, ...], cache: KVCache) -> Tensor:
+        """Hidden states [T, D] of the plan's tokens."""
+        ids = [token for chunk in chunks for token in chunk.ids]
+        if self.program is not None:
+            counts = [len(chunk.ids) for chunk in chunks]
+            starts, blocks = [chunk.start for chunk in chunks], [chunk.blocks for chunk in chunks]
+            return self.program.run(Spans(ids=ids, starts=starts, counts=counts, blocks=blocks))
+        spans = [Span(chunk.start, len(chunk.ids), chunk.blocks) for chunk in chunks]
+        hidden_TD: Tensor = self.decoder(torch.tensor(ids, device=self.decoder.device), PagedContext(cache, spans))
+        return hidden_TD
+
+    def _logits(self, wanted: list[int], hidden_TD: Tensor) -> Tensor:
+        """Logits [R, V] of some of the step's tokens, good until the next call."""
+        if self.program is not None:
+            return self.program.logits(wanted)
+        return self.decoder.logits(hidden_TD[wanted])
 
     def _broken(self, chunks: tuple[Chunk, ...], hidden_TD: Tensor, cache: KVCache) -> set[int]:
         """Chunks with a number that is not finite. What they wrote is zeroed, for whoever has the blocks next.
@@ -90,19 +124,19 @@ class Runner:
         out: list[TokenOut | str] = []
         rows = self._rows_at_once
         for start in range(0, len(draws), rows):
-            logits_RV = self.decoder.logits(hidden_TD[last[start : start + rows]])
-            out += sample(logits_RV, draws[start : start + rows])
+            out += sample(self._logits(last[start : start + rows], hidden_TD), draws[start : start + rows])
         return dict(zip(numbers, out))
 
-    def _score(self, chunk: Chunk, hidden_RD: Tensor) -> tuple[TokenOut, ...]:
-        """Scores of the prompt tokens that follow the first tokens of a chunk."""
+    def _score(self, chunk: Chunk, at: int, hidden_TD: Tensor) -> tuple[TokenOut, ...]:
+        """Scores of the prompt tokens that follow the first tokens of a chunk, which begins `at` the step's tokens."""
         out: list[TokenOut] = []
         rows = self._rows_at_once
         for start in range(0, len(chunk.targets), rows):
-            logits_RV = self.decoder.logits(hidden_RD[start : start + rows])
-            out += score(logits_RV, chunk.targets[start : start + rows], chunk.num_top)
+            targets = chunk.targets[start : start + rows]
+            first = at + start
+            out += score(self._logits(list(range(first, first + len(targets))), hidden_TD), targets, chunk.num_top)
         return tuple(out)
 
     @property
     def _rows_at_once(self) -> int:
-        return max(1, NUMBERS_AT_ONCE // self.decoder.spec.vocab)
+        return max(1, min(self.tokens, LOGITS_AT_ONCE // self.decoder.spec.vocab))

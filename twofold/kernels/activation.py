@@ -65,14 +65,27 @@ def gated(gate_up_TF: Tensor, act: str) -> Tensor:
     return (ACTIVATIONS[act](gate_TF.contiguous()) * up_TF).to(gate_up_TF.dtype)
 
 
-@activate.on("native", why="one pass, by our own exp, tanh and erf", missing=native.missing)
+@op
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """cap · tanh(x / cap), which keeps scores within ±cap (Gemma 2): fp32 [R, V]."""
+    return cap * torch.tanh(x / cap)
+
+
+@soft_cap.on("native", why="one pass, by our own tanh", missing=native.missing, bits="own")
+def _soft_cap(x: Tensor, cap: float) -> Tensor:
+    if not _fits(x):
+        return soft_cap.reference(x, cap)
+    return with_reference_gradient(_soft_cap_forward, soft_cap.reference, x, cap)
+
+
+@activate.on("native", why="one pass, by our own exp, tanh and erf", missing=native.missing, bits="own")
 def _activate(x: Tensor, act: str) -> Tensor:
     if not _fits(x):
         return activate.reference(x, act)
     return with_reference_gradient(_activate_forward, activate.reference, x, act)
 
 
-@gated.on("native", why="one pass; backward keeps the input alone", missing=native.missing)
+@gated.on("native", why="one pass; backward keeps the input alone", missing=native.missing, bits="own")
 def _gated_native(gate_up_TF: Tensor, act: str) -> Tensor:
     if not _fits(gate_up_TF):
         return _gated(gate_up_TF, act)
@@ -104,7 +117,11 @@ def _gated_forward(gate_up_TF: Tensor, act: str) -> Tensor:
     return _pointwise(gate_up_TF, gate_up_TF.shape[-1] // 2, act, is_gated=True)
 
 
-def _pointwise(x_TF: Tensor, width: int, act: str, *, is_gated: bool) -> Tensor:
+def _soft_cap_forward(x: Tensor, cap: float) -> Tensor:
+    return _pointwise(x.reshape(-1, x.shape[-1]), x.shape[-1], "none", is_gated=False, cap=cap).view(x.shape)
+
+
+def _pointwise(x_TF: Tensor, width: int, act: str, *, is_gated: bool, cap: float = 0.0) -> Tensor:
     library = native.library()
     assert library is not None, "asked for only where it is there"
     x_TF = x_TF if x_TF.stride(-1) == 1 else x_TF.contiguous()
@@ -115,6 +132,7 @@ def _pointwise(x_TF: Tensor, width: int, act: str, *, is_gated: bool) -> Tensor:
         width=width,
         act=stages.ACTS[act],
         gated=is_gated,
+        softcap=cap,
         x=x_TF.data_ptr(),
         x_stride=x_TF.stride(0),
         out=out.data_ptr(),

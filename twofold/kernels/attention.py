@@ -1,121 +1,35 @@
-"""Attention as a walk over blocks of keys that start at multiples of KEYS in absolute position.
+"""Causal attention of whole sequences, as training and scoring see them: the walk of `walk.py`, forward and backward.
 
-    keys     |0 ........ 127|128 ....... 255|256 ....... 383|
-    query i  |==== fold ====|==== fold =====|== i           |     one order of additions for every query, whether it is
-                                                                  decoded alone, prefilled in a chunk, or trained
-
-Each block gives a query its largest score m, the sum l of exp(score - m) and the weighted values o; neighbouring
-results are folded as in online softmax (Milakov and Gimelshein 2018; FlashAttention, Dao et al. 2022). A block in which
-a query sees nothing folds to exactly what was there, so it does not matter who else made the walk longer.
-
-Shapes: B sequences, L queries of each, H query heads = K key-value heads x G, D head size, N keys of a block,
-M = L·G rows, Z = B·K.
+Shapes: T tokens of sequences end to end, H query heads = K key-value heads x G, D head size; B sequences that walk
+together, L tokens of each, M = L·G rows, Z = B·K.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .op import op
-from .rows import by_rows
+from .paged import cache_shapes
+from .walk import KEYS, Attend, Fold, biased, blocks_of, grouped, look, mask, scores, tile_mask, ungrouped, walk
 
-KEYS = 128
-_NOTHING = -1e30  # the largest score of a query that has seen no key yet: finite, so that it never makes a NaN
-
-
-@dataclass(frozen=True, slots=True)
-class Attend:
-    """How one layer looks back: score scale, sliding window, soft cap on scores, and one ALiBi slope a head."""
-
-    scale: float
-    window: int | None = None
-    softcap: float | None = None
-    slopes: tuple[float, ...] | None = None
-
-
-@dataclass(slots=True)
-class Fold:
-    """Running result of a walk: largest score m [B·K, M, 1], sum l [B·K, M, 1], values o [B·K, M, D], all fp32."""
-
-    m: Tensor
-    l: Tensor  # noqa: E741
-    o: Tensor
-
-    def add(self, other: Fold, first: int) -> None:
-        """Fold the next block into the leading `first` of B·K sequences."""
-        m, l, o = self.m[:first], self.l[:first], self.o[:first]  # noqa: E741
-        top = torch.maximum(m, other.m)
-        old, new = torch.exp(m - top), torch.exp(other.m - top)
-        l.copy_(l * old + other.l * new)
-        o.copy_(o * old + other.o * new)
-        m.copy_(top)
+__all__ = [
+    "KEYS",
+    "Attend",
+    "Fold",
+    "cache_shapes",
+    "grouped",
+    "look",
+    "mask",
+    "packed_attention",
+    "scores",
+    "ungrouped",
+]
 
 
-def grouped(x_BLHD: Tensor, kv_heads: int) -> Tensor:
-    """Queries of the heads that share keys, side by side as rows: [B, L, H, D] to [B·K, L·G, D]."""
-    B, L, H, D = x_BLHD.shape
-    return x_BLHD.view(B, L, kv_heads, H // kv_heads, D).permute(0, 2, 1, 3, 4).reshape(B * kv_heads, -1, D)
-
-
-def ungrouped(x_ZMD: Tensor, batch: int, heads: int) -> Tensor:
-    """The way back: [B·K, L·G, D] to [B, L, H, D]."""
-    kv_heads, D = x_ZMD.shape[0] // batch, x_ZMD.shape[-1]
-    x = x_ZMD.view(batch, kv_heads, -1, heads // kv_heads, D)
-    return x.permute(0, 2, 1, 3, 4).reshape(batch, -1, heads, D)
-
-
-def scores(
-    q_ZMD: Tensor, k_ZND: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend, clear: int = 0
-) -> Tensor:
-    """Scores of one block [Z, M, N]: capped, biased by distance, and -inf where hidden. q is scaled already."""
-    return biased(by_rows(q_ZMD, k_ZND.mT), hidden_BLN, gap_BLN, how, clear)
-
-
-def biased(s_ZMN: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend, clear: int = 0) -> Tensor:
-    """Raw scores [Z, M, N] capped, biased by distance and -inf where hidden; may write into them.
-
-    The first `clear` sequences see the whole block, and `hidden` is of those after them; `gap` is of all.
-    """
-    Z, M, N = s_ZMN.shape
-    if how.softcap is not None:
-        s_ZMN = how.softcap * torch.tanh(s_ZMN / how.softcap)
-    if how.slopes is not None and gap_BLN is not None:
-        B, L, _ = gap_BLN.shape
-        slopes_KG = torch.tensor(how.slopes, device=s_ZMN.device).view(Z // B, M // L)
-        s_BKLGN = s_ZMN.view(B, Z // B, L, M // L, N)
-        s_ZMN = (s_BKLGN + slopes_KG[None, :, None, :, None] * gap_BLN[:, None, :, None, :]).view(Z, M, N)
-    if hidden_BLN is not None:
-        B, L = clear + hidden_BLN.shape[0], hidden_BLN.shape[1]
-        s_BKLGN = s_ZMN.view(B, Z // B, L, M // L, N)
-        s_BKLGN[clear:].masked_fill_(hidden_BLN[:, None, :, None, :], -torch.inf)
-    return s_ZMN
-
-
-def look(v_ZND: Tensor, s_ZMN: Tensor) -> Fold:
-    """What one block of keys gives each query."""
-    m_ZM1 = s_ZMN.amax(-1, keepdim=True).clamp_min(_NOTHING)
-    p_ZMN = s_ZMN.sub_(m_ZM1).exp_()
-    l_ZM1 = p_ZMN.sum(-1, keepdim=True)
-    return Fold(m_ZM1, l_ZM1, by_rows(p_ZMN, v_ZND))
-
-
-def mask(qpos_BL: Tensor, start: int, count: int, window: int | None) -> tuple[Tensor, Tensor]:
-    """Which of the keys start..start+count-1 each query may not see, and the distances k - q."""
-    kpos_N = torch.arange(start, start + count, device=qpos_BL.device)
-    gap_BLN = kpos_N - qpos_BL[:, :, None]
-    hidden_BLN = gap_BLN > 0
-    if window is not None:
-        hidden_BLN |= gap_BLN <= -window
-    return hidden_BLN, gap_BLN
-
-
-# ---------------------------------------------------------------------------------- whole sequences (training, scoring)
 @op
 def packed_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int], how: Attend) -> Tensor:
     """Causal attention inside each of the sequences that lie end to end on T, one sequence at a time: [T, H, D]."""
@@ -126,7 +40,7 @@ def packed_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Seque
         if not length:
             continue
         q, k, v = (x[None, piece].float() for x in (q_THD, k_TKD, v_TKD))
-        folded, _ = _walk(q, k, v, how)
+        folded, _ = walk(q, k, v, how)
         out.append(folded[0])
     return torch.cat(out).to(q_THD.dtype) if out else torch.empty_like(q_THD)
 
@@ -135,57 +49,6 @@ def packed_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Seque
 def _together(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int], how: Attend) -> Tensor:
     out: Tensor = _Packed.apply(q_THD, k_TKD, v_TKD, tuple(lengths), how)
     return out
-
-
-def _walk(q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, how: Attend) -> tuple[Tensor, Tensor]:
-    """Attention of B whole sequences of one length: values [B, L, H, D] and log-sum-exp [B·K, L·G, 1], fp32.
-
-    KEYS queries at a time, so that a tile of scores stays in the processor's cache, and masks are made only where a
-    tile lies on the diagonal or on the window's edge.
-    """
-    B, L, H, _ = q_BLHD.shape
-    K = k_BLKD.shape[2]
-    q_BLHD = q_BLHD * how.scale
-    pad = (0, 0, 0, 0, 0, -L % KEYS)
-    k_ZND, v_ZND = (
-        [block.contiguous() for block in F.pad(x, pad).transpose(1, 2).flatten(0, 1).split(KEYS, 1)]
-        for x in (k_BLKD, v_BLKD)
-    )
-    out: list[Tensor] = []
-    lse: list[Tensor] = []
-    for first in range(0, L, KEYS):
-        last = min(first + KEYS, L)
-        q_ZMD = grouped(q_BLHD[:, first:last], K)
-        folded: Fold | None = None
-        for start in _blocks(first, last, how.window):
-            hidden, gap = _tile_mask(first, last, start, KEYS, B, how, q_ZMD.device)
-            block = start // KEYS
-            seen = look(v_ZND[block], scores(q_ZMD, k_ZND[block], hidden, gap, how))
-            if folded is None:
-                folded = seen
-            else:
-                folded.add(seen, B * K)
-        assert folded is not None
-        out.append(ungrouped(folded.o / folded.l, B, H))
-        lse.append(folded.m + torch.log(folded.l))
-    return torch.cat(out, 1), torch.cat(lse, 1)
-
-
-def _blocks(first: int, last: int, window: int | None) -> range:
-    """Starts of the key blocks of which queries first..last-1 see anything."""
-    oldest = 0 if window is None else max(0, first - window + 1)
-    return range(oldest - oldest % KEYS, last, KEYS)
-
-
-def _tile_mask(
-    first: int, last: int, start: int, count: int, batch: int, how: Attend, device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
-    """`mask` for queries first..last-1 of every sequence; None where it would hide nothing and no distance counts."""
-    partly = start + count > first + 1 or (how.window is not None and start <= last - 1 - how.window)
-    if not partly and how.slopes is None:
-        return None, None
-    hidden, gap = mask(torch.arange(first, last, device=device).expand(batch, -1), start, count, how.window)
-    return (hidden if partly else None), (gap if how.slopes is not None else None)
 
 
 class _Packed(torch.autograd.Function):
@@ -198,7 +61,7 @@ class _Packed(torch.autograd.Function):
         ctx.how, ctx.bundles = how, []
         for index_BL, kept_BL in bundles(lengths, q_THD.device):
             q, k, v = (x[index_BL].float() for x in (q_THD, k_TKD, v_TKD))
-            folded, lse = _walk(q, k, v, how)
+            folded, lse = walk(q, k, v, how)
             out_THD[index_BL[kept_BL]] = folded[kept_BL].to(out_THD.dtype)
             saved.append(lse)
             ctx.bundles.append((index_BL, kept_BL))
@@ -213,7 +76,7 @@ class _Packed(torch.autograd.Function):
         for (index_BL, kept_BL), lse in zip(ctx.bundles, lses, strict=True):
             q, k, v, out, grad = (x[index_BL].float() for x in (q_THD, k_TKD, v_TKD, out_THD, grad_THD))
             grad = grad * kept_BL[:, :, None, None]
-            for whole, part in zip(found, _walk_backward(q, k, v, out, grad, lse, ctx.how), strict=True):
+            for whole, part in zip(found, walk_backward(q, k, v, out, grad, lse, ctx.how), strict=True):
                 whole[index_BL[kept_BL]] = part[kept_BL].to(whole.dtype)
         return found[0], found[1], found[2], None, None
 
@@ -241,7 +104,7 @@ def bundles(lengths: Sequence[int], device: torch.device) -> list[tuple[Tensor, 
     return out
 
 
-def _walk_backward(
+def walk_backward(
     q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, out: Tensor, grad: Tensor, lse_ZM1: Tensor, how: Attend
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, tile by tile as `_walk` goes; the products are the library's, free of the contract."""
@@ -256,10 +119,10 @@ def _walk_backward(
         last = min(first + KEYS, L)
         rows = slice(first * G, last * G)
         q, g, lse, delta = q_ZMD[:, rows], grad_ZMD[:, rows], lse_ZM1[:, rows], delta_ZM1[:, rows]
-        for start in _blocks(first, last, how.window):
+        for start in blocks_of(first, last, how.window):
             keys = slice(start, min(start + KEYS, L))
             k, v = k_ZLD[:, keys], v_ZLD[:, keys]
-            hidden, gap = _tile_mask(first, last, start, k.shape[1], B, how, q.device)
+            hidden, gap = tile_mask(first, last, start, k.shape[1], B, how, q.device)
             raw = torch.bmm(q, k.mT)
             slope = None if how.softcap is None else 1.0 - torch.tanh(raw / how.softcap).square_()
             p = biased(raw, hidden, gap, how).sub_(lse).exp_()

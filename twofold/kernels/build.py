@@ -15,10 +15,11 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..core import TwofoldError
-from ..platforms import find_compiler, usable_cores
+from ..platforms import Compiler, find_compiler, usable_cores
 
 FLAGS = (
     "-std=c++17",
@@ -32,6 +33,15 @@ FLAGS = (
     "-Wall",
 )
 SECONDS = 300
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Toolchain:
+    """A compiler, and the flags that all its sources and its linking get."""
+
+    compiler: Compiler
+    flags: tuple[str, ...] = FLAGS
+    link: tuple[str, ...] = ("-shared", "-pthread")
 
 
 class BuildError(TwofoldError):
@@ -62,6 +72,7 @@ def build(
     *,
     headers: Sequence[Path] = (),
     into: Path | None = None,
+    toolchain: Toolchain | None = None,
 ) -> Path:
     """The shared library made of `sources`, compiled in parallel when it is not there yet.
 
@@ -70,40 +81,60 @@ def build(
         flags: beside FLAGS, e.g. "-mavx2".
         headers: files that the sources include; they count in the hash.
         into: the folder to keep it in; the user's cache when not given.
+        toolchain: what to build with; the C++ compiler of this machine when not given.
 
     Raises:
         BuildError: no compiler, or the compiler's first complaint.
     """
-    compiler = find_compiler()
-    if compiler is None:
-        raise BuildError("no C++ compiler was found: install g++ or clang++, or set CXX")
-    digest = hashlib.sha256(repr((compiler.version, FLAGS, tuple(flags))).encode())
+    tools = toolchain or cpp_toolchain()
+    digest = hashlib.sha256(repr((tools.compiler.version, tools.flags, tuple(flags))).encode())
     for file in sorted((*sources, *headers)):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     folder = into or cache_folder()
     target = folder / f"{name}-{digest.hexdigest()[:20]}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as work:
-            _compile(compiler.path, sources, flags, Path(work), target)
+            _compile(tools, sources, flags, Path(work), target)
     return target
 
 
-def _compile(compiler: str, sources: Sequence[Path], flags: Sequence[str], work: Path, target: Path) -> None:
+def cpp_toolchain() -> Toolchain:
+    """The C++ compiler of this machine. Raises BuildError when there is none."""
+    compiler = find_compiler()
+    if compiler is None:
+        raise BuildError("no C++ compiler was found: install g++ or clang++, or set CXX")
+    return Toolchain(compiler=compiler)
+
+
+def keep_source(name: str, text: str, suffix: str) -> Path:
+    """Source text as a file of the cache, named by its content, so that a compiler can read it."""
+    folder = cache_folder()
+    place = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}{suffix}"
+    if not place.exists():
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, prefix=".source-", delete=False) as file:
+            file.write(text)
+        os.replace(file.name, place)
+    return place
+
+
+def _compile(tools: Toolchain, sources: Sequence[Path], flags: Sequence[str], work: Path, target: Path) -> None:
     def one(source: Path) -> Path:
         made = work / f"{source.stem}.o"
-        _run([compiler, *FLAGS, *flags, "-c", str(source), "-o", str(made)])
+        _run([tools.compiler.path, *tools.flags, *flags, "-c", str(source), "-o", str(made)])
         return made
 
     with ThreadPoolExecutor(max(1, usable_cores())) as pool:
         objects = list(pool.map(one, sources))
     linked = work / target.name
-    _run([compiler, "-shared", "-pthread", *flags, *map(str, objects), "-o", str(linked)])
+    _run([tools.compiler.path, *tools.link, *flags, *map(str, objects), "-o", str(linked)])
     os.replace(linked, target)
 
 
 def _run(command: list[str]) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SECONDS, env=os.environ | {"LC_ALL": "C"}
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command[0]} could not be run: {error}") from error
     if done.returncode:

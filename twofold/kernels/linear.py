@@ -34,6 +34,7 @@ def linear(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None = None) -> Tensor:
     "native",
     why="weights as they lie, fp32 or bf16; one accumulator for each output, so bits do not depend on rows or threads",
     missing=native.missing,
+    bits="own",
 )
 def _native(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None = None) -> Tensor:
     if not fits(x_TK, w_NK):
@@ -58,7 +59,7 @@ def fits(x: Tensor, w: Tensor) -> bool:
 
 
 def product(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None = None, *, act: str = "none", gated: bool = False) -> Tensor:
-    """act(x Wᵀ + b) by the native kernel; `gated` takes weights [2F, K], gates first, and gives act(gate) · up [T, F]."""
+    """act(x Wᵀ + b) by the native kernel; `gated`: weights [2F, K], gates first, give act(gate) · up [T, F]."""
     library = native.library()
     assert library is not None, "asked for only where it is there"
     x_TK = x_TK if x_TK.stride(-1) == 1 else x_TK.contiguous()

@@ -18,7 +18,7 @@ from pathlib import Path
 from ..core import ConfigError, unknown
 from ..platforms import instruction_sets
 from .build import BuildError, build
-from .stages import SIZES, Stage
+from .stages import Stage, Step
 
 HERE = Path(__file__).parent / "cpu"
 BUILT = HERE / "built"
@@ -36,17 +36,36 @@ class Library:
         self._dll = ctypes.CDLL(str(path))
         self._run = self._dll.tf_run
         self._run.argtypes, self._run.restype = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32), None
-        self._check_sizes()
+        self._kernels: dict[type[ctypes.Structure], int] = {}
+        self._same_size(Step)
 
-    def run(self, stages: ctypes.Array[Stage], threads: int) -> None:
+    def bind(self, program: Sequence[ctypes.Structure]) -> ctypes.Array[Stage]:
+        """A program as the library takes it, for those that run one many times; `program` must stay alive."""
+        return (Stage * len(program))(*(Stage(self._kernel(type(s)), ctypes.addressof(s)) for s in program))
+
+    def run(self, program: Sequence[ctypes.Structure] | ctypes.Array[Stage], threads: int) -> None:
         """Run the stages one after another on `threads` threads; the interpreter's lock is released meanwhile."""
-        self._run(ctypes.addressof(stages), len(stages), threads)
+        bound = program if isinstance(program, ctypes.Array) else self.bind(program)
+        self._run(ctypes.addressof(bound), len(bound), threads)
 
-    def _check_sizes(self) -> None:
-        room = (ctypes.c_int32 * 64)()
-        count = self._dll.tf_sizes(room, 64)
-        if tuple(room[:count]) != SIZES:
-            raise BuildError(f"{self.path} was built from other sources: structs of {room[:count]} bytes, not {SIZES}")
+    def _kernel(self, kind: type[ctypes.Structure]) -> int:
+        """The address of the kernel that takes this struct."""
+        if kind not in self._kernels:
+            self._same_size(kind)
+            address = ctypes.cast(getattr(self._dll, f"tf_run_{kind.__name__}"), ctypes.c_void_p).value
+            assert address is not None
+            self._kernels[kind] = address
+        return self._kernels[kind]
+
+    def _same_size(self, kind: type[ctypes.Structure]) -> None:
+        try:
+            size = ctypes.c_int32.in_dll(self._dll, f"tf_size_{kind.__name__}").value
+        except ValueError:
+            raise BuildError(
+                f"{self.path.name} has no kernel {kind.__name__}: delete it, and it is built anew"
+            ) from None
+        if size != ctypes.sizeof(kind):
+            raise BuildError(f"{kind.__name__} is {ctypes.sizeof(kind)} bytes in stages.py, {size} in {self.path.name}")
 
 
 def flags(isa: str) -> tuple[str, ...]:

@@ -39,14 +39,14 @@ def layer_norm(x: Tensor, w: Tensor | None, b: Tensor | None, eps: float) -> Ten
     return y.to(x.dtype)
 
 
-@rms_norm.on("native", why="one pass a row, sixteen sums in one fixed tree", missing=native.missing)
+@rms_norm.on("native", why="one pass a row, sixteen sums in one fixed tree", missing=native.missing, bits="own")
 def _rms(x: Tensor, w: Tensor | None, eps: float, offset: bool = False) -> Tensor:
     if not _fits(x, w):
         return rms_norm.reference(x, w, eps, offset)
     return with_reference_gradient(_rms_forward, rms_norm.reference, x, w, eps, offset)
 
 
-@layer_norm.on("native", why="one pass a row, sixteen sums in one fixed tree", missing=native.missing)
+@layer_norm.on("native", why="one pass a row, sixteen sums in one fixed tree", missing=native.missing, bits="own")
 def _layer(x: Tensor, w: Tensor | None, b: Tensor | None, eps: float) -> Tensor:
     if not _fits(x, w):
         return layer_norm.reference(x, w, b, eps)

@@ -1,11 +1,11 @@
 """The stages that the CPU kernels know, as ctypes: the same structs as `cpu/stages.h`, field by field.
 
-A stage holds addresses; whoever writes one keeps the tensors behind them alive for as long as it may run.
+A stage holds addresses; whoever writes one keeps the tensors behind them alive for as long as it may run. Each struct
+has its namesake in the library, `tf_run_<name>`, and the two are held to one size at the first use.
 """
 
 from __future__ import annotations
 
-import ctypes
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
@@ -361,37 +361,15 @@ class Gate(Structure):
     )
 
 
-KINDS: tuple[type[Structure], ...] = (
-    Embed,
-    Norm,
-    Add,
-    Pointwise,
-    Gather,
-    Linear,
-    Heads,
-    Attention,
-    Quantize,
-    QuantizedLinear,
-    QuantizedEmbed,
-    Route,
-    Deal,
-    Grouped,
-    Combine,
-    Gate,
-)
-PARTS: tuple[type[Structure], ...] = (Step, Cache, Numbers, Panels, Rounded, Matrix)
-SIZES = tuple(ctypes.sizeof(kind) for kind in (*KINDS, *PARTS))
-
-
 class Stage(Structure):
-    """One stage of a program: which kind, and its arguments."""
+    """One stage of a program: the kernel's address, and that of its arguments."""
 
-    _fields_ = (("kind", c_int32), ("unused", c_int32), ("args", c_void_p))
+    _fields_ = (("run", c_void_p), ("args", c_void_p))
 
 
-def program(*stages: Structure) -> ctypes.Array[Stage]:
-    """Stages in their order, ready to run; the caller keeps `stages` alive."""
-    return (Stage * len(stages))(*(Stage(KINDS.index(type(s)), 0, ctypes.addressof(s)) for s in stages))
+def program(*stages: Structure) -> tuple[Structure, ...]:
+    """Stages in their order, for `Library.run`; whoever keeps a bound program keeps `stages` alive too."""
+    return stages
 
 
 def numbers(x: Tensor | None) -> Numbers:

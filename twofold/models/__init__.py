@@ -8,6 +8,8 @@ decoder.py   the model
 reader.py    config.json with a memory: what nobody reads is an error
 families/    config.json to spec, one short file for each family
 layout.py    where each tensor of a checkpoint lies in the decoder
+filler.py    tensors put into their places one at a time, and what is still missing
+quantized.py which weights may be quantized, and the decoder with panels in their places
 shards.py    safetensors through a memory map
 weights.py   load, save, and weights by the checkpoint's names
 """
@@ -16,7 +18,7 @@ from .context import AttnContext
 from .decoder import Decoder
 from .packed import PackedContext
 from .spec import LayerSpec, ModelSpec
-from .weights import decoder_tensors, load, load_tensors, read_config, read_spec, save, spec_from
+from .weights import decoder_tensors, load, load_tensors, read_config, read_formats, read_spec, save, spec_from
 
 __all__ = [
     "AttnContext",
@@ -28,6 +30,7 @@ __all__ = [
     "load",
     "load_tensors",
     "read_config",
+    "read_formats",
     "read_spec",
     "save",
     "spec_from",

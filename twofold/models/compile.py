@@ -3,9 +3,9 @@
     embed ▸ [ norm ▸ qkv ▸ heads ▸ attention ▸ out ▸ (add, norm) ▸ gate·up ▸ down ] × layers ▸ norm     ▸ gather ▸ head
             x: the residual stream    h: a part's input    y, z: a part's output                          logits
 
-The stages are the same kernels that `Decoder.forward` calls one at a time, on the same weights where they lie, so both give
-the same bits; what is saved is Python between the layers, memory traffic, and waking the threads. Stages are written once;
-what changes from step to step is read through one `Step`.
+The stages are the same kernels that `Decoder.forward` calls one at a time, on the same weights where they lie, so both
+give the same bits; what is saved is Python between the layers, memory traffic, and waking the threads. Stages are
+written once; what changes from step to step is read through one `Step`.
 
 Shapes: T tokens of a step, R rows whose logits are wanted, D hidden size, V vocabulary.
 """
@@ -27,16 +27,12 @@ from .write import Writer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spans:
-    """A step's tokens: of each span its first position, how many tokens, and the blocks that hold its sequence.
-
-    `wanted` are the places on the token axis whose logits are wanted.
-    """
+    """A step's tokens: of each span its first position, how many tokens, and the blocks that hold its sequence."""
 
     ids: Sequence[int]
     starts: Sequence[int]
     counts: Sequence[int]
     blocks: Sequence[Sequence[int]]
-    wanted: Sequence[int] = ()
 
 
 def why_not(decoder: Decoder) -> str:
@@ -68,23 +64,19 @@ class Program:
         self._step = stages.Step()
         writer = Writer(decoder, caches, self._step, tokens, rows)
         self._written = (writer.body(), writer.head())
-        body, head = self._written
-        self._body, self._head, self._both = (stages.program(*part) for part in (body, head, [*body, *head]))
+        self._body, self._head = (library.bind(part) for part in self._written)
         self._hidden_TD, self._logits_RV = writer.hidden_TD, writer.logits_RV
         self._writer = writer  # keeps alive what the stages point at
 
-    def run(self, step: Spans) -> tuple[Tensor, Tensor]:
-        """The step's last hidden states [T, D], final norm applied, and the wanted rows' logits [R, V].
-
-        Both are the program's own memory, good until the next call. At most `rows` may be wanted at once.
-        """
+    def run(self, step: Spans) -> Tensor:
+        """The step's last hidden states [T, D], final norm applied; the program's memory, good until the next step."""
         kept = self._fill(step)
-        self._go(self._both if step.wanted else self._body)
+        self._go(self._body)
         del kept
-        return self._hidden_TD[: len(step.ids)], self._logits_RV[: len(step.wanted)]
+        return self._hidden_TD[: len(step.ids)]
 
     def logits(self, wanted: Sequence[int]) -> Tensor:
-        """Logits [R, V] of more rows of the last step, at most `rows` of them."""
+        """Logits [R, V] of some of the last step's tokens, at most `rows`; good until the next call."""
         rows = _int32(wanted)
         self._step.wanted, self._step.rows = len(wanted), ctypes.addressof(rows)
         self._go(self._head)
@@ -101,10 +93,10 @@ class Program:
             first.append(first[-1] + count)
         stride = max((len(blocks) for blocks in step.blocks), default=0)
         table = [block for blocks in step.blocks for block in (*blocks, *(0,) * (stride - len(blocks)))]
-        arrays = [_int32(values) for values in (step.ids, positions, first, step.starts, table, step.wanted)]
+        arrays = [_int32(values) for values in (step.ids, positions, first, step.starts, table)]
         now = self._step
-        now.tokens, now.spans, now.wanted, now.table_stride = len(step.ids), len(step.starts), len(step.wanted), stride
-        now.ids, now.positions, now.first, now.start, now.table, now.rows = map(ctypes.addressof, arrays)
+        now.tokens, now.spans, now.table_stride = len(step.ids), len(step.starts), stride
+        now.ids, now.positions, now.first, now.start, now.table = map(ctypes.addressof, arrays)
         return list(arrays)
 
 

@@ -16,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.activation import activate, gated
+from ..kernels.activation import activate, gated, soft_cap
 from ..kernels.attention import Attend
 from ..kernels.linear import linear
 from ..kernels.moe import experts, open_gate, route
 from ..kernels.norm import layer_norm, rms_norm
+from ..kernels.quantized import quantized_experts
 from ..kernels.rope import rotate
+from ..quant.linear import QuantLinear
 from .context import AttnContext
 from .rope import Angles
 from .spec import (
@@ -56,6 +58,18 @@ class Weight(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
+    def rows(self, ids_T: Tensor) -> Tensor:
+        """Rows of a table."""
+        return F.embedding(ids_T, self.weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
 
 class Normalise(nn.Module):
     """A Norm over the last dimension, weights of `shape`."""
@@ -83,6 +97,9 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, logits_TE: Tensor) -> Tensor:
         weights_TC, experts_TC = route(logits_TE, self.spec.top_k, self.spec.renormalise)
+        if isinstance(self.gate_up, QuantLinear) and isinstance(self.down, QuantLinear):
+            panels = self.gate_up.packed, self.down.packed
+            return quantized_experts(x_TD, *panels, weights_TC, experts_TC, self.spec.act)
         return experts(x_TD, self.gate_up.weight, self.down.weight, weights_TC, experts_TC, self.spec.act)
 
 
@@ -157,23 +174,24 @@ class Layer(nn.Module):
         match self.spec.norms:
             case Pre():
                 x_TD = add(x_TD, attention(self.norm1(x_TD)))
-                return add(x_TD, self._ffn(self.norm2(x_TD)))
+                return add(x_TD, self.ffn(self.norm2(x_TD)))
             case Parallel(shared=shared):
                 first = self.norm1(x_TD)
                 second = first if shared else self.norm2(x_TD)
-                return add(x_TD, attention(first) + self._ffn(second))
+                return add(x_TD, attention(first) + self.ffn(second))
             case PostOutput():
                 x_TD = add(x_TD, self.norm1(attention(x_TD)))
-                return add(x_TD, self.norm2(self._ffn(x_TD)))
+                return add(x_TD, self.norm2(self.ffn(x_TD)))
             case Sandwich():
                 x_TD = add(x_TD, self.norm2(attention(self.norm1(x_TD))))
-                return add(x_TD, self.norm4(self._ffn(self.norm3(x_TD))))
+                return add(x_TD, self.norm4(self.ffn(self.norm3(x_TD))))
             case PostResidual():
                 x_TD = self.norm1(add(x_TD, attention(x_TD)))
-                out: Tensor = self.norm2(add(x_TD, self._ffn(x_TD)))
+                out: Tensor = self.norm2(add(x_TD, self.ffn(x_TD)))
                 return out
 
-    def _attention(self, x_TD: Tensor, ctx: AttnContext, angles: AnglesOf) -> Tensor:
+    def projected(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [T, H, d], keys and values [T, K, d], before any position is given them."""
         mixer = self.spec.mixer
         qkv = self.qkv(x_TD)
         if mixer.clip_qkv is not None:
@@ -184,6 +202,11 @@ class Layer(nn.Module):
         q_THd, k_TKd, v_TKd = (x.reshape(x.shape[0], -1, mixer.head_dim) for x in (q, k, v))
         if mixer.qk_norm in ("head", "per_head"):
             q_THd, k_TKd = self.q_norm(q_THd), self.k_norm(k_TKd)
+        return q_THd, k_TKd, v_TKd
+
+    def _attention(self, x_TD: Tensor, ctx: AttnContext, angles: AnglesOf) -> Tensor:
+        mixer = self.spec.mixer
+        q_THd, k_TKd, v_TKd = self.projected(x_TD)
         if isinstance(mixer.position, Rope):
             cos_TR, sin_TR = angles[mixer.position]
             q_THd = rotate(q_THd, cos_TR, sin_TR, mixer.position.interleaved)
@@ -192,7 +215,8 @@ class Layer(nn.Module):
         out: Tensor = self.out(mixed_THd.reshape(x_TD.shape[0], mixer.q_width))
         return out
 
-    def _ffn(self, x_TD: Tensor) -> Tensor:
+    def ffn(self, x_TD: Tensor) -> Tensor:
+        """The feed-forward of normed hidden states [T, D]."""
         ffn = self.spec.ffn
         out: Tensor
         if isinstance(ffn, Mixture):
@@ -247,11 +271,11 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embed.weight.device
+        return self.embed.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed.weight.dtype
+        return self.embed.dtype
 
     @property
     def compute(self) -> torch.dtype:
@@ -260,15 +284,16 @@ class Decoder(nn.Module):
 
     def forward(self, ids_T: Tensor, ctx: AttnContext) -> Tensor:
         """Token ids [T] to the last layer's hidden states [T, D], final norm applied."""
-        x_TD = self._embed(ids_T, ctx.positions_T)
+        x_TD = self.embedded(ids_T, ctx.positions_T)
         angles = {rope: make(ctx.positions_T) for rope, make in self.angles.items()}
         for layer in self.layers:
             x_TD = layer(x_TD, ctx, angles)
         return self.norm(x_TD) if self.spec.norm else x_TD
 
-    def _embed(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
+    def embedded(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
+        """What enters the first layer: token ids [T] at their positions to [T, D]."""
         embedding = self.spec.embedding
-        x = F.embedding(ids_T, self.embed.weight).to(self.compute)
+        x = self.embed.rows(ids_T).to(self.compute)
         if embedding.scale != 1.0:
             x = x * embedding.scale
         if embedding.project:
@@ -289,7 +314,7 @@ class Decoder(nn.Module):
         if head.multiplier != 1.0:
             logits_RV = logits_RV * head.multiplier
         if head.softcap is not None:
-            logits_RV = head.softcap * torch.tanh(logits_RV / head.softcap)
+            logits_RV = soft_cap(logits_RV, head.softcap)
         return logits_RV
 
 

@@ -5,18 +5,22 @@
     ....mlp.experts.5.w1.weight           [52, 48]    <->   layers.3.experts.gate_up.weight[5, 0:52]
 
 A Slot is one such line. The map is strict: each slot must be filled once, and nothing else may be in the checkpoint.
+Where the decoder holds a quantized weight, its slots are pieces: codes, scales and zeros, each cut as the weight is.
+Float weights are understood there too when reading, and rounded when the last of them is there.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError
+from ..quant.codes import Quantized
+from ..quant.compressed import Part, Stored, is_packed, part_of
+from ..quant.linear import QuantLinear
 from .decoder import Decoder
 from .spec import Attention, Layout, ModelSpec
 
@@ -74,12 +78,35 @@ class Slot:
         return [packed[:, :each], packed[:, each], packed[:, each + 1]]
 
 
-class Layouts:
-    """Every slot of a decoder, by the checkpoint's name, with the other names that are understood when reading."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece(Slot):
+    """One part of a quantized weight on disk. `whole` is the slot that the weight would have as floats, [n, k]."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    whole: Slot
+    part: Part
+    stored: Stored
+
+    def put(self, staged: Tensor, source: Tensor) -> None:
+        """Decode a checkpoint's tensor into its place among the staged codes, scales or zeros of the weight."""
+        self.whole.write(staged, self.stored.decode(self.part, source, *self.whole.shape))
+
+    def take(self, quantized: Quantized) -> Tensor:
+        """The tensor as the checkpoint has it."""
+        numbers = part_of(quantized, self.part)
+        rows, width = self.whole.shape[0], numbers.shape[-1]
+        return self.stored.encode(self.part, replace(self.whole, shape=(rows, width)).read(numbers))
+
+
+class Layouts:
+    """Every slot of a decoder, by the checkpoint's name, with the other names that are understood when reading.
+
+    `stored` says how quantized weights lie on disk, where a checkpoint does; else it is as we write them.
+    """
+
+    def __init__(self, decoder: Decoder, stored: Mapping[str, Stored] | None = None) -> None:
         self.names = decoder.spec.names
         self.slots: dict[str, Slot] = {}
+        self._whole: dict[str, Slot] = {}
         self._also: dict[str, Slot] = {}
         spec = decoder.spec
         for inner, parameter in decoder.named_parameters():
@@ -90,20 +117,60 @@ class Layouts:
                 self._also[slot.name] = slot
         heads = (names["head"] for names in (self.names.table, self.names.also) if "head" in names)
         self.tied_heads = {f"{head}.weight" for head in heads} if spec.head.tied else set()
-        self.embed = next(name for name, slot in self.slots.items() if slot.inner == "embed.weight")
+        self._add_quantized(decoder, stored or {})
+        self.embed = next(name for name, slot in self._floats().items() if slot.inner == "embed.weight")
 
-    def find(self, name: str) -> Slot | None:
+    def _add_quantized(self, decoder: Decoder, stored: Mapping[str, Stored]) -> None:
+        held = quantized_modules(decoder)
+        usual = is_packed(module.format for module in held.values())
+        for place, module in held.items():
+            how = stored.get(place) or Stored(module.format, usual or place == "embed")
+            inner = f"{place}.weight"
+            for slot in _slots(decoder.spec, self.names.also, inner, module.shape):
+                self._also[slot.name] = slot
+            for slot in _slots(decoder.spec, self.names.table, inner, module.shape):
+                self._whole[slot.name] = slot
+                whole = slot if slot.layout != "transposed" else replace(slot, layout="plain", shape=slot.shape[::-1])
+                for part, suffix in how.parts().items():
+                    name, shape = slot.name + suffix, how.shape(part, *whole.shape)
+                    self.slots[name] = Piece(
+                        name=name, shape=shape, inner=inner, at=slot.at, whole=whole, part=part, stored=how
+                    )
+
+    def _floats(self) -> dict[str, Slot]:
+        return {name: slot for name, slot in self.slots.items() if not isinstance(slot, Piece)} | self._whole
+
+    def weights(self) -> list[Slot]:
+        """The slots of every matrix, as if all were floats."""
+        return [slot for slot in self._floats().values() if slot.inner.endswith(".weight") and len(slot.shape) > 1]
+
+    def covered(self, slot: Slot) -> list[str]:
+        """The names of the slots that are filled with this one: its own, or those whose place it covers."""
+        if self.slots.get(slot.name) == slot:
+            return [slot.name]
+        alone = self._whole.get(slot.name) == slot
+        return [
+            name
+            for name, other in self.slots.items()
+            if other.inner == slot.inner and (not alone or (isinstance(other, Piece) and other.at == slot.at))
+        ]
+
+    def find(self, name: str, codes: bool = False) -> Slot | None:
         """The slot that a checkpoint's tensor fills; None when it carries no weight (old buffers).
+
+        A quantized weight and a float one may have the same name; `codes` says that the tensor's numbers are whole.
 
         Raises:
             CheckpointError: nothing in this model has that name.
         """
         for candidate in (name, self.names.prefix + name):
-            slot = self.slots.get(candidate) or self._also.get(candidate)
+            slot = self.slots.get(candidate)
+            if slot is None or (isinstance(slot, Piece) and slot.part == "codes" and not codes):
+                slot = self._whole.get(candidate) or self._also.get(candidate) or slot
             if slot is not None:
                 return slot
             if candidate in self.tied_heads:
-                return self.slots[self.embed]
+                return self._floats()[self.embed]
         if name.endswith(self.names.ignore):
             return None
         raise CheckpointError(
@@ -158,68 +225,6 @@ def _pieces(spec: ModelSpec, layer: int, part: str, rows: int) -> list[tuple[str
     return [(part, slice(0, rows))]
 
 
-class Filler:
-    """Puts tensors into a decoder one at a time and knows what is still missing.
-
-    A tensor under another accepted name (all experts as one) fills the slots whose place it covers.
-    """
-
-    def __init__(self, decoder: Decoder) -> None:
-        self.layouts = Layouts(decoder)
-        self._parameters = dict(decoder.named_parameters())
-        self._filled: set[str] = set()
-        self._by_inner: dict[str, list[str]] = {}
-        for slot in self.layouts.slots.values():
-            self._by_inner.setdefault(slot.inner, []).append(slot.name)
-
-    def claim(self, name: str, shape: tuple[int, ...]) -> Slot | None:
-        """Check a tensor's name and shape, and mark its place as filled; None for one that carries no weight.
-
-        Raises:
-            CheckpointError: a left-over or repeated tensor, or one of another shape.
-        """
-        slot = self.layouts.find(name)
-        if slot is None:
-            return None
-        if shape != slot.shape:
-            raise CheckpointError(f"tensor '{name}' has shape {list(shape)}; config.json asks for {list(slot.shape)}")
-        if self.is_tied_head(name):
-            return slot
-        covered = [slot.name] if slot.name in self.layouts.slots else self._by_inner[slot.inner]
-        if not self._filled.isdisjoint(covered):
-            raise CheckpointError(f"tensor '{name}' is there twice, or under two names")
-        self._filled.update(covered)
-        return slot
-
-    def is_tied_head(self, name: str) -> bool:
-        """Whether this is the head of a model whose head is its embedding."""
-        return name in self.layouts.tied_heads
-
-    def put(self, name: str, slot: Slot, tensor: Tensor) -> None:
-        """Copy a claimed tensor into place; a tied head is only compared.
-
-        Raises:
-            CheckpointError: a tied head that differs from the embedding, or a dtype that holds no plain weights.
-        """
-        if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
-            raise CheckpointError(
-                f"tensor '{name}' is {tensor.dtype}; plain float weights are needed, not quantized ones"
-            )
-        parameter = self._parameters[slot.inner]
-        if not self.is_tied_head(name):
-            slot.write(parameter, tensor)
-        elif not torch.equal(tensor.to(parameter.device, parameter.dtype), parameter):
-            raise CheckpointError(
-                f"'{name}' differs from the embedding although config.json ties them; set tie_word_embeddings to false"
-            )
-
-    def finish(self) -> None:
-        """Refuse a decoder with holes.
-
-        Raises:
-            CheckpointError: naming the missing tensors.
-        """
-        missing = [name for name in self.layouts.slots if name not in self._filled]
-        if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise CheckpointError(f"the checkpoint lacks {', '.join(repr(name) for name in missing[:3])}{more}")
+def quantized_modules(decoder: Decoder) -> dict[str, QuantLinear]:
+    """The decoder's quantized weights, by the name of their place."""
+    return {name: module for name, module in decoder.named_modules() if isinstance(module, QuantLinear)}

@@ -3,6 +3,8 @@
     load   config.json -> spec -> decoder without memory -> every name and shape checked -> memory -> shard by shard
     save   config.json, model.safetensors (or shards and their index), as transformers reads them
 
+Quantized weights are read and written as compressed-tensors has them, and float ones rounded on the way in when asked.
+
 Loading needs the weights' memory plus one tensor. Pickled weights and code from the checkpoint are never touched.
 """
 
@@ -11,16 +13,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..core.errors import CheckpointError, unknown
+from ..core.errors import CheckpointError, ConfigError, unknown
+from ..platforms.pages import zeros
+from ..quant.compressed import Stored
+from ..quant.format import Format
+from ..quant.linear import QuantLinear
 from .decoder import Decoder
 from .families import FAMILIES
-from .layout import Filler, Layouts
+from .filler import Filler
+from .layout import Layouts, Piece, quantized_modules
+from .quantized import KEY, config_of, formats, prepare, stored_formats
 from .reader import Reader
 from .shards import Pending, Shard, write_shard
 from .spec import ModelSpec
@@ -56,6 +65,7 @@ def spec_from(config: Mapping[str, Any]) -> ModelSpec:
     if names[0] not in FAMILIES:
         raise CheckpointError("config.json: " + unknown("architecture", names[0], FAMILIES))
     reader = Reader(config)
+    reader.ignore(KEY)  # read by `stored_formats`: how the weights are written says nothing about the model
     spec = FAMILIES[names[0]](reader)
     reader.finish()
     return spec
@@ -66,17 +76,50 @@ def read_spec(path: str | Path) -> ModelSpec:
     return spec_from(read_config(path))
 
 
+def read_formats(path: str | Path, quantization: str | None = None) -> dict[str, Format]:
+    """The number formats that `load` would give a decoder: the checkpoint's own, or those asked for; {} is all float.
+
+    Raises:
+        ConfigError: no format of that name, or another one than the checkpoint's weights already have.
+        CheckpointError: a quantization that Twofold does not build.
+    """
+    decoder = Decoder(read_spec(path), device="meta")
+    return _formats(decoder, Path(path), quantization)[0]
+
+
+def _formats(decoder: Decoder, path: Path, quantization: str | None) -> tuple[dict[str, Format], dict[str, Stored]]:
+    """The format of each quantized place, and how it lies on disk when it does."""
+    config = read_config(path)
+    stored = stored_formats(decoder, config, open_shards(path)) if config.get(KEY) else {}
+    mine = {place: its.format for place, its in stored.items()}
+    if quantization is None:
+        return mine, stored
+    wanted = formats(decoder, quantization)
+    for place, format in mine.items():
+        if wanted.get(place) != format:
+            raise ConfigError(
+                f"{path} is quantized already ({place} is {format.name}): leave quantization out, or give the float "
+                "checkpoint it was made from"
+            )
+    return (mine, stored) if stored else (wanted, {})
+
+
 def load(
     path: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     max_len: int | None = None,
+    quantization: str | None = None,
 ) -> Decoder:
     """Build the decoder of a checkpoint's directory and fill it; `max_len` is the context to build for.
 
+    `quantization` names a number format (`quant.names`) that float weights are rounded to as they come, so that only
+    one weight is ever whole; `dtype` is that of what stays float.
+
     Raises:
         CheckpointError: anything missing, left over, of another shape, damaged or unsafe, named.
+        ConfigError: no format of that name, or the weights are quantized already, in another.
     """
     path = Path(path)
     spec = read_spec(path)
@@ -84,13 +127,18 @@ def load(
     if max_len is not None and positions is not None and max_len > positions.size:
         raise CheckpointError(f"this model has {positions.size} position vectors; a context of {max_len} needs more")
     decoder = Decoder(spec, dtype=dtype, device="meta", max_len=max_len)
-    filler = Filler(decoder)
+    chosen, stored = _formats(decoder, path, quantization)
+    prepare(decoder, chosen)
+    filler = Filler(decoder, stored)
     shards = open_shards(path)
-    slots = [{name: filler.claim(name, entry.shape) for name, entry in shard.entries.items()} for shard in shards]
+    slots = [
+        {name: filler.claim(name, entry.shape, entry.dtype) for name, entry in shard.entries.items()}
+        for shard in shards
+    ]
     filler.finish()
 
-    decoder.to_empty(device=device)
-    filler = Filler(decoder)
+    _give_memory(decoder, device)
+    filler = Filler(decoder, stored)
     heads = []
     with torch.no_grad():
         for shard, names in zip(shards, slots, strict=True):
@@ -108,10 +156,20 @@ def load(
     return decoder
 
 
+def _give_memory(decoder: Decoder, device: torch.device | str) -> None:
+    """Memory for a decoder that was built without; what `to_empty` does, without importing half of torch."""
+    for module in decoder.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            fresh = zeros(tuple(parameter.shape), parameter.dtype, device)
+            module._parameters[name] = nn.Parameter(fresh, parameter.requires_grad)
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = zeros(tuple(buffer.shape), buffer.dtype, device)
+
+
 def load_tensors(decoder: Decoder, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Replace a decoder's weights in place by (checkpoint name, tensor) pairs, all of them, in any order.
 
-    Each pair is consumed before the next is asked for.
+    Each pair is consumed before the next is asked for. Where the decoder is quantized, float weights are rounded.
 
     Raises:
         CheckpointError: a left-over, repeated or misshapen tensor when it comes; missing ones at the end.
@@ -119,17 +177,19 @@ def load_tensors(decoder: Decoder, tensors: Iterable[tuple[str, Tensor]]) -> Non
     filler = Filler(decoder)
     with torch.no_grad():
         for name, tensor in tensors:
-            slot = filler.claim(name, tuple(tensor.shape))
+            slot = filler.claim(name, tuple(tensor.shape), tensor.dtype)
             if slot is not None and not filler.is_tied_head(name):
                 filler.put(name, slot, tensor)
     filler.finish()
 
 
 def decoder_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-    """The decoder's weights by the checkpoint's names and layouts; views of its storage where rows lie together."""
-    parameters = dict(decoder.named_parameters())
-    for name, slot in Layouts(decoder).slots.items():
-        yield name, slot.read(parameters[slot.inner].detach())
+    """The decoder's weights by the checkpoint's names and layouts; views of its storage where rows lie together.
+
+    A quantized weight is given as its parts: codes, scales, zeros.
+    """
+    for item in _pending(decoder):
+        yield item.name, item.values()
 
 
 def save(decoder: Decoder, path: str | Path, *, config: Mapping[str, Any], shard_bytes: int = SHARD_BYTES) -> None:
@@ -163,29 +223,42 @@ def save(decoder: Decoder, path: str | Path, *, config: Mapping[str, Any], shard
     for old in path.glob("model*.safetensors*"):
         if old.name not in ours and re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", old.name):
             old.unlink()
-    written = {key: value for key, value in config.items() if key != "torch_dtype"}
-    _write_json(path / CONFIG, written | {"dtype": str(decoder.dtype).removeprefix("torch.")})
+    written = {key: value for key, value in config.items() if key not in ("torch_dtype", KEY)}
+    told = config_of(decoder)
+    floats = next((p.dtype for p in decoder.parameters()), decoder.dtype)
+    written |= {"dtype": str(floats).removeprefix("torch.")} | ({KEY: told} if told else {})
+    _write_json(path / CONFIG, written)
 
 
 def _plan_shards(decoder: Decoder, shard_bytes: int) -> list[list[Pending]]:
     """The tensors in order, cut where the next one would make a shard larger than `shard_bytes`."""
-    parameters = dict(decoder.named_parameters())
     shards: list[list[Pending]] = [[]]
     size = 0
-    for name, slot in Layouts(decoder).slots.items():
-        parameter = parameters[slot.inner]
-
-        def values(slot: Any = slot, parameter: Tensor = parameter) -> Tensor:
-            tensor: Tensor = slot.read(parameter.detach())
-            return tensor
-
-        item = Pending(name=name, dtype=parameter.dtype, shape=slot.shape, values=values)
+    for item in _pending(decoder):
         if shards[-1] and size + item.nbytes > shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(item)
         size += item.nbytes
     return shards
+
+
+def _pending(decoder: Decoder) -> Iterator[Pending]:
+    """Every tensor of the checkpoint, its values made when they are asked for."""
+    parameters = dict(decoder.named_parameters())
+    quantized = quantized_modules(decoder)
+    for name, slot in Layouts(decoder).slots.items():
+        if isinstance(slot, Piece):
+            module = quantized[slot.inner.removesuffix(".weight")]
+            take = partial(_take, slot, module)
+            yield Pending(name=name, dtype=slot.stored.dtype(slot.part), shape=slot.shape, values=take)
+        else:
+            parameter = parameters[slot.inner].detach()
+            yield Pending(name=name, dtype=parameter.dtype, shape=slot.shape, values=partial(slot.read, parameter))
+
+
+def _take(piece: Piece, module: QuantLinear) -> Tensor:
+    return piece.take(module.quantized)
 
 
 def open_shards(path: Path) -> list[Shard]:

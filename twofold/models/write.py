@@ -14,6 +14,9 @@ from torch import Tensor
 from ..kernels import stages
 from ..kernels.linear import stage_of as linear_stage
 from ..kernels.norm import stage_of as norm_stage
+from ..kernels.panels import Rounding, embed_stage
+from ..kernels.panels import stages_for as panel_stages
+from ..quant.linear import QuantLinear
 from .decoder import Decoder, Layer, Normalise, Weight
 from .spec import Gated, Mixture, Parallel, PostOutput, PostResidual, Pre, Rope, Sandwich
 
@@ -40,6 +43,7 @@ class Writer:
         self.hidden_TD = torch.empty(tokens, spec.hidden) if spec.norm else self.x_TD
         self.picked_RD = torch.empty(rows, spec.hidden)
         self.logits_RV = torch.empty(rows, spec.vocab)
+        self.rounding = Rounding(max(tokens, rows))
         self._kept: list[Tensor] = []
         self._turns: dict[Rope, tuple[Tensor, Tensor]] = {}
         self._written: Stages = []
@@ -91,18 +95,23 @@ class Writer:
         width = embedding.project or decoder.spec.hidden
         out = self._kept_tensor(len(self.x_TD), width) if embedding.project else self.x_TD
         places = embedding.positions
-        self._stage(
-            stages.Embed(
-                step=ctypes.pointer(self.step),
-                table=stages.numbers(decoder.embed.weight),
-                places=stages.numbers(decoder.positions.weight if places else None),
-                width=width,
-                offset=places.offset if places else 0,
-                scale=embedding.scale,
-                out=out.data_ptr(),
-                out_stride=out.stride(0),
+        vectors, offset = (decoder.positions.weight, places.offset) if places else (None, 0)
+        if isinstance(decoder.embed, QuantLinear):
+            scale, table = embedding.scale, decoder.embed.packed
+            self._stage(embed_stage(self.step, table, out, scale=scale, places=vectors, offset=offset))
+        else:
+            self._stage(
+                stages.Embed(
+                    step=ctypes.pointer(self.step),
+                    table=stages.numbers(decoder.embed.weight),
+                    places=stages.numbers(vectors),
+                    width=width,
+                    offset=offset,
+                    scale=embedding.scale,
+                    out=out.data_ptr(),
+                    out_stride=out.stride(0),
+                )
             )
-        )
         if embedding.project:
             self._linear(decoder.embed_project, out, self.x_TD)
         if embedding.norm:
@@ -210,7 +219,7 @@ class Writer:
     # ------------------------------------------------------------------------------------------------- stages
     def _linear(
         self,
-        module: Weight,
+        module: Weight | QuantLinear,
         source: Tensor,
         out: Tensor,
         *,
@@ -219,7 +228,11 @@ class Writer:
         gated: bool = False,
     ) -> None:
         rows = self.tokens if rows is None else rows
-        self._stage(linear_stage(source, module.weight, module.bias, out, rows, act=act, gated=gated))
+        if isinstance(module, QuantLinear):
+            w, rounding = module.packed, self.rounding
+            self._written += panel_stages(source, w, module.bias, out, rows, rounding, act=act, gated=gated)
+        else:
+            self._stage(linear_stage(source, module.weight, module.bias, out, rows, act=act, gated=gated))
 
     def _norm(self, module: Normalise, x: Tensor, out: Tensor, add: tuple[Tensor, float] | None = None) -> None:
         y, scale = add or (None, 1.0)

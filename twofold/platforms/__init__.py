@@ -5,6 +5,7 @@ compiler.py      the C++ compiler that kernels may be built with, when there is 
 cores.py         the processors this process may use
 instructions.py  the vector instructions of this processor
 memory.py        the memory this process may use
+pages.py         large tensors straight from the system
 platform.py      Platform, the answers in one value; current() gathers them
 threads.py       how many threads there are, and how long they may spin
 """

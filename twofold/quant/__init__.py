@@ -4,6 +4,7 @@ names.py   the formats' names, free of torch
 format.py  Format: its bytes, arithmetic, panels and cuts
 codes.py   Quantized: codes, scales and zeros, and how they are chosen
 linear.py  QuantLinear: a layer whose weight is kept in panels
+compressed.py  quantized weights on disk, as compressed-tensors has them
 """
 
 from typing import TYPE_CHECKING, Any

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..core import build
-from ..engine.capacity import DTYPES, forecast
+from ..engine.capacity import DTYPES, forecast, resolve
 from ..engine.config import EngineConfig
 from ..engine.engine import Engine
 from ..engine.stats import EngineStats
-from ..models.weights import load, read_spec
+from ..kernels.op import check_names
+from ..models.weights import load, read_formats, read_spec
 from ..platforms import read_memory
 from . import wire
 
@@ -37,10 +38,19 @@ def load_model(start: wire.Start) -> LoadedModel:
 
     Raises:
         CheckpointError: it cannot be read.
+        ConfigError: TWOFOLD_KERNELS names an op or an implementation that is not there.
         CapacityError: it does not fit this machine, found before anything is loaded; the message says what would.
     """
+    check_names()
     settings: dict[str, Any] = start.engine
-    config = build(EngineConfig, settings, "engine.")
-    forecast(read_spec(start.model), config, read_memory().available).require()
-    decoder = load(start.model, dtype=DTYPES[config.dtype], device=config.device, max_len=config.max_model_len)
+    config = resolve(build(EngineConfig, settings, "engine."), start.model)
+    held = read_formats(start.model, config.quantization)
+    forecast(read_spec(start.model), config, read_memory().available, formats=held).require()
+    decoder = load(
+        start.model,
+        dtype=DTYPES[config.dtype],
+        device=config.device,
+        max_len=config.max_model_len,
+        quantization=config.quantization,
+    )
     return LoadedModel(Engine(decoder, config, eos_ids=start.eos_ids))

@@ -105,3 +105,8 @@ void run(const Gate& it, Crew& crew) {
     });
   });
 }
+
+TF_STAGE(Route)
+TF_STAGE(Deal)
+TF_STAGE(Combine)
+TF_STAGE(Gate)

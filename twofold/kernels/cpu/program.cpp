@@ -11,27 +11,6 @@
 
 namespace {
 
-void run_one(const Stage& stage, Crew& crew) {
-  switch (stage.kind) {
-    case Kind::embed: return run(*static_cast<const Embed*>(stage.args), crew);
-    case Kind::norm: return run(*static_cast<const Norm*>(stage.args), crew);
-    case Kind::add: return run(*static_cast<const Add*>(stage.args), crew);
-    case Kind::pointwise: return run(*static_cast<const Pointwise*>(stage.args), crew);
-    case Kind::gather: return run(*static_cast<const Gather*>(stage.args), crew);
-    case Kind::linear: return run(*static_cast<const Linear*>(stage.args), crew);
-    case Kind::heads: return run(*static_cast<const Heads*>(stage.args), crew);
-    case Kind::attention: return run(*static_cast<const Attention*>(stage.args), crew);
-    case Kind::quantize: return run(*static_cast<const Quantize*>(stage.args), crew);
-    case Kind::quantized_linear: return run(*static_cast<const QuantizedLinear*>(stage.args), crew);
-    case Kind::quantized_embed: return run(*static_cast<const QuantizedEmbed*>(stage.args), crew);
-    case Kind::route: return run(*static_cast<const Route*>(stage.args), crew);
-    case Kind::deal: return run(*static_cast<const Deal*>(stage.args), crew);
-    case Kind::grouped: return run(*static_cast<const Grouped*>(stage.args), crew);
-    case Kind::combine: return run(*static_cast<const Combine*>(stage.args), crew);
-    case Kind::gate: return run(*static_cast<const Gate*>(stage.args), crew);
-  }
-}
-
 // The process's one team, made at first use and remade when another size is asked for. Left behind at exit and in a
 // forked child, where its threads do not exist.
 Team* team = nullptr;
@@ -68,7 +47,7 @@ TF_EXPORT void tf_run(const Stage* stages, int32_t count, int32_t threads) {
     auto work = [&](int thread) {
       for (int32_t i = 0; i < count; i++) {
         Crew crew{thread, threads, &tickets[i], &scratch};
-        run_one(stages[i], crew);
+        stages[i].run(stages[i].args, crew);
         crew_team.barrier();
       }
     };
@@ -77,21 +56,11 @@ TF_EXPORT void tf_run(const Stage* stages, int32_t count, int32_t threads) {
   }
   for (int32_t i = 0; i < count; i++) {
     Crew crew{0, 1, &tickets[i], &scratch};
-    run_one(stages[i], crew);
+    stages[i].run(stages[i].args, crew);
   }
 }
 
-// Sizes of the structs, in the order of Kind, then those inside them: the Python side compares its own.
-TF_EXPORT int32_t tf_sizes(int32_t* sizes, int32_t room) {
-  const int32_t found[] = {
-      sizeof(Embed), sizeof(Norm), sizeof(Add), sizeof(Pointwise), sizeof(Gather), sizeof(Linear), sizeof(Heads),
-      sizeof(Attention), sizeof(Quantize), sizeof(QuantizedLinear), sizeof(QuantizedEmbed), sizeof(Route), sizeof(Deal),
-      sizeof(Grouped), sizeof(Combine), sizeof(Gate),
-      sizeof(Step), sizeof(Cache), sizeof(Numbers), sizeof(Panels), sizeof(Rounded), sizeof(Matrix)};
-  const int32_t count = sizeof found / sizeof *found;
-  for (int32_t i = 0; i < count && i < room; i++) sizes[i] = found[i];
-  return count;
-}
+extern "C" __attribute__((visibility("default"))) const int32_t tf_size_Step = sizeof(Step);
 
 // Which instructions this library was built for.
 TF_EXPORT const char* tf_instructions() {

@@ -45,3 +45,5 @@ void run(const Quantize& it, Crew& crew) {
     round_row(it, row);
   }
 }
+
+TF_STAGE(Quantize)

@@ -114,7 +114,9 @@ void multiply_rounded(const QuantizedLinear& it, Crew& crew) {
 
 void run(const QuantizedLinear& it, Crew& crew) {
   if (!it.a) return multiply_rounded(it, crew);
-  multiply_by_panels(it, crew, [&](int64_t row, int k0, int k, int, float* to) { widen_panel(it.w, row / LANES, k0, k, to); });
+  multiply_by_panels(it, crew, [&](int64_t row, int k0, int k, Ahead, float* to) {
+    widen_panel(it.w, row / LANES, k0, k, to);
+  });
 }
 
 void run(const QuantizedEmbed& it, Crew& crew) {
@@ -138,3 +140,6 @@ void run(const QuantizedEmbed& it, Crew& crew) {
     }
   }
 }
+
+TF_STAGE(QuantizedLinear)
+TF_STAGE(QuantizedEmbed)

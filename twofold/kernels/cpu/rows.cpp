@@ -69,3 +69,9 @@ void run(const Gather& it, Crew& crew) {
       std::memcpy(it.out + r * it.out_stride, it.in + (*it.index)[r] * it.in_stride, sizeof(float) * it.width);
   });
 }
+
+TF_STAGE(Embed)
+TF_STAGE(Norm)
+TF_STAGE(Add)
+TF_STAGE(Pointwise)
+TF_STAGE(Gather)

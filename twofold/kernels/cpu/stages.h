@@ -163,6 +163,35 @@ struct Attention {
   float* lse;            // [tokens][heads] or null
 };
 
+enum class Report : int32_t { none = 0, raw = 1, processed = 2, given = 3 };
+enum class Fault : int32_t { none = 0, not_finite = 1, nothing_left = 2, unknown_id = 3 };
+
+// What one row asks of the sampler, and what it is answered.
+struct Choice {
+  double top_p, u;
+  float temperature, min_p, repetition, frequency, presence;  // temperature 0: greedy
+  int32_t top_k;
+  Report report;  // of the model's logits, of the distribution drawn from, or of a given token with no draw
+  int32_t allows, biases, bans, seens, counts;
+  const int32_t *allowed, *bias_ids, *banned, *seen, *counted;
+  const float* bias;
+  float* top_values;  // [tops]
+  int32_t* top_ids;
+  int32_t tops;
+  Fault fault;
+  int32_t token, rank, found;  // found: of the tops asked for
+  float logprob;
+};
+
+// A token for each row of logits.
+struct Sample {
+  const int32_t* rows;
+  int32_t vocab, choice_size;
+  const float* logits;
+  int64_t stride;
+  Choice* choices;  // [rows] of choice_size bytes
+};
+
 // A quantized weight in panels of sixteen outputs: w = scale * (code - zero). `group` inputs share a scale, of `inputs` in
 // all (k filled up with codes equal to zero's).
 //   codes          int8 [n/16][inputs/4][16][4]; int4 [n/16][inputs/8][16][4], two to a byte
@@ -290,30 +319,15 @@ struct Gate {
   int64_t out_stride;
 };
 
-enum class Kind : int32_t {
-  embed, norm, add, pointwise, gather, linear, heads, attention, quantize, quantized_linear, quantized_embed,
-  route, deal, grouped, combine, gate
-};
-
+// One stage of a program: the function that does a thread's share of it, and its arguments.
 struct Stage {
-  Kind kind;
-  int32_t unused;
+  void (*run)(const void*, Crew&);
   const void* args;
 };
 
-void run(const Embed&, Crew&);
-void run(const Norm&, Crew&);
-void run(const Add&, Crew&);
-void run(const Pointwise&, Crew&);
-void run(const Gather&, Crew&);
-void run(const Linear&, Crew&);
-void run(const Heads&, Crew&);
-void run(const Attention&, Crew&);
-void run(const Quantize&, Crew&);
-void run(const QuantizedLinear&, Crew&);
-void run(const QuantizedEmbed&, Crew&);
-void run(const Route&, Crew&);
-void run(const Deal&, Crew&);
-void run(const Grouped&, Crew&);
-void run(const Combine&, Crew&);
-void run(const Gate&, Crew&);
+// Makes a stage known to the Python side under its struct's name, with the struct's size. Each stage's source has one.
+#define TF_STAGE(Args)                                                                                          \
+  extern "C" __attribute__((visibility("default"))) const int32_t tf_size_##Args = sizeof(Args);                \
+  extern "C" __attribute__((visibility("default"))) void tf_run_##Args(const void* args, Crew& crew) {          \
+    run(*static_cast<const Args*>(args), crew);                                                                 \
+  }

@@ -1,0 +1,56 @@
+"""Every example is at most 60 lines, runs, and says what it should."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+# What each must print, where a C++ compiler is there and where it is not.
+PRINTS = {
+    "custom_kernel.py": (
+        r"swish_gate, 'cpp': 180 cases agree .*\nstep 0: .* 'cpp'\nstep 29: .* 'cpp'\n",
+        r"swish_gate, 'cpp': not checked, no C\+\+ compiler .*\nstep 0: .* 'reference'\nstep 29: .* 'reference'\n",
+    ),
+}
+
+
+def test_every_example_is_run_here() -> None:
+    assert {path.name for path in EXAMPLES} == set(PRINTS)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_is_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
+
+
+@pytest.mark.parametrize("compiler", [True, False], ids=["compiler", "no compiler"])
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_runs(path: Path, compiler: bool, tmp_path: Path) -> None:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TWOFOLD_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    env.pop("TWOFOLD_KERNELS", None)
+    if not compiler:
+        env |= {"PATH": str(tmp_path), "CXX": ""}
+    done = subprocess.run([sys.executable, str(path)], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with_one, without = PRINTS[path.name]
+    assert re.fullmatch(with_one if compiler else without, done.stdout), done.stdout + done.stderr
+    if not compiler:
+        assert done.stderr.count("The reference in torch serves instead") == 1
+
+
+def test_the_kernel_of_the_docs_is_right(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    place = tmp_path / "kernel.py"
+    place.write_text(program, encoding="utf-8")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TWOFOLD_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(place)], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("scaled_relu, 'cpp': 180 cases agree"), done.stdout + done.stderr

@@ -1,0 +1,123 @@
+// The two products of attention, for a register tile of rows (a row is one query of one head).
+//
+//   scores   s[row, key] = sum over d of q[row, d] * key panel[d][16 keys]        lanes are keys
+//   values   o[row, d]   = sum over keys of p[row, key] * value[key][16 d]        lanes are numbers of the head
+//
+// Every output is one accumulator, added to by fma in increasing d (or key). Rows share what is loaded; how many of them
+// stand together, and how many panels a tile is wide, only decides when, so a row's bits are its own.
+#pragma once
+#include <utility>
+
+#include "cache.h"
+
+constexpr int KEYS = 128;              // keys of a block: the unit of the walk, in absolute positions
+constexpr int PANELS = KEYS / PANEL;   // panels of a block
+#if defined(__AVX512F__)
+constexpr int TILE = 12;               // rows of a register tile: 12 x 2 panels fill 24 of 32 registers
+constexpr int wide_for(int rows) { return rows <= 2 ? 4 : 2; }
+#else
+constexpr int TILE = 6;                // 6 x 1 panels fill 12 of 16 registers
+constexpr int wide_for(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
+#endif
+
+static inline V16 widened(const float* from) { return load(from); }
+static inline V16 widened(const uint16_t* from) { return load_bf16(from); }
+static inline V16 widened(const int8_t* from) { return load_s8(from); }
+
+// Asks for memory that will be wanted soon, line by line while something else is computed.
+struct Ahead {
+  const char* const* run = nullptr;  // pieces of `bytes` bytes
+  int runs = 0;
+  int64_t bytes = 0, at = 0;
+
+  void next(int lines) {
+    for (int i = 0; i < lines && runs; i++) {
+      prefetch(*run + at);
+      if ((at += 64) >= bytes) at = 0, run++, runs--;
+    }
+  }
+};
+
+template <int P, class T>
+constexpr int lines_of() { return sizeof(T) * PANEL * P >= 64 ? int(sizeof(T)) * PANEL * P / 64 : 1; }
+
+struct Scores {
+  const float* q;  // [rows][q_stride]
+  int64_t q_stride;
+  int dim;
+  float* s;        // [rows][s_stride], 16 for each panel
+  int64_t s_stride;
+};
+
+template <int M, int P, class T>
+void score_tile(const Scores& it, const T* const* panel, Ahead& ahead) {
+  V16 c[M][P];
+  TF_UNROLL for (int m = 0; m < M; m++)
+    TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = all(0.0f);
+  for (int d = 0; d < it.dim; d++) {
+    V16 k[P];
+    TF_UNROLL for (int p = 0; p < P; p++) k[p] = widened(panel[p] + d * PANEL);
+    TF_UNROLL for (int m = 0; m < M; m++) {
+      const V16 x = all(it.q[m * it.q_stride + d]);
+      TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = fma(x, k[p], c[m][p]);
+    }
+    ahead.next(lines_of<P, T>());
+  }
+  TF_UNROLL for (int m = 0; m < M; m++)
+    TF_UNROLL for (int p = 0; p < P; p++) store(it.s + m * it.s_stride + p * PANEL, c[m][p]);
+}
+
+struct Values {
+  const float* p;  // [rows][p_stride], from key 0 of the block
+  int64_t p_stride;
+  int first, keys;             // of the block: `first` is a multiple of 16
+  int64_t width;               // from one key's numbers to the next key's
+  const float *old, *fresh;    // [rows] what the walk so far, and this block, are multiplied by; null: only this block
+  float* o;                    // [rows][o_stride]
+  int64_t o_stride;
+};
+
+// `from` and `to`: the first of the sixteen numbers of each of P columns, in a key's row and in o.
+template <int M, int P, class T>
+void value_tile(const Values& it, const T* const* page, const int64_t* from, const int64_t* to, Ahead& ahead) {
+  V16 c[M][P];
+  TF_UNROLL for (int m = 0; m < M; m++)
+    TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = all(0.0f);
+  for (int key = it.first; key < it.keys; key += PANEL) {
+    const T* line = page[key / PANEL];
+    const float* weight = it.p + key;
+    for (int left = std::min(PANEL, it.keys - key); left; left--, line += it.width, weight++) {
+      V16 v[P];
+      TF_UNROLL for (int p = 0; p < P; p++) v[p] = widened(line + from[p]);
+      TF_UNROLL for (int m = 0; m < M; m++) {
+        const V16 x = all(weight[m * it.p_stride]);
+        TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = fma(x, v[p], c[m][p]);
+      }
+      ahead.next(lines_of<P, T>());
+    }
+  }
+  TF_UNROLL for (int m = 0; m < M; m++)
+    TF_UNROLL for (int p = 0; p < P; p++) {
+      float* o = it.o + m * it.o_stride + to[p];
+      store(o, it.old ? load(o) * all(it.old[m]) + c[m][p] * all(it.fresh[m]) : c[m][p]);
+    }
+}
+
+// The tiles of each number of rows: `wide` for wide_for(rows) panels, `one` for a panel.
+template <class T>
+struct Tiles {
+  using Score = void (*)(const Scores&, const T* const*, Ahead&);
+  using Value = void (*)(const Values&, const T* const*, const int64_t*, const int64_t*, Ahead&);
+  Score wide_score[TILE], one_score[TILE];
+  Value wide_value[TILE], one_value[TILE];
+
+  constexpr Tiles() : Tiles(std::make_integer_sequence<int, TILE>()) {}
+
+ private:
+  template <int... M>
+  constexpr explicit Tiles(std::integer_sequence<int, M...>)
+      : wide_score{score_tile<M + 1, wide_for(M + 1), T>...},
+        one_score{score_tile<M + 1, 1, T>...},
+        wide_value{value_tile<M + 1, wide_for(M + 1), T>...},
+        one_value{value_tile<M + 1, 1, T>...} {}
+};

@@ -1,0 +1,146 @@
+"""Which weights of a decoder may be quantized, and the decoder with empty panels in their places.
+
+Projections, experts and the head are; so is a tied embedding, as a table of int8 rows, and a head beside int4 layers
+is int8 too. Routers, gates, norms, biases, positions and an embedding that is not the head stay float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core import CheckpointError, ConfigError
+from ..quant.compressed import Stored, read_config, write_config
+from ..quant.format import Format, named
+from ..quant.linear import QuantLinear
+from .decoder import Decoder, Weight
+from .layout import Layouts
+from .shards import Shard
+
+PROJECTIONS = ("qkv", "out", "gate_up", "up", "down")
+KEY = "quantization_config"
+
+Formats = Mapping[str, Format]
+
+
+def sites(decoder: Decoder) -> dict[str, Weight | QuantLinear]:
+    """The places in a decoder whose weights may be quantized, by name ("layers.3.experts.down"), in order of use."""
+    table = "embed" if decoder.spec.head.tied else "head"
+    found: dict[str, Weight | QuantLinear] = {}
+    for name, module in decoder.named_modules():
+        if isinstance(module, Weight | QuantLinear):
+            parent, _, last = name.rpartition(".")
+            if name == table or (parent.startswith("layers.") and last in PROJECTIONS):
+                found[name] = module
+    return found
+
+
+def table_format(layers: Format) -> Format:
+    """The format of the head, and of an embedding that is the head: one int8 scale a row."""
+    return replace(layers, bits=8, group=0, symmetric=True)
+
+
+def formats(decoder: Decoder, name: str, *, table: bool = True) -> dict[str, Format]:
+    """The format of each place when a model is quantized to `name`; without `table`, embedding and head stay float.
+
+    Raises:
+        ConfigError: no such format; the message has the nearest.
+    """
+    layers = named(name)
+    chosen = {place: layers if place.startswith("layers.") else table_format(layers) for place in sites(decoder)}
+    return {place: format for place, format in chosen.items() if table or place.startswith("layers.")}
+
+
+def stored_formats(decoder: Decoder, config: Mapping[str, Any], shards: list[Shard]) -> dict[str, Stored]:
+    """How each quantized place of a checkpoint lies on disk; empty for a float checkpoint.
+
+    Raises:
+        CheckpointError: a quantization_config that Twofold does not build, or parts of one weight in several formats.
+    """
+    told = config.get(KEY)
+    if not told:
+        return {}
+    if not isinstance(told, dict):
+        raise CheckpointError(f"config.json: '{KEY}' must be a table, not {told!r}")
+    places = sites(decoder)
+    modules = {
+        slot.name.removesuffix(".weight"): slot.inner.removesuffix(".weight")
+        for slot in Layouts(decoder).slots.values()
+        if slot.inner.removesuffix(".weight") in places and slot.inner != "embed.weight"
+    }
+    by_module, embedding = read_config(told, modules)
+    scales = {name: entry.dtype for shard in shards for name, entry in shard.entries.items() if name.endswith("_scale")}
+    found: dict[str, Stored] = {}
+    for module, place in modules.items():
+        stored = by_module.get(module)
+        stored = _with_scale(stored, scales.get(f"{module}.weight_scale")) if stored else None
+        first = next(name for name, its in modules.items() if its == place)
+        if module == first and stored is not None:
+            found[place] = stored
+        elif found.get(place) != stored:
+            raise CheckpointError(
+                f"'{first}' and '{module}' are multiplied as one and must be quantized alike; they are not"
+            )
+    if embedding is not None:
+        if not decoder.spec.head.tied:
+            raise CheckpointError("config.json: only an embedding that is also the head can be quantized")
+        found["embed"] = _with_scale(embedding, scales.get(Layouts(decoder).embed + "_scale"))
+    return found
+
+
+def _with_scale(stored: Stored, dtype: torch.dtype | None) -> Stored:
+    scale = str(dtype).removeprefix("torch.")
+    if scale not in ("float32", "float16"):
+        return stored  # bf16; another dtype is refused when the tensor is claimed
+    return replace(stored, format=replace(stored.format, scale="float32" if scale == "float32" else "float16"))
+
+
+def prepare(decoder: Decoder, formats: Formats) -> None:
+    """Put empty panels in the places of `formats`, on the decoder's device; biases stay where they are."""
+    for place, format in formats.items():
+        weight = decoder.get_submodule(place)
+        if isinstance(weight, Weight):
+            shape = tuple(weight.weight.shape)
+            swap(decoder, place, QuantLinear(format.empty(*shape, device=weight.weight.device), format, weight.bias))
+
+
+def swap(decoder: Decoder, place: str, module: nn.Module) -> None:
+    """Another module under the same name."""
+    parent, _, last = place.rpartition(".")
+    setattr(decoder.get_submodule(parent), last, module)
+
+
+def formats_of(decoder: Decoder) -> dict[str, Format]:
+    """The formats that a decoder has now; empty when all of it is float."""
+    return {place: module.format for place, module in sites(decoder).items() if isinstance(module, QuantLinear)}
+
+
+def quantize_weights(decoder: Decoder, formats: Formats) -> None:
+    """Round a float decoder's weights to nearest, in place, one at a time."""
+    for place, format in formats.items():
+        weight = decoder.get_submodule(place)
+        if not isinstance(weight, Weight):
+            raise ConfigError(f"{place} is quantized already, or has no weight")
+        with torch.no_grad():
+            swap(decoder, place, QuantLinear.of(format.quantize(weight.weight), weight.bias))
+
+
+def config_of(decoder: Decoder) -> dict[str, Any] | None:
+    """`quantization_config` for a decoder; None when all of it is float."""
+    now = formats_of(decoder)
+    if not now:
+        return None
+    modules: dict[str, Format] = {}
+    ignore: set[str] = set(Layouts(decoder).tied_heads)
+    for slot in Layouts(decoder).weights():
+        place = slot.inner.removesuffix(".weight")
+        name = slot.name.removesuffix(".weight")
+        if place in now and place != "embed":
+            modules[name] = now[place]
+        elif isinstance(decoder.get_submodule(place), Weight) and place not in ("embed", "positions"):
+            ignore.add(name)
+    return write_config(modules, {name.removesuffix(".weight") for name in ignore}, now.get("embed"))
