@@ -4,7 +4,7 @@ their neighbours, buffers that end where their allocation ends, numbers that are
     python -m tests.parity.fuzz_kernels 40               40 calls of each; prints each op's digest of its results
     python -m tests.parity.fuzz_kernels 40 --sanitized   the same on a library built with sanitizers, which watch
 
-A sanitizer must be in the process before Python (LD_PRELOAD); `test_sanitizers.py` does that. Two machines, instruction
+FUZZ_THREADS is how many threads the kernels have, 3 when not set. A sanitizer must be in the process before Python (LD_PRELOAD); `test_sanitizers.py` does that. Two machines, instruction
 sets or numbers of threads are alike when their digests are.
 
 Shapes: T tokens, K inputs, N outputs, D hidden, F feed-forward width, E experts, H heads, V vocabulary.
@@ -16,6 +16,7 @@ import ctypes
 import functools
 import hashlib
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterable
 from random import Random
@@ -181,7 +182,7 @@ def looking_back(draw: Draw) -> Iterable[Any]:
     draw.shuffle(blocks)
     spans = Spans([(s, c, [blocks.pop() for _ in range(-(-(s + c) // size))]) for s, c in lengths], size)
     kept = len(blocks) + sum(len(own) for *_, own in spans.spans)
-    cache = Panels.zeros(kept, heads, size, dim, draw.choice((torch.float32, torch.bfloat16)))
+    cache = Panels.zeros(kept, heads, size, dim, draw.choice((torch.float32, torch.bfloat16, torch.int8)))
     past = Spans([(0, start, own) for start, _, own in spans.spans], size)
     for step in (past, spans):
         keep(draw.floats(step.tokens, heads, dim), draw.floats(step.tokens, heads, dim), cache, step)
@@ -282,7 +283,7 @@ def go_past_the_end() -> None:
 def main(calls: int, *options: str) -> None:
     if "--sanitized" in options:
         native.make = functools.partial(native.make, extra=SANITIZE)
-    torch.set_num_threads(3)
+    torch.set_num_threads(int(os.environ.get("FUZZ_THREADS", "3")))
     library = native.library()
     assert library is not None, native.missing()
     if "--past-the-end" in options:

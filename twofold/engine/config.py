@@ -17,17 +17,16 @@ Policy = Literal["fcfs", "priority"]
 class EngineConfig:
     """How much the engine may hold and do at once.
 
-    `max_num_batched_tokens` is the token budget of one step: decodes take one each, prompts are cut to fill the rest.
-    `quantization` names a number format (int8, int4, int4-g64, int4-weight-only, ...) that float weights are rounded to
-    while they are loaded.
     `dtype` "auto" keeps a bf16 checkpoint's weights as they are where the CPU kernels widen them, and fp32 otherwise.
-    `kv_dtype` is what keys and values are kept in; "auto" is the weights' own.
-    `num_blocks` wins over `kv_cache_memory_bytes`; with neither, the cache takes what the machine can spare.
+    `quantization` names a number format (int8, int4, int4-g64, int4-weight-only, ...) that float weights are rounded to
+    while they are loaded. `kv_dtype` is what keys and values are kept in; "auto" is bf16 beside weights narrower than
+    fp32. `max_num_batched_tokens` is the token budget of one step: decodes take one each, prompts are cut to fill the
+    rest. `num_blocks` wins over `kv_cache_memory_bytes`; with neither, the cache takes what the machine can spare.
     `max_model_len` None is the model's own context. `scheduling_policy` "priority" serves the lowest number first.
     `seed` makes unseeded requests of one run repeatable; None draws fresh seeds.
 
     Raises:
-        ConfigError: a number out of range, an unknown number format, or a token budget that cannot hold one token of every running request.
+        ConfigError: a number out of range, or a token budget that cannot hold one token of every running request.
     """
 
     dtype: Dtype = "auto"

@@ -70,7 +70,13 @@ class Adapting:
         shapes = {(a.shape[1], b.shape[0]) for a, b, _ in adapters}
         if len(shapes) != 1 or any(a.shape[0] != b.shape[1] for a, b, _ in adapters):
             given = ", ".join(f"{list(a.shape)} and {list(b.shape)}" for a, b, _ in adapters) or "none"
+<<<<<<< HEAD
             raise ConfigError(f"adapters of one product are A [R, K] and B [N, R] alike in K and N; given are {given}")
+=======
+            raise ConfigError(
+                f"adapters of one product are A [rank, {{K}}] and B [{{N}}, rank] alike in K and N: {given}"
+            )
+>>>>>>> main
         self.places = Places(tokens, 1, len(adapters))
         self.index_T = torch.empty(tokens, dtype=torch.int32)
         self.shrunk_PR = torch.empty(tokens, max(1, *(len(adapter.a_RK) for adapter in adapters)))
