@@ -23,17 +23,10 @@ attention.py   the walk over blocks of keys, for whole sequences and for block t
 walk.py        attention as a walk over blocks of keys, and its folds
 paged.py       attention over keys and values kept in blocks
 moe.py         routing and experts
-<<<<<<< HEAD
-lora.py        adapters: each token its own low-rank addition
-grouped.py     rows dealt to groups, each by its own matrix: what experts and adapters share
-sample.py      from logits to tokens, and log-probabilities of given ones
-sample_native.py  the sampler's stage: choices as plain structs
-=======
 sample.py      from logits to tokens, and log-probabilities of given ones
 sample_native.py  the sampler's stage: choices as plain structs
 lora.py        adapters: each token its own low-rank addition
 grouped.py     rows dealt to groups, each by its own matrix: what experts and adapters share
->>>>>>> main
 quantized.py   products with int8 and int4 weights, and the panels they lie in
 panels.py      products with quantized weights as stages of a program
 triton/        the same ops for CUDA

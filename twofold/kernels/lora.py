@@ -1,9 +1,9 @@
-"""Low-rank adapters in a batch where each token may have its own.
+"""Low-rank adapters in a batch where each token may have its own (LoRA: Hu et al. 2021; SGMV: Punica, Chen et al. 2023).
 
     x [T, K] ── shrink by A of the token's adapter ──▶ [P, R] ── expand by B, scaled ──▶ added to y [T, N]
 
-Tokens are grouped by adapter, each group multiplied by its own A and B whatever their ranks; a token's bits are those
-of going alone, and a token without an adapter is not touched. LoRA: Hu et al. 2021; SGMV: Punica, Chen et al. 2023.
+Tokens are grouped by adapter, each group multiplied by its own A and B whatever their ranks; a token's bits are those of
+going alone, and a token without an adapter is not touched.
 
 Shapes: T tokens, K inputs, N outputs, R an adapter's rank, P tokens that have an adapter.
 """
@@ -70,13 +70,9 @@ class Adapting:
         shapes = {(a.shape[1], b.shape[0]) for a, b, _ in adapters}
         if len(shapes) != 1 or any(a.shape[0] != b.shape[1] for a, b, _ in adapters):
             given = ", ".join(f"{list(a.shape)} and {list(b.shape)}" for a, b, _ in adapters) or "none"
-<<<<<<< HEAD
-            raise ConfigError(f"adapters of one product are A [R, K] and B [N, R] alike in K and N; given are {given}")
-=======
             raise ConfigError(
                 f"adapters of one product are A [rank, {{K}}] and B [{{N}}, rank] alike in K and N: {given}"
             )
->>>>>>> main
         self.places = Places(tokens, 1, len(adapters))
         self.index_T = torch.empty(tokens, dtype=torch.int32)
         self.shrunk_PR = torch.empty(tokens, max(1, *(len(adapter.a_RK) for adapter in adapters)))

@@ -114,13 +114,7 @@ void multiply_rounded(const QuantizedLinear& it, Crew& crew) {
 
 void run(const QuantizedLinear& it, Crew& crew) {
   if (!it.a) return multiply_rounded(it, crew);
-<<<<<<< HEAD
-  multiply_by_panels(it, crew, [&](int64_t row, int k0, int k, Ahead, float* to) {
-    widen_panel(it.w, row / LANES, k0, k, to);
-  });
-=======
   multiply_by_panels(it, crew, [&](int64_t row, int k0, int k, int, float* to) { widen_panel(it.w, row / LANES, k0, k, to); });
->>>>>>> main
 }
 
 void run(const QuantizedEmbed& it, Crew& crew) {

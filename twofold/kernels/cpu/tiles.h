@@ -78,49 +78,6 @@ struct Tiles {
 };
 inline const Tiles tiles;
 
-<<<<<<< HEAD
-struct Ahead {
-  int rows, k;
-};
-
-// Sixteen rows of w from `row` on, inner numbers k0 to k0+k-1, as a panel; rows past the last are zero. What this thread
-// reads next is fetched meanwhile: sixteen rows and more are too many streams for the processor to foresee.
-//
-//   ┌───────────── k ─┐                ┌ 16 ┐
-//   │ w[row]  ....... │   transposed   │ k0 │
-//   │  ...            │  ────────────▶ │ k1 │
-//   │ w[row+15]  .... │                │ .. │
-//   └─────────────────┘                └────┘
-template <class W>
-void fill_panel(const W* w, int64_t stride, int64_t row, int64_t rows, int k0, int k, Ahead next, float* panel) {
-  const W* from = w + row * stride + k0;
-  const int count = int(std::min<int64_t>(LANES, rows - row));
-  const int64_t ahead = next.rows * stride + next.k;
-  constexpr int LINE = 64 / sizeof(W);
-  int i = 0;
-  if (count == LANES)
-    for (; i + 16 <= k; i += 16) {
-      if (i % LINE == 0)
-        for (int j = 0; j < LANES; j++) prefetch(from + j * stride + i + ahead);
-      transpose16(from + i, stride, panel + i * LANES);
-    }
-  for (; i < k; i++)
-    for (int j = 0; j < LANES; j++) {
-      if constexpr (sizeof(W) == 2) panel[i * LANES + j] = j < count ? widen(from[j * stride + i]) : 0.0f;
-      else panel[i * LANES + j] = j < count ? from[j * stride + i] : 0.0f;
-    }
-}
-
-// Fills panels with weights as they lie in the checkpoint, `rows` rows of them, fp32 or bf16.
-template <class W>
-auto lying(const void* w, int64_t stride, int64_t rows) {
-  return [=](int64_t row, int k0, int k, Ahead next, float* to) {
-    fill_panel(static_cast<const W*>(w), stride, row, rows, k0, k, next, to);
-  };
-}
-
-=======
->>>>>>> main
 // All panels of a slab against all rows of the piece.
 inline void multiply(const float* a, int64_t a_stride, int m, const float* panel, int64_t panel_stride, int panels, int k,
                      float* sum, bool first) {
@@ -139,9 +96,6 @@ inline void multiply(const float* a, int64_t a_stride, int m, const float* panel
                                              sum + row * sum_stride + p * LANES, sum_stride, first);
 }
 
-<<<<<<< HEAD
-// The sums of a piece, slab after slab. `fill` is told how far on its thread reads next, in rows and inner numbers.
-=======
 // Sixteen rows of w from `row` on, inner numbers k0 to k0+k-1, as a panel; rows past the last are zero. `ahead` numbers
 // further on lies what this thread reads after this: rows are too many streams for the processor to foresee.
 //
@@ -180,19 +134,13 @@ auto lying(const void* w, int64_t stride, int64_t rows, int k_all) {
 
 // The sums of a piece, slab after slab. `fill(row, k0, k, panels, to)` makes the panel of sixteen rows of w from `row` on,
 // one of `panels`.
->>>>>>> main
 template <class L, class Fill>
 void sums_of(const L& it, const Piece& piece, Fill fill, float* slab, float* panel, float* sum) {
   const int most = piece.m <= FEW ? FEW_SLAB : SLAB;
   int k0 = 0;
   do {
     const int k = std::min(most, it.k - k0);
-<<<<<<< HEAD
-    const Ahead next = k0 + k < it.k ? Ahead{0, k} : Ahead{piece.panels * LANES, -k0};
-    for (int p = 0; p < piece.panels; p++) fill(piece.column[p], k0, k, next, panel + int64_t(p) * most * LANES);
-=======
     for (int p = 0; p < piece.panels; p++) fill(piece.column[p], k0, k, piece.panels, panel + int64_t(p) * most * LANES);
->>>>>>> main
     const float* a = it.a + piece.row(0) * it.a_stride + k0;
     int64_t a_stride = it.a_stride;
     if (piece.m > FEW || (piece.from && piece.m > 1)) {
@@ -234,11 +182,7 @@ void finish(const L& it, const Piece& piece, int outputs, const float* sum) {
 }
 
 // A product shared out: rows in blocks, outputs in runs of panels, so that there is work for every thread and a block's slab
-<<<<<<< HEAD
-// stays in cache. `fill(column, k0, k, ahead, panel)` makes the panel of the sixteen rows of w from `column` on.
-=======
 // stays in cache.
->>>>>>> main
 template <class L, class Fill>
 void multiply_by_panels(const L& it, Crew& crew, Fill fill) {
   const int64_t rows = *it.rows, panels = divide_up(it.n, LANES), blocks = divide_up(rows, ROWS);
