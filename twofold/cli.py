@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from . import __version__
 from .commands.flags import Flags, Given, complain
@@ -87,6 +88,28 @@ def generate(flags: Flags) -> Run:
     return run
 
 
+def quantize(flags: Flags) -> Run:
+    """Round a model's weights to int8 or int4, calibrated on text, and say what it costs."""
+    from .quant.config import Reading, Recipe
+
+    flags.positional("model", "directory of a float checkpoint (default: the bundled model)", required=False)
+    flags.add("output", "directory to write the quantized checkpoint to", required=True)
+    flags.add("symmetric", "one zero for all codes (the default; --asymmetric gives each scale its own)", switch=True)
+    flags.settings(Recipe)
+    flags.settings(Reading)
+
+    def run(given: Given) -> int:
+        from .commands.model import model_dir
+        from .commands.quantize import quantize
+
+        recipe = given.settings(Recipe)
+        if given.symmetric and recipe.asymmetric:
+            raise ConfigError("--symmetric and --asymmetric exclude each other: give one")
+        return quantize(model_dir(given.model), Path(given.output), recipe, given.settings(Reading))
+
+    return run
+
+
 def train(flags: Flags) -> Run:
     """Train or fine-tune a model as a recipe says; the same command again resumes."""
     flags.positional("recipe", "a recipe, such as recipes/pybot/pretrain.toml")
@@ -159,7 +182,9 @@ def kernels(flags: Flags) -> Run:
     return run
 
 
-COMMANDS: dict[str, Command] = {f.__name__: f for f in (serve, chat, generate, train, bench, plan, doctor, kernels)}
+COMMANDS: dict[str, Command] = {
+    f.__name__: f for f in (serve, chat, generate, quantize, train, bench, plan, doctor, kernels)
+}
 
 
 def summary(command: Command) -> str:

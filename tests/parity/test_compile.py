@@ -72,3 +72,11 @@ def test_a_program_reads_weights_where_they_are() -> None:
         decoder.layers[0].down.weight.mul_(2.0)
         after = decoder(torch.tensor([1, 2, 3]), PagedContext(KVCache(spec, 4), [Span(0, 3, (0,))]))
     assert torch.equal(program.run(spans), after) and not torch.equal(before, after)
+
+
+def test_an_op_that_is_to_be_served_otherwise_is_not_compiled_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = tiny.decoder(tiny.SPECS["llama"])
+    monkeypatch.setenv("TWOFOLD_KERNELS", "linear=native,rms_norm=reference")
+    assert why_not(decoder) == "rms_norm is to be served by reference"
+    monkeypatch.setenv("TWOFOLD_KERNELS", "linear=native")
+    assert not why_not(decoder)

@@ -15,7 +15,6 @@ from twofold.engine.plan import Draw
 from twofold.engine.sampler import _distribution, _pick, uniform
 from twofold.engine.sampling import SamplingParams
 from twofold.kernels import activation as ref_activation
-from twofold.kernels import attention as ref_attention
 from twofold.kernels import moe, quantized
 from twofold.kernels import norm as ref_norm
 from twofold.kernels import rope as ref_rope

@@ -157,7 +157,7 @@ def test_a_step_that_raised_can_be_taken_again(model, monkeypatch):
         engine.submit(ask(name, prompt))
     said.hear(engine.step())
     with monkeypatch.context() as patch:
-        patch.setattr(type(model), "logits", lambda *_: (_ for _ in ()).throw(MemoryError("out of memory")))
+        patch.setattr(type(engine.runner), "_logits", lambda *_: (_ for _ in ()).throw(MemoryError("out of memory")))
         with pytest.raises(MemoryError):
             engine.step()
     engine.scheduler.check_integrity()

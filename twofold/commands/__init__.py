@@ -9,5 +9,6 @@ generate.py  a prompt continued as the checkpoint says
 kernels.py   every op, and which implementation serves it here
 model.py     where the bundled model lies, and a model opened for a command
 plan.py      what a model needs and what fits, before it is loaded
+quantize.py  a checkpoint rounded to int8 or int4, and what it costs
 train.py     a recipe run, its samples spoken by the serving engine
 """

@@ -24,6 +24,7 @@ import torch
 from ..core import CapacityError
 from ..kernels import native
 from ..kernels.attention import KEYS
+from ..models.compile import why_not, working_bytes
 from ..models.decoder import Decoder
 from ..models.quantized import formats, prepare
 from ..models.spec import Alibi, Gated, LayerSpec, Mixture, ModelSpec
@@ -35,6 +36,7 @@ from .sampler import NUMBERS_AT_ONCE
 RUNTIME = 320 * 2**20  # interpreter, torch, tokenizer and server, resident before any weight
 HALF = 0.5
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.float32}
+LOGITS_AT_ONCE = 1 << 24
 KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -121,7 +123,7 @@ def forecast(
     `loaded` says that runtime and weights are in memory already, so that `memory_bytes` no longer holds them. `formats`
     are those of a checkpoint that is quantized itself (`models.read_formats`); a float one has `settings.quantization`.
     """
-    model = _Model(spec, loaded, formats or {})
+    model = _Model(spec, loaded, formats or {}, program_bytes(spec, settings, formats or settings.quantization))
     found = _sum(model, settings, memory_bytes)
     return found if _enough(found) else replace(found, fix=_fix(model, settings, memory_bytes))
 
@@ -133,9 +135,20 @@ class _Model:
     spec: ModelSpec
     loaded: bool
     formats: Mapping[str, Format]
+    program: tuple[int, int, int] | None
 
     def weight_bytes(self, settings: EngineConfig) -> int:
         return weight_bytes(self.spec, DTYPES[settings.dtype], self.formats or settings.quantization)
+
+    def step_bytes(self, settings: EngineConfig) -> int:
+        """What a step works in: what a compiled program holds, or a bound where layers run one kernel at a time."""
+        if self.program is None or settings.device != "cpu":
+            return step_bytes(self.spec, settings)
+        fixed, token, row = self.program
+        tokens = settings.max_num_batched_tokens
+        rows = rows_at_once(tokens, self.spec.vocab)
+        looked_at = 2 * tokens * self.spec.hidden + 4 * rows * self.spec.vocab + 2**16  # finite? and the sampler's own
+        return fixed + token * tokens + row * rows + looked_at
 
 
 def _sum(model: _Model, settings: EngineConfig, memory: int) -> Forecast:
@@ -143,7 +156,7 @@ def _sum(model: _Model, settings: EngineConfig, memory: int) -> Forecast:
     dtype = DTYPES[settings.dtype]
     wanted = settings.max_model_len or spec.max_len
     runtime, weights = (0, 0) if model.loaded else (RUNTIME, model.weight_bytes(settings))
-    activations = step_bytes(spec, settings)
+    activations = model.step_bytes(settings)
     kv_per_token = KVCache.bytes_per_block(spec, 1, kv_dtype_of(settings.kv_dtype, dtype))
     per_block = max(1, kv_per_token * settings.block_size)
     left = memory - runtime - weights - activations - per_block  # the block that is nobody's
@@ -178,14 +191,42 @@ def weight_bytes(spec: ModelSpec, dtype: torch.dtype, quantized: Mapping[str, Fo
 
     `quantized` is the format of each quantized place, or the name of one format for all that can be.
     """
-    decoder = Decoder(spec, dtype=dtype, device="meta")
-    if quantized:
-        prepare(decoder, formats(decoder, quantized) if isinstance(quantized, str) else quantized)
+    decoder = _empty(spec, dtype, quantized)
     return sum(t.numel() * t.element_size() for t in (*decoder.parameters(), *decoder.buffers()))
 
 
+def _empty(
+    spec: ModelSpec, dtype: torch.dtype, quantized: Mapping[str, Format] | str | None, max_len: int | None = None
+) -> Decoder:
+    """A decoder that takes no memory."""
+    decoder = Decoder(spec, dtype=dtype, device="meta", max_len=max_len)
+    if quantized:
+        prepare(decoder, formats(decoder, quantized) if isinstance(quantized, str) else quantized)
+    return decoder
+
+
+def program_bytes(
+    spec: ModelSpec, settings: EngineConfig, quantized: Mapping[str, Format] | str | None = None
+) -> tuple[int, int, int] | None:
+    """What a compiled program works in: bytes at any rate, for each token of the budget, and for each row of logits.
+
+    None where the decoder is not compiled.
+    """
+    decoder = _empty(spec, DTYPES[settings.dtype], quantized, settings.max_model_len)
+    if settings.device != "cpu" or why_not(decoder, "cpu"):
+        return None
+    least, token, row = (working_bytes(decoder, *size) for size in ((1, 1), (2, 1), (2, 2)))
+    return 2 * least - row, token - least, row - token
+
+
+def rows_at_once(tokens: int, vocab: int) -> int:
+    """How many rows of logits a step holds at once: the head's weights are read once for as many."""
+    return max(1, min(tokens, LOGITS_AT_ONCE // vocab))
+
+
 def step_bytes(spec: ModelSpec, settings: EngineConfig) -> int:
-    """A bound on what one step holds at its widest moment, when the token budget and all request slots are full.
+    """A bound on what one step holds at its widest moment, when the token budget and all request slots are full, of a
+    decoder whose layers run one kernel at a time.
 
     Everything is counted in fp32. What lives through a layer is added to the widest of its parts; row counts are padded
     by at most a third (`kernels/rows.py`), queries that walk together by at most double (`engine/paged.py`).

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..models.compile import Program, Spans, why_not
 from ..models.decoder import Decoder
+from .capacity import rows_at_once
 from .paged import KVCache, PagedContext, Span
 from .plan import Chunk, ChunkResult, StepPlan, StepResult
 from .request import TokenOut
 from .sampler import sample, score
 
-LOGITS_AT_ONCE = 1 << 24  # numbers: the head's weights are read once for as many rows as this holds
 NOT_FINITE = "the model's numbers are not finite for this request: its weights or its dtype cannot hold them"
 
 
@@ -139,4 +139,4 @@ class Runner:
 
     @property
     def _rows_at_once(self) -> int:
-        return max(1, min(self.tokens, LOGITS_AT_ONCE // self.decoder.spec.vocab))
+        return rows_at_once(self.tokens, self.decoder.spec.vocab)

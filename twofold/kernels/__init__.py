@@ -26,12 +26,27 @@ moe.py         routing and experts
 loss.py        log-probabilities of given tokens, without the logits of the whole vocabulary
 sample.py      from logits to tokens, and log-probabilities of given ones
 sample_native.py  the sampler's stage: choices as plain structs
+lora.py        adapters: each token its own low-rank addition
+grouped.py     rows dealt to groups, each by its own matrix: what experts and adapters share
 quantized.py   products with int8 and int4 weights, and the panels they lie in
 panels.py      products with quantized weights as stages of a program
 triton/        the same ops for CUDA
 """
 
-from . import activation, attention, linear, moe, norm, quantized, rope, triton
+from . import activation, attention, linear, lora, moe, norm, quantized, rope, triton
 from .op import Op, all_ops, op
 
-__all__ = ["Op", "activation", "all_ops", "attention", "linear", "moe", "norm", "op", "quantized", "rope", "triton"]
+__all__ = [
+    "Op",
+    "activation",
+    "all_ops",
+    "attention",
+    "linear",
+    "lora",
+    "moe",
+    "norm",
+    "op",
+    "quantized",
+    "rope",
+    "triton",
+]

@@ -124,8 +124,8 @@ def check(
         if item.needs.unmet(_call(item, case)):
             continue
         report.cases += 1
-        args = _laid(made(case.sizes, case.dtype, torch.Generator().manual_seed(seed + case.number)), case.stride)
-        args = tuple(arg.to(_device(item)) if isinstance(arg, Tensor) else arg for arg in args)
+        args = made(case.sizes, case.dtype, torch.Generator().manual_seed(seed + case.number))
+        args = tuple(_laid(arg.to(_device(item)), case.stride) if isinstance(arg, Tensor) else arg for arg in args)
         try:
             report.forward = max(report.forward, _forward(op, item, args, case, limits[0]))
             if rows is not None:
@@ -200,8 +200,8 @@ def _maker(op: Op[..., Any], item: Implementation[..., Any], values: Mapping[str
     return made
 
 
-def _laid(args: tuple[Any, ...], how: str) -> tuple[Any, ...]:
-    return tuple(lay(arg, how) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
+def _laid(x: Tensor, how: str) -> Tensor:
+    return lay(x, how) if x.is_floating_point() else x
 
 
 def lay(x: Tensor, how: str) -> Tensor:

@@ -91,19 +91,7 @@ def stages_for(
     """
     if gated and w.n // 2 % 16:
         wide = rounding.wide(w.n)
-        apart = stages_for(a_TK, w, b_N, wide, rows, rounding)
-        both = stages.Pointwise(
-            rows=rows,
-            width=w.n // 2,
-            act=stages.ACTS[act],
-            gated=True,
-            x=wide.data_ptr(),
-            x_stride=wide.stride(0),
-            out=out.data_ptr(),
-            out_stride=out.stride(0),
-        )
-        return [*apart, both]
-    made: list[ctypes.Structure] = []
+        return [*stages_for(a_TK, w, b_N, wide, rows, rounding), wide_gate(wide, out, rows, act)]
     multiply = stages.QuantizedLinear(
         rows=rows,
         n=w.n // 2 if gated else w.n,
@@ -116,20 +104,37 @@ def stages_for(
         out_stride=out.stride(0),
     )
     if w.dynamic:
-        multiply.rounded = rounding.of(w)
-        made.append(
-            stages.Quantize(
-                rows=rows,
-                k=w.k,
-                group=multiply.w.group,
-                a=a_TK.data_ptr(),
-                a_stride=a_TK.stride(0),
-                out=multiply.rounded,
-            )
-        )
-    else:
-        multiply.a, multiply.a_stride = a_TK.data_ptr(), a_TK.stride(0)
-    return [*made, multiply]
+        rounded = quantize_stage(a_TK, w, rows, rounding)
+        multiply.rounded = rounded.out
+        return [rounded, multiply]
+    multiply.a, multiply.a_stride = a_TK.data_ptr(), a_TK.stride(0)
+    return [multiply]
+
+
+def quantize_stage(a_TK: Tensor, w: Packed, rows: int, rounding: Rounding) -> stages.Quantize:
+    """The stage that rounds activations for products with `w`."""
+    return stages.Quantize(
+        rows=rows,
+        k=w.k,
+        group=w.group or inputs_of(w),
+        a=a_TK.data_ptr(),
+        a_stride=a_TK.stride(0),
+        out=rounding.of(w),
+    )
+
+
+def wide_gate(wide: Tensor, out: Tensor, rows: int, act: str) -> stages.Pointwise:
+    """The stage of act(gate) · up for gates and ups side by side."""
+    return stages.Pointwise(
+        rows=rows,
+        width=wide.shape[1] // 2,
+        act=stages.ACTS[act],
+        gated=True,
+        x=wide.data_ptr(),
+        x_stride=wide.stride(0),
+        out=out.data_ptr(),
+        out_stride=out.stride(0),
+    )
 
 
 def embed_stage(

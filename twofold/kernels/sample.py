@@ -104,7 +104,9 @@ def score(logits_RV: Tensor, ids: Sequence[int], tops: int) -> list[Chosen]:
     return _report(logprobs_RV, torch.tensor(ids, device=logits_RV.device), [tops] * len(ids))
 
 
-@choose.on("native", why="no sort: a cut is a floor found on a ladder of 2,048 rungs", missing=native.missing)
+@choose.on(
+    "native", why="no sort: a cut is a floor found on a ladder of 2,048 rungs", missing=native.missing, bits="own"
+)
 def _choose(logits_RV: Tensor, choices: Sequence[Choice]) -> list[Chosen | str]:
     if not _fits(logits_RV):
         return choose.reference(logits_RV, choices)
@@ -113,7 +115,7 @@ def _choose(logits_RV: Tensor, choices: Sequence[Choice]) -> list[Chosen | str]:
     return choose_rows(logits_RV, choices)
 
 
-@score.on("native", why="one pass for the sum, one for rank and alternatives", missing=native.missing)
+@score.on("native", why="one pass for the sum, one for rank and alternatives", missing=native.missing, bits="own")
 def _score(logits_RV: Tensor, ids: Sequence[int], tops: int) -> list[Chosen]:
     if not _fits(logits_RV):
         return score.reference(logits_RV, ids, tops)

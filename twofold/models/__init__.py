@@ -5,11 +5,14 @@ context.py   the one thing the decoder asks of the world around it
 packed.py    the context of whole sequences
 rope.py      the angle of each position
 decoder.py   the model
+compile.py   Program: a decoder as one list of stages for the CPU kernels
+write.py     how a decoder's layers are written as stages
 reader.py    config.json with a memory: what nobody reads is an error
 families/    config.json to spec, one short file for each family
 layout.py    where each tensor of a checkpoint lies in the decoder
 filler.py    tensors put into their places one at a time, and what is still missing
 quantized.py which weights may be quantized, and the decoder with panels in their places
+calibration.py  a decoder as calibration sees it: blocks, weights, where scales can move
 shards.py    safetensors through a memory map
 weights.py   load, save, and weights by the checkpoint's names
 """

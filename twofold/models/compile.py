@@ -19,9 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import native, stages
+from ..kernels import all_ops, native, stages
 from .decoder import Decoder
-from .spec import Mixture
 from .write import Writer
 
 
@@ -35,16 +34,29 @@ class Spans:
     blocks: Sequence[Sequence[int]]
 
 
-def why_not(decoder: Decoder) -> str:
-    """What keeps a decoder from being compiled here, "" when nothing; then its layers run one kernel at a time."""
+def working_bytes(decoder: Decoder, tokens: int, rows: int) -> int:
+    """What a program for this decoder works in, counted without taking any memory; the decoder may be a meta one."""
+    with torch.device("meta"):
+        writer = Writer(decoder, [stages.Cache() for _ in decoder.layers], stages.Step(), tokens, rows)
+        writer.body()
+        writer.head()
+    return writer.nbytes
+
+
+def why_not(decoder: Decoder, device: str | None = None) -> str:
+    """What keeps a decoder from being compiled here, "" when nothing; then its layers run one kernel at a time.
+
+    `device` is where a decoder that is still on torch's meta device will be.
+    """
     if native.missing():
         return native.missing()
-    if decoder.device.type != "cpu":
-        return f"weights on {decoder.device}"
+    if (device or decoder.device.type) != "cpu":
+        return f"weights on {device or decoder.device}"
     if decoder.dtype not in (torch.float32, torch.bfloat16):
         return f"weights in {decoder.dtype}"
-    if any(isinstance(layer.ffn, Mixture) for layer in decoder.spec.layers):
-        return "mixture of experts"
+    for op in all_ops():
+        if op.asked() not in (None, "native"):
+            return f"{op.name} is to be served by {op.asked()}"
     if decoder.spec.embedding.project and decoder.spec.embedding.positions:
         return "learned positions behind a projection"
     return ""
@@ -67,6 +79,11 @@ class Program:
         self._body, self._head = (library.bind(part) for part in self._written)
         self._hidden_TD, self._logits_RV = writer.hidden_TD, writer.logits_RV
         self._writer = writer  # keeps alive what the stages point at
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it works in, beside weights and cache."""
+        return self._writer.nbytes
 
     def run(self, step: Spans) -> Tensor:
         """The step's last hidden states [T, D], final norm applied; the program's memory, good until the next step."""

@@ -20,7 +20,7 @@ from ..kernels.activation import activate, gated, soft_cap
 from ..kernels.attention import Attend
 from ..kernels.linear import linear
 from ..kernels.loss import logprobs_of, token_logprobs
-from ..kernels.moe import experts, route
+from ..kernels.moe import experts, open_gate, route
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.quantized import quantized_experts
 from ..kernels.rope import rotate
@@ -223,8 +223,7 @@ class Layer(nn.Module):
         if isinstance(ffn, Mixture):
             out = self.experts(x_TD, self.router(x_TD))
             if ffn.shared_width:
-                gate_T1 = self.shared_gate(x_TD)
-                out = out + self.shared(x_TD) / (1.0 + torch.exp(-gate_T1))
+                out = open_gate(out, self.shared(x_TD), self.shared_gate(x_TD))
             return out
         inner = gated(self.gate_up(x_TD), ffn.act) if isinstance(ffn, Gated) else activate(self.up(x_TD), ffn.act)
         out = self.down(inner)

@@ -55,6 +55,12 @@ def formats(decoder: Decoder, name: str, *, table: bool = True) -> dict[str, For
     return {place: format for place, format in chosen.items() if table or place.startswith("layers.")}
 
 
+def check_config(told: Mapping[str, Any] | None) -> None:
+    """Refuse a `quantization_config` that Twofold does not build. Raises CheckpointError naming the setting."""
+    if told:
+        read_config(told, ())
+
+
 def stored_formats(decoder: Decoder, config: Mapping[str, Any], shards: list[Shard]) -> dict[str, Stored]:
     """How each quantized place of a checkpoint lies on disk; empty for a float checkpoint.
 
@@ -64,8 +70,6 @@ def stored_formats(decoder: Decoder, config: Mapping[str, Any], shards: list[Sha
     told = config.get(KEY)
     if not told:
         return {}
-    if not isinstance(told, dict):
-        raise CheckpointError(f"config.json: '{KEY}' must be a table, not {told!r}")
     places = sites(decoder)
     modules = {
         slot.name.removesuffix(".weight"): slot.inner.removesuffix(".weight")

@@ -29,7 +29,7 @@ from .decoder import Decoder
 from .families import FAMILIES
 from .filler import Filler
 from .layout import Layouts, Piece, quantized_modules
-from .quantized import KEY, config_of, formats, prepare, stored_formats
+from .quantized import KEY, check_config, config_of, formats, prepare, stored_formats
 from .reader import Reader
 from .shards import Pending, Shard, write_shard
 from .spec import ModelSpec
@@ -65,7 +65,7 @@ def spec_from(config: Mapping[str, Any]) -> ModelSpec:
     if names[0] not in FAMILIES:
         raise CheckpointError("config.json: " + unknown("architecture", names[0], FAMILIES))
     reader = Reader(config)
-    reader.ignore(KEY)  # read by `stored_formats`: how the weights are written says nothing about the model
+    check_config(reader.get(dict, KEY, default=None))
     spec = FAMILIES[names[0]](reader)
     reader.finish()
     return spec

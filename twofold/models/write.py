@@ -6,16 +6,19 @@ Shapes: T tokens, R wanted rows, D hidden size, E embedding size, V vocabulary, 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kernels import stages
+from ..kernels.grouped import Matrices, Places
 from ..kernels.linear import stage_of as linear_stage
+from ..kernels.moe import Mixing, gate_stage, route_stage
 from ..kernels.norm import stage_of as norm_stage
 from ..kernels.panels import Rounding, embed_stage
 from ..kernels.panels import stages_for as panel_stages
+from ..kernels.quantized import Packed
 from ..quant.linear import QuantLinear
 from .decoder import Decoder, Layer, Normalise, Weight
 from .spec import Gated, Mixture, Parallel, PostOutput, PostResidual, Pre, Rope, Sandwich
@@ -44,7 +47,9 @@ class Writer:
         self.picked_RD = torch.empty(rows, spec.hidden)
         self.logits_RV = torch.empty(rows, spec.vocab)
         self.rounding = Rounding(max(tokens, rows))
-        self._kept: list[Tensor] = []
+        self._kept: list[object] = []
+        self._named: dict[tuple[str, int], Tensor] = {}
+        self._mixings: dict[tuple[int, int, int], Mixing] = {}
         self._turns: dict[Rope, tuple[Tensor, Tensor]] = {}
         self._written: Stages = []
 
@@ -88,6 +93,11 @@ class Writer:
                 self.logits_RV, self.logits_RV, rows=self.wanted, multiplier=multiplier, softcap=head.softcap or 0.0
             )
         return self._written
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that the stages work in."""
+        return sum(x.nbytes for x in {id(x): x for x in _tensors(vars(self) | {"decoder": None})}.values())
 
     # ------------------------------------------------------------------------------------------------- layers
     def _embed(self) -> None:
@@ -211,10 +221,32 @@ class Writer:
 
     def _ffn(self, layer: Layer, source: Tensor, out: Tensor) -> None:
         ffn = layer.spec.ffn
-        assert not isinstance(ffn, Mixture), "why_not tells"
+        if isinstance(ffn, Mixture):
+            self._mixture(layer, ffn, source, out)
+            return
         gated = isinstance(ffn, Gated)
         self._linear(layer.gate_up if gated else layer.up, source, self.inner_TF, act=ffn.act, gated=gated)
         self._linear(layer.down, self.inner_TF, out)
+
+    def _mixture(self, layer: Layer, ffn: Mixture, source: Tensor, out: Tensor) -> None:
+        mixing = self._mixing(ffn)
+        logits_TE = self._shared("router", ffn.experts)
+        self._linear(layer.router, source, logits_TE)
+        self._stage(route_stage(logits_TE, ffn.renormalise, mixing.weights_TC, mixing.chosen_TC, self.tokens))
+        gate_up, down = (
+            Matrices(_each_expert(module), gated=gated)
+            for module, gated in ((layer.experts.gate_up, True), (layer.experts.down, False))
+        )
+        self._kept += [gate_up, down]
+        self._written += mixing.stages_of(source, gate_up, down, out, ffn.act, self.tokens)
+        if ffn.shared_width:
+            inner, y, gate = (
+                self._shared(*of) for of in (("wide", ffn.shared_width), ("y", out.shape[1]), ("gate", 1))
+            )
+            self._linear(layer.shared.gate_up, source, inner, act=ffn.act, gated=True)
+            self._linear(layer.shared.down, inner, y)
+            self._linear(layer.shared_gate, source, gate)
+            self._stage(gate_stage(out, y, gate, out, self.tokens))
 
     # ------------------------------------------------------------------------------------------------- stages
     def _linear(
@@ -291,6 +323,19 @@ class Writer:
     def _address(self, field: str) -> int:
         return ctypes.addressof(self.step) + int(getattr(stages.Step, field).offset)
 
+    def _mixing(self, ffn: Mixture) -> Mixing:
+        """What mixtures of one size work in, one after another."""
+        key = (ffn.experts, ffn.top_k, ffn.width)
+        if key not in self._mixings:
+            self._mixings[key] = Mixing(len(self.x_TD), *key, self.x_TD.shape[1])
+        return self._mixings[key]
+
+    def _shared(self, name: str, width: int) -> Tensor:
+        """Memory [T, width] that layers use one after another."""
+        if (name, width) not in self._named:
+            self._named[name, width] = torch.empty(len(self.x_TD), width)
+        return self._named[name, width]
+
     def _keep(self, x: Tensor) -> Tensor:
         self._kept.append(x)
         return x
@@ -308,3 +353,25 @@ class Writer:
 
 def _width(ffn: object) -> int:
     return int(getattr(ffn, "width", 1))
+
+
+def _each_expert(module: Weight | QuantLinear) -> Sequence[Tensor] | Sequence[Packed]:
+    if isinstance(module, QuantLinear):
+        packed = module.packed
+        return [packed.expert(i) for i in range(len(packed.codes))]
+    return module.weight.detach().unbind()
+
+
+def _tensors(held: object) -> Iterator[Tensor]:
+    """The tensors in a value of plain containers and of what the stages work in; parameters are not among them."""
+    if isinstance(held, Tensor):
+        if not isinstance(held, nn.Parameter) and held._base is None:
+            yield held
+    elif isinstance(held, dict):
+        for value in held.values():
+            yield from _tensors(value)
+    elif isinstance(held, list | tuple):
+        for value in held:
+            yield from _tensors(value)
+    elif isinstance(held, Mixing | Places | Rounding):
+        yield from _tensors(vars(held))

@@ -1,7 +1,7 @@
 """Large tensors straight from the system: zero without being written, and in huge pages where the system has them.
 
-torch.zeros writes what the system hands out zeroed already: two seconds for the cache of a small model, and pages of 4 KB
-that the processor must look up one by one. numpy asks for zeroed memory, and for huge pages.
+torch.zeros writes what the system hands out zeroed already: two seconds for the cache of a small model, and pages of
+4 KB that the processor must look up one by one. numpy asks for zeroed memory, and for huge pages.
 """
 
 from __future__ import annotations

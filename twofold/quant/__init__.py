@@ -5,6 +5,11 @@ format.py  Format: its bytes, arithmetic, panels and cuts
 codes.py   Quantized: codes, scales and zeros, and how they are chosen
 linear.py  QuantLinear: a layer whose weight is kept in panels
 compressed.py  quantized weights on disk, as compressed-tensors has them
+config.py  Recipe: how a model is quantized
+calibrate.py  a model quantized layer by layer on real text
+observe.py what passes through a layer
+gptq.py    GPTQ: inputs still to come make up for the error of those before
+scaling.py AWQ and SmoothQuant: scales moved between layers
 """
 
 from typing import TYPE_CHECKING, Any

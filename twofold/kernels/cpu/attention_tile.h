@@ -32,7 +32,7 @@ struct Ahead {
 
   void next(int lines) {
     for (int i = 0; i < lines && runs; i++) {
-      prefetch(*run + at);
+      __builtin_prefetch(*run + at, 0, 2);
       if ((at += 64) >= bytes) at = 0, run++, runs--;
     }
   }
@@ -50,19 +50,26 @@ struct Scores {
 };
 
 template <int M, int P, class T>
-void score_tile(const Scores& it, const T* const* panel, Ahead& ahead) {
+void score_tile(const Scores& it, const T* const* panels, Ahead& ahead) {
+  Ahead next = ahead;  // in registers, like all that the loop reads beside the numbers
+  const T* panel[P];
+  const float* q[M];
+  const int dim = it.dim;
+  TF_UNROLL for (int p = 0; p < P; p++) panel[p] = panels[p];
+  TF_UNROLL for (int m = 0; m < M; m++) q[m] = it.q + m * it.q_stride;
   V16 c[M][P];
   TF_UNROLL for (int m = 0; m < M; m++)
     TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = all(0.0f);
-  for (int d = 0; d < it.dim; d++) {
+  for (int d = 0; d < dim; d++) {
     V16 k[P];
     TF_UNROLL for (int p = 0; p < P; p++) k[p] = widened(panel[p] + d * PANEL);
     TF_UNROLL for (int m = 0; m < M; m++) {
-      const V16 x = all(it.q[m * it.q_stride + d]);
+      const V16 x = all(q[m][d]);
       TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = fma(x, k[p], c[m][p]);
     }
-    ahead.next(lines_of<P, T>());
+    next.next(lines_of<P, T>());
   }
+  ahead = next;
   TF_UNROLL for (int m = 0; m < M; m++)
     TF_UNROLL for (int p = 0; p < P; p++) store(it.s + m * it.s_stride + p * PANEL, c[m][p]);
 }
@@ -80,22 +87,26 @@ struct Values {
 // `from` and `to`: the first of the sixteen numbers of each of P columns, in a key's row and in o.
 template <int M, int P, class T>
 void value_tile(const Values& it, const T* const* page, const int64_t* from, const int64_t* to, Ahead& ahead) {
+  Ahead next = ahead;
+  const int64_t width = it.width, p_stride = it.p_stride;
   V16 c[M][P];
   TF_UNROLL for (int m = 0; m < M; m++)
     TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = all(0.0f);
   for (int key = it.first; key < it.keys; key += PANEL) {
-    const T* line = page[key / PANEL];
+    const T* line[P];
+    TF_UNROLL for (int p = 0; p < P; p++) line[p] = page[key / PANEL] + from[p];
     const float* weight = it.p + key;
-    for (int left = std::min(PANEL, it.keys - key); left; left--, line += it.width, weight++) {
+    for (int left = std::min(PANEL, it.keys - key); left; left--, weight++) {
       V16 v[P];
-      TF_UNROLL for (int p = 0; p < P; p++) v[p] = widened(line + from[p]);
+      TF_UNROLL for (int p = 0; p < P; p++) v[p] = widened(line[p]), line[p] += width;
       TF_UNROLL for (int m = 0; m < M; m++) {
-        const V16 x = all(weight[m * it.p_stride]);
+        const V16 x = all(weight[m * p_stride]);
         TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = fma(x, v[p], c[m][p]);
       }
-      ahead.next(lines_of<P, T>());
+      next.next(lines_of<P, T>());
     }
   }
+  ahead = next;
   TF_UNROLL for (int m = 0; m < M; m++)
     TF_UNROLL for (int p = 0; p < P; p++) {
       float* o = it.o + m * it.o_stride + to[p];

@@ -5,12 +5,11 @@
 // Float activations:     sixteen outputs by a slab of inputs are widened into a panel of floats, then as linear.cpp.
 //
 // Groups are folded in increasing order by one accumulator, so a row's bits are its own.
-#include "tiles.h"
+#include "quantized.h"
+
 #include "whole.h"
 
 namespace {
-
-constexpr int64_t BLOCK_BYTES = 192 << 10;  // of activation codes of a piece: they stay in the second-level cache
 
 // M rows of the piece by one panel.
 template <int BITS, int M>
@@ -55,32 +54,6 @@ struct WholeTiles {
 };
 const WholeTiles whole_tiles;
 
-void multiply_rounded(const QuantizedLinear& it, Crew& crew) {
-  const int64_t rows = *it.rows, panels = divide_up(it.n, LANES);
-  if (!rows) return;
-  const int64_t most = std::max<int64_t>(WHOLE_ROWS, BLOCK_BYTES / std::max(1, it.rounded.stride)), blocks = divide_up(rows, most);
-  int64_t each = it.gated ? 4 : 8;
-  while (each > 1 && blocks * divide_up(panels, each) < 4 * crew.threads) each /= 2;
-  const int64_t per_block = divide_up(panels, each), pieces = blocks * per_block;
-  const WholeTile* tile = it.w.bits == 8 ? whole_tiles.int8 : whole_tiles.int4;
-  float* sum = nullptr;
-  for (int64_t i; (i = crew.take()) < pieces;) {
-    if (!sum) sum = crew.scratch->need<float>(std::min(rows, most) * (it.gated ? 2 : 1) * each * LANES);
-    const int64_t block = i / per_block, p0 = (i % per_block) * each;
-    const int outputs = int(std::min(each, panels - p0));
-    int64_t column[16];
-    for (int p = 0; p < outputs; p++) column[p] = (p0 + p) * LANES, column[outputs + p] = it.n + (p0 + p) * LANES;
-    const int64_t m0 = rows * block / blocks, m1 = rows * (block + 1) / blocks;
-    const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column};
-    const int64_t sum_stride = int64_t(piece.panels) * LANES;
-    for (int p = 0; p < piece.panels; p++)
-      for (int row = 0; row < piece.m; row += WHOLE_ROWS)
-        tile[std::min(WHOLE_ROWS, piece.m - row) - 1](it.rounded, m0 + row, it.w, column[p] / LANES,
-                                                      sum + row * sum_stride + p * LANES, sum_stride);
-    finish(it, piece, outputs, sum);
-  }
-}
-
 // One output's code of input k.
 inline int code_at(const Panels& w, int64_t panel, int lane, int k) {
   const int inner = w.bits == 8 ? 4 : 8;
@@ -88,7 +61,22 @@ inline int code_at(const Panels& w, int64_t panel, int lane, int k) {
   return w.bits == 8 ? int8_t(byte) : k % 8 < 4 ? byte & 15 : byte >> 4;
 }
 
-// Inputs k0 to k0+k-1 of a panel, widened: scale * (code - zero).
+}  // namespace
+
+void sums_of_rounded(const Rounded& x, const Panels& w, const Piece& piece, float* sum) {
+  const WholeTile* tile = w.bits == 8 ? whole_tiles.int8 : whole_tiles.int4;
+  const int64_t sum_stride = int64_t(piece.panels) * LANES;
+  for (int p = 0; p < piece.panels; p++)
+    for (int row = 0; row < piece.m; row += WHOLE_ROWS)
+      tile[std::min(WHOLE_ROWS, piece.m - row) - 1](x, piece.m0 + row, w, piece.column[p] / LANES,
+                                                    sum + row * sum_stride + p * LANES, sum_stride);
+}
+
+int64_t rows_of_block(const Rounded& x) {
+  constexpr int64_t BYTES = 192 << 10;  // of codes: they stay in the second-level cache
+  return std::max<int64_t>(WHOLE_ROWS, BYTES / std::max(1, x.stride));
+}
+
 void widen_panel(const Panels& w, int64_t panel, int k0, int k, float* to) {
   for (int i = k0; i < k0 + k; i++, to += LANES) {
     const int64_t at = (panel * w.groups + i / w.group) * LANES;
@@ -99,13 +87,34 @@ void widen_panel(const Panels& w, int64_t panel, int k0, int k, float* to) {
   }
 }
 
+namespace {
+
+void multiply_rounded(const QuantizedLinear& it, Crew& crew) {
+  const int64_t rows = *it.rows, panels = divide_up(it.n, LANES);
+  if (!rows) return;
+  const int64_t most = rows_of_block(it.rounded), blocks = divide_up(rows, most);
+  int64_t each = it.gated ? 4 : 8;
+  while (each > 1 && blocks * divide_up(panels, each) < 4 * crew.threads) each /= 2;
+  const int64_t per_block = divide_up(panels, each), pieces = blocks * per_block;
+  float* sum = nullptr;
+  for (int64_t i; (i = crew.take()) < pieces;) {
+    if (!sum) sum = crew.scratch->need<float>(std::min(rows, most) * (it.gated ? 2 : 1) * each * LANES);
+    const int64_t block = i / per_block, p0 = (i % per_block) * each;
+    const int outputs = int(std::min(each, panels - p0));
+    int64_t column[16];
+    for (int p = 0; p < outputs; p++) column[p] = (p0 + p) * LANES, column[outputs + p] = it.n + (p0 + p) * LANES;
+    const int64_t m0 = rows * block / blocks, m1 = rows * (block + 1) / blocks;
+    const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column, nullptr};
+    sums_of_rounded(it.rounded, it.w, piece, sum);
+    finish(it, piece, outputs, sum);
+  }
+}
+
 }  // namespace
 
 void run(const QuantizedLinear& it, Crew& crew) {
   if (!it.a) return multiply_rounded(it, crew);
-  multiply_by_panels(it, crew, [&](int64_t row, int k0, int k, Ahead, float* panel) {
-    widen_panel(it.w, row / LANES, k0, k, panel);
-  });
+  multiply_by_panels(it, crew, [&](int64_t row, int k0, int k, int, float* to) { widen_panel(it.w, row / LANES, k0, k, to); });
 }
 
 void run(const QuantizedEmbed& it, Crew& crew) {

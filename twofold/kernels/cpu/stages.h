@@ -246,6 +246,7 @@ struct QuantizedEmbed {
   int64_t out_stride;
 };
 
+<<<<<<< HEAD
 // The largest of some logits, and the sum of e^(x - most); see logsum.h.
 struct LogSum {
   float most, unused;
@@ -276,6 +277,79 @@ struct LikelihoodGradient {
   const int64_t* targets;
   const LogSum* sums;
   const float* upstream;  // [rows]
+=======
+// The top_k best of softmax(logits[row]) and their weights, best first; of equal logits the lower expert is the better.
+struct Route {
+  const int32_t* rows;
+  int32_t experts, top_k, renormalise, unused;
+  const float* logits;
+  int64_t logits_stride;
+  float* weights;   // [rows][top_k]
+  int32_t* chosen;  // [rows][top_k]
+};
+
+// Each (row, choice) is dealt a place: group g's are first[g] to first[g+1]-1, in the order of their rows. A negative choice
+// gets none.
+struct Deal {
+  const int32_t* rows;
+  int32_t groups, choices;
+  const int32_t* chosen;  // [rows][choices]
+  int32_t* first;         // [groups + 1]
+  int32_t* row;           // [places]
+  int32_t* pair;          // [places] row * choices + choice; or null
+  int32_t* places;        // [rows][choices] a row's places, rising, then -1; or null
+};
+
+// One of the matrices of Grouped: w [n, k], or [2n, k] when gated, fp32 or bf16; or in panels, where w is null.
+struct Matrix {
+  const void* w;
+  int64_t stride;
+  int32_t n, k;
+  Type type;
+  float scale;
+  Panels panels;
+};
+
+// Places first[g] to first[g+1]-1 go through matrices[g]: out[to] = act(a[from] . w), or out[to] += scale * act(a[from] . w).
+// Where `a` is null, its rows are `rounded`.
+struct Grouped {
+  int32_t groups, act, gated, add;
+  const Matrix* matrices;  // [groups]
+  const int32_t* first;    // [groups + 1]
+  const int32_t* from;     // [places] the row of a; null: the place itself
+  const int32_t* to;       // [places] the row of out; null: the place itself
+  Rounded rounded;
+  const float* a;
+  int64_t a_stride;
+  float* out;
+  int64_t out_stride;
+};
+
+// out[row] = the sum over a row's places, in their order, of the pair's weight times y[place].
+struct Combine {
+  const int32_t* rows;
+  int32_t choices, width;
+  const int32_t *places, *pair;  // as Deal wrote them
+  const float* weights;          // [rows][choices]
+  const float* y;
+  int64_t y_stride;
+  float* out;
+  int64_t out_stride;
+};
+
+// out = x + y / (1 + e^-gate), one gate for each row.
+struct Gate {
+  const int32_t* rows;
+  int32_t width, unused;
+  const float* gate;
+  int64_t gate_stride;
+  const float* x;
+  int64_t x_stride;
+  const float* y;
+  int64_t y_stride;
+  float* out;
+  int64_t out_stride;
+>>>>>>> main
 };
 
 // One stage of a program: the function that does a thread's share of it, and its arguments.

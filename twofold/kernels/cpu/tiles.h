@@ -15,6 +15,16 @@
 #include "math.h"
 #include "stages.h"
 
+// One piece: rows [m0, m0+m), or those rows of `from`, by the panels of `columns`, each 16 outputs from a row of w on.
+struct Piece {
+  int64_t m0;
+  int m, panels;
+  const int64_t* column;  // [panels]
+  const int32_t* from;    // null: the rows themselves
+
+  int64_t row(int i) const { return from ? from[m0 + i] : m0 + i; }
+};
+
 namespace {
 
 constexpr int SLAB = 256;                  // inner numbers of one panel: 16 KB for 16 outputs
@@ -68,17 +78,6 @@ struct Tiles {
 };
 inline const Tiles tiles;
 
-// One piece: rows [m0, m0+m) by the panels of `columns`, each 16 outputs from a row of w on.
-struct Piece {
-  int64_t m0;
-  int m, panels;
-  const int64_t* column;  // [panels]
-};
-
-struct Ahead {
-  int rows, k;
-};
-
 // All panels of a slab against all rows of the piece.
 inline void multiply(const float* a, int64_t a_stride, int m, const float* panel, int64_t panel_stride, int panels, int k,
                      float* sum, bool first) {
@@ -97,19 +96,56 @@ inline void multiply(const float* a, int64_t a_stride, int m, const float* panel
                                              sum + row * sum_stride + p * LANES, sum_stride, first);
 }
 
-// The sums of a piece, slab after slab. `fill` is told how far on its thread reads next, in rows and inner numbers.
+// Sixteen rows of w from `row` on, inner numbers k0 to k0+k-1, as a panel; rows past the last are zero. `ahead` numbers
+// further on lies what this thread reads after this: rows are too many streams for the processor to foresee.
+//
+//   ┌───────────── k ─┐                ┌ 16 ┐
+//   │ w[row]  ....... │   transposed   │ k0 │
+//   │  ...            │  ────────────▶ │ k1 │
+//   │ w[row+15]  .... │                │ .. │
+//   └─────────────────┘                └────┘
+template <class W>
+void fill_panel(const W* w, int64_t stride, int64_t row, int64_t rows, int k0, int k, int64_t ahead, float* panel) {
+  const W* from = w + row * stride + k0;
+  const int count = int(std::min<int64_t>(LANES, rows - row));
+  constexpr int LINE = 64 / sizeof(W);
+  int i = 0;
+  if (count == LANES)
+    for (; i + 16 <= k; i += 16) {
+      if (i % LINE == 0)
+        for (int j = 0; j < LANES; j++) prefetch(from + j * stride + i + ahead);
+      transpose16(from + i, stride, panel + i * LANES);
+    }
+  for (; i < k; i++)
+    for (int j = 0; j < LANES; j++) {
+      if constexpr (sizeof(W) == 2) panel[i * LANES + j] = j < count ? widen(from[j * stride + i]) : 0.0f;
+      else panel[i * LANES + j] = j < count ? from[j * stride + i] : 0.0f;
+    }
+}
+
+// Fills panels with weights as they lie in the checkpoint, `rows` of k_all numbers, fp32 or bf16.
+template <class W>
+auto lying(const void* w, int64_t stride, int64_t rows, int k_all) {
+  return [=](int64_t row, int k0, int k, int panels, float* to) {
+    const int64_t ahead = k0 + k < k_all ? k : panels * LANES * stride - k0;
+    fill_panel(static_cast<const W*>(w), stride, row, rows, k0, k, ahead, to);
+  };
+}
+
+// The sums of a piece, slab after slab. `fill(row, k0, k, panels, to)` makes the panel of sixteen rows of w from `row` on,
+// one of `panels`.
 template <class L, class Fill>
 void sums_of(const L& it, const Piece& piece, Fill fill, float* slab, float* panel, float* sum) {
   const int most = piece.m <= FEW ? FEW_SLAB : SLAB;
   int k0 = 0;
   do {
     const int k = std::min(most, it.k - k0);
-    const Ahead next = k0 + k < it.k ? Ahead{0, k} : Ahead{piece.panels * LANES, -k0};
-    for (int p = 0; p < piece.panels; p++) fill(piece.column[p], k0, k, next, panel + int64_t(p) * most * LANES);
-    const float* a = it.a + piece.m0 * it.a_stride + k0;
+    for (int p = 0; p < piece.panels; p++) fill(piece.column[p], k0, k, piece.panels, panel + int64_t(p) * most * LANES);
+    const float* a = it.a + piece.row(0) * it.a_stride + k0;
     int64_t a_stride = it.a_stride;
-    if (piece.m > FEW) {
-      for (int m = 0; m < piece.m; m++) std::memcpy(slab + m * WIDTH, a + m * a_stride, sizeof(float) * k);
+    if (piece.m > FEW || (piece.from && piece.m > 1)) {
+      for (int m = 0; m < piece.m; m++)
+        std::memcpy(slab + m * WIDTH, it.a + piece.row(m) * it.a_stride + k0, sizeof(float) * k);
       a = slab, a_stride = WIDTH;
     }
     multiply(a, a_stride, piece.m, panel, int64_t(most) * LANES, piece.panels, k, sum, k0 == 0);
@@ -117,9 +153,9 @@ void sums_of(const L& it, const Piece& piece, Fill fill, float* slab, float* pan
   } while (k0 < it.k);
 }
 
-// Bias, activation, gate; then the sums are outputs.
-template <class L>
-void finish(const L& it, const Piece& piece, int outputs, const float* sum) {
+// Bias, activation, gate; then the sums are outputs: put(row of the piece, output, count, sixteen of them).
+template <class L, class Put>
+void finish(const L& it, const Piece& piece, int outputs, const float* sum, Put put) {
   const int64_t sum_stride = int64_t(piece.panels) * LANES;
   const Act act = Act(it.act);
   for (int m = 0; m < piece.m; m++)
@@ -134,12 +170,19 @@ void finish(const L& it, const Piece& piece, int outputs, const float* sum) {
         if (it.bias) up = up + it.bias.load16(it.n + n, count);
         x = x * up;
       }
-      store(it.out + (piece.m0 + m) * it.out_stride + n, x, count);
+      put(m, n, count, x);
     }
 }
 
+template <class L>
+void finish(const L& it, const Piece& piece, int outputs, const float* sum) {
+  finish(it, piece, outputs, sum, [&](int m, int64_t n, int count, V16 x) {
+    store(it.out + (piece.m0 + m) * it.out_stride + n, x, count);
+  });
+}
+
 // A product shared out: rows in blocks, outputs in runs of panels, so that there is work for every thread and a block's slab
-// stays in cache. `fill(column, k0, k, ahead, panel)` makes the panel of the sixteen rows of w from `column` on.
+// stays in cache.
 template <class L, class Fill>
 void multiply_by_panels(const L& it, Crew& crew, Fill fill) {
   const int64_t rows = *it.rows, panels = divide_up(it.n, LANES), blocks = divide_up(rows, ROWS);
@@ -160,7 +203,7 @@ void multiply_by_panels(const L& it, Crew& crew, Fill fill) {
     for (int p = 0; p < outputs; p++) column[p] = (p0 + p) * LANES, column[outputs + p] = it.n + (p0 + p) * LANES;
     // Rows are shared out evenly, so that no piece is a remainder of a few.
     const int64_t m0 = rows * block / blocks, m1 = rows * (block + 1) / blocks;
-    const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column};
+    const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column, nullptr};
     sums_of(it, piece, fill, slab, panel, sum);
     finish(it, piece, outputs, sum);
   }

@@ -1,0 +1,103 @@
+// Rows in groups, each group by its own matrix: the experts of a mixture (as MegaBlocks has them, Gale et al. 2022) and
+// the adapters of a batch (SGMV: Punica, Chen et al. 2023; S-LoRA, Sheng et al. 2023). Matrices may differ in size.
+//
+//   places   0 0 0 0 0 | 2 2 | 3        pieces, in one list that every thread walks: a group's rows in blocks,
+//            └ group 0 ┘                by some panels of its matrix; a thread does those that it takes
+//
+// A place's bits are those of its row by that matrix alone: `tiles.h`.
+#include "quantized.h"
+
+namespace {
+
+// A product as `tiles.h` reads it: one group's.
+struct Product {
+  int n, k, act, gated;
+  Numbers bias;
+  const float* a;
+  int64_t a_stride;
+};
+
+// Rounded rows of a piece one after another, in `room`.
+Rounded gather(const Rounded& x, const Piece& piece, int8_t* room) {
+  Rounded to = x;
+  to.codes = room;
+  to.scales = reinterpret_cast<float*>(room + divide_up(int64_t(piece.m) * x.stride, 64) * 64);
+  to.sums = reinterpret_cast<int32_t*>(to.scales + int64_t(piece.m) * x.groups);
+  for (int m = 0; m < piece.m; m++) {
+    const int64_t row = piece.row(m);
+    std::memcpy(to.codes + int64_t(m) * x.stride, x.codes + row * x.stride, x.stride);
+    std::copy_n(x.scales + row * x.groups, x.groups, to.scales + int64_t(m) * x.groups);
+    std::copy_n(x.sums + row * x.groups, x.groups, to.sums + int64_t(m) * x.groups);
+  }
+  return to;
+}
+
+// room: sums, then what a piece of this kind needs.
+float* sums_of_piece(const Grouped& it, const Matrix& matrix, const Product& product, const Piece& piece, Scratch& scratch) {
+  const int64_t sums = int64_t(piece.m) * piece.panels * LANES;
+  if (!matrix.w && !it.a) {
+    const int64_t copied = piece.from ? int64_t(piece.m) * (it.rounded.stride + 8 * it.rounded.groups) + 64 : 0;
+    float* sum = scratch.need<float>(sums + divide_up(copied, sizeof(float)));
+    if (!piece.from) return sums_of_rounded(it.rounded, matrix.panels, piece, sum), sum;
+    Piece here = piece;
+    here.m0 = 0, here.from = nullptr;
+    sums_of_rounded(gather(it.rounded, piece, reinterpret_cast<int8_t*>(sum + sums)), matrix.panels, here, sum);
+    return sum;
+  }
+  float* sum = scratch.need<float>(sums + int64_t(piece.m) * WIDTH + int64_t(piece.panels) * SLAB * LANES);
+  float *slab = sum + sums, *panel = slab + int64_t(piece.m) * WIDTH;
+  const int64_t rows = product.gated ? 2 * int64_t(product.n) : product.n;
+  if (!matrix.w)
+    sums_of(product, piece, [&](int64_t row, int k0, int k, int, float* to) { widen_panel(matrix.panels, row / LANES, k0, k, to); },
+            slab, panel, sum);
+  else if (matrix.type == Type::bf16)
+    sums_of(product, piece, lying<uint16_t>(matrix.w, matrix.stride, rows, product.k), slab, panel, sum);
+  else
+    sums_of(product, piece, lying<float>(matrix.w, matrix.stride, rows, product.k), slab, panel, sum);
+  return sum;
+}
+
+int64_t most_rows(const Grouped& it) { return it.a ? ROWS : rows_of_block(it.rounded); }
+
+// One piece of a group: some panels of its matrix by some of its rows.
+void do_piece(const Grouped& it, int group, int64_t number, int64_t each, Crew& crew) {
+  const Matrix& matrix = it.matrices[group];
+  const int64_t begin = it.first[group], rows = it.first[group + 1] - begin, blocks = divide_up(rows, most_rows(it));
+  const int64_t panels = divide_up(matrix.n, LANES), per_block = divide_up(panels, each);
+  const int64_t block = number / per_block, p0 = (number % per_block) * each;
+  const int64_t m0 = begin + rows * block / blocks, m1 = begin + rows * (block + 1) / blocks;
+  const int outputs = int(std::min(each, panels - p0));
+  int64_t column[16];
+  for (int p = 0; p < outputs; p++) column[p] = (p0 + p) * LANES, column[outputs + p] = matrix.n + (p0 + p) * LANES;
+  const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column, it.from};
+  const Product product{matrix.n, matrix.k, it.act, it.gated, Numbers{}, it.a, it.a_stride};
+  const float* sum = sums_of_piece(it, matrix, product, piece, *crew.scratch);
+  finish(product, piece, outputs, sum, [&](int m, int64_t n, int count, V16 x) {
+    float* out = it.out + (it.to ? it.to[m0 + m] : m0 + m) * it.out_stride + n;
+    store(out, it.add ? load(out, count) + all(matrix.scale) * x : x, count);
+  });
+}
+
+}  // namespace
+
+void run(const Grouped& it, Crew& crew) {
+  const auto pieces_of = [&](int group, int64_t each) {
+    const int64_t rows = it.first[group + 1] - it.first[group];
+    return divide_up(rows, most_rows(it)) * divide_up(divide_up(it.matrices[group].n, LANES), each);
+  };
+  // Panels of a piece: as many as leave enough pieces for every thread.
+  int64_t each = it.gated ? 4 : 8;
+  for (; each > 1; each /= 2) {
+    int64_t pieces = 0;
+    for (int g = 0; g < it.groups; g++) pieces += pieces_of(g, each);
+    if (pieces >= 4 * crew.threads) break;
+  }
+  int64_t mine = crew.take();
+  for (int64_t g = 0, before = 0; g < it.groups; g++) {
+    const int64_t after = before + pieces_of(int(g), each);
+    for (; mine < after; mine = crew.take()) do_piece(it, int(g), mine - before, each, crew);
+    before = after;
+  }
+}
+
+TF_STAGE(Grouped)
