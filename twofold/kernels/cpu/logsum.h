@@ -12,9 +12,13 @@
 #include <cmath>
 
 #include "math.h"
-#include "stages.h"
 
 constexpr int64_t FOLD = 1024;
+
+struct LogSum {
+  float most, unused;
+  double sum;
+};
 
 constexpr LogSum NOTHING{-INFINITY, 0.0f, 0.0};
 

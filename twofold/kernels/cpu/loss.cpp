@@ -8,6 +8,32 @@
 #include "logsum.h"
 #include "stages.h"
 
+// Takes logits of the vocabulary's tokens `first` (a multiple of 1024) and on into each row's sum; the piece that is `last`
+// gives each row's log-probability of its target.
+struct Likelihood {
+  const int32_t* rows;
+  int32_t width, first, last, unused;
+  float multiplier, softcap;  // 0: none
+  const float* x;
+  int64_t x_stride;
+  const int64_t* targets;  // [rows], ids in the whole vocabulary
+  LogSum* sums;            // [rows], carried from piece to piece, as are the targets' logits
+  float* logits;
+  float* out;              // [rows]
+};
+
+// The same logits become the gradient of upstream * log p(target).
+struct LikelihoodGradient {
+  const int32_t* rows;
+  int32_t width, first;
+  float multiplier, softcap;
+  float* x;
+  int64_t x_stride;
+  const int64_t* targets;
+  const LogSum* sums;
+  const float* upstream;  // [rows]
+};
+
 namespace {
 
 // Scores as the model means them: multiplied, then capped.

@@ -246,38 +246,6 @@ struct QuantizedEmbed {
   int64_t out_stride;
 };
 
-<<<<<<< HEAD
-// The largest of some logits, and the sum of e^(x - most); see logsum.h.
-struct LogSum {
-  float most, unused;
-  double sum;
-};
-
-// Takes logits of the vocabulary's tokens `first` (a multiple of 1024) and on into each row's sum; the piece that is `last`
-// gives each row's log-probability of its target.
-struct Likelihood {
-  const int32_t* rows;
-  int32_t width, first, last, unused;
-  float multiplier, softcap;  // 0: none
-  const float* x;
-  int64_t x_stride;
-  const int64_t* targets;  // [rows], ids in the whole vocabulary
-  LogSum* sums;            // [rows], carried from piece to piece, as are the targets' logits
-  float* logits;
-  float* out;              // [rows]
-};
-
-// The same logits become the gradient of upstream * log p(target).
-struct LikelihoodGradient {
-  const int32_t* rows;
-  int32_t width, first;
-  float multiplier, softcap;
-  float* x;
-  int64_t x_stride;
-  const int64_t* targets;
-  const LogSum* sums;
-  const float* upstream;  // [rows]
-=======
 // The top_k best of softmax(logits[row]) and their weights, best first; of equal logits the lower expert is the better.
 struct Route {
   const int32_t* rows;
@@ -349,7 +317,6 @@ struct Gate {
   int64_t y_stride;
   float* out;
   int64_t out_stride;
->>>>>>> main
 };
 
 // One stage of a program: the function that does a thread's share of it, and its arguments.
