@@ -12,6 +12,7 @@ import torch
 
 from tests.parity import tiny
 from twofold.engine.request import Request, State
+from twofold.engine.sampler import score
 from twofold.kernels.rows import thread_exact
 from twofold.models.packed import PackedContext
 

@@ -99,14 +99,17 @@ class Runner:
         A token's key and value reach its own hidden state, so looking at these finds bad ones before anybody shares
         them. Only this request holds the blocks it wrote to: shared blocks are full.
         """
-        good_T = torch.isfinite(hidden_TD).all(-1)
+        if self.program is not None:
+            good_T = self.program.finite()
+        else:
+            good_T = bytes(torch.isfinite(hidden_TD).all(-1).tolist())
         broken: set[int] = set()
-        if bool(good_T.all()):
+        if 0 not in good_T:
             return broken
         at = 0
         for number, chunk in enumerate(chunks):
             count = len(chunk.ids)
-            if not bool(good_T[at : at + count].all()):
+            if 0 in good_T[at : at + count]:
                 broken.add(number)
                 cache.clear(chunk.blocks[chunk.start // self.block_size :])
             at += count
