@@ -62,6 +62,10 @@ class Weight(nn.Module):
         """Rows of a table."""
         return F.embedding(ids_T, self.weight)
 
+    def floats(self) -> Tensor:
+        """The weight as one can multiply by it."""
+        return self.weight
+
     @property
     def dtype(self) -> torch.dtype:
         return self.weight.dtype
@@ -100,7 +104,8 @@ class Experts(nn.Module):
         if isinstance(self.gate_up, QuantLinear) and isinstance(self.down, QuantLinear):
             panels = self.gate_up.packed, self.down.packed
             return quantized_experts(x_TD, *panels, weights_TC, experts_TC, self.spec.act)
-        return experts(x_TD, self.gate_up.weight, self.down.weight, weights_TC, experts_TC, self.spec.act)
+        floats = self.gate_up.floats(), self.down.floats()  # one may be quantized already while the other is not
+        return experts(x_TD, *floats, weights_TC, experts_TC, self.spec.act)
 
 
 class SharedExpert(nn.Module):

@@ -80,7 +80,7 @@ void score_tile(const Scores& it, const T* const* panels, Ahead& ahead) {
 
 // Scores of whole numbers: keys and query are bytes with scales; the sums are exact.
 struct ByteScores {
-  const int8_t* q;        // [rows][q_stride] as store_codes writes them
+  const int8_t* q;        // [rows][q_stride]
   int64_t q_stride;
   int width;              // numbers of a key, whole groups of four
   const float* q_scale;   // [rows]

@@ -44,7 +44,7 @@ struct Desk {
 inline void lay_out(const Attention& it, Crew& crew, Desk& desk) {
   const int64_t dim = it.cache.dim, whole = divide_up(dim, LANES) * LANES;
   desk.q_stride = desk.o_stride = whole + LANES;
-  desk.code_stride = whole * CODE_BYTES<8> + 64;
+  desk.code_stride = whole + 64;
   desk.q = crew.scratch->need<float>(ROWS * (2 * desk.q_stride + S_STRIDE + desk.code_stride / 4) + 2 * KEYS * whole);
   desk.o = desk.q + ROWS * desk.q_stride;
   desk.s = desk.o + ROWS * desk.o_stride;
@@ -285,7 +285,7 @@ void sit_down(const Attention& it, Desk& desk, int rows) {
     desk.q_scale[r] = to_bytes(q, dim, int(divide_up(dim, LANES)) * LANES, codes);
     desk.q_sum[r] = 0;
     for (int d = 0; d < dim; d += LANES)
-      store_codes<8>(desk.codes + r * desk.code_stride + d * CODE_BYTES<8>, load_s8(codes + d));
+      std::memcpy(desk.codes + r * desk.code_stride + d, codes + d, LANES);
     for (int d = 0; d < dim; d++) desk.q_sum[r] += codes[d];
   }
   std::fill_n(desk.o, rows * desk.o_stride, 0.0f);
