@@ -137,4 +137,18 @@ def test_what_cannot_be_checked() -> None:
         check(op, "twic")
     with pytest.raises(ConfigError, match="strides are contiguous"):
         check(op, strides=("diagonal",), values={"by": 2.0})
+    with pytest.raises(ConfigError, match="no tensor whose name says that its first dimension is D"):
+        check(op, rows="D", values={"by": 2.0})
     assert check(op, values={"by": 2.0}, shapes={"T": range(40), "D": range(40)}).cases == 300
+
+
+def test_inputs_may_leave_out_what_has_a_default() -> None:
+    def scaled(x: Tensor, by: float = 3.0) -> Tensor:
+        return x * by
+
+    op = Op(scaled)
+    op.on("mine", why="mine")(lambda x, by: x * by)
+    report = check(
+        op, inputs=lambda sizes, dtype, generator: (torch.randn(3, sizes["K"]).to(dtype),), shapes={"K": (0, 4)}
+    )
+    assert report.ok, report

@@ -119,6 +119,15 @@ def test_choices_are_remembered_but_not_for_ever(op, monkeypatch: pytest.MonkeyP
         assert len(op._chosen) <= 8
 
 
+def test_a_call_is_looked_at_only_where_a_need_that_can_be_met_speaks_of_it(op, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    op.on("device", why="device", needs=Needs(devices=("cuda",), dtypes=(torch.float16,)))(says("device"))
+    op.on("plain", why="plain")(says("plain"))
+    op.on("late", why="late", needs=Needs(dtypes=(torch.float32,)))(says("late"))
+    monkeypatch.setattr(op, "_by_call", None)
+    assert op(torch.ones(1, 1)) == "plain"
+
+
 def test_a_need_of_a_dimension_nobody_names_is_refused(op) -> None:
     with pytest.raises(ConfigError, match=r"needs sizes of D, but the reference's tensors speak of K, T"):
         op.on("lost", why="lost", needs=Needs(shapes={"D": multiple_of(4)}))

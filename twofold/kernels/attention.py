@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import native
 from .op import op
-from .paged import cache_shapes
+from .paged import Panels, Spans, cache_shapes, keep, paged_attention, to_bytes
 from .walk import KEYS, Attend, Fold, biased, blocks_of, grouped, look, mask, scores, tile_mask, ungrouped, walk
 
 __all__ = [
@@ -34,15 +35,40 @@ __all__ = [
 def packed_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int], how: Attend) -> Tensor:
     """Causal attention inside each of the sequences that lie end to end on T, one sequence at a time: [T, H, D]."""
     out, at = [], 0
+    qkv = _kept(q_THD, k_TKD, v_TKD, how)
     for length in lengths:
         piece = slice(at, at + length)
         at += length
         if not length:
             continue
-        q, k, v = (x[None, piece].float() for x in (q_THD, k_TKD, v_TKD))
+        q, k, v = (x[None, piece].float() for x in qkv)
         folded, _ = walk(q, k, v, how)
         out.append(folded[0])
     return torch.cat(out).to(q_THD.dtype) if out else torch.empty_like(q_THD)
+
+
+def _kept(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, how: Attend) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values as a cache of `how.kept` would have them."""
+    if how.kept is None:
+        return q_THD, k_TKD, v_TKD
+    if how.kept != torch.int8:
+        return q_THD, *(x.to(how.kept).to(x.dtype) for x in (k_TKD, v_TKD))  # type: ignore[return-value]
+    codes, scales = zip(*(to_bytes(x) for x in (q_THD * how.scale, k_TKD, v_TKD)), strict=True)
+    q, k, v = (code.float() * scale[..., None] for code, scale in zip(codes, scales, strict=True))
+    return q / how.scale, k, v
+
+
+@packed_attention.on(
+    "native",
+    why="the engine's own walk over panels; backward recomputes the scores",
+    missing=native.missing,
+    bits="own",
+)
+def _native(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int], how: Attend) -> Tensor:
+    if q_THD.dtype != torch.float32 or q_THD.device.type != "cpu":
+        return _together(q_THD, k_TKD, v_TKD, lengths, how)
+    out: Tensor = _Panelled.apply(q_THD, k_TKD, v_TKD, tuple(lengths), how)
+    return out
 
 
 @packed_attention.on("together", why="sequences of like length walk together; backward recomputes the scores")
@@ -51,11 +77,45 @@ def _together(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int
     return out
 
 
+class _Panelled(torch.autograd.Function):
+    """Keys and values into panels, and the engine's attention over them; backward as that of `_Packed`."""
+
+    @staticmethod
+    def forward(ctx: Any, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: tuple[int, ...], how: Attend) -> Tensor:
+        spans, used = [], 0
+        for length in lengths:
+            blocks = -(-length // KEYS)
+            spans.append((0, length, range(used, used + blocks)))
+            used += blocks
+        (_, K, D), tokens = k_TKD.shape, Spans(spans, KEYS)
+        panels = Panels.zeros(used, K, KEYS, D, how.kept or torch.float32)
+        keep(k_TKD, v_TKD, panels, tokens)
+        lse_TH = torch.empty(q_THD.shape[:2])
+        out_THD = paged_attention(q_THD, panels, tokens, how, lse_TH=lse_TH)
+        ctx.save_for_backward(q_THD, k_TKD, v_TKD, out_THD, lse_TH)
+        ctx.how, ctx.lengths = how, lengths
+        return out_THD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        q_THD, k_TKD, v_TKD, out_THD, lse_TH = ctx.saved_tensors
+        found = [torch.zeros_like(x) for x in (q_THD, k_TKD, v_TKD)]
+        kept = _kept(q_THD, k_TKD, v_TKD, ctx.how)
+        for index_BL, real_BL in bundles(ctx.lengths, q_THD.device):
+            q, k, v, out, grad = (x[index_BL] for x in (*kept, out_THD, grads[0]))
+            lse_ZM1 = grouped(lse_TH[index_BL][..., None], k_TKD.shape[1])
+            grad = grad * real_BL[:, :, None, None]
+            for whole, part in zip(found, walk_backward(q, k, v, out, grad, lse_ZM1, ctx.how), strict=True):
+                whole[index_BL[real_BL]] = part[real_BL]
+        return found[0], found[1], found[2], None, None
+
+
 class _Packed(torch.autograd.Function):
     """The walk forward; backward from the saved log-sum-exp, block by block, as FlashAttention does."""
 
     @staticmethod
     def forward(ctx: Any, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: tuple[int, ...], how: Attend) -> Tensor:
+        q_THD, k_TKD, v_TKD = _kept(q_THD, k_TKD, v_TKD, how)
         out_THD = torch.empty_like(q_THD)
         saved: list[Tensor] = [q_THD, k_TKD, v_TKD, out_THD]
         ctx.how, ctx.bundles = how, []

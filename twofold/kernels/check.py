@@ -115,6 +115,8 @@ def check(
     strange = set(strides) - set(STRIDES)
     if strange:
         raise ConfigError(f"strides are {', '.join(STRIDES)}, not {', '.join(sorted(strange))}")
+    if rows is not None and not _with_rows(op.reader.names, rows):
+        raise ConfigError(f"{op.name} has no tensor whose name says that its first dimension is {rows}")
     report = Report(op.name, item.name, lacks=item.needs.lacking() or item.missing())
     if report.lacks:
         return report
@@ -124,8 +126,8 @@ def check(
         if item.needs.unmet(_call(item, case)):
             continue
         report.cases += 1
-        args = _laid(made(case.sizes, case.dtype, torch.Generator().manual_seed(seed + case.number)), case.stride)
-        args = tuple(arg.to(_device(item)) if isinstance(arg, Tensor) else arg for arg in args)
+        args = op.reader.whole(made(case.sizes, case.dtype, torch.Generator().manual_seed(seed + case.number)), {})
+        args = tuple(_laid(arg.to(_device(item)), case.stride) if isinstance(arg, Tensor) else arg for arg in args)
         try:
             report.forward = max(report.forward, _forward(op, item, args, case, limits[0]))
             if rows is not None:
@@ -200,8 +202,8 @@ def _maker(op: Op[..., Any], item: Implementation[..., Any], values: Mapping[str
     return made
 
 
-def _laid(args: tuple[Any, ...], how: str) -> tuple[Any, ...]:
-    return tuple(lay(arg, how) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)
+def _laid(x: Tensor, how: str) -> Tensor:
+    return lay(x, how) if x.is_floating_point() else x
 
 
 def lay(x: Tensor, how: str) -> Tensor:
@@ -298,7 +300,7 @@ def _gradients(run: Callable[..., Any], args: tuple[Any, ...], case: _Case) -> l
 
 def _rows(item: Implementation[..., Any], args: tuple[Any, ...], names: Sequence[str], letter: str) -> None:
     """Rows computed without the others have the bits that they have among them (the numerics contract)."""
-    at = [place for place, name in enumerate(names) if (axes(name) or ((1, ""),))[0] == (1, letter)]
+    at = _with_rows(names, letter)
     count = min([args[place].shape[0] for place in at if args[place] is not None], default=0)
     with torch.no_grad():
         whole = listed(item.run(*args))
@@ -307,6 +309,11 @@ def _rows(item: Implementation[..., Any], args: tuple[Any, ...], names: Sequence
             for one, all_ in zip(listed(item.run(*part)), whole, strict=True):
                 if not _same(one, all_[some]):
                     raise _Differs(f"rows {some.start}:{some.stop} of {letter} have other bits without the others")
+
+
+def _with_rows(names: Sequence[str], letter: str) -> list[int]:
+    """Where the tensors are whose first dimension is this letter."""
+    return [at for at, name in enumerate(names) if (axes(name) or ((0, ""),))[0] == (1, letter)]
 
 
 @contextlib.contextmanager

@@ -89,6 +89,8 @@ class Entry:
         if not (symbol.isascii() and symbol.isidentifier()):
             raise ConfigError(f"'{symbol}' is no name of a C function")
         self.symbol, self.args = symbol, args
+        self.ins = [arg for arg in args if isinstance(arg, In)]
+        self.outs = [arg for arg in args if isinstance(arg, Out)]
         names = [arg.name for arg in args]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
@@ -100,14 +102,6 @@ class Entry:
         for out in self.outs:
             if letters(out.name) - known:
                 raise ConfigError(f"{symbol}: no input that is always given tells the shape of '{out.name}'")
-
-    @property
-    def ins(self) -> list[In]:
-        return [arg for arg in self.args if isinstance(arg, In)]
-
-    @property
-    def outs(self) -> list[Out]:
-        return [arg for arg in self.args if isinstance(arg, Out)]
 
     @property
     def dimensions(self) -> set[str]:
@@ -179,7 +173,7 @@ class Entry:
                 f'{device}: convert it, or serve the op by its reference, .use("reference")'
             )
         learn(sizes, arg.name, value.shape)
-        return value.detach().contiguous()
+        return value if value.is_contiguous() else value.detach().contiguous()
 
     def _number(self, arg: Int | Float, value: Any) -> int | float:
         if isinstance(arg, Int) and isinstance(value, int) and -(2**63) <= value < 2**63:

@@ -1,7 +1,7 @@
 """Mixture of experts: each token goes through its own few feed-forwards, added in expert order.
 
-Natively one call: tokens are dealt to their experts, each expert's rows are multiplied together (the grouped products of
-MegaBlocks, Gale et al. 2022), and a token's bits are those of going alone.
+Natively one call: tokens are dealt to their experts, each expert's rows are multiplied together (the grouped products
+of MegaBlocks, Gale et al. 2022), and a token's bits are those of going alone.
 
 Shapes: T tokens, D hidden, E experts, F expert width, C experts chosen for a token, P places (T x C).
 """
@@ -62,7 +62,7 @@ def open_gate(out_TD: Tensor, y_TD: Tensor, gate_T1: Tensor) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------- native
-@route.on("native", why="one pass over a row, sums in sixteen lanes and one tree", missing=native.missing)
+@route.on("native", why="one pass over a row, sums in sixteen lanes and one tree", missing=native.missing, bits="own")
 def _route(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
     if logits_TE.device.type != "cpu":
         return route.reference(logits_TE, top_k, renormalise)
@@ -94,7 +94,7 @@ def _quantized_experts(
     return mixing.run(x_TD, inner, outer, weights_TC, experts_TC, act)
 
 
-@open_gate.on("native", why="one pass, by our own exp", missing=native.missing)
+@open_gate.on("native", why="one pass, by our own exp", missing=native.missing, bits="own")
 def _open_gate(out_TD: Tensor, y_TD: Tensor, gate_T1: Tensor) -> Tensor:
     if not all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (out_TD, y_TD, gate_T1)):
         return open_gate.reference(out_TD, y_TD, gate_T1)

@@ -184,7 +184,7 @@ class Op(Generic[P, R]):
 
     def decide(self, call: Call = Call()) -> tuple[Implementation[P, R], str]:
         """The choice for such calls and its reason. One that is asked for by name but cannot run here is told of."""
-        asked, refusals = self._asked(), []
+        asked, refusals = self.asked(), []
         for item in self._candidates(asked):
             refusal = item.refusal(call)
             if not refusal:
@@ -201,10 +201,15 @@ class Op(Generic[P, R]):
         """Each implementation that does not serve such calls, and why; builds what is built at first use."""
         chosen = self.choose(call)
         rest = [item for item in self.implementations.values() if item is not chosen]
-        why_not = "another is chosen by name" if self._asked() else "another comes first"
+        why_not = "another is chosen by name" if self.asked() else "another comes first"
         return {item.name: item.refusal(call) or why_not for item in rest}
 
-    def _asked(self) -> str | None:
+    def asked(self) -> str | None:
+        """The implementation that is asked for by name, in this program or from outside; None when nobody did.
+
+        Raises:
+            ConfigError: the one that is asked for from outside is not there.
+        """
         if self._forced is not None:
             return self._forced
         name = named(os.environ.get(VARIABLE, "")).get(self.name)
@@ -233,7 +238,9 @@ class Op(Generic[P, R]):
         """The first call: one function for all that follow, unless the needs of a candidate speak of the arguments."""
         check_names()
         speaking: list[Needs] = []
-        for item in self._candidates(self._asked()):
+        for item in self._candidates(self.asked()):
+            if item.needs.lacking():
+                continue
             if not item.needs.any_call():
                 speaking.append(item.needs)
             elif not item.refusal(Call()):

@@ -90,9 +90,15 @@ def choose(logits_RV: Tensor, choices: Sequence[Choice]) -> list[Chosen | str]:
         ids_R[greedy] = _rows(x_RV, greedy).argmax(-1)
     if random:
         chosen = [choices[row] for row in random]
-        ids_R[random] = _pick(_distribution(_rows(x_RV, random), chosen), chosen)
+        ids_R[random] = draw(_rows(x_RV, random), chosen)
     tokens = _with_logprobs(logits_RV, x_RV, ids_R, choices)
     return [errors.get(row, token) for row, token in enumerate(tokens)]
+
+
+@op
+def draw(x_RV: Tensor, choices: Sequence[Choice]) -> Tensor:
+    """Token ids [R] of rows that are not greedy, from logits that are edited already."""
+    return _pick(_distribution(x_RV, choices), choices)
 
 
 @op
@@ -104,7 +110,9 @@ def score(logits_RV: Tensor, ids: Sequence[int], tops: int) -> list[Chosen]:
     return _report(logprobs_RV, torch.tensor(ids, device=logits_RV.device), [tops] * len(ids))
 
 
-@choose.on("native", why="no sort: a cut is a floor found on a ladder of 2,048 rungs", missing=native.missing)
+@choose.on(
+    "native", why="no sort: a cut is a floor found on a ladder of 2,048 rungs", missing=native.missing, bits="own"
+)
 def _choose(logits_RV: Tensor, choices: Sequence[Choice]) -> list[Chosen | str]:
     if not _fits(logits_RV):
         return choose.reference(logits_RV, choices)
@@ -113,7 +121,7 @@ def _choose(logits_RV: Tensor, choices: Sequence[Choice]) -> list[Chosen | str]:
     return choose_rows(logits_RV, choices)
 
 
-@score.on("native", why="one pass for the sum, one for rank and alternatives", missing=native.missing)
+@score.on("native", why="one pass for the sum, one for rank and alternatives", missing=native.missing, bits="own")
 def _score(logits_RV: Tensor, ids: Sequence[int], tops: int) -> list[Chosen]:
     if not _fits(logits_RV):
         return score.reference(logits_RV, ids, tops)

@@ -15,11 +15,13 @@ from torch import Tensor
 from .activation import activate, gated, soft_cap
 from .attention import Attend, packed_attention
 from .linear import linear
-from .moe import experts, route
+from .lora import Adapter, lora
+from .moe import experts, open_gate, route
 from .norm import layer_norm, rms_norm
 from .paged import Panels, Spans, keep, paged_attention
 from .quantized import Logical, Packed, pack, quantize_rows, quantized_experts, quantized_linear, quantized_rows
 from .rope import rotate
+from .sample import Choice, choose, score
 
 T, D, F, E, C, H, d = 64, 1024, 3072, 8, 2, 16, 64
 
@@ -97,6 +99,28 @@ def _routed() -> tuple[Tensor, Tensor]:
 @experts.sample
 def _experts() -> tuple[Any, ...]:
     return torch.randn(T, D), torch.randn(E, F, D), torch.randn(E, D, F // 2), *_routed(), "silu"
+
+
+@open_gate.sample
+def _open_gate() -> tuple[Any, ...]:
+    return torch.randn(T, D), torch.randn(T, D), torch.randn(T, 1)
+
+
+@lora.sample
+def _lora() -> tuple[Any, ...]:
+    adapters = [Adapter(torch.randn(rank, D), torch.randn(F, rank)) for rank in (8, 16, 16, 64)]
+    return torch.randn(T, D), torch.randn(T, F), adapters, torch.arange(T) % (len(adapters) + 1) - 1
+
+
+@choose.sample
+def _choose() -> tuple[Any, ...]:
+    usual = [Choice(temperature=0.7, top_p=0.9, top_k=50, u=row / 16) for row in range(16)]
+    return torch.randn(16, 32_000) * 3, usual
+
+
+@score.sample
+def _score() -> tuple[Any, ...]:
+    return torch.randn(16, 32_000) * 3, list(range(16)), 5
 
 
 def _packed(*shape: int) -> Packed:

@@ -10,6 +10,7 @@ A letter has one size in a call, whichever tensors carry it.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -21,6 +22,7 @@ _AXIS = re.compile(r"(\d*)([A-Za-z]?)")
 Axis = tuple[int, str]
 
 
+@functools.cache
 def axes(name: str) -> tuple[Axis, ...] | None:
     """Factor and letter of each dimension, or None for a name without a suffix."""
     suffix = _SUFFIX.search(name)
@@ -43,18 +45,19 @@ def learn(sizes: dict[str, int], name: str, shape: Sequence[int]) -> None:
     found = axes(name)
     if found is None:
         return
-    spelled = ", ".join(f"{factor if factor > 1 or not letter else ''}{letter}" for factor, letter in found)
-    given = f"{name} has the shape {tuple(shape)}"
     if len(shape) != len(found):
-        raise ConfigError(f"{given}, {len(shape)} dimensions; its name says [{spelled}]")
+        raise ConfigError(
+            f"{name} has the shape {tuple(shape)}, {len(shape)} dimensions; its name says {_spelled(found)}"
+        )
     for size, (factor, letter) in zip(shape, found, strict=True):
-        if not letter:
-            if size != factor:
-                raise ConfigError(f"{given}; its name says [{spelled}]")
-            continue
-        if size % factor or sizes.setdefault(letter, size // factor) != size // factor:
-            known = f" and {letter} is {sizes[letter]}" if letter in sizes else ""
-            raise ConfigError(f"{given}; its name says [{spelled}]{known}")
+        known = sizes.setdefault(letter, size // factor) if letter else 1
+        if size != known * factor:
+            so = f" and {letter} is {known}" if letter and not size % factor else ""
+            raise ConfigError(f"{name} has the shape {tuple(shape)}; its name says {_spelled(found)}{so}")
+
+
+def _spelled(found: tuple[Axis, ...]) -> str:
+    return f"[{', '.join(f'{factor if factor > 1 or not letter else str()}{letter}' for factor, letter in found)}]"
 
 
 def shape_of(name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -128,6 +128,17 @@ class Gather(Structure):
     )
 
 
+class Finite(Structure):
+    _fields_ = (
+        ("rows", c_void_p),
+        ("width", c_int32),
+        ("unused", c_int32),
+        ("x", c_void_p),
+        ("x_stride", c_int64),
+        ("out", c_void_p),
+    )
+
+
 class Linear(Structure):
     _fields_ = (
         ("rows", c_void_p),

@@ -28,12 +28,17 @@ _NOTHING = -1e30  # the largest score of a query that has seen no key yet: finit
 
 @dataclass(frozen=True, slots=True)
 class Attend:
-    """How one layer looks back: score scale, sliding window, soft cap on scores, and one ALiBi slope a head."""
+    """How one layer looks back: score scale, sliding window, soft cap on scores, and one ALiBi slope a head.
+
+    `kept` is what keys and values are kept in where that is narrower than what they come in: bf16, or int8 with a scale
+    for each token and head, where queries are rounded alike.
+    """
 
     scale: float
     window: int | None = None
     softcap: float | None = None
     slopes: tuple[float, ...] | None = None
+    kept: torch.dtype | None = None
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import native, stages
+from ..kernels import all_ops, native, stages
 from .decoder import Decoder
 from .write import Writer
 
@@ -54,6 +54,9 @@ def why_not(decoder: Decoder, device: str | None = None) -> str:
         return f"weights on {device or decoder.device}"
     if decoder.dtype not in (torch.float32, torch.bfloat16):
         return f"weights in {decoder.dtype}"
+    for op in all_ops():
+        if op.asked() not in (None, "native"):
+            return f"{op.name} is to be served by {op.asked()}"
     if decoder.spec.embedding.project and decoder.spec.embedding.positions:
         return "learned positions behind a projection"
     return ""
@@ -88,6 +91,10 @@ class Program:
         self._go(self._body)
         del kept
         return self._hidden_TD[: len(step.ids)]
+
+    def finite(self) -> bytes:
+        """For each token of the last step 1 when its hidden state is all finite, else 0."""
+        return ctypes.string_at(self._writer.finite_T.data_ptr(), self._step.tokens)
 
     def logits(self, wanted: Sequence[int]) -> Tensor:
         """Logits [R, V] of some of the last step's tokens, at most `rows`; good until the next call."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,5 +27,5 @@ class PackedContext:
 
     def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, how: Attend) -> Tensor:
         if self.kv_dtype is not None and self.kv_dtype != k_TKD.dtype:
-            k_TKD, v_TKD = (x.to(self.kv_dtype).to(x.dtype) for x in (k_TKD, v_TKD))
+            how = replace(how, kept=self.kv_dtype)
         return packed_attention(q_THD, k_TKD, v_TKD, self.lengths, how)

@@ -86,6 +86,10 @@ class QuantLinear(nn.Module):
         """Rows of a table, fp32."""
         return quantized_rows(ids_T, self.packed)
 
+    def floats(self) -> Tensor:
+        """The weight that the codes stand for, fp32; a copy."""
+        return self.quantized.dequantize()
+
     def extra_repr(self) -> str:
         return f"{', '.join(map(str, self.shape))}, {self.format.name}"
 

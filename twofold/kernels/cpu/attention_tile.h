@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "cache.h"
+#include "whole.h"
 
 constexpr int KEYS = 128;              // keys of a block: the unit of the walk, in absolute positions
 constexpr int PANELS = KEYS / PANEL;   // panels of a block
@@ -20,26 +21,28 @@ constexpr int TILE = 6;                // 6 x 1 panels fill 12 of 16 registers
 constexpr int wide_for(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 #endif
 
+constexpr int CHUNK = 16;              // steps between two looks ahead
+
 static inline V16 widened(const float* from) { return load(from); }
 static inline V16 widened(const uint16_t* from) { return load_bf16(from); }
 static inline V16 widened(const int8_t* from) { return load_s8(from); }
 
-// Asks for memory that will be wanted soon, line by line while something else is computed.
+// Asks for memory that will be wanted soon, some lines at a time while something else is computed.
 struct Ahead {
   const char* const* run = nullptr;  // pieces of `bytes` bytes
   int runs = 0;
   int64_t bytes = 0, at = 0;
 
-  void next(int lines) {
-    for (int i = 0; i < lines && runs; i++) {
-      __builtin_prefetch(*run + at, 0, 2);
-      if ((at += 64) >= bytes) at = 0, run++, runs--;
-    }
+  void next(int64_t lines) {
+    if (!runs) return;
+    const int64_t end = std::min(bytes, at + 64 * lines);
+    for (; at < end; at += 64) __builtin_prefetch(*run + at, 0, 2);
+    if (at >= bytes) at = 0, run++, runs--;
   }
 };
 
 template <int P, class T>
-constexpr int lines_of() { return sizeof(T) * PANEL * P >= 64 ? int(sizeof(T)) * PANEL * P / 64 : 1; }
+constexpr int lines_of(int steps) { return steps * int(sizeof(T)) * PANEL * P / 64; }  // memory that `steps` of a tile read
 
 struct Scores {
   const float* q;  // [rows][q_stride]
@@ -51,7 +54,6 @@ struct Scores {
 
 template <int M, int P, class T>
 void score_tile(const Scores& it, const T* const* panels, Ahead& ahead) {
-  Ahead next = ahead;  // in registers, like all that the loop reads beside the numbers
   const T* panel[P];
   const float* q[M];
   const int dim = it.dim;
@@ -60,18 +62,42 @@ void score_tile(const Scores& it, const T* const* panels, Ahead& ahead) {
   V16 c[M][P];
   TF_UNROLL for (int m = 0; m < M; m++)
     TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = all(0.0f);
-  for (int d = 0; d < dim; d++) {
-    V16 k[P];
-    TF_UNROLL for (int p = 0; p < P; p++) k[p] = widened(panel[p] + d * PANEL);
-    TF_UNROLL for (int m = 0; m < M; m++) {
-      const V16 x = all(q[m][d]);
-      TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = fma(x, k[p], c[m][p]);
+  for (int from = 0; from < dim; from += CHUNK) {
+    ahead.next(lines_of<P, T>(CHUNK));
+    const int end = std::min(dim, from + CHUNK);
+    for (int d = from; d < end; d++) {
+      V16 k[P];
+      TF_UNROLL for (int p = 0; p < P; p++) k[p] = widened(panel[p] + d * PANEL);
+      TF_UNROLL for (int m = 0; m < M; m++) {
+        const V16 x = all(q[m][d]);
+        TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = fma(x, k[p], c[m][p]);
+      }
     }
-    next.next(lines_of<P, T>());
   }
-  ahead = next;
   TF_UNROLL for (int m = 0; m < M; m++)
     TF_UNROLL for (int p = 0; p < P; p++) store(it.s + m * it.s_stride + p * PANEL, c[m][p]);
+}
+
+// Scores of whole numbers: keys and query are bytes with scales; the sums are exact.
+struct ByteScores {
+  const int8_t* q;        // [rows][q_stride]
+  int64_t q_stride;
+  int width;              // numbers of a key, whole groups of four
+  const float* q_scale;   // [rows]
+  const int32_t* q_sum;   // [rows] sums of the codes
+  float* s;               // [rows][s_stride], 16 for each panel
+  int64_t s_stride;
+};
+
+template <int M>
+void score_bytes_tile(const ByteScores& it, const int8_t* panel, const float* key_scale) {
+  I16 c[M];
+  whole_sums<8>(c, it.q, it.q_stride, reinterpret_cast<const uint8_t*>(panel), it.width);
+  const V16 scale = load(key_scale);
+  TF_UNROLL for (int m = 0; m < M; m++) {
+    const V16 sum = to_float(c[m] - all_whole(LIFT<8> * it.q_sum[m]));
+    store(it.s + m * it.s_stride, sum * scale * all(it.q_scale[m]));
+  }
 }
 
 struct Values {
@@ -87,7 +113,6 @@ struct Values {
 // `from` and `to`: the first of the sixteen numbers of each of P columns, in a key's row and in o.
 template <int M, int P, class T>
 void value_tile(const Values& it, const T* const* page, const int64_t* from, const int64_t* to, Ahead& ahead) {
-  Ahead next = ahead;
   const int64_t width = it.width, p_stride = it.p_stride;
   V16 c[M][P];
   TF_UNROLL for (int m = 0; m < M; m++)
@@ -96,6 +121,7 @@ void value_tile(const Values& it, const T* const* page, const int64_t* from, con
     const T* line[P];
     TF_UNROLL for (int p = 0; p < P; p++) line[p] = page[key / PANEL] + from[p];
     const float* weight = it.p + key;
+    ahead.next(lines_of<P, T>(PANEL));
     for (int left = std::min(PANEL, it.keys - key); left; left--, weight++) {
       V16 v[P];
       TF_UNROLL for (int p = 0; p < P; p++) v[p] = widened(line[p]), line[p] += width;
@@ -103,10 +129,8 @@ void value_tile(const Values& it, const T* const* page, const int64_t* from, con
         const V16 x = all(weight[m * p_stride]);
         TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = fma(x, v[p], c[m][p]);
       }
-      next.next(lines_of<P, T>());
     }
   }
-  ahead = next;
   TF_UNROLL for (int m = 0; m < M; m++)
     TF_UNROLL for (int p = 0; p < P; p++) {
       float* o = it.o + m * it.o_stride + to[p];
@@ -131,4 +155,15 @@ struct Tiles {
         one_score{score_tile<M + 1, 1, T>...},
         wide_value{value_tile<M + 1, wide_for(M + 1), T>...},
         one_value{value_tile<M + 1, 1, T>...} {}
+};
+
+struct ByteTiles {
+  using Score = void (*)(const ByteScores&, const int8_t*, const float*);
+  Score score[TILE];
+
+  constexpr ByteTiles() : ByteTiles(std::make_integer_sequence<int, TILE>()) {}
+
+ private:
+  template <int... M>
+  constexpr explicit ByteTiles(std::integer_sequence<int, M...>) : score{score_bytes_tile<M + 1>...} {}
 };

@@ -12,7 +12,8 @@
 
 #include "stages.h"
 
-constexpr int PANEL = LANES;  // tokens of a key panel
+constexpr int PANEL = LANES;     // tokens of a key panel
+constexpr int MOST_DIM = 1024;   // numbers of a head
 
 // Numbers of a token in the keys: whole groups of four where they are bytes.
 inline int64_t key_width(const Cache& cache) { return cache.type == Type::int8 ? divide_up(cache.dim, 4) * 4 : cache.dim; }
@@ -43,7 +44,7 @@ inline float to_bytes(const float* x, int count, int padded, int8_t* codes) {
 
 inline void write_bytes(const Cache& cache, int64_t row, const float* k, const float* v) {
   const int width = int(key_width(cache)), lane = int(row % PANEL);
-  alignas(64) int8_t codes[1024];
+  alignas(64) int8_t codes[MOST_DIM];
   cache.key_scales[row] = to_bytes(k, cache.dim, width, codes);
   int8_t* panel = static_cast<int8_t*>(cache.keys) + (row - lane) * width + lane * 4;
   for (int d = 0; d < width; d += 4) std::memcpy(panel + d * PANEL, codes + d, 4);

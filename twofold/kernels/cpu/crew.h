@@ -7,7 +7,9 @@
 #include <cstdlib>
 
 struct alignas(64) Tickets {
+  static constexpr int COUNTERS = 30;
   std::atomic<int64_t> next{0};
+  std::atomic<int32_t> done[COUNTERS] = {};  // for stages whose pieces have parts: how many of each are finished
 };
 
 // Memory of one thread, kept from call to call.

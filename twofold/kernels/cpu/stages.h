@@ -107,6 +107,15 @@ struct Gather {
   int64_t out_stride;
 };
 
+// out[row] = 1 when every number of x[row] is finite, else 0.
+struct Finite {
+  const int32_t* rows;
+  int32_t width, unused;
+  const float* x;
+  int64_t x_stride;
+  uint8_t* out;
+};
+
 // out[rows, n] = act(a[rows, k] . w[n, k] + bias), w as in the checkpoint, fp32 or bf16. Gated: w has 2n rows, the gates'
 // first, and out = act(gate) * up.
 struct Linear {

@@ -1,0 +1,312 @@
+// The walk of some rows of one key-value head over blocks of 128 keys at absolute positions.
+//
+//   for each block:    s = q . keys                     a panel of 16 keys is loaded once for all rows
+//                      m, l, p = exp(s - m)             cap, slopes and masks on the way
+//                      o = p . values                   folded into the running (m, l, o) as online softmax does
+//   at the end:        sink, o / l, m + log l
+//
+// A block's (m, l, o) starts from zero and is a function of the row and of the block; folding goes block after block.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#include "attention_tile.h"
+#include "math.h"
+
+namespace {
+
+constexpr float NOTHING = -1e30f;        // the largest score of a row that has seen no key: finite, never makes a NaN
+constexpr int ROWS = 96;                 // rows that walk together
+constexpr int S_STRIDE = KEYS + LANES;   // not a power of two, so that rows do not share cache sets
+constexpr int FEW = 2 * TILE;            // more rows than this: values (and what is not fp32) are unpacked once for all
+const float PLACE[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// One query of one head.
+struct Row {
+  int64_t token;
+  int32_t head, position;
+};
+
+// What a thread works in.
+struct Desk {
+  Row row[ROWS];
+  alignas(64) float m[ROWS], l[ROWS];          // the walk so far
+  alignas(64) float m_block[ROWS], l_block[ROWS], old[ROWS], fresh[ROWS];
+  alignas(64) float q_scale[ROWS];             // queries as bytes: their scales, and the sums of their codes
+  int32_t q_sum[ROWS];
+  float *q, *s, *o, *keys, *values;            // [rows][q_stride], [rows][S_STRIDE], [rows][o_stride], unpacked panels
+  int8_t* codes;                               // [rows][code_stride]
+  int64_t q_stride, o_stride, code_stride;
+};
+
+// Divides up a thread's scratch memory.
+inline void lay_out(const Attention& it, Crew& crew, Desk& desk) {
+  const int64_t dim = it.cache.dim, whole = divide_up(dim, LANES) * LANES;
+  desk.q_stride = desk.o_stride = whole + LANES;
+  desk.code_stride = whole + 64;
+  desk.q = crew.scratch->need<float>(ROWS * (2 * desk.q_stride + S_STRIDE + desk.code_stride / 4) + 2 * KEYS * whole);
+  desk.o = desk.q + ROWS * desk.q_stride;
+  desk.s = desk.o + ROWS * desk.o_stride;
+  desk.keys = desk.s + ROWS * S_STRIDE;
+  desk.values = desk.keys + KEYS * whole;
+  desk.codes = reinterpret_cast<int8_t*>(desk.values + KEYS * whole);
+}
+
+// Panels of one block of keys and values, as they lie in the cache.
+template <class T>
+struct Block {
+  const T *key[PANELS], *value[PANELS];
+  const float *key_scale[PANELS], *value_scale[PANELS];
+  int panels;
+
+  Block(const Cache& cache, const int32_t* table, int head, int64_t start, int64_t end) {
+    panels = int(divide_up(std::clamp<int64_t>(end - start, 0, KEYS), PANEL));
+    for (int i = 0; i < panels; i++) {
+      const int64_t row = cache_row(cache, table, start + i * PANEL, head);
+      key[i] = static_cast<const T*>(cache.keys) + row * key_width(cache);
+      value[i] = static_cast<const T*>(cache.values) + row * cache.dim;
+      if (sizeof(T) == 1) key_scale[i] = cache.key_scales + row, value_scale[i] = cache.value_scales + row;
+    }
+  }
+};
+
+// Keys of a block that a row sees: [first, last).
+struct Sight {
+  int first, last;
+  Sight(const Attention& it, const Row& row, int64_t start) {
+    first = it.window ? int(std::clamp<int64_t>(row.position - it.window + 1 - start, 0, KEYS)) : 0;
+    last = int(std::clamp<int64_t>(row.position + 1 - start, 0, KEYS));
+  }
+};
+
+// Rows [from, to) of the desk in register tiles of like size, each with the keys that any of its rows sees.
+struct RowTiles {
+  int count, at[ROWS + 1], first[ROWS], last[ROWS];
+
+  RowTiles(const Attention& it, const Desk& desk, int from, int to, int64_t start) {
+    count = int(divide_up(to - from, TILE));
+    for (int t = 0; t <= count; t++) at[t] = from + (to - from) * t / count;
+    for (int t = 0; t < count; t++) {
+      first[t] = KEYS, last[t] = 0;
+      for (int r = at[t]; r < at[t + 1]; r++) {
+        const Sight sight(it, desk.row[r], start);
+        first[t] = std::min(first[t], sight.first / PANEL * PANEL);
+        last[t] = std::max(last[t], sight.last);
+      }
+    }
+  }
+  int rows(int t) const { return at[t + 1] - at[t]; }
+  int panels(int t) const { return int(divide_up(last[t], PANEL)); }
+  bool idle(int t, int panel, int wide) const { return panel >= panels(t) || (panel + wide) * PANEL <= first[t]; }
+};
+
+template <class T>
+const Tiles<T> tiles_of{};
+const ByteTiles byte_tiles{};
+
+template <class T>
+void score_block(const Attention& it, Desk& desk, const RowTiles& tiles, const T* const* key, int panels, Ahead& ahead) {
+  Ahead none;
+  for (int p = 0; p < panels;) {
+    const int most = wide_for(tiles.rows(0)), wide = p + most <= panels ? most : 1;
+    const auto& tile = wide == most ? tiles_of<T>.wide_score : tiles_of<T>.one_score;
+    for (int t = 0; t < tiles.count; t++) {
+      if (tiles.idle(t, p, wide)) continue;
+      const Scores job{desk.q + tiles.at[t] * desk.q_stride, desk.q_stride, it.cache.dim,
+                       desk.s + tiles.at[t] * S_STRIDE + p * PANEL, S_STRIDE};
+      tile[tiles.rows(t) - 1](job, key + p, t ? none : ahead);
+    }
+    p += wide;
+  }
+}
+
+void score_bytes(const Attention& it, Desk& desk, const RowTiles& tiles, const Block<int8_t>& block, Ahead& ahead) {
+  for (int p = 0; p < block.panels; p++) {
+    ahead.next(it.cache.dim / 4);
+    for (int t = 0; t < tiles.count; t++) {
+      const int r = tiles.at[t];
+      if (tiles.idle(t, p, 1)) continue;
+      const ByteScores job{desk.codes + r * desk.code_stride, desk.code_stride, int(key_width(it.cache)), desk.q_scale + r,
+                           desk.q_sum + r, desk.s + r * S_STRIDE + p * PANEL, S_STRIDE};
+      byte_tiles.score[tiles.rows(t) - 1](job, block.key[p], block.key_scale[p]);
+    }
+  }
+}
+
+// Raw scores s of a row become what the model means by them: capped, biased by distance, -inf where hidden.
+inline V16 meant(const Attention& it, const Row& row, const Sight& sight, int64_t start, int i, V16 x) {
+  const V16 place = load(PLACE), hidden = all(-INFINITY);
+  if (it.softcap != 0.0f) x = all(it.softcap) * tanh(x / all(it.softcap));
+  if (it.slopes) x = x + all(it.slopes[row.head]) * (place + all(float(start + i - row.position)));
+  if (i >= sight.first && i + LANES <= sight.last) return x;
+  x = where_less(place, all(float(sight.last - i)), x, hidden);
+  return where_less(place, all(float(sight.first - i)), hidden, x);
+}
+
+// A row's raw scores of the keys [first, last) of a block, both multiples of 16, become exp(score - m); sets m and l. Values
+// that are bytes have scales, which go into the weights.
+void soften(const Attention& it, const Row& row, int64_t start, int first, int last, const float* const* value_scale, float* s,
+            float* m, float* l) {
+  const Sight sight(it, row, start);
+  V16 top = all(NOTHING);
+  for (int i = first; i < last; i += LANES) {
+    const V16 x = meant(it, row, sight, start, i, load(s + i));
+    top = max(top, x);
+    store(s + i, x);
+  }
+  *m = largest(top);
+  const V16 high = all(*m);
+  V16 sum = all(0.0f);
+  for (int i = first; i < last; i += LANES) {
+    const V16 p = exp(load(s + i) - high);
+    sum = sum + p;
+    store(s + i, value_scale ? p * load(value_scale[i / LANES]) : p);
+  }
+  *l = total(sum);
+}
+
+// Folds the scalars of a block into the walk: how much of the old and of the fresh remains.
+inline void fold(Desk& desk, int first, int last) {
+  for (int i = first; i < last; i += LANES) {
+    const int count = last - i;
+    const V16 m = load(desk.m + i, count), m_block = load(desk.m_block + i, count), top = max(m, m_block);
+    const V16 old = exp(m - top), fresh = exp(m_block - top);
+    store(desk.l + i, load(desk.l + i, count) * old + load(desk.l_block + i, count) * fresh, count);
+    store(desk.m + i, top, count);
+    store(desk.old + i, old, count);
+    store(desk.fresh + i, fresh, count);
+  }
+}
+
+// Where a block's weighted values go: folded into the walk, or kept apart.
+struct Into {
+  float* o;  // [rows][stride]
+  int64_t stride;
+  bool apart;
+};
+
+// Values [keys][dim] of a block, or unpacked [dim / 16][KEYS][16]: `step` from a column to the next, `width` from key to key.
+template <class T>
+void value_block(const Attention& it, Desk& desk, const RowTiles& tiles, const T* const* value, int64_t step, int64_t width,
+                 const Into& into, Ahead& ahead) {
+  Ahead none;
+  const int columns = int(divide_up(it.cache.dim, LANES)), most = wide_for(tiles.rows(0));
+  for (int c = 0; c < columns;) {
+    const int wide = c + most <= columns ? most : 1;
+    const auto& tile = wide == most ? tiles_of<T>.wide_value : tiles_of<T>.one_value;
+    int64_t from[4], to[4];
+    for (int i = 0; i < wide; i++) to[i] = (c + i) * LANES, from[i] = (c + i) * step;
+    for (int t = 0; t < tiles.count; t++) {
+      const int r = tiles.at[t];
+      const Values job{desk.s + r * S_STRIDE, S_STRIDE, tiles.first[t], tiles.last[t], width,
+                       into.apart ? nullptr : desk.old + r, desk.fresh + r, into.o + r * into.stride, into.stride};
+      tile[tiles.rows(t) - 1](job, value, from, to, t ? none : ahead);
+    }
+    c += wide;
+  }
+}
+
+// A block's keys as fp32 panels.
+template <class T>
+void unpack_keys(const Block<T>& block, int dim, float* to) {
+  for (int i = 0; i < block.panels; i++)
+    for (int d = 0; d < dim; d++) store(to + (int64_t(i) * dim + d) * PANEL, widened(block.key[i] + d * PANEL));
+}
+
+// A block's first `keys` values as fp32 columns of sixteen numbers, zero past the head's size.
+template <class T>
+void unpack_values(const Block<T>& block, int keys, int dim, float* to) {
+  for (int key = 0; key < keys; key++) {
+    const T* from = block.value[key / PANEL] + int64_t(key % PANEL) * dim;
+    float* line = to + key * LANES;
+    int d = 0;
+    for (; d + LANES <= dim; d += LANES) store(line + d * KEYS, widened(from + d));
+    if (d == dim) continue;
+    alignas(64) T part[LANES] = {};
+    std::memcpy(part, from + d, sizeof(T) * (dim - d));
+    store(line + d * KEYS, widened(part));
+  }
+}
+
+// Scores, softmax and values of rows [first, last) in the block that begins at `start`; the sequence's keys end at `end`.
+template <class T>
+void see_block(const Attention& it, Desk& desk, int head, const int32_t* table, int first, int last, int64_t start, int64_t end,
+               const Into& into) {
+  const int dim = it.cache.dim;
+  const bool unpacked = last - first > FEW || dim % LANES;  // a last column that is not whole is filled up
+  const Block<T> block(it.cache, table, head, start, end), after(it.cache, table, head, start + KEYS, end);
+  const RowTiles tiles(it, desk, first, last, start);
+  Ahead values{reinterpret_cast<const char* const*>(block.value), block.panels, int64_t(sizeof(T)) * PANEL * dim, 0};
+  Ahead keys{reinterpret_cast<const char* const*>(after.key), after.panels, int64_t(sizeof(T)) * PANEL * dim, 0};
+  const float* panel[PANELS];
+  if constexpr (std::is_same_v<T, int8_t>) {
+    score_bytes(it, desk, tiles, block, values);
+  } else if (unpacked && !std::is_same_v<T, float>) {
+    unpack_keys(block, dim, desk.keys);
+    for (int i = 0; i < block.panels; i++) panel[i] = desk.keys + int64_t(i) * dim * PANEL;
+    score_block<float>(it, desk, tiles, panel, block.panels, values);
+  } else {
+    score_block<T>(it, desk, tiles, block.key, block.panels, values);
+  }
+  for (int t = 0; t < tiles.count; t++)
+    for (int r = tiles.at[t]; r < tiles.at[t + 1]; r++)
+      soften(it, desk.row[r], start, tiles.first[t], tiles.panels(t) * PANEL, sizeof(T) == 1 ? block.value_scale : nullptr,
+             desk.s + r * S_STRIDE, &desk.m_block[r], &desk.l_block[r]);
+  if (!into.apart) fold(desk, first, last);
+  if (unpacked) {
+    unpack_values(block, int(std::min<int64_t>(KEYS, end - start)), dim, desk.values);
+    for (int i = 0; i < block.panels; i++) panel[i] = desk.values + i * PANEL * LANES;
+    value_block<float>(it, desk, tiles, panel, int64_t(KEYS) * LANES, LANES, into, keys);
+  } else {
+    value_block<T>(it, desk, tiles, block.value, LANES, dim, into, keys);
+  }
+}
+
+// Rows [first, last) of the desk, in the order of their positions, walk over the blocks of `table` from key `begin` to `end`.
+template <class T>
+void walk(const Attention& it, Desk& desk, int head, const int32_t* table, int first, int last, int64_t begin, int64_t end) {
+  for (int64_t start = begin; start < end; start += KEYS) {
+    while (first < last && desk.row[first].position < start) first++;  // they stand before these keys and see none
+    see_block<T>(it, desk, head, table, first, last, start, end, {desk.o, desk.o_stride, false});
+  }
+}
+
+// Queries of the desk's rows, scaled, from [tokens][heads * dim]; and walks that have seen nothing.
+void sit_down(const Attention& it, Desk& desk, int rows) {
+  const int dim = it.cache.dim;
+  for (int r = 0; r < rows; r++) {
+    const float* from = it.q + desk.row[r].token * it.q_stride + int64_t(desk.row[r].head) * dim;
+    float* q = desk.q + r * desk.q_stride;
+    for (int d = 0; d < dim; d += LANES) store(q + d, load(from + d, dim - d) * all(it.scale));
+    desk.m[r] = NOTHING, desk.l[r] = 0.0f;
+    if (it.cache.type != Type::int8) continue;
+    alignas(64) int8_t codes[MOST_DIM];
+    desk.q_scale[r] = to_bytes(q, dim, int(divide_up(dim, LANES)) * LANES, codes);
+    desk.q_sum[r] = 0;
+    for (int d = 0; d < dim; d += LANES)
+      std::memcpy(desk.codes + r * desk.code_stride + d, codes + d, LANES);
+    for (int d = 0; d < dim; d++) desk.q_sum[r] += codes[d];
+  }
+  std::fill_n(desk.o, rows * desk.o_stride, 0.0f);
+}
+
+// The rows' results: a sink is one more score, without a value.
+void stand_up(const Attention& it, Desk& desk, int rows) {
+  const int dim = it.cache.dim;
+  for (int r = 0; r < rows; r++) {
+    const Row& row = desk.row[r];
+    float m = desk.m[r], l = desk.l[r];
+    V16 keep = all(1.0f);
+    if (it.sinks) {
+      const float sink = it.sinks[row.head], top = sink > m ? sink : m, old = exp_one(m - top);
+      l = l * old + exp_one(sink - top);
+      m = top, keep = all(old);
+    }
+    float* out = it.out + row.token * it.out_stride + int64_t(row.head) * dim;
+    for (int d = 0; d < dim; d += LANES) store(out + d, load(desk.o + r * desk.o_stride + d) * keep / all(l), dim - d);
+    if (it.lse) it.lse[row.token * it.heads + row.head] = m + float(std::log(double(l)));
+  }
+}
+
+}  // namespace
