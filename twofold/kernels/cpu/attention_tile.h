@@ -80,7 +80,7 @@ void score_tile(const Scores& it, const T* const* panels, Ahead& ahead) {
 
 // Scores of whole numbers: keys and query are bytes with scales; the sums are exact.
 struct ByteScores {
-  const int8_t* q;        // [rows][q_stride] as store_codes writes them
+  const int8_t* q;        // [rows][q_stride]
   int64_t q_stride;
   int width;              // numbers of a key, whole groups of four
   const float* q_scale;   // [rows]
@@ -101,8 +101,8 @@ void score_bytes_tile(const ByteScores& it, const int8_t* panel, const float* ke
 }
 
 struct Values {
-  const float* p;  // [rows][p_stride], from key 0 of the block
-  int64_t p_stride;
+  const float* p;  // from key 0 of the block
+  int64_t p_stride, p_step;    // from a row to the next, and from a key to the next
   int first, keys;             // of the block: `first` is a multiple of 16
   int64_t width;               // from one key's numbers to the next key's
   const float *old, *fresh;    // [rows] what the walk so far, and this block, are multiplied by; null: only this block
@@ -113,16 +113,16 @@ struct Values {
 // `from` and `to`: the first of the sixteen numbers of each of P columns, in a key's row and in o.
 template <int M, int P, class T>
 void value_tile(const Values& it, const T* const* page, const int64_t* from, const int64_t* to, Ahead& ahead) {
-  const int64_t width = it.width, p_stride = it.p_stride;
+  const int64_t width = it.width, p_stride = it.p_stride, p_step = it.p_step;
   V16 c[M][P];
   TF_UNROLL for (int m = 0; m < M; m++)
     TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = all(0.0f);
   for (int key = it.first; key < it.keys; key += PANEL) {
     const T* line[P];
     TF_UNROLL for (int p = 0; p < P; p++) line[p] = page[key / PANEL] + from[p];
-    const float* weight = it.p + key;
+    const float* weight = it.p + key * p_step;
     ahead.next(lines_of<P, T>(PANEL));
-    for (int left = std::min(PANEL, it.keys - key); left; left--, weight++) {
+    for (int left = std::min(PANEL, it.keys - key); left; left--, weight += p_step) {
       V16 v[P];
       TF_UNROLL for (int p = 0; p < P; p++) v[p] = widened(line[p]), line[p] += width;
       TF_UNROLL for (int m = 0; m < M; m++) {

@@ -44,7 +44,7 @@ struct Desk {
 inline void lay_out(const Attention& it, Crew& crew, Desk& desk) {
   const int64_t dim = it.cache.dim, whole = divide_up(dim, LANES) * LANES;
   desk.q_stride = desk.o_stride = whole + LANES;
-  desk.code_stride = whole * CODE_BYTES<8> + 64;
+  desk.code_stride = whole + 64;
   desk.q = crew.scratch->need<float>(ROWS * (2 * desk.q_stride + S_STRIDE + desk.code_stride / 4) + 2 * KEYS * whole);
   desk.o = desk.q + ROWS * desk.q_stride;
   desk.s = desk.o + ROWS * desk.o_stride;
@@ -74,9 +74,9 @@ struct Block {
 // Keys of a block that a row sees: [first, last).
 struct Sight {
   int first, last;
-  Sight(const Attention& it, const Row& row, int64_t start) {
-    first = it.window ? int(std::clamp<int64_t>(row.position - it.window + 1 - start, 0, KEYS)) : 0;
-    last = int(std::clamp<int64_t>(row.position + 1 - start, 0, KEYS));
+  Sight(int64_t window, int64_t position, int64_t start) {
+    first = window ? int(std::clamp<int64_t>(position - window + 1 - start, 0, KEYS)) : 0;
+    last = int(std::clamp<int64_t>(position + 1 - start, 0, KEYS));
   }
 };
 
@@ -90,7 +90,7 @@ struct RowTiles {
     for (int t = 0; t < count; t++) {
       first[t] = KEYS, last[t] = 0;
       for (int r = at[t]; r < at[t + 1]; r++) {
-        const Sight sight(it, desk.row[r], start);
+        const Sight sight(it.window, desk.row[r].position, start);
         first[t] = std::min(first[t], sight.first / PANEL * PANEL);
         last[t] = std::max(last[t], sight.last);
       }
@@ -134,11 +134,11 @@ void score_bytes(const Attention& it, Desk& desk, const RowTiles& tiles, const B
   }
 }
 
-// Raw scores s of a row become what the model means by them: capped, biased by distance, -inf where hidden.
-inline V16 meant(const Attention& it, const Row& row, const Sight& sight, int64_t start, int i, V16 x) {
+// Scores of sixteen keys from key i of a block on, the first of them `distance` behind the query (so below 0): biased by
+// distance, -inf where hidden.
+inline V16 biased(V16 x, const float* slope, int64_t distance, const Sight& sight, int i) {
   const V16 place = load(PLACE), hidden = all(-INFINITY);
-  if (it.softcap != 0.0f) x = all(it.softcap) * tanh(x / all(it.softcap));
-  if (it.slopes) x = x + all(it.slopes[row.head]) * (place + all(float(start + i - row.position)));
+  if (slope) x = x + all(*slope) * (place + all(float(distance)));
   if (i >= sight.first && i + LANES <= sight.last) return x;
   x = where_less(place, all(float(sight.last - i)), x, hidden);
   return where_less(place, all(float(sight.first - i)), hidden, x);
@@ -148,10 +148,13 @@ inline V16 meant(const Attention& it, const Row& row, const Sight& sight, int64_
 // that are bytes have scales, which go into the weights.
 void soften(const Attention& it, const Row& row, int64_t start, int first, int last, const float* const* value_scale, float* s,
             float* m, float* l) {
-  const Sight sight(it, row, start);
+  const Sight sight(it.window, row.position, start);
+  const float* slope = it.slopes ? it.slopes + row.head : nullptr;
   V16 top = all(NOTHING);
   for (int i = first; i < last; i += LANES) {
-    const V16 x = meant(it, row, sight, start, i, load(s + i));
+    V16 x = load(s + i);
+    if (it.softcap != 0.0f) x = all(it.softcap) * tanh(x / all(it.softcap));
+    x = biased(x, slope, start + i - row.position, sight, i);
     top = max(top, x);
     store(s + i, x);
   }
@@ -199,7 +202,7 @@ void value_block(const Attention& it, Desk& desk, const RowTiles& tiles, const T
     for (int i = 0; i < wide; i++) to[i] = (c + i) * LANES, from[i] = (c + i) * step;
     for (int t = 0; t < tiles.count; t++) {
       const int r = tiles.at[t];
-      const Values job{desk.s + r * S_STRIDE, S_STRIDE, tiles.first[t], tiles.last[t], width,
+      const Values job{desk.s + r * S_STRIDE, S_STRIDE, 1, tiles.first[t], tiles.last[t], width,
                        into.apart ? nullptr : desk.old + r, desk.fresh + r, into.o + r * into.stride, into.stride};
       tile[tiles.rows(t) - 1](job, value, from, to, t ? none : ahead);
     }
@@ -281,11 +284,9 @@ void sit_down(const Attention& it, Desk& desk, int rows) {
     for (int d = 0; d < dim; d += LANES) store(q + d, load(from + d, dim - d) * all(it.scale));
     desk.m[r] = NOTHING, desk.l[r] = 0.0f;
     if (it.cache.type != Type::int8) continue;
-    alignas(64) int8_t codes[MOST_DIM];
+    int8_t* codes = desk.codes + r * desk.code_stride;
     desk.q_scale[r] = to_bytes(q, dim, int(divide_up(dim, LANES)) * LANES, codes);
     desk.q_sum[r] = 0;
-    for (int d = 0; d < dim; d += LANES)
-      store_codes<8>(desk.codes + r * desk.code_stride + d * CODE_BYTES<8>, load_s8(codes + d));
     for (int d = 0; d < dim; d++) desk.q_sum[r] += codes[d];
   }
   std::fill_n(desk.o, rows * desk.o_stride, 0.0f);
