@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
+# For kernels for CUDA, which its interpreter runs in the tests; a torch built for CUDA brings its own.
+TRITON ?= triton==3.6.0
 HOST   ?= 127.0.0.1
 PORT   ?= 8000
 # Test processes: one for each core, at most four (each holds its own torch).
@@ -10,7 +12,7 @@ JOBS   ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || 
 VENV := .venv
 BIN  := $(VENV)/bin
 
-.PHONY: serve test setup setup-test check peers clean
+.PHONY: serve test setup setup-test test-gpu check peers clean
 .DEFAULT_GOAL := serve
 
 serve: setup
@@ -18,6 +20,12 @@ serve: setup
 
 test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+# On a machine with a CUDA device whose python has torch and Triton already, that one runs them.
+test-gpu:
+	@if $(PYTHON) -c 'import msgspec, pytest, torch, triton; assert torch.cuda.is_available()' 2>/dev/null; \
+	  then $(PYTHON) -m pytest tests/gpu; \
+	  else $(MAKE) --no-print-directory setup-test && $(BIN)/python -m pytest tests/gpu; fi
 
 check: setup-test
 	$(BIN)/ruff check .
@@ -45,6 +53,8 @@ $(VENV)/.set-up: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.set-up-test: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@$(BIN)/python -c 'import triton' 2>/dev/null || [ "$$(uname -sm)" != "Linux x86_64" ] || \
+	  $(BIN)/python -m pip install --quiet --no-deps $(TRITON)
 	$(BIN)/python -m twofold.kernels.native
 	@touch $@ $(VENV)/.set-up
 

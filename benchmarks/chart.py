@@ -76,7 +76,7 @@ def cell(x: int, y: int, against: dict[str, Any]) -> list[str]:
     goal = x + FULL / 2
     return [
         text(x, y + 18, f"{against['ratio']:.2f}"),
-        text(x + 34, y + 18, spread, "small"),
+        text(x + 40, y + 18, spread, "small"),
         f'<rect class="track" x="{x}" y="{y + 25}" width="{FULL}" height="6" rx="3"/>',
         f'<rect class="{kind}" x="{x}" y="{y + 25}" width="{length:.1f}" height="6" rx="3"/>',
         f'<line class="goal" x1="{goal}" x2="{goal}" y1="{y + 23}" y2="{y + 33}"/>',

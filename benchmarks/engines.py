@@ -21,6 +21,8 @@ from pathlib import Path
 
 from turns import PEERS, Runner, plain_environment
 
+from twofold.platforms import instruction_sets
+
 FORMATS = ("fp32", "bf16", "int8", "int4")
 BITS = {"fp32": 32.0, "bf16": 16.0, "int8": 8.0, "int4": 4.5}
 """Bits of a weight of the layers; int4 with a bf16 scale for each 32."""
@@ -34,10 +36,14 @@ class NotHere(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One engine at one precision: the converter's `--format` ("" reads the checkpoint itself) and runner's flags."""
+    """One engine at one precision: the converter's `--format` ("" reads the checkpoint itself) and runner's flags.
+
+    `instructions` are those that the engine's build for this precision cannot do without.
+    """
 
     made: str = ""
     flags: tuple[str, ...] = ()
+    instructions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +111,7 @@ PEER_ENTRIES = (
             "fp32": Variant(flags=("--dtype", "float32")),
             "bf16": Variant(flags=("--dtype", "bfloat16")),
             "int8": Variant(made="w8a8", flags=("--dtype", "bfloat16")),
-            "int4": Variant(made="w4a16", flags=("--dtype", "bfloat16")),
+            "int4": Variant(made="w4a16", flags=("--dtype", "bfloat16"), instructions=("avx512f",)),
         },
     ),
     Entry(
@@ -144,18 +150,25 @@ class Stand:
     quick: bool
     ours: tuple[str, ...] = ()
 
-    def start(self, entry: Entry, form: str) -> Runner:
-        """An engine's process, loading; its checkpoint is converted first when it is not yet.
+    def prepare(self, entry: Entry, form: str) -> Path:
+        """What an engine reads at a precision, converted first when it is not yet.
 
         Raises:
             NotHere: no environment, no such precision, or the converter refused.
         """
         if form not in entry.variants:
             raise NotHere(f"it has no {form}")
+        self._python(entry.home)
         variant = entry.variants[form]
-        python = self._python(entry.home)
-        model = self._converted(entry, variant) if variant.made else self.model
-        command = [python, str(PEERS / entry.runner), "--model", str(model), "--threads", str(self.threads)]
+        if absent := sorted(set(variant.instructions) - set(instruction_sets())):
+            raise NotHere(f"its {form} needs {', '.join(absent)}, which this processor lacks")
+        return self._converted(entry, variant) if variant.made else self.model
+
+    def start(self, entry: Entry, form: str) -> Runner:
+        """An engine's process, loading. Raises NotHere as `prepare`."""
+        model, variant = self.prepare(entry, form), entry.variants[form]
+        command = [self._python(entry.home), str(PEERS / entry.runner)]
+        command += ["--model", str(model), "--threads", str(self.threads)]
         command += [*variant.flags, *(entry.quick_flags if self.quick else ())]
         if entry is OURS:
             command += [f"kv_cache_memory_bytes={self.cache_gb << 30}", *self.ours]

@@ -5,7 +5,7 @@
 Every op of the registry at decode and prefill sizes of the reference model (cases.py). The implementation that serves
 here takes turns with what a user of torch would call, or with the op's own definition, A B A B; medians. The limit is
 the larger of the time to move each operand once and the time of the arithmetic, at bandwidth and peaks measured in the
-same run. Arguments are drawn several times over and used in turn, so that no cache holds what a decoding step must read.
+same run. Arguments are drawn several times over and used in turn, so that no cache holds what decoding must read.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def told(record: dict[str, Any]) -> str:
     rate = f"{record['gb_s']:6.1f} GB/s" if record["bound"] == "memory" else f"{record['gop_s']:6.0f} GOP/s"
     return (
         f"{record['op']:<18}{record['case']:<41}{record['served_by']:<10}{record['microseconds']:>9,.0f} us"
-        f"{record['ratio']:>7.1f}x {record['against']:<10} {rate}  {record['share_of_limit']:>4.0%} of {record['bound']}"
+        f"{record['ratio']:>7.1f}x {record['against']:<10} {rate}"
+        f"  {record['share_of_limit']:>4.0%} of {record['bound']}"
     )
 
 

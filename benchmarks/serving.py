@@ -61,15 +61,20 @@ def groups(entries: Sequence[Entry], weights: int, form: str, cache_gb: int) -> 
         yield list(entries[start : start + room])
 
 
+def is_there(stand: Stand, entry: Entry, form: str, results: Results) -> bool:
+    """Whether an engine can be started at a precision, its checkpoint converted; notes why not."""
+    try:
+        stand.prepare(entry, form)
+    except NotHere as reason:
+        results.absent[entry.name] = str(reason)
+        print(f"  {entry.name}: not here: {reason}", flush=True)
+        return False
+    return True
+
+
 def start_all(stand: Stand, entries: Sequence[Entry], form: str, results: Results) -> dict[str, Runner]:
-    """The engines that can, loaded, ours first; they load side by side."""
-    loading: dict[str, Runner] = {}
-    for entry in (OURS, *entries):
-        try:
-            loading[entry.name] = stand.start(entry, form)
-        except NotHere as reason:
-            results.absent[entry.name] = str(reason)
-            print(f"  {entry.name}: not here: {reason}", flush=True)
+    """The engines, loaded, ours first; they load side by side. Those that cannot are noted."""
+    loading = {entry.name: stand.start(entry, form) for entry in (OURS, *entries)}
     runners: dict[str, Runner] = {}
     for name, runner in loading.items():
         try:
@@ -91,6 +96,8 @@ class Match:
 
     def play(self, name: str, turns: int) -> None:
         """All turns of one workload; a runner that fails is out of the match."""
+        if OURS.name not in self.runners:
+            raise NotHere(self.results.absent[OURS.name])
         slow: set[str] = set()
         for turn in range(-1, turns):
             ours: dict[str, float] = {}
@@ -158,16 +165,16 @@ def one_format(stand: Stand, form: str, args: argparse.Namespace, sizes: Sizes, 
     results = Results()
     chosen = [entry for entry in PEER_ENTRIES if entry.name in args.peers]
     print(f"{form}: {', '.join(OURS.variants[form].flags[1:])}", flush=True)
-    for group in list(groups(chosen, weights, form, stand.cache_gb)) or [[]]:
+    there = [entry for entry in chosen if is_there(stand, entry, form, results)]
+    for group in list(groups(there, weights, form, stand.cache_gb)) or [[]]:
         runners = start_all(stand, group, form, results)
         try:
-            if OURS.name in runners:
-                match = Match(runners, sizes, results)
-                for name in NAMES:
-                    if name in args.only:
-                        match.play(name, args.turns or (1 if args.quick else 3))
+            match = Match(runners, sizes, results)
+            for name in NAMES:
+                if name in args.only:
+                    match.play(name, args.turns or (1 if args.quick else 3))
         except NotHere:
-            pass
+            break  # without ours there is nothing to compare
         finally:
             for runner in runners.values():
                 runner.close()

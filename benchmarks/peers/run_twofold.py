@@ -57,6 +57,8 @@ class Engine:
             self.engine.submit(Request(id=name, prompt_ids=tuple(prompt), params=params))
         while self.engine.has_work:
             for output in self.engine.step():
+                if output.error:
+                    raise RuntimeError(output.error)
                 found[output.request_id] += [token.id for token in output.tokens]
         self.waste = self.engine.stats().waste
         return list(found.values())

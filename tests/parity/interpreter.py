@@ -20,7 +20,7 @@ import torch
 
 if torch.cuda.is_available():
     pytest.skip("there is a device: `make test-gpu` runs the kernels on it", allow_module_level=True)
-os.environ["TRITON_INTERPRET"] = "1"
+assert os.environ.get("TRITON_INTERPRET") == "1", "tests/conftest.py says so before anybody imports Triton"
 
 interpreter = pytest.importorskip("triton.runtime.interpreter")
 tl = interpreter.tl

@@ -9,22 +9,9 @@ from tests.parity import tiny
 from twofold.engine.paged import KVCache, PagedContext, Span
 from twofold.kernels import native
 from twofold.models.compile import Program, Spans, why_not
-from twofold.models.decoder import Decoder
-from twofold.models.quantized import formats, sites, swap
-from twofold.quant.linear import QuantLinear
 
 FORMATS = (None, "int8", "int4", "int8-g32", "int4-asym", "int4-weight-only")
 pytestmark = pytest.mark.skipif(bool(native.missing()), reason="no CPU kernels: nothing is compiled")
-
-
-def rounded(decoder: Decoder, name: str) -> Decoder:
-    """The decoder with its weights in a number format."""
-    places = sites(decoder)
-    for place, format in formats(decoder, name).items():
-        module = places[place]
-        assert not isinstance(module, QuantLinear)
-        swap(decoder, place, QuantLinear.of(format.quantize(module.weight.detach()), module.bias))
-    return decoder
 
 
 @pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
@@ -35,7 +22,7 @@ def test_a_program_has_the_bits_of_the_layers_one_by_one(name: str, format: str 
     for dtype in (torch.float32,) if format else (torch.float32, torch.bfloat16):
         decoder = tiny.decoder(spec, dtype)
         if format:
-            rounded(decoder, format)
+            tiny.rounded(decoder, format)
         assert not why_not(decoder)
         plain, compiled = KVCache(spec, 40, 16, kv_dtype), KVCache(spec, 40, 16, kv_dtype)
         caches = [compiled.panels_of(i).struct() for i in range(len(compiled.layers))]

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from twofold.core import ConfigError
 from twofold.kernels import native, panels
 from twofold.kernels.activation import activate, gated
 from twofold.kernels.linear import linear
 from twofold.kernels.quantized import Packed, dequantize, quantized_linear, quantized_rows, unpack
-from twofold.quant.format import FORMATS, Format
+from twofold.quant.format import FORMATS, SCALES, Format
+from twofold.quant.linear import QuantLinear
+from twofold.quant.names import GROUPS
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason=f"no CPU kernels: {native.missing()}")
 SHAPES = [(1, 16, 8), (3, 33, 40), (6, 16, 128), (7, 100, 257), (64, 48, 96), (300, 200, 320), (2, 5, 1), (0, 16, 64)]
@@ -113,6 +117,34 @@ def test_a_group_as_long_as_may_be(name: str) -> None:
     w = format.pack(format.quantize(w_NK))
     assert same(panels.product(x, w), quantized_linear.reference(x, w))
     assert panels.product(x, w)[0, 0].abs() > k
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rounding_into_panels_is_the_formats_own(bits: int, group: int, symmetric: bool) -> None:
+    for scale, dtype in product(SCALES, (torch.float32, torch.bfloat16, torch.float16)):
+        format = Format(bits=bits, group=group, symmetric=symmetric, scale=scale)
+        for n, k in ((33, 200), (16, 8), (1, 1), (50, 515)):
+            size = torch.randn(n, 1).exp() * (3e-6 if n == 33 else 0.1)  # the small are subnormal in fp16
+            w_NK = (torch.randn(n, k) * size).to(dtype)
+            w_NK[n // 2], w_NK[-1] = 0, w_NK[-1].abs()
+            wanted, found = format.pack(format.quantize(w_NK)), format.empty(n, k)
+            assert panels.round_into(w_NK, found)
+            for a, b in zip(wanted[:3], found[:3], strict=True):
+                assert a is b is None or torch.equal(a, b), (scale, dtype, n, k)
+
+
+def test_rounding_of_experts_and_of_damage() -> None:
+    format = FORMATS["int4-asym"]
+    w_XNK = torch.randn(3, 20, 64, dtype=torch.bfloat16)
+    wanted, found = format.pack(format.quantize(w_XNK)), QuantLinear(format.empty(3, 20, 64), format)
+    found.round(w_XNK)
+    assert torch.equal(found.codes, wanted.codes) and torch.equal(found.scales, wanted.scales)
+    for wrong in (torch.nan, torch.inf):
+        w_XNK[1, 7, 33] = wrong
+        with pytest.raises(ConfigError, match="not finite"):
+            found.round(w_XNK)
 
 
 SCRIPT = """

@@ -11,6 +11,7 @@ from twofold.engine.engine import Engine
 from twofold.engine.request import Output, Request, TokenOut
 from twofold.engine.sampling import SamplingParams
 from twofold.models.decoder import Decoder
+from twofold.models.quantized import formats, sites, swap
 from twofold.models.spec import (
     Alibi,
     Attention,
@@ -28,6 +29,7 @@ from twofold.models.spec import (
     Rope,
     Sandwich,
 )
+from twofold.quant.linear import QuantLinear
 
 VOCAB = 131
 RMS = Norm(kind="rms", eps=1e-6)
@@ -84,6 +86,16 @@ def decoder(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> Decoder:
         with torch.no_grad():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.25)
     return made
+
+
+def rounded(decoder: Decoder, name: str) -> Decoder:
+    """The decoder with its weights in a number format."""
+    places = sites(decoder)
+    for place, format in formats(decoder, name).items():
+        module = places[place]
+        assert not isinstance(module, QuantLinear)
+        swap(decoder, place, QuantLinear.of(format.quantize(module.weight.detach()), module.bias))
+    return decoder
 
 
 def engine(model: Decoder, **settings) -> Engine:

@@ -1,5 +1,5 @@
-"""What every Triton kernel must show, on any device: its reference's numbers within a stated bound, and equal bits where
-the contract asks for them. `test_triton*.py` run these in Triton's interpreter, `tests/gpu/` on a device.
+"""What every Triton kernel must show, on any device: its reference's numbers within a stated bound, and equal
+bits where the contract asks for them. `test_triton*.py` run these in Triton's interpreter, `tests/gpu/` on a device.
 
 References run on the CPU in the activations' own type; a result may differ by the rounding of that type.
 """
@@ -11,11 +11,8 @@ import random
 import torch
 from torch import Tensor
 
-from twofold.engine.plan import Draw
-from twofold.engine.sampler import _distribution, _pick, uniform
-from twofold.engine.sampling import SamplingParams
 from twofold.kernels import activation as ref_activation
-from twofold.kernels import moe, quantized
+from twofold.kernels import moe, quantized, sample
 from twofold.kernels import norm as ref_norm
 from twofold.kernels import rope as ref_rope
 from twofold.kernels.attention import Attend
@@ -299,30 +296,24 @@ def int8_cache(device: str, how: Attend) -> None:
 
 # ---------------------------------------------------------------------------------------------- sampling
 def draws(device: str, vocab: int, rows: int) -> None:
-    """The engine's own sampler and the kernel choose the same tokens."""
+    """The definition and the kernel choose the same tokens."""
     rng = random.Random(vocab)
     logits = noise(rows, vocab) * 4
     logits[0, ::2] = -torch.inf
     logits[1] = logits[1].round()  # ties
-    kinds = [
-        SamplingParams(
+    choices = [
+        sample.Choice(
             temperature=rng.choice([0.5, 1.0, 1.7]),
             top_k=rng.choice([0, 1, 50]),
             top_p=rng.choice([1.0, 0.9, 0.3]),
             min_p=rng.choice([0.0, 0.05]),
+            u=rng.random(),
         )
-        for _ in range(rows - 1)
+        for _ in range(rows)
     ]
-    chosen = [Draw(params=p, seed=i, sample=0, position=3) for i, p in enumerate(kinds)]
-    truth = _pick(_distribution(logits[:-1].clone(), chosen), chosen).tolist() + [int(logits[-1].argmax())]
-    columns = {
-        "temperature_R": ([p.temperature for p in kinds] + [0.0], torch.float32),
-        "min_p_R": ([p.min_p for p in kinds] + [0.0], torch.float32),
-        "top_k_R": ([p.top_k for p in kinds] + [0], torch.int32),
-        "top_p_R": ([p.top_p for p in kinds] + [1.0], torch.float64),
-        "uniform_R": ([uniform(d.seed, d.sample, d.position) for d in chosen] + [0.5], torch.float64),
-    }
-    there = {name: torch.tensor(values, dtype=dtype, device=device) for name, (values, dtype) in columns.items()}
-    assert sampling.draw(logits.to(device), **there).tolist() == truth
-    alone = {name: column[3:4] for name, column in there.items()}
-    assert sampling.draw(logits[3:4].to(device), **alone).tolist() == truth[3:4]
+    truth = sample.draw.reference(logits.clone(), choices).tolist()
+    assert sampling.draw(logits.to(device), choices).tolist() == truth
+    assert sampling.draw(logits[3:4].to(device), choices[3:4]).tolist() == truth[3:4]
+    greedy = sampling.draw(logits[:2].to(device), [sample.Choice(temperature=0.0)] * 2)
+    assert greedy.tolist() == logits[:2].argmax(-1).tolist()
+    assert sampling.draw(logits[:0].to(device), []).tolist() == []

@@ -10,6 +10,8 @@ row.py        what the scheduler keeps beside a request
 scheduler.py  Scheduler: which tokens go into the next step
 plan.py       StepPlan and StepResult, what passes between scheduler and runner
 paged.py      KVCache, and attention over block tables
+cuda.py       the cache and the context on CUDA
+graphs.py     decode steps captured once and replayed
 runner.py     Runner: executes a plan
 sampler.py    from logits to tokens
 stats.py      EngineStats, gauges and counters

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core import ConfigError, StateError
 from ..models.decoder import Decoder
 from ..models.weights import load_tensors
-from ..platforms import read_memory
+from ..platforms import free_on
 from .blocks import BlockPool
 from .capacity import forecast, kv_dtype_of
 from .config import EngineConfig
@@ -198,4 +198,4 @@ def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:
             )
         return blocks
     held = replace(config, dtype=str(decoder.dtype).removeprefix("torch."))  # type: ignore[arg-type]
-    return forecast(decoder.spec, held, read_memory().available, loaded=True).require().blocks
+    return forecast(decoder.spec, held, free_on(str(decoder.device)), loaded=True).require().blocks

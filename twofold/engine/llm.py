@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..core import RequestError, build
 from ..data import ChatTemplate, TextStream, Tokenizer
 from ..models.weights import load, read_formats, read_spec
-from ..platforms import read_memory
+from ..platforms import free_on
 from .capacity import DTYPES, forecast, resolve
 from .config import EngineConfig
 from .engine import Engine
@@ -73,7 +73,7 @@ class LLM:
         config = resolve(build(EngineConfig, settings), model)
         self.model = Path(model)
         held = read_formats(self.model, config.quantization)
-        forecast(read_spec(self.model), config, read_memory().available, formats=held).require()
+        forecast(read_spec(self.model), config, free_on(config.device), formats=held).require()
         self.tokenizer = Tokenizer.load(self.model)
         decoder = load(
             self.model,

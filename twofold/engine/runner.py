@@ -13,11 +13,14 @@ from torch import Tensor
 from ..models.compile import Program, Spans, why_not
 from ..models.decoder import Decoder
 from .capacity import rows_at_once
+from .cuda import CudaCache
+from .graphs import CudaForward
 from .paged import KVCache, PagedContext, Span
 from .plan import Chunk, ChunkResult, StepPlan, StepResult
 from .request import TokenOut
 from .sampler import sample, score
 
+CAPTURED = 256  # requests at most of a decode step that is replayed on CUDA
 NOT_FINITE = "the model's numbers are not finite for this request: its weights or its dtype cannot hold them"
 
 
@@ -25,7 +28,7 @@ class Runner:
     """One decoder and one KVCache of `num_blocks` blocks, made at once, so that a lack of memory shows at the start.
 
     A decoder that can be compiled runs as one program, for steps of at most `tokens` tokens; another runs one kernel
-    at a time, with the same bits.
+    at a time, with the same bits. On CUDA the kernels are Triton's, and decode steps are replayed.
     """
 
     def __init__(
@@ -36,27 +39,33 @@ class Runner:
         self.block_size = block_size
         self.tokens = tokens
         self.kv_dtype = kv_dtype or decoder.dtype
-        self.cache: KVCache | None = None
+        self.cache: KVCache | CudaCache | None = None
         self.program: Program | None = None
+        self.cuda: CudaForward | None = None
         self.wake()
 
     def wake(self) -> None:
         """Take the memory of the KV cache; its content starts empty."""
         if self.cache is None:
             decoder = self.decoder
-            self.cache = KVCache(decoder.spec, self.num_blocks, self.block_size, self.kv_dtype, decoder.device)
+            kind = CudaCache if CudaCache.serves(decoder.device) else KVCache
+            self.cache = kind(decoder.spec, self.num_blocks, self.block_size, self.kv_dtype, decoder.device)
             self.compile()
 
     def compile(self) -> None:
         """Write the decoder's program anew: at the start, and when its weights may lie elsewhere."""
-        self.program = None
-        if self.cache is not None and self.cache.panels and not why_not(self.decoder):
+        self.program = self.cuda = None
+        if isinstance(self.cache, CudaCache):
+            self.cuda = CudaForward(
+                self.decoder, self.cache, rows=min(self.tokens, CAPTURED), max_len=self.decoder.max_len
+            )
+        elif self.cache is not None and self.cache.panels and not why_not(self.decoder):
             caches = [self.cache.panels_of(i).struct() for i in range(len(self.cache.layers))]
             self.program = Program(self.decoder, caches, tokens=self.tokens, rows=self._rows_at_once)
 
     def sleep(self) -> None:
         """Give the memory of the KV cache back, and what a step works in."""
-        self.cache = self.program = None
+        self.cache = self.program = self.cuda = None
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
@@ -76,8 +85,11 @@ class Runner:
             at += len(chunk.ids)
         return StepResult(step=plan.step, rows=tuple(rows))
 
-    def _forward(self, chunks: tuple[Chunk, ...], cache: KVCache) -> Tensor:
+    def _forward(self, chunks: tuple[Chunk, ...], cache: KVCache | CudaCache) -> Tensor:
         """Hidden states [T, D] of the plan's tokens."""
+        if self.cuda is not None:
+            return self.cuda(chunks)
+        assert isinstance(cache, KVCache)
         ids = [token for chunk in chunks for token in chunk.ids]
         if self.program is not None:
             counts = [len(chunk.ids) for chunk in chunks]
@@ -93,20 +105,23 @@ class Runner:
             return self.program.logits(wanted)
         return self.decoder.logits(hidden_TD[wanted])
 
-    def _broken(self, chunks: tuple[Chunk, ...], hidden_TD: Tensor, cache: KVCache) -> set[int]:
+    def _broken(self, chunks: tuple[Chunk, ...], hidden_TD: Tensor, cache: KVCache | CudaCache) -> set[int]:
         """Chunks with a number that is not finite. What they wrote is zeroed, for whoever has the blocks next.
 
         A token's key and value reach its own hidden state, so looking at these finds bad ones before anybody shares
         them. Only this request holds the blocks it wrote to: shared blocks are full.
         """
-        good_T = torch.isfinite(hidden_TD).all(-1)
+        if self.program is not None:
+            good_T = self.program.finite()
+        else:
+            good_T = bytes(torch.isfinite(hidden_TD).all(-1).tolist())
         broken: set[int] = set()
-        if bool(good_T.all()):
+        if 0 not in good_T:
             return broken
         at = 0
         for number, chunk in enumerate(chunks):
             count = len(chunk.ids)
-            if not bool(good_T[at : at + count].all()):
+            if 0 in good_T[at : at + count]:
                 broken.add(number)
                 cache.clear(chunk.blocks[chunk.start // self.block_size :])
             at += count

@@ -1,7 +1,9 @@
 """Build C++ sources into a shared library, once: the file's name holds the hash of everything that went into it.
 
-    sources, headers, flags, compiler's version ──sha256──▶ <cache>/<name>-<hash>.so     found: nothing to do
-                                                            not found: compile in parallel, link, rename into place
+    sources, headers, flags ──sha256──┐
+    compiler's version ───────sha256──┴▶ <cache>/<name>-<hash>-<hash>.so    found: nothing to do
+                                                                            not found: compile in parallel, link,
+                                                                            rename into place
 
 The cache is a folder of the user's own (TWOFOLD_CACHE, or the system's cache folder): what is loaded from it is run.
 """
@@ -76,6 +78,8 @@ def build(
 ) -> Path:
     """The shared library made of `sources`, compiled in parallel when it is not there yet.
 
+    Where there is no compiler, one that another compiler made of the same sources will do.
+
     Args:
         name: what the file's name begins with.
         flags: beside FLAGS, e.g. "-mavx2".
@@ -86,12 +90,16 @@ def build(
     Raises:
         BuildError: no compiler, or the compiler's first complaint.
     """
-    tools = toolchain or cpp_toolchain()
-    digest = hashlib.sha256(repr((tools.compiler.version, tools.flags, tuple(flags))).encode())
+    what = hashlib.sha256(repr(tuple(flags)).encode())
     for file in sorted((*sources, *headers)):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    folder = into or cache_folder()
-    target = folder / f"{name}-{digest.hexdigest()[:20]}.so"
+        what.update(file.name.encode() + b"\0" + file.read_bytes())
+    folder, named = into or cache_folder(), f"{name}-{what.hexdigest()[:20]}"
+    if toolchain is None and find_compiler() is None:
+        for built in sorted(folder.glob(f"{named}-*.so")):
+            return built
+    tools = toolchain or cpp_toolchain()
+    by = hashlib.sha256(repr((tools.compiler.version, tools.flags)).encode())
+    target = folder / f"{named}-{by.hexdigest()[:8]}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as work:
             _compile(tools, sources, flags, Path(work), target)

@@ -1,7 +1,7 @@
 """Mixture of experts: each token goes through its own few feed-forwards, added in expert order.
 
-Natively one call: tokens are dealt to their experts, each expert's rows are multiplied together (the grouped products of
-MegaBlocks, Gale et al. 2022), and a token's bits are those of going alone.
+Natively one call: tokens are dealt to their experts, each expert's rows are multiplied together (the grouped products
+of MegaBlocks, Gale et al. 2022), and a token's bits are those of going alone.
 
 Shapes: T tokens, D hidden, E experts, F expert width, C experts chosen for a token, P places (T x C).
 """

@@ -9,6 +9,7 @@ use otherwise, into the user's cache: some seconds, once. Without a compiler eve
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ AVX2 = ("avx2", "fma", "f16c")
 AVX512 = (*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni")
 NEEDS: dict[str, tuple[str, ...]] = {"avx512": AVX512, "avx2": AVX2, "portable": ()}
 COST = "decoding is several times slower on the references in torch, and their bits differ from the kernels'"
+
+log = logging.getLogger("twofold.kernels")
 
 
 class Library:
@@ -102,6 +105,7 @@ def state() -> tuple[Library | None, str]:
         into = BUILT if BUILT.is_dir() and os.access(BUILT, os.W_OK) else None
         return Library(make(isa, into=into), isa), ""
     except (BuildError, OSError) as error:
+        log.warning("no CPU kernels: %s; %s", error, COST)
         return None, str(error)
 
 

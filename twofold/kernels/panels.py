@@ -179,6 +179,34 @@ def rows_of(ids_T: Tensor, w: Packed) -> Tensor:
     return out
 
 
+def can_round(w: Tensor, into: Packed) -> bool:
+    """Whether `round_into` takes these."""
+    here = w.device.type == "cpu" and w.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return here and fits(into) and not native.missing()
+
+
+def round_into(w_NK: Tensor, into: Packed) -> bool:
+    """Round weights [..., N, K] to nearest, straight into panels, as `Format.quantize` chooses scales, zeros and codes.
+
+    False where a weight is not finite; the panels are then of no use.
+    """
+    bad = ctypes.c_int32(0)
+    many = into.codes.dim() > 4
+    for index, w in enumerate(w_NK.flatten(0, -3) if many else [w_NK]):
+        w = w if w.stride(-1) == 1 else w.contiguous()
+        stage = stages.RoundWeights(
+            w=w.data_ptr(),
+            w_stride=w.stride(0),
+            n=into.n,
+            k=into.k,
+            type=stages.TYPES[w.dtype],
+            out=panels_of(into.expert(index) if many else into),
+            bad=ctypes.addressof(bad),
+        )
+        _run([stage])
+    return not bad.value
+
+
 def _run(made: list[ctypes.Structure]) -> None:
     library = native.library()
     assert library is not None, "asked for only where it is there"

@@ -90,9 +90,15 @@ def choose(logits_RV: Tensor, choices: Sequence[Choice]) -> list[Chosen | str]:
         ids_R[greedy] = _rows(x_RV, greedy).argmax(-1)
     if random:
         chosen = [choices[row] for row in random]
-        ids_R[random] = _pick(_distribution(_rows(x_RV, random), chosen), chosen)
+        ids_R[random] = draw(_rows(x_RV, random), chosen)
     tokens = _with_logprobs(logits_RV, x_RV, ids_R, choices)
     return [errors.get(row, token) for row, token in enumerate(tokens)]
+
+
+@op
+def draw(x_RV: Tensor, choices: Sequence[Choice]) -> Tensor:
+    """Token ids [R] of rows that are not greedy, from logits that are edited already."""
+    return _pick(_distribution(x_RV, choices), choices)
 
 
 @op

@@ -128,6 +128,17 @@ class Gather(Structure):
     )
 
 
+class Finite(Structure):
+    _fields_ = (
+        ("rows", c_void_p),
+        ("width", c_int32),
+        ("unused", c_int32),
+        ("x", c_void_p),
+        ("x_stride", c_int64),
+        ("out", c_void_p),
+    )
+
+
 class Linear(Structure):
     _fields_ = (
         ("rows", c_void_p),
@@ -290,6 +301,19 @@ class QuantizedEmbed(Structure):
         ("unused", c_int32),
         ("out", c_void_p),
         ("out_stride", c_int64),
+    )
+
+
+class RoundWeights(Structure):
+    _fields_ = (
+        ("w", c_void_p),
+        ("w_stride", c_int64),
+        ("n", c_int32),
+        ("k", c_int32),
+        ("type", c_int32),
+        ("unused", c_int32),
+        ("out", Panels),
+        ("bad", c_void_p),
     )
 
 

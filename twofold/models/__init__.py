@@ -7,6 +7,7 @@ rope.py      the angle of each position
 decoder.py   the model
 compile.py   Program: a decoder as one list of stages for the CPU kernels
 write.py     how a decoder's layers are written as stages
+fused.py     its forward on CUDA, with fewer passes over memory
 reader.py    config.json with a memory: what nobody reads is an error
 families/    config.json to spec, one short file for each family
 layout.py    where each tensor of a checkpoint lies in the decoder

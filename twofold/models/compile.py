@@ -92,6 +92,10 @@ class Program:
         del kept
         return self._hidden_TD[: len(step.ids)]
 
+    def finite(self) -> bytes:
+        """For each token of the last step 1 when its hidden state is all finite, else 0."""
+        return ctypes.string_at(self._writer.finite_T.data_ptr(), self._step.tokens)
+
     def logits(self, wanted: Sequence[int]) -> Tensor:
         """Logits [R, V] of some of the last step's tokens, at most `rows`; good until the next call."""
         rows = _int32(wanted)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..kernels.activation import activate, gated, soft_cap
 from ..kernels.attention import Attend
 from ..kernels.linear import linear
+from ..kernels.loss import logprobs_of, token_logprobs
 from ..kernels.moe import experts, open_gate, route
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.quantized import quantized_experts
@@ -62,6 +63,10 @@ class Weight(nn.Module):
         """Rows of a table."""
         return F.embedding(ids_T, self.weight)
 
+    def floats(self) -> Tensor:
+        """The weight as one can multiply by it."""
+        return self.weight
+
     @property
     def dtype(self) -> torch.dtype:
         return self.weight.dtype
@@ -100,7 +105,8 @@ class Experts(nn.Module):
         if isinstance(self.gate_up, QuantLinear) and isinstance(self.down, QuantLinear):
             panels = self.gate_up.packed, self.down.packed
             return quantized_experts(x_TD, *panels, weights_TC, experts_TC, self.spec.act)
-        return experts(x_TD, self.gate_up.weight, self.down.weight, weights_TC, experts_TC, self.spec.act)
+        floats = self.gate_up.floats(), self.down.floats()  # one may be quantized already while the other is not
+        return experts(x_TD, *floats, weights_TC, experts_TC, self.spec.act)
 
 
 class SharedExpert(nn.Module):
@@ -316,6 +322,16 @@ class Decoder(nn.Module):
         if head.softcap is not None:
             logits_RV = soft_cap(logits_RV, head.softcap)
         return logits_RV
+
+    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False) -> Tensor:
+        """log p [R] of one id for each row: the engine's bits, without the whole logits (`kernels/loss.py` says how)."""
+        head = self.spec.head
+        table = self.embed if head.tied else self.head
+        if not isinstance(table, Weight):
+            return logprobs_of(self.logits(hidden_RD), ids_R)
+        if self.spec.embedding.project:
+            hidden_RD = self.head_project(hidden_RD)
+        return token_logprobs(hidden_RD, table.weight, table.bias, ids_R, head.multiplier, head.softcap, keep)
 
 
 def alibi_slopes(heads: int, scale: float = 1.0) -> tuple[float, ...]:

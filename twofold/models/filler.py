@@ -141,7 +141,7 @@ class Staged:
         if "float" in held and "codes" in held:
             raise CheckpointError(f"parts of the weight around '{name}' are quantized, others are not")
         if "float" in held:
-            self.module.put(format.quantize(held["float"]))
+            self.module.round(held["float"])
         else:
             self.module.put(Quantized(held["codes"], held["scale"], held.get("zero"), format))
 

@@ -130,7 +130,10 @@ def quantize_weights(decoder: Decoder, formats: Formats) -> None:
         if not isinstance(weight, Weight):
             raise ConfigError(f"{place} is quantized already, or has no weight")
         with torch.no_grad():
-            swap(decoder, place, QuantLinear.of(format.quantize(weight.weight), weight.bias))
+            empty = format.empty(*weight.weight.shape, device=weight.weight.device)
+            rounded = QuantLinear(empty, format, weight.bias)
+            rounded.round(weight.weight)
+            swap(decoder, place, rounded)
 
 
 def config_of(decoder: Decoder) -> dict[str, Any] | None:

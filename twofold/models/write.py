@@ -44,6 +44,7 @@ class Writer:
         self.mixed_T = torch.empty(tokens, max((m.q_width for m in mixers), default=1))
         self.inner_TF = torch.empty(tokens, max((_width(layer.ffn) for layer in spec.layers), default=1))
         self.hidden_TD = torch.empty(tokens, spec.hidden) if spec.norm else self.x_TD
+        self.finite_T = torch.empty(tokens, dtype=torch.uint8)
         self.picked_RD = torch.empty(rows, spec.hidden)
         self.logits_RV = torch.empty(rows, spec.vocab)
         self.rounding = Rounding(max(tokens, rows))
@@ -65,6 +66,15 @@ class Writer:
             self._norm(self.decoder.norm, self.x_TD, self.hidden_TD, pending)
         elif pending:
             self._add(*pending)
+        self._stage(
+            stages.Finite(
+                rows=self.tokens,
+                width=self.hidden_TD.shape[1],
+                x=self.hidden_TD.data_ptr(),
+                x_stride=self.hidden_TD.stride(0),
+                out=self.finite_T.data_ptr(),
+            )
+        )
         return self._written
 
     def head(self) -> Stages:

@@ -13,7 +13,7 @@ threads.py       how many threads there are, and how long they may spin
 from .compiler import Compiler, find_compiler
 from .cores import usable_cores
 from .instructions import instruction_sets
-from .memory import Memory, read_memory
+from .memory import Memory, free_on, read_memory
 from .platform import Platform, current
 from .threads import bound_spin, bound_team, team_size
 
@@ -25,6 +25,7 @@ __all__ = [
     "bound_team",
     "current",
     "find_compiler",
+    "free_on",
     "instruction_sets",
     "read_memory",
     "team_size",

@@ -33,6 +33,15 @@ def read_memory(proc: Path = cgroup.PROC, cgroups: Path = cgroup.CGROUPS) -> Mem
     return Memory(total=total, available=min(available, total), limit=limit)
 
 
+def free_on(device: str) -> int:
+    """Bytes that are free where tensors of a device lie: this process's share of the machine, or the device's own."""
+    if not device.startswith("cuda"):
+        return read_memory().available
+    import torch
+
+    return int(torch.cuda.mem_get_info(torch.device(device))[0])
+
+
 def _machine(proc: Path) -> tuple[int, int]:
     info = proc / "meminfo"
     if info.exists():

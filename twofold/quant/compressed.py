@@ -125,6 +125,7 @@ def write_config(modules: Mapping[str, Format], ignore: Iterable[str], embedding
             "weights": _weights(format),
             "input_activations": _activations(format),
             "output_activations": None,
+            "format": PACKED if packed else PLAIN,
         }
     told: dict[str, Any] = {
         "quant_method": "compressed-tensors",

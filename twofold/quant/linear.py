@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels import panels
 from ..kernels.quantized import Packed, quantized_linear, quantized_rows
 from .codes import Quantized
 from .format import Format
@@ -68,12 +69,26 @@ class QuantLinear(nn.Module):
         if self.zeros is not None and packed.zeros is not None:
             self.zeros.copy_(packed.zeros)
 
+    def round(self, w_NK: Tensor) -> None:
+        """Float weights of the same shape, rounded to nearest, in place.
+
+        Raises:
+            ConfigError: weights that are not finite.
+        """
+        packed = self.packed
+        if not (panels.can_round(w_NK, packed) and panels.round_into(w_NK, packed)):
+            self.put(self.format.quantize(w_NK))
+
     def forward(self, x_TK: Tensor) -> Tensor:
         return quantized_linear(x_TK, self.packed, self.bias)
 
     def rows(self, ids_T: Tensor) -> Tensor:
         """Rows of a table, fp32."""
         return quantized_rows(ids_T, self.packed)
+
+    def floats(self) -> Tensor:
+        """The weight that the codes stand for, fp32; a copy."""
+        return self.quantized.dequantize()
 
     def extra_repr(self) -> str:
         return f"{', '.join(map(str, self.shape))}, {self.format.name}"

@@ -11,60 +11,81 @@
 
 namespace {
 
-// M rows of the piece by one panel.
-template <int BITS, int M>
+// What symmetric codes stand above zero, lifted: a power of two, or nothing.
+template <int BITS>
+constexpr int IDLE = LIFT<BITS> + (BITS == 4 ? 8 : 0);
+
+// M rows from `row` on by one panel; GROUP is 32, or 0 for groups of any size.
+template <int BITS, int GROUP, int M>
 void multiply_tile(const Rounded& x, int64_t row, const Panels& w, int64_t panel, float* sum, int64_t sum_stride) {
-  const int8_t* a = x.codes + row * x.stride;
-  const float* a_scales = x.scales + row * x.groups;
-  const int32_t* a_sums = x.sums + row * x.groups;
+  const int groups = w.groups, group = GROUP ? GROUP : w.group, stride = x.stride;
+  const int8_t *a = x.codes + row * stride, *zeros = w.zeros ? w.zeros + panel * groups * LANES : nullptr;
+  const float* a_scales = x.scales + row * groups;
+  const int32_t* a_sums = x.sums + row * groups;
   const uint8_t* codes = w.codes + panel * w.inputs * 2 * BITS;
-  const int64_t at = panel * w.groups * LANES;
-  constexpr int idle = LIFT<BITS> + (BITS == 8 ? 0 : 8);
-  for (int g = 0; g < w.groups; g++) {
+  const Numbers scales = w.scales;
+  alignas(64) float folded[M][LANES] = {};
+  for (int g = 0; g < groups; g++, a_scales++, a_sums++) {
     I16 c[M];
-    whole_sums<BITS, M>(c, a, x.stride, codes, w.group);
-    a += w.group, codes += w.group * 2 * BITS;
-    const V16 scale = w.scales.load16(at + g * LANES);
-    if (w.zeros) {
-      const I16 zero = load_whole_s8(w.zeros + at + g * LANES) - all_whole(-LIFT<BITS>);
-      TF_UNROLL for (int m = 0; m < M; m++) c[m] = c[m] - zero * all_whole(a_sums[m * x.groups + g]);
-    } else if constexpr (idle != 0) {
-      TF_UNROLL for (int m = 0; m < M; m++) c[m] = c[m] - all_whole(idle * a_sums[m * x.groups + g]);
+    whole_sums<BITS, M>(c, a, stride, codes, group);
+    a += group, codes += group * 2 * BITS;
+    if (zeros) {
+      const I16 zero = load_whole_s8(zeros + g * LANES) + all_whole(LIFT<BITS>);
+      TF_UNROLL for (int m = 0; m < M; m++) c[m] = c[m] - zero * all_whole(a_sums[m * groups]);
+    } else if constexpr (IDLE<BITS> != 0) {
+      TF_UNROLL for (int m = 0; m < M; m++) c[m] = c[m] - times<IDLE<BITS>>(all_whole(a_sums[m * groups]));
     }
-    TF_UNROLL for (int m = 0; m < M; m++) {
-      float* to = sum + m * sum_stride;
-      store(to, fma(to_float(c[m]), scale * all(a_scales[m * x.groups + g]), g ? load(to) : all(0.0f)));
-    }
+    const V16 scale = scales.load16((panel * groups + g) * LANES);
+    TF_UNROLL for (int m = 0; m < M; m++)
+      store(folded[m], fma(to_float(c[m]), scale * all(a_scales[m * groups]), load(folded[m])));
   }
+  TF_UNROLL for (int m = 0; m < M; m++) store(sum + m * sum_stride, load(folded[m]));
 }
 
 using WholeTile = void (*)(const Rounded&, int64_t, const Panels&, int64_t, float*, int64_t);
 
-template <int BITS, int... M>
+template <int BITS, int GROUP, int... M>
 constexpr void whole_tiles_of(WholeTile* to, std::integer_sequence<int, M...>) {
-  ((to[M] = multiply_tile<BITS, M + 1>), ...);
+  ((to[M] = multiply_tile<BITS, GROUP, M + 1>), ...);
 }
 
 struct WholeTiles {
-  WholeTile int8[WHOLE_ROWS], int4[WHOLE_ROWS];  // by rows - 1
+  WholeTile by_rows[2][2][WHOLE_ROWS];  // [int4][groups of 32][rows - 1]
   WholeTiles() {
-    whole_tiles_of<8>(int8, std::make_integer_sequence<int, WHOLE_ROWS>());
-    whole_tiles_of<4>(int4, std::make_integer_sequence<int, WHOLE_ROWS>());
+    constexpr auto rows = std::make_integer_sequence<int, WHOLE_ROWS>();
+    whole_tiles_of<8, 0>(by_rows[0][0], rows), whole_tiles_of<8, 32>(by_rows[0][1], rows);
+    whole_tiles_of<4, 0>(by_rows[1][0], rows), whole_tiles_of<4, 32>(by_rows[1][1], rows);
   }
 };
 const WholeTiles whole_tiles;
 
-// One output's code of input k.
-inline int code_at(const Panels& w, int64_t panel, int lane, int k) {
-  const int inner = w.bits == 8 ? 4 : 8;
-  const uint8_t byte = w.codes[panel * w.inputs * 2 * w.bits + int64_t(k / inner) * 64 + lane * 4 + k % 4];
-  return w.bits == 8 ? int8_t(byte) : k % 8 < 4 ? byte & 15 : byte >> 4;
+// Codes of one step, 64 bytes of a panel, widened: 4 inputs of int8, 8 of int4.
+template <int BITS, int... J>
+inline void widen_step(const uint8_t* codes, I16 zero, V16 scale, float* to, std::integer_sequence<int, J...>) {
+  const I16 words = load_words(codes);
+  if constexpr (BITS == 8) (store(to + J * LANES, to_float(code_in<8, 8 * J>(words) - zero) * scale), ...);
+  else (store(to + J * LANES, to_float(code_in<4, (J % 4) * 8 + (J / 4) * 4>(words) - zero) * scale), ...);
+}
+
+template <int BITS>
+void widen_panel(const Panels& w, int64_t panel, int k0, int k, float* to) {
+  constexpr int inner = BITS == 8 ? 4 : 8;
+  const uint8_t* codes = w.codes + (panel * w.inputs + k0) * 2 * BITS;
+  for (int i = k0; i < k0 + k;) {
+    const int64_t at = (panel * w.groups + i / w.group) * LANES;
+    const I16 zero = w.zeros ? load_whole_s8(w.zeros + at) : all_whole(BITS == 8 ? 0 : 8);
+    const V16 scale = w.scales.load16(at);
+    for (const int end = std::min(k0 + k, (i / w.group + 1) * w.group); i < end; i += inner, codes += 64, to += inner * LANES) {
+      prefetch(codes + AHEAD);
+      widen_step<BITS>(codes, zero, scale, to, std::make_integer_sequence<int, inner>());
+    }
+  }
 }
 
 }  // namespace
 
 void sums_of_rounded(const Rounded& x, const Panels& w, const Piece& piece, float* sum) {
-  const WholeTile* tile = w.bits == 8 ? whole_tiles.int8 : whole_tiles.int4;
+  const WholeTile* tile = whole_tiles.by_rows[w.bits == 4][w.group == 32];
   const int64_t sum_stride = int64_t(piece.panels) * LANES;
   for (int p = 0; p < piece.panels; p++)
     for (int row = 0; row < piece.m; row += WHOLE_ROWS)
@@ -78,13 +99,8 @@ int64_t rows_of_block(const Rounded& x) {
 }
 
 void widen_panel(const Panels& w, int64_t panel, int k0, int k, float* to) {
-  for (int i = k0; i < k0 + k; i++, to += LANES) {
-    const int64_t at = (panel * w.groups + i / w.group) * LANES;
-    alignas(64) float code[LANES];
-    for (int lane = 0; lane < LANES; lane++) code[lane] = float(code_at(w, panel, lane, i));
-    const V16 zero = w.zeros ? load_s8(w.zeros + at) : all(w.bits == 8 ? 0.0f : 8.0f);
-    store(to, (load(code) - zero) * w.scales.load16(at));
-  }
+  if (w.bits == 8) widen_panel<8>(w, panel, k0, k, to);
+  else widen_panel<4>(w, panel, k0, k, to);
 }
 
 namespace {
@@ -110,6 +126,26 @@ void multiply_rounded(const QuantizedLinear& it, Crew& crew) {
   }
 }
 
+// A row of a table, `width` numbers of it: four bytes of every 64 of its panel.
+void widen_row(const Panels& w, int64_t row, int width, float* to) {
+  const int inner = w.bits == 8 ? 4 : 8, lane = int(row % LANES);
+  const int64_t panel = row / LANES;
+  const uint8_t* codes = w.codes + panel * w.inputs * 2 * w.bits + lane * 4;
+  for (int g = 0; g * w.group < width; g++) {
+    const int64_t at = (panel * w.groups + g) * LANES + lane;
+    const int zero = w.zeros ? w.zeros[at] : w.bits == 8 ? 0 : 8;
+    const float scale = w.scales.one(at);
+    for (int i = g * w.group, end = std::min(width, i + w.group); i < end; i += inner, codes += 64) {
+      int code[8];
+      for (int j = 0; j < 4; j++) {
+        code[j] = w.bits == 8 ? int8_t(codes[j]) : codes[j] & 15;
+        code[4 + j] = codes[j] >> 4;
+      }
+      for (int j = 0; j < std::min(inner, end - i); j++) to[i + j] = float(code[j] - zero) * scale;
+    }
+  }
+}
+
 }  // namespace
 
 void run(const QuantizedLinear& it, Crew& crew) {
@@ -121,20 +157,14 @@ void run(const QuantizedEmbed& it, Crew& crew) {
   const Step& step = *it.step;
   const Panels& table = it.table;
   for (int64_t t; (t = crew.take()) < step.tokens;) {
-    const int64_t panel = step.ids[t] / LANES;
-    const int lane = step.ids[t] % LANES;
+    float* out = it.out + t * it.out_stride;
+    widen_row(table, step.ids[t], it.width, out);
     for (int i = 0; i < it.width; i += LANES) {
       const int count = std::min(LANES, it.width - i);
-      alignas(64) float row[LANES] = {};
-      for (int j = 0; j < count; j++) {
-        const int64_t at = (panel * table.groups + (i + j) / table.group) * LANES + lane;
-        const int zero = table.zeros ? table.zeros[at] : table.bits == 8 ? 0 : 8;
-        row[j] = float(code_at(table, panel, lane, i + j) - zero) * table.scales.one(at);
-      }
-      V16 x = load(row);
+      V16 x = load(out + i, count);
       if (it.scale != 1.0f) x = x * all(it.scale);
       if (it.places) x = x + it.places.load16(int64_t(step.positions[t] + it.offset) * it.width + i, count);
-      store(it.out + t * it.out_stride + i, x, count);
+      store(out + i, x, count);
     }
   }
 }

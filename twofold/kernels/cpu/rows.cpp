@@ -70,8 +70,21 @@ void run(const Gather& it, Crew& crew) {
   });
 }
 
+// Of finite numbers x - x is zero, and of others it is not a number.
+void run(const Finite& it, Crew& crew) {
+  by_rows(crew, *it.rows, it.width, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; r++) {
+      const float* x = it.x + r * it.x_stride;
+      V16 sum = all(0.0f);
+      by_lanes(0, it.width, [&](int64_t i, int count) { sum = sum + (load(x + i, count) - load(x + i, count)); });
+      it.out[r] = total(sum) == 0.0f;
+    }
+  });
+}
+
 TF_STAGE(Embed)
 TF_STAGE(Norm)
 TF_STAGE(Add)
 TF_STAGE(Pointwise)
 TF_STAGE(Gather)
+TF_STAGE(Finite)

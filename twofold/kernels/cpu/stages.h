@@ -107,6 +107,15 @@ struct Gather {
   int64_t out_stride;
 };
 
+// out[row] = 1 when every number of x[row] is finite, else 0.
+struct Finite {
+  const int32_t* rows;
+  int32_t width, unused;
+  const float* x;
+  int64_t x_stride;
+  uint8_t* out;
+};
+
 // out[rows, n] = act(a[rows, k] . w[n, k] + bias), w as in the checkpoint, fp32 or bf16. Gated: w has 2n rows, the gates'
 // first, and out = act(gate) * up.
 struct Linear {
@@ -244,6 +253,17 @@ struct QuantizedEmbed {
   int32_t unused;
   float* out;
   int64_t out_stride;
+};
+
+// Weights w[n, k] in fp32, bf16 or fp16 rounded to nearest into panels; `bad` becomes 1 where one is not finite.
+struct RoundWeights {
+  const void* w;
+  int64_t w_stride;
+  int32_t n, k;
+  Type type;
+  int32_t unused;
+  Panels out;
+  int32_t* bad;
 };
 
 // The top_k best of softmax(logits[row]) and their weights, best first; of equal logits the lower expert is the better.

@@ -14,11 +14,25 @@ template <int BITS>
 constexpr int LIFT = BITS == 8 ? 128 : 0;
 
 static inline I16 all_whole(int32_t x) { return {_mm512_set1_epi32(x)}; }
+static inline I16 operator+(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 static inline I16 operator-(I16 a, I16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 static inline I16 operator*(I16 a, I16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+template <int N>
+static inline I16 times(I16 x) {  // a power of two
+  return {_mm512_slli_epi32(x.v, __builtin_ctz(N))};
+}
 static inline V16 to_float(I16 x) { return {_mm512_cvtepi32_ps(x.v)}; }
 static inline I16 load_whole_s8(const int8_t* from) {
   return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
+}
+
+static inline I16 load_words(const uint8_t* from) { return {_mm512_loadu_si512(from)}; }  // four bytes in each lane
+// BITS of each lane from bit FIRST on, int8 with its sign.
+template <int BITS, int FIRST>
+static inline I16 code_in(I16 x) {
+  const __m512i top = _mm512_slli_epi32(x.v, 32 - BITS - FIRST);
+  if constexpr (BITS == 8) return {_mm512_srai_epi32(top, 32 - BITS)};
+  else return {_mm512_srli_epi32(top, 32 - BITS)};
 }
 
 // GCC 12 copies registers around the intrinsic, whose sum comes in and goes out; said in assembly it stays in place.
@@ -33,7 +47,7 @@ static inline void whole_sums(I16 (&c)[M], const int8_t* a, int64_t stride, cons
   __m512i even[M], odd[M];
   TF_UNROLL for (int m = 0; m < M; m++) even[m] = odd[m] = _mm512_setzero_si512();
   for (int i = 0; i < inputs; i += inner, a += inner, w += 64) {
-    if constexpr (M <= 4) prefetch(w + AHEAD);
+    if constexpr (M < WHOLE_ROWS) prefetch(w + AHEAD);
     const __m512i codes = _mm512_loadu_si512(w);
     if constexpr (BITS == 8) {
       const __m512i lifted = _mm512_xor_si512(codes, sign);

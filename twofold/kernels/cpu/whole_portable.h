@@ -17,10 +17,30 @@ static inline I16 each_whole(F f) {
   return out;
 }
 static inline I16 all_whole(int32_t x) { return each_whole([&](int) { return x; }); }
+static inline I16 operator+(I16 a, I16 b) { return each_whole([&](int i) { return a.lane[i] + b.lane[i]; }); }
 static inline I16 operator-(I16 a, I16 b) { return each_whole([&](int i) { return a.lane[i] - b.lane[i]; }); }
 static inline I16 operator*(I16 a, I16 b) { return each_whole([&](int i) { return a.lane[i] * b.lane[i]; }); }
+template <int N>
+static inline I16 times(I16 x) {  // a power of two
+  return each_whole([&](int i) { return x.lane[i] * N; });
+}
 static inline V16 to_float(I16 x) { return each([&](int i) { return float(x.lane[i]); }); }
 static inline I16 load_whole_s8(const int8_t* from) { return each_whole([&](int i) { return int32_t(from[i]); }); }
+
+static inline I16 load_words(const uint8_t* from) {  // four bytes in each lane, the first lowest
+  return each_whole([&](int i) {
+    const uint8_t* at = from + 4 * i;
+    return int32_t(at[0] | uint32_t(at[1]) << 8 | uint32_t(at[2]) << 16 | uint32_t(at[3]) << 24);
+  });
+}
+// BITS of each lane from bit FIRST on, int8 with its sign.
+template <int BITS, int FIRST>
+static inline I16 code_in(I16 x) {
+  return each_whole([&](int i) {
+    const uint32_t code = uint32_t(x.lane[i]) >> FIRST;
+    return BITS == 8 ? int32_t(int8_t(code)) : int32_t(code & 15);
+  });
+}
 
 template <int BITS, int M>
 static inline void whole_sums(I16 (&c)[M], const int8_t* a, int64_t stride, const uint8_t* w, int inputs) {

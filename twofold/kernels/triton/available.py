@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 SPAN = 512
-"""Keys that attention folds before it folds spans; where a decode may be split. Here, since it is known without Triton."""
+"""Keys that attention folds by themselves, and at whose multiples a decode may be split."""
 
 LEAST = (8, 0)
 """The compute capability from which tensor cores take bf16 (Ampere)."""

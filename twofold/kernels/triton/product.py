@@ -8,8 +8,8 @@ each output. Nothing is split over the inputs, so nothing is added up in an orde
     int8     panels of `kernels/quantized.py`   scale · (x · (code - zero))
     int4     the same, the low halves of the bytes first, then the high ones
 
-code - zero is a whole number that bf16 holds exactly, so the only rounding is that of the sums. Without groups (GROUP 0)
-one scale holds for all inputs and multiplies the whole sum, last. With int8 activations (x_scale given) a step's sum
+code - zero is a whole number that bf16 holds exactly, so the only rounding is that of the sums. Without groups (GROUP
+0) one scale holds for all inputs and multiplies the whole sum, last. With int8 activations (x_scale given) a step's sum
 is whole as well, and the result is the definition's: a fused multiply-add for each group, in order.
 
 Grouped products are many experts' rows in one launch. Places are choices of tokens sorted by expert; a tile lies

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import activation, attention, linear, moe, norm, quantized, rope
+from .. import activation, attention, linear, moe, norm, quantized, rope, sample
 from ..gradient import with_reference_gradient
 from ..op import Needs, Op
 from .available import missing
@@ -64,5 +64,6 @@ _serve(quantized.quantized_linear, "linear", "codes are widened on the way to th
 _serve(quantized.quantized_rows, "quantize", "one pass over memory")
 _serve(quantized.quantize_rows, "quantize", "one launch")
 _serve(quantized.quantized_experts, "experts", "every expert in two launches, from codes")
+_serve(sample.draw, "sampling", "no sort, and nothing waits for the device")
 moe.route.on("triton", why="no sort", needs=CUDA, missing=missing, bits="own")(_route)
 moe.route.implementations = {"triton": moe.route.implementations.pop("triton"), **moe.route.implementations}

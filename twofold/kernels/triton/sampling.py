@@ -12,10 +12,14 @@ Shapes: R rows, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ..sample import Choice
 
 STRIP = 4096
 
@@ -69,7 +73,7 @@ def _draw(
     logits += row * logits_row
     w += row * V
     temperature = tl.load(temperatures + row)
-    greedy = temperature < 1e-5
+    greedy = temperature == 0.0
     temperature = tl.where(greedy, 1.0, temperature)
     top = tl.full((), float("-inf"), tl.float32)
     best = tl.zeros((), tl.int32)
@@ -92,10 +96,10 @@ def _draw(
         if (top_k > 0) & (top_k < V):
             floor = tl.maximum(floor, _floor(w, tl.full((), 0.0, tl.float32), top_k, V, False, STRIP))
         top_p = tl.load(top_ps + row)
-        count, mass = _kept(w, floor, V, STRIP)
+        _, mass = _kept(w, floor, V, STRIP)
         if top_p < 1.0:
             floor = _floor(w, floor, top_p * mass, V, True, STRIP)
-            count, mass = _kept(w, floor, V, STRIP)
+            _, mass = _kept(w, floor, V, STRIP)
         aim = tl.load(uniforms + row) * mass
         before = tl.zeros((), tl.float64)
         chosen = tl.zeros((), tl.int32)
@@ -114,37 +118,28 @@ def _draw(
         tl.store(ids + row, chosen.to(tl.int64))
 
 
-def draw(
-    logits_RV: Tensor,
-    *,
-    temperature_R: Tensor,
-    min_p_R: Tensor,
-    top_k_R: Tensor,
-    top_p_R: Tensor,
-    uniform_R: Tensor,
-) -> Tensor:
-    """One token id for each row of finite (or -inf) fp32 logits, int64 [R].
+def draw(x_RV: Tensor, choices: Sequence[Choice]) -> Tensor:
+    """`kernels.sample.draw` on CUDA: the token of each row's floors and u, int64 [R]; it takes greedy rows too."""
 
-    `temperature` and `min_p` are fp32, `top_k` int32 (0: off), `top_p` and `uniform` (in [0, 1)) fp64. A temperature
-    below 1e-5 takes the largest logit.
-    """
-    R, V = logits_RV.shape
-    ids_R = torch.empty(R, dtype=torch.int64, device=logits_RV.device)
+    def column(name: str, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([getattr(choice, name) for choice in choices], dtype=dtype).to(x_RV.device)
+
+    R, V = x_RV.shape
+    ids_R = torch.empty(R, dtype=torch.int64, device=x_RV.device)
     if R:
-        logits_RV = logits_RV.float()
-        logits_RV = logits_RV if logits_RV.stride(-1) == 1 else logits_RV.contiguous()
-        weights_RV = torch.empty(R, V, dtype=torch.float32, device=logits_RV.device)
+        x_RV = x_RV.float()
+        x_RV = x_RV if x_RV.stride(-1) == 1 else x_RV.contiguous()
         _draw[(R,)](
-            logits_RV,
-            weights_RV,
+            x_RV,
+            torch.empty(R, V, dtype=torch.float32, device=x_RV.device),
             ids_R,
-            temperature_R,
-            min_p_R,
-            top_k_R,
-            top_p_R,
-            uniform_R,
+            column("temperature", torch.float32),
+            column("min_p", torch.float32),
+            column("top_k", torch.int32),
+            column("top_p", torch.float64),
+            column("u", torch.float64),
             V,
-            logits_RV.stride(0),
+            x_RV.stride(0),
             STRIP=min(STRIP, triton.next_power_of_2(V)),
             num_warps=8,
             enable_fp_fusion=False,
