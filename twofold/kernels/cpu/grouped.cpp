@@ -48,12 +48,12 @@ float* sums_of_piece(const Grouped& it, const Matrix& matrix, const Product& pro
   float *slab = sum + sums, *panel = slab + int64_t(piece.m) * WIDTH;
   const int64_t rows = product.gated ? 2 * int64_t(product.n) : product.n;
   if (!matrix.w)
-    sums_of(product, piece, [&](int64_t row, int k0, int k, Ahead, float* to) { widen_panel(matrix.panels, row / LANES, k0, k, to); },
+    sums_of(product, piece, [&](int64_t row, int k0, int k, int, float* to) { widen_panel(matrix.panels, row / LANES, k0, k, to); },
             slab, panel, sum);
   else if (matrix.type == Type::bf16)
-    sums_of(product, piece, lying<uint16_t>(matrix.w, matrix.stride, rows), slab, panel, sum);
+    sums_of(product, piece, lying<uint16_t>(matrix.w, matrix.stride, rows, product.k), slab, panel, sum);
   else
-    sums_of(product, piece, lying<float>(matrix.w, matrix.stride, rows), slab, panel, sum);
+    sums_of(product, piece, lying<float>(matrix.w, matrix.stride, rows, product.k), slab, panel, sum);
   return sum;
 }
 
