@@ -29,6 +29,7 @@ from torch import Tensor
 from tests.parity import tiny
 from twofold.kernels import native, panels
 from twofold.kernels.activation import ACTIVATIONS, activate, gated, soft_cap
+from twofold.kernels.attention import packed_attention
 from twofold.kernels.grouped import run
 from twofold.kernels.linear import linear, product, stage_of
 from twofold.kernels.lora import Adapter, lora
@@ -174,6 +175,15 @@ def rows(draw: Draw) -> Iterable[Any]:
 
 
 # ------------------------------------------------------------------------------------------------------ attention
+@case(packed_attention)
+def whole_sequences(draw: Draw) -> Iterable[Any]:
+    heads, group, dim = draw.choice((1, 2, 3)), draw.choice((1, 2, 5)), draw.choice((1, 4, 12, 20, 64, 129))
+    lengths = [draw.choice((0, 1, 2, 17, 40, 129)) for _ in range(draw.randint(1, 4))]
+    keys, values = (draw.floats(sum(lengths), heads, dim) for _ in range(2))
+    how = Attend(dim**-0.5, window=draw.choice((None, 1, 37)), softcap=draw.choice((None, 4.0)))
+    yield packed_attention(draw.floats(sum(lengths), heads * group, dim), keys, values, lengths, how)
+
+
 @case(keep, paged_attention)
 def looking_back(draw: Draw) -> Iterable[Any]:
     size, heads, group = draw.choice((16, 48, 128)), draw.choice((1, 2, 3)), draw.choice((1, 2, 5))
