@@ -38,6 +38,7 @@ from twofold.kernels.norm import layer_norm, rms_norm
 from twofold.kernels.op import Op, all_ops
 from twofold.kernels.paged import Panels, Spans, keep, paged_attention
 from twofold.kernels.quantized import Logical, Packed, pack, quantized_experts, quantized_linear, quantized_rows
+from twofold.kernels.rope import rotate
 from twofold.kernels.sample import Choice, choose, score
 from twofold.kernels.walk import Attend
 
@@ -210,6 +211,27 @@ def looking_back(draw: Draw) -> Iterable[Any]:
     logsums = torch.empty(spans.tokens, all_heads)
     yield paged_attention(draw.floats(spans.tokens, all_heads, dim), cache, spans, how, sinks, logsums)
     yield logsums
+
+
+@case(packed_attention, rotate)
+def whole_sequences(draw: Draw) -> Iterable[Any]:
+    """Forward and backward, as a trainer has them."""
+    heads, group, dim = draw.choice((1, 2, 3)), draw.choice((1, 2, 5)), draw.choice((1, 4, 12, 20, 64, 80, 129))
+    lengths = [draw.choice((0, 1, 5, 33, 128, 140, 300)) for _ in range(draw.randint(1, 3))]
+    tokens, all_heads = sum(lengths), heads * group
+    how = Attend(
+        dim**-0.5,
+        window=draw.choice((None, 1, 37, 200)),
+        softcap=draw.choice((None, 4.0)),
+        slopes=tuple(2.0**-i for i in range(all_heads)) if draw.maybe(0.3) else None,
+        kept=draw.choice((None, torch.bfloat16, torch.int8)),
+    )
+    q, k, v = (draw.floats(tokens, count, dim).requires_grad_() for count in (all_heads, heads, heads))
+    pairs = draw.randint(0, dim // 2)
+    angles = draw.floats(tokens, pairs)
+    turned = rotate(q, torch.cos(angles), torch.sin(angles), draw.maybe())
+    out = packed_attention(turned, k, v, lengths, how)
+    yield from (turned, out, *torch.autograd.grad(out, (q, k, v), draw.floats(tokens, all_heads, dim)))
 
 
 # --------------------------------------------------------------------------------------------------------- tokens

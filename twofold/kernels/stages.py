@@ -214,6 +214,28 @@ class Attention(Structure):
     )
 
 
+class AttentionBackward(Structure):
+    _fields_ = (
+        ("step", POINTER(Step)),
+        ("heads", c_int32),
+        ("kv_heads", c_int32),
+        ("dim", c_int32),
+        ("window", c_int32),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("slopes", c_void_p),
+        ("q", c_void_p),
+        ("k", c_void_p),
+        ("v", c_void_p),
+        ("out", c_void_p),
+        ("grad", c_void_p),
+        ("lse", c_void_p),
+        ("dq", c_void_p),
+        ("dk", c_void_p),
+        ("dv", c_void_p),
+    )
+
+
 class Panels(Structure):
     """A quantized weight in panels of sixteen outputs; see `quantized.py`."""
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..kernels.activation import activate, gated, soft_cap
 from ..kernels.attention import Attend
 from ..kernels.linear import linear
+from ..kernels.loss import logprobs_of, token_logprobs
 from ..kernels.moe import experts, open_gate, route
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.quantized import quantized_experts
@@ -321,6 +322,16 @@ class Decoder(nn.Module):
         if head.softcap is not None:
             logits_RV = soft_cap(logits_RV, head.softcap)
         return logits_RV
+
+    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False) -> Tensor:
+        """log p [R] of one id for each row: the engine's bits, without the whole logits (`kernels/loss.py` says how)."""
+        head = self.spec.head
+        table = self.embed if head.tied else self.head
+        if not isinstance(table, Weight):
+            return logprobs_of(self.logits(hidden_RD), ids_R)
+        if self.spec.embedding.project:
+            hidden_RD = self.head_project(hidden_RD)
+        return token_logprobs(hidden_RD, table.weight, table.bias, ids_R, head.multiplier, head.softcap, keep)
 
 
 def alibi_slopes(heads: int, scale: float = 1.0) -> tuple[float, ...]:

@@ -1,7 +1,7 @@
 """Next-token cross-entropy that never holds the logits of a whole batch, and starts the backward pass as it goes.
 
 Each chunk of rows becomes logits, loss and gradient before the next chunk begins, so only one chunk's logits are
-alive; nothing is computed twice. The logits are `Decoder.logits`: the bits that the serving engine samples from.
+alive; nothing is computed twice. A token's log-probability has the bits that the serving engine reports for it.
 
 Shapes: T tokens, R rows with a target, C rows of a chunk, D hidden size, V vocabulary.
 """
@@ -9,11 +9,10 @@ Shapes: T tokens, R rows with a target, C rows of a chunk, D hidden size, V voca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 IGNORE = -100
 CHUNK_NUMBERS, CHUNK_ROWS = 1 << 22, 256
@@ -21,9 +20,9 @@ CHUNK_NUMBERS, CHUNK_ROWS = 1 << 22, 256
 
 
 class Readout(Protocol):
-    """The part of a decoder that the loss needs: hidden states to fp32 logits [R, V]."""
+    """The part of a decoder that the loss needs: hidden states and one id for each to log-probabilities [R]."""
 
-    def logits(self, hidden_RD: Tensor) -> Tensor: ...
+    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False) -> Tensor: ...
 
 
 Loss = Callable[[Readout, Tensor, Tensor], Tensor]
@@ -32,27 +31,7 @@ Loss = Callable[[Readout, Tensor, Tensor], Tensor]
 
 def next_token(decoder: Readout, hidden_CD: Tensor, targets_C: Tensor) -> Tensor:
     """The summed negative log-probability of the targets, in nats."""
-    out: Tensor = _CrossEntropy.apply(decoder.logits(hidden_CD), targets_C)
-    return out
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy whose backward turns the saved log-probabilities into the gradient where they lie."""
-
-    @staticmethod
-    def forward(ctx: Any, logits_CV: Tensor, targets_C: Tensor) -> Tensor:
-        logp_CV = torch.log_softmax(logits_CV, -1)
-        ctx.save_for_backward(logp_CV, targets_C)
-        return -logp_CV.gather(1, targets_C[:, None]).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (grad,) = grads
-        logp_CV, targets_C = ctx.saved_tensors
-        p_CV = logp_CV.exp_()
-        p_CV.scatter_add_(1, targets_C[:, None], p_CV.new_full((len(targets_C), 1), -1.0))
-        return p_CV.mul_(grad), None
+    return -decoder.logprobs(hidden_CD, targets_C, keep=True).sum()
 
 
 def backward(

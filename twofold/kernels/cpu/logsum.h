@@ -16,8 +16,7 @@
 constexpr int64_t FOLD = 1024;
 
 struct LogSum {
-  float most;
-  float unused;
+  float most, unused;
   double sum;
 };
 

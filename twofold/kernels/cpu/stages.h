@@ -339,6 +339,17 @@ struct Gate {
   int64_t out_stride;
 };
 
+// The gradients of whole sequences' attention (step: first, start all 0); k and v as they were looked at, [tokens][kv_heads *
+// dim] each, lse from the forward. Rows without gaps.
+struct AttentionBackward {
+  const Step* step;
+  int32_t heads, kv_heads, dim, window;
+  float scale, softcap;
+  const float* slopes;
+  const float *q, *k, *v, *out, *grad, *lse;
+  float *dq, *dk, *dv;
+};
+
 // One stage of a program: the function that does a thread's share of it, and its arguments.
 struct Stage {
   void (*run)(const void*, Crew&);
