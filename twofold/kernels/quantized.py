@@ -191,18 +191,22 @@ def fused_multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     In fp64 the product is exact and the sum rounded; rounding again to fp32 goes astray only where the first rounding
     made a tie (or where fp32 is subnormal), and there the sum is rounded to odd instead (Boldo and Melquiond 2008).
     """
-    a, b, c = a.double(), b.double(), c.double()
+    a, b, c = (x.double() for x in torch.broadcast_tensors(a, b, c))
     near = torch.addcmul(c, a, b)
     doubtful = (near.view(torch.int64) & _BELOW) == _TIE
     doubtful |= (near.abs() < torch.finfo(torch.float32).tiny) & (near != 0)
     if bool(doubtful.any()):
-        product = a * b
-        back = near - product
-        error = (product - (near - back)) + (c - back)
-        odd = torch.nextafter(near, torch.copysign(torch.full_like(error, torch.inf), error))
-        even = (near.view(torch.int64) & 1) == 0
-        near = torch.where(even & (error != 0), odd, near)
+        near[doubtful] = _to_odd(near[doubtful], a[doubtful] * b[doubtful], c[doubtful])
     return near.float()
+
+
+def _to_odd(near: Tensor, product: Tensor, c: Tensor) -> Tensor:
+    """product + c rounded to odd, from the sum rounded to `near`est: what was lost is exact (Knuth's two-sum)."""
+    back = near - product
+    lost = (product - (near - back)) + (c - back)
+    odd = torch.nextafter(near, torch.copysign(torch.full_like(lost, torch.inf), lost))
+    even = (near.view(torch.int64) & 1) == 0
+    return torch.where(even & (lost != 0), odd, near)
 
 
 # -------------------------------------------------------------------------------------------------- ops

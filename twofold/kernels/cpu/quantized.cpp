@@ -110,7 +110,7 @@ void multiply_rounded(const QuantizedLinear& it, Crew& crew) {
   if (!rows) return;
   const int64_t most = rows_of_block(it.rounded), blocks = divide_up(rows, most);
   int64_t each = it.gated ? 4 : 8;
-  while (each > 1 && blocks * divide_up(panels, each) < 4 * crew.threads) each /= 2;
+  while (each > 1 && blocks * divide_up(panels, each) < 16 * crew.threads) each /= 2;
   const int64_t per_block = divide_up(panels, each), pieces = blocks * per_block;
   float* sum = nullptr;
   for (int64_t i; (i = crew.take()) < pieces;) {
