@@ -304,19 +304,6 @@ class QuantizedEmbed(Structure):
     )
 
 
-class RoundWeights(Structure):
-    _fields_ = (
-        ("w", c_void_p),
-        ("w_stride", c_int64),
-        ("n", c_int32),
-        ("k", c_int32),
-        ("type", c_int32),
-        ("unused", c_int32),
-        ("out", Panels),
-        ("bad", c_void_p),
-    )
-
-
 class Route(Structure):
     _fields_ = (
         ("rows", c_void_p),
