@@ -4,8 +4,9 @@ their neighbours, buffers that end where their allocation ends, numbers that are
     python -m tests.parity.fuzz_kernels 40               40 calls of each; prints each op's digest of its results
     python -m tests.parity.fuzz_kernels 40 --sanitized   the same on a library built with sanitizers, which watch
 
-FUZZ_THREADS is how many threads the kernels have, 3 when not set. A sanitizer must be in the process before Python (LD_PRELOAD); `test_sanitizers.py` does that. Two machines, instruction
-sets or numbers of threads are alike when their digests are.
+FUZZ_THREADS is how many threads the kernels have, 3 when not set. A sanitizer must be in the process before Python
+(LD_PRELOAD); `test_sanitizers.py` does that. Two machines, instruction sets or numbers of threads are alike when their
+digests are.
 
 Shapes: T tokens, K inputs, N outputs, D hidden, F feed-forward width, E experts, H heads, V vocabulary.
 """
@@ -32,6 +33,7 @@ from twofold.kernels.attention import packed_attention
 from twofold.kernels.grouped import run
 from twofold.kernels.linear import linear, product, stage_of
 from twofold.kernels.lora import Adapter, lora
+from twofold.kernels.loss import logprobs_of, token_logprobs
 from twofold.kernels.moe import experts, open_gate, route
 from twofold.kernels.norm import layer_norm, rms_norm
 from twofold.kernels.op import Op, all_ops
@@ -110,6 +112,14 @@ class Draw(Random):
         return pack(Logical(self.integers(low, high, *shape).to(dtype), scale, zero), group, self.maybe(0.7))
 
 
+def backward(run: Callable[..., Tensor], *inputs: Tensor) -> Iterable[Any]:
+    """Run the gradient's kernels too; they need not have the same bits everywhere, so little is told of them."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = run(*leaves)
+    for grad in torch.autograd.grad(out, leaves, torch.ones_like(out)):
+        yield tuple(grad.shape), grad.dtype
+
+
 # ------------------------------------------------------------------------------------------------------- products
 @case(linear)
 def products(draw: Draw) -> Iterable[Any]:
@@ -179,7 +189,9 @@ def rows(draw: Draw) -> Iterable[Any]:
 def looking_back(draw: Draw) -> Iterable[Any]:
     size, heads, group = draw.choice((16, 48, 128)), draw.choice((1, 2, 3)), draw.choice((1, 2, 5))
     dim = draw.choice((1, 4, 12, 20, 64, 80, 129))
-    lengths = [(draw.choice((0, 0, 1, 100, 300)), draw.choice((0, 1, 1, 5, 33, 140))) for _ in range(draw.randint(1, 5))]
+    lengths = [
+        (draw.choice((0, 0, 1, 100, 300)), draw.choice((0, 1, 1, 5, 33, 140))) for _ in range(draw.randint(1, 5))
+    ]
     blocks = list(range(sum(-(-(start + count) // size) for start, count in lengths) + 1))
     draw.shuffle(blocks)
     spans = Spans([(s, c, [blocks.pop() for _ in range(-(-(s + c) // size))]) for s, c in lengths], size)
@@ -244,7 +256,7 @@ def tokens(draw: Draw) -> Iterable[Any]:
             seen=ids(20),
             counted=ids(20) * 2,
             allowed=ids(20) or None,
-            bias={number: 3.0 for number in ids(5)},
+            bias=dict.fromkeys(ids(5), 3.0),
             banned=ids(5),
             report=draw.choice((None, "raw", "processed")),
             tops=draw.choice((0, 1, 5)),
@@ -253,6 +265,17 @@ def tokens(draw: Draw) -> Iterable[Any]:
     ]
     yield choose(logits, choices)
     yield score(logits, [draw.randrange(V) for _ in range(R)], draw.choice((0, 3)))
+
+
+@case(token_logprobs, logprobs_of)
+def likelihoods(draw: Draw) -> Iterable[Any]:
+    R, D, V = draw.size(64), draw.size(64, 1), draw.choice((1, 2, 17, 255, 1000, 5003))
+    hidden, w = draw.floats(R, D, wild=True), draw.floats(V, D, dtype=draw.choice(FLOATS))
+    bias, ids = draw.floats(V) if draw.maybe() else None, draw.integers(0, V, R)
+    how = (draw.choice((1.0, 0.5)), draw.choice((None, 30.0)), draw.maybe())
+    yield token_logprobs(hidden, w, bias, ids, *how)
+    yield from backward(lambda *leaves: token_logprobs(*leaves, bias, ids, *how), hidden, w)
+    yield logprobs_of(draw.floats(R, V, wild=True), ids)
 
 
 @case()
@@ -273,7 +296,10 @@ def bits_of(result: Any) -> bytes:
     result = result.detach().contiguous()
     if result.is_floating_point():
         result = result.float().masked_fill(result.isnan(), torch.nan)
-    return repr(tuple(result.shape)).encode() + result.view(torch.uint8 if result.numel() else result.dtype).numpy().tobytes()
+    return (
+        repr(tuple(result.shape)).encode()
+        + result.view(torch.uint8 if result.numel() else result.dtype).numpy().tobytes()
+    )
 
 
 def digest(name: str, calls: int) -> str:

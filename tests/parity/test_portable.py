@@ -50,7 +50,9 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_without_a_compiler_a_model_is_served_on_the_references_and_one_line_says_what_that_costs(tmp_path: Path) -> None:
+def test_without_a_compiler_a_model_is_served_on_the_references_and_one_line_says_what_that_costs(
+    tmp_path: Path,
+) -> None:
     model, empty = make_checkpoint(tmp_path / "tiny"), tmp_path / "bin"
     empty.mkdir()
     own = {"PATH": str(empty), "TWOFOLD_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}

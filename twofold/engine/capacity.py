@@ -57,7 +57,7 @@ def resolve(config: EngineConfig, folder: str | Path) -> EngineConfig:
     dtype, kv_dtype = config.dtype, config.kv_dtype
     if dtype == "auto":
         lacking = triton.missing() if config.device.startswith("cuda") else native.missing()
-    as_it_is = stored.removeprefix("torch.") == "bfloat16" and not lacking
+        as_it_is = stored.removeprefix("torch.") == "bfloat16" and not lacking
         dtype = "bfloat16" if as_it_is else "float32"
     if kv_dtype == "auto" and config.device == "cpu":
         kv_dtype = "bfloat16" if packed or config.quantization or dtype == "bfloat16" else "float32"
