@@ -1,8 +1,6 @@
-"""Arguments for every op at the sizes of the reference model, and what the least work is that they ask for.
+"""Arguments for every op at the sizes of the reference model, and the least work that they ask for.
 
-A case says how many bytes must come from or go to memory at least (each operand once) and how many operations must be
-done (two for each multiply-add), so that a time can be held against the machine's limits. An op without a case here is
-measured with its own sample, when it has one.
+An op without a case here is measured with its own sample, when it has one.
 
 Shapes: T tokens, D hidden, F feed-forward, H query heads, K key-value heads, V vocabulary, E experts, C chosen.
 """
@@ -10,82 +8,24 @@ Shapes: T tokens, D hidden, F feed-forward, H query heads, K key-value heads, V 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as nn
+from case import Args, Case, Sizes, cases, few, stages
 from torch import Tensor
 
 D, F, H, K, HEAD, V = 1024, 3072, 16, 8, 128, 151_936
 QKV = (H + 2 * K) * HEAD
 E, C, EF = 16, 4, 768
-TABLE = 32_768  # rows of a table that only some rows are read of
-Args = tuple[Any, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One op at one size: `make` draws arguments afresh, `moved` bytes and `done` operations are the least there is.
-
-    `plain` is what a user of torch would call with the same arguments; without one it is the op's own definition.
-    """
-
-    label: str
-    make: Callable[[], Args]
-    moved: int
-    done: int = 0
-    unit: Literal["fp32", "int8"] = "fp32"
-    plain: Callable[..., Any] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """Tokens of a decode step of many, of a prefill, and of the context that attention looks back on."""
-
-    batch: int = 32
-    prompt: int = 512
-    context: int = 1024
-
-
-QUICK = Sizes(batch=8, prompt=64, context=128)
-CASES: dict[str, Callable[[Sizes], Iterator[Case]]] = {}
-
-
-def cases(op: str) -> Callable[[Callable[[Sizes], Iterator[Case]]], Callable[[Sizes], Iterator[Case]]]:
-    """Decorator: these are the cases of the op of this name."""
-
-    def add(make: Callable[[Sizes], Iterator[Case]]) -> Callable[[Sizes], Iterator[Case]]:
-        CASES[op] = make
-        return make
-
-    return add
-
-
-def held(*values: Any) -> int:
-    """Bytes of all tensors among some arguments, nested ones too."""
-    total = 0
-    for value in values:
-        if isinstance(value, Tensor):
-            total += value.numel() * value.element_size()
-        elif isinstance(value, list | tuple):
-            total += held(*value)
-    return total
-
-
-def stages(sizes: Sizes) -> list[tuple[str, int]]:
-    return [("decode 1", 1), (f"decode {sizes.batch}", sizes.batch), (f"prefill {sizes.prompt}", sizes.prompt)]
+TABLE = 32_768  # a smaller vocabulary, where the size is not the point
 
 
 @functools.cache
 def dense(*shape: int) -> Tensor:
     """Numbers that stand for quantized or cached ones where torch is to do the same work on fp32."""
     return torch.randn(shape)
-
-
-def few(sizes: Sizes) -> list[tuple[str, int]]:
-    return [stages(sizes)[0], stages(sizes)[-1]]
 
 
 # ------------------------------------------------------------------------------------------------ products
@@ -424,3 +364,34 @@ def soft_cap(sizes: Sizes) -> Iterator[Case]:
 def score(sizes: Sizes) -> Iterator[Case]:
     rows = sizes.batch
     yield Case(label=f"{rows} rows, 5 best", make=lambda: (torch.randn(rows, V), [0] * rows, 5), moved=4 * rows * V)
+
+
+@cases("draw")
+def draw(sizes: Sizes) -> Iterator[Case]:
+    def make() -> Args:
+        from twofold.kernels.sample import Choice
+
+        return torch.randn(sizes.batch, V), [Choice(u=0.5, top_p=0.9)] * sizes.batch
+
+    yield Case(label=f"{sizes.batch} rows, top-p", make=make, moved=4 * sizes.batch * V)
+
+
+@cases("token_logprobs")
+def token_logprobs(sizes: Sizes) -> Iterator[Case]:
+    tokens = sizes.prompt
+    yield Case(
+        label=f"train {tokens}, fp32",
+        make=lambda: (torch.randn(tokens, D), torch.randn(TABLE, D), None, torch.zeros(tokens, dtype=torch.int64)),
+        moved=4 * D * (TABLE + tokens),
+        done=2 * tokens * TABLE * D,
+        plain=lambda x, w, b, ids: nn.cross_entropy(nn.linear(x, w), ids, reduction="none"),
+    )
+
+
+@cases("logprobs_of")
+def logprobs_of(sizes: Sizes) -> Iterator[Case]:
+    yield Case(
+        label=f"{sizes.batch} rows",
+        make=lambda: (torch.randn(sizes.batch, V), torch.zeros(sizes.batch, dtype=torch.int64)),
+        moved=4 * sizes.batch * V,
+    )

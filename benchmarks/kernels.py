@@ -19,11 +19,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cases  # noqa: F401 (fills CASES)
 import limits
 import torch
-from cases import CASES, QUICK, Args, Case, Sizes, held
+from case import CASES, QUICK, Args, Case, Sizes, held
 
-from twofold.kernels import Op, all_ops
+from twofold.kernels import Op, all_ops, samples  # noqa: F401 (samples fills Op.sampler)
 from twofold.platforms import usable_cores
 
 ENOUGH = 160 << 20  # bytes of arguments that no cache holds

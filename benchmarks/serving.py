@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--place", type=Path, default=HERE.parent / ".peers", help="what make peers built")
     parser.add_argument("--cache-gb", type=int, help="KV cache of each engine (default: 4; 1 with --quick)")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="fields of our EngineConfig")
+    parser.add_argument("--prepare", action="store_true", help="write what the peers read, and measure nothing")
     parser.add_argument("--json", type=Path, help="write the record to this file")
     parser.add_argument("--svg", type=Path, help="draw the table of ratios into this file")
     args = parser.parse_args()
@@ -163,9 +165,7 @@ class Match:
 def one_format(stand: Stand, form: str, args: argparse.Namespace, sizes: Sizes, weights: int) -> Results:
     """Everything at one precision."""
     results = Results()
-    chosen = [entry for entry in PEER_ENTRIES if entry.name in args.peers]
-    print(f"{form}: {', '.join(OURS.variants[form].flags[1:])}", flush=True)
-    there = [entry for entry in chosen if is_there(stand, entry, form, results)]
+    there = [entry for entry in chosen_of(args) if is_there(stand, entry, form, results)]
     for group in list(groups(there, weights, form, stand.cache_gb)) or [[]]:
         runners = start_all(stand, group, form, results)
         try:
@@ -183,7 +183,11 @@ def one_format(stand: Stand, form: str, args: argparse.Namespace, sizes: Sizes, 
     return results
 
 
-def main() -> None:
+def chosen_of(args: argparse.Namespace) -> list[Entry]:
+    return [entry for entry in PEER_ENTRIES if entry.name in args.peers]
+
+
+def main() -> int:
     args = arguments()
     folder = models.make("quick" if args.quick else "reference", args.models)
     spec = read_spec(folder)
@@ -201,10 +205,16 @@ def main() -> None:
     )
     print(f"{folder.name}: {body / 1e6:.0f} M weights and a head of {head / 1e6:.0f} M, {args.threads} threads")
     print(f"workloads: {sizes.told()}; prefix caching on for E; every turn brings fresh tokens")
+    formats = args.formats or (("fp32",) if args.quick else FORMATS)
+    if args.prepare:
+        made = [is_there(stand, entry, form, Results()) for form in formats for entry in chosen_of(args)]
+        print(f"{sum(made)} of {len(made)} peers can be measured")
+        return 0
     seen = [limits.measure(args.threads, quick=True)]
     print(limits.line(seen[0]), flush=True)
     records: dict[str, Any] = {}
-    for form in args.formats or (("fp32",) if args.quick else FORMATS):
+    for form in formats:
+        print(f"{form}: {', '.join(OURS.variants[form].flags[1:])}", flush=True)
         results = one_format(stand, form, args, sizes, body + head)
         seen.append(limits.measure(args.threads, quick=True))
         found = shares(results, form, body, head, sizes.length(1024), best_of(seen))
@@ -215,6 +225,7 @@ def main() -> None:
         same = ", ".join(f"{name} {share:.0%}" for name, share in results.agreement.items())
         print(f"  tokens of A as ours before the first that differs: {same or 'nobody to compare with'}")
     report(args, records, best_of(seen), folder.name, sizes)
+    return 1 if any(OURS.name in record["not_here"] for record in records.values()) else 0
 
 
 def report(args: argparse.Namespace, records: dict[str, Any], machine: dict[str, Any], name: str, sizes: Sizes) -> None:
@@ -230,4 +241,4 @@ def report(args: argparse.Namespace, records: dict[str, Any], machine: dict[str,
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The serving benchmark from command to record: our own engine in its own process, on the small model, without peers."""
+"""The serving benchmark from command to record: our own engine in a process of its own, on the small model."""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ their neighbours, buffers that end where their allocation ends, numbers that are
     python -m tests.parity.fuzz_kernels 40               40 calls of each; prints each op's digest of its results
     python -m tests.parity.fuzz_kernels 40 --sanitized   the same on a library built with sanitizers, which watch
 
-FUZZ_THREADS is how many threads the kernels have, 3 when not set. A sanitizer must be in the process before Python (LD_PRELOAD); `test_sanitizers.py` does that. Two machines, instruction
-sets or numbers of threads are alike when their digests are.
+FUZZ_THREADS is how many threads the kernels have, 3 when not set. A sanitizer must be in the process before Python
+(LD_PRELOAD); `test_sanitizers.py` does that. Two machines, instruction sets or numbers of threads are alike when their
+digests are.
 
 Shapes: T tokens, K inputs, N outputs, D hidden, F feed-forward width, E experts, H heads, V vocabulary.
 """
@@ -28,6 +29,7 @@ from torch import Tensor
 from tests.parity import tiny
 from twofold.kernels import native, panels
 from twofold.kernels.activation import ACTIVATIONS, activate, gated, soft_cap
+from twofold.kernels.attention import packed_attention
 from twofold.kernels.grouped import run
 from twofold.kernels.linear import linear, product, stage_of
 from twofold.kernels.lora import Adapter, lora
@@ -36,6 +38,7 @@ from twofold.kernels.norm import layer_norm, rms_norm
 from twofold.kernels.op import Op, all_ops
 from twofold.kernels.paged import Panels, Spans, keep, paged_attention
 from twofold.kernels.quantized import Logical, Packed, pack, quantized_experts, quantized_linear, quantized_rows
+from twofold.kernels.rope import rotate
 from twofold.kernels.sample import Choice, choose, score
 from twofold.kernels.walk import Attend
 
@@ -173,11 +176,22 @@ def rows(draw: Draw) -> Iterable[Any]:
 
 
 # ------------------------------------------------------------------------------------------------------ attention
+@case(packed_attention)
+def whole_sequences(draw: Draw) -> Iterable[Any]:
+    heads, group, dim = draw.choice((1, 2, 3)), draw.choice((1, 2, 5)), draw.choice((1, 4, 12, 20, 64, 129))
+    lengths = [draw.choice((0, 1, 2, 17, 40, 129)) for _ in range(draw.randint(1, 4))]
+    keys, values = (draw.floats(sum(lengths), heads, dim) for _ in range(2))
+    how = Attend(dim**-0.5, window=draw.choice((None, 1, 37)), softcap=draw.choice((None, 4.0)))
+    yield packed_attention(draw.floats(sum(lengths), heads * group, dim), keys, values, lengths, how)
+
+
 @case(keep, paged_attention)
 def looking_back(draw: Draw) -> Iterable[Any]:
     size, heads, group = draw.choice((16, 48, 128)), draw.choice((1, 2, 3)), draw.choice((1, 2, 5))
     dim = draw.choice((1, 4, 12, 20, 64, 80, 129))
-    lengths = [(draw.choice((0, 0, 1, 100, 300)), draw.choice((0, 1, 1, 5, 33, 140))) for _ in range(draw.randint(1, 5))]
+    lengths = [
+        (draw.choice((0, 0, 1, 100, 300)), draw.choice((0, 1, 1, 5, 33, 140))) for _ in range(draw.randint(1, 5))
+    ]
     blocks = list(range(sum(-(-(start + count) // size) for start, count in lengths) + 1))
     draw.shuffle(blocks)
     spans = Spans([(s, c, [blocks.pop() for _ in range(-(-(s + c) // size))]) for s, c in lengths], size)
@@ -197,6 +211,27 @@ def looking_back(draw: Draw) -> Iterable[Any]:
     logsums = torch.empty(spans.tokens, all_heads)
     yield paged_attention(draw.floats(spans.tokens, all_heads, dim), cache, spans, how, sinks, logsums)
     yield logsums
+
+
+@case(packed_attention, rotate)
+def whole_sequences(draw: Draw) -> Iterable[Any]:
+    """Forward and backward, as a trainer has them."""
+    heads, group, dim = draw.choice((1, 2, 3)), draw.choice((1, 2, 5)), draw.choice((1, 4, 12, 20, 64, 80, 129))
+    lengths = [draw.choice((0, 1, 5, 33, 128, 140, 300)) for _ in range(draw.randint(1, 3))]
+    tokens, all_heads = sum(lengths), heads * group
+    how = Attend(
+        dim**-0.5,
+        window=draw.choice((None, 1, 37, 200)),
+        softcap=draw.choice((None, 4.0)),
+        slopes=tuple(2.0**-i for i in range(all_heads)) if draw.maybe(0.3) else None,
+        kept=draw.choice((None, torch.bfloat16, torch.int8)),
+    )
+    q, k, v = (draw.floats(tokens, count, dim).requires_grad_() for count in (all_heads, heads, heads))
+    pairs = draw.randint(0, dim // 2)
+    angles = draw.floats(tokens, pairs)
+    turned = rotate(q, torch.cos(angles), torch.sin(angles), draw.maybe())
+    out = packed_attention(turned, k, v, lengths, how)
+    yield from (turned, out, *torch.autograd.grad(out, (q, k, v), draw.floats(tokens, all_heads, dim)))
 
 
 # --------------------------------------------------------------------------------------------------------- tokens
@@ -221,7 +256,7 @@ def tokens(draw: Draw) -> Iterable[Any]:
             seen=ids(20),
             counted=ids(20) * 2,
             allowed=ids(20) or None,
-            bias={number: 3.0 for number in ids(5)},
+            bias=dict.fromkeys(ids(5), 3.0),
             banned=ids(5),
             report=draw.choice((None, "raw", "processed")),
             tops=draw.choice((0, 1, 5)),
@@ -250,7 +285,10 @@ def bits_of(result: Any) -> bytes:
     result = result.detach().contiguous()
     if result.is_floating_point():
         result = result.float().masked_fill(result.isnan(), torch.nan)
-    return repr(tuple(result.shape)).encode() + result.view(torch.uint8 if result.numel() else result.dtype).numpy().tobytes()
+    return (
+        repr(tuple(result.shape)).encode()
+        + result.view(torch.uint8 if result.numel() else result.dtype).numpy().tobytes()
+    )
 
 
 def digest(name: str, calls: int) -> str:

@@ -109,7 +109,7 @@ def test_the_trainers_forward_is_the_engines(model):
     assert hidden_TD.requires_grad, "the training path, not the serving one"
     trained_T = model.logprobs(hidden_TD[:-1], ids_T[1:], keep=True)  # across a border nothing is meant
     trained_T = torch.cat([trained_T, trained_T.new_zeros(1)])
-    for (name, ids), rows in zip(sequences.items(), trained_T.split(lengths)):
+    for (name, _), rows in zip(sequences.items(), trained_T.split(lengths)):
         trained = rows[:-1].tolist()
         served = [token.logprob for token in (*said.prompts[name][1:], *said[name])]
         assert trained == served, name

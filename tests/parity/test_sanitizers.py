@@ -1,4 +1,4 @@
-"""The CPU kernels under sanitizers: no access beyond a buffer, nothing undefined, no race, on random calls of every op."""
+"""The CPU kernels under sanitizers, on random calls: nothing beyond a buffer, nothing undefined, no race."""
 
 from __future__ import annotations
 

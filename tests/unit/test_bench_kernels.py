@@ -7,7 +7,7 @@ from typing import Any
 import limits
 import pytest
 import torch
-from cases import CASES, QUICK, held
+from case import CASES, QUICK, held
 from kernels import measured, serving
 
 from twofold.kernels import Op, all_ops

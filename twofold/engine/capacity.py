@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from ..core import CapacityError
-from ..kernels import native
+from ..kernels import native, triton
 from ..kernels.attention import KEYS
 from ..models.compile import why_not, working_bytes
 from ..models.decoder import Decoder
@@ -56,7 +56,8 @@ def resolve(config: EngineConfig, folder: str | Path) -> EngineConfig:
         stored, packed = "", False  # whoever loads the checkpoint says what is wrong with it
     dtype, kv_dtype = config.dtype, config.kv_dtype
     if dtype == "auto":
-        as_it_is = stored.removeprefix("torch.") == "bfloat16" and config.device == "cpu" and not native.missing()
+        lacking = triton.missing() if config.device.startswith("cuda") else native.missing()
+        as_it_is = stored.removeprefix("torch.") == "bfloat16" and not lacking
         dtype = "bfloat16" if as_it_is else "float32"
     if kv_dtype == "auto" and config.device == "cpu":
         kv_dtype = "bfloat16" if packed or config.quantization or dtype == "bfloat16" else "float32"

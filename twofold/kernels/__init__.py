@@ -23,6 +23,7 @@ attention.py   the walk over blocks of keys, for whole sequences and for block t
 walk.py        attention as a walk over blocks of keys, and its folds
 paged.py       attention over keys and values kept in blocks
 moe.py         routing and experts
+backward.py    gradients of norms and activations by their own kernels
 loss.py        log-probabilities of given tokens, without the logits of the whole vocabulary
 sample.py      from logits to tokens, and log-probabilities of given ones
 sample_native.py  the sampler's stage: choices as plain structs

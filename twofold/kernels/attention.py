@@ -6,15 +6,16 @@ together, L tokens of each, M = L·G rows, Z = B·K.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, stages
 from .op import op
-from .paged import Panels, Spans, cache_shapes, keep, paged_attention, to_bytes
+from .paged import Panels, Spans, cache_shapes, keep, paged_attention, run, to_bytes
 from .walk import KEYS, Attend, Fold, biased, blocks_of, grouped, look, mask, scores, tile_mask, ungrouped, walk
 
 __all__ = [
@@ -78,7 +79,7 @@ def _together(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int
 
 
 class _Panelled(torch.autograd.Function):
-    """Keys and values into panels, and the engine's attention over them; backward as that of `_Packed`."""
+    """Keys and values into panels, and the engine's attention over them; backward from the saved log-sum-exp."""
 
     @staticmethod
     def forward(ctx: Any, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: tuple[int, ...], how: Attend) -> Tensor:
@@ -99,15 +100,40 @@ class _Panelled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q_THD, k_TKD, v_TKD, out_THD, lse_TH = ctx.saved_tensors
-        found = [torch.zeros_like(x) for x in (q_THD, k_TKD, v_TKD)]
-        kept = _kept(q_THD, k_TKD, v_TKD, ctx.how)
-        for index_BL, real_BL in bundles(ctx.lengths, q_THD.device):
-            q, k, v, out, grad = (x[index_BL] for x in (*kept, out_THD, grads[0]))
-            lse_ZM1 = grouped(lse_TH[index_BL][..., None], k_TKD.shape[1])
-            grad = grad * real_BL[:, :, None, None]
-            for whole, part in zip(found, walk_backward(q, k, v, out, grad, lse_ZM1, ctx.how), strict=True):
-                whole[index_BL[real_BL]] = part[real_BL]
-        return found[0], found[1], found[2], None, None
+        return *_backward(q_THD, k_TKD, v_TKD, out_THD, lse_TH, grads[0], ctx.lengths, ctx.how), None, None
+
+
+def _backward(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    out_THD: Tensor,
+    lse_TH: Tensor,
+    grad_THD: Tensor,
+    lengths: tuple[int, ...],
+    how: Attend,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v by the CPU kernel, through what was kept of them as if nothing had been rounded."""
+    T, H, D = q_THD.shape
+    K = k_TKD.shape[1]
+    read = [x.contiguous() for x in (*_kept(q_THD, k_TKD, v_TKD, how), out_THD, grad_THD, lse_TH)]
+    found = [torch.empty(T, heads, D) for heads in (H, K, K)]
+    slopes_H = None if how.slopes is None else torch.tensor(how.slopes, dtype=torch.float32)
+    spans = Spans([(0, length, range(-(-length // KEYS))) for length in lengths], KEYS)
+    names = ("q", "k", "v", "out", "grad", "lse", "dq", "dk", "dv")
+    stage = stages.AttentionBackward(
+        heads=H,
+        kv_heads=K,
+        dim=D,
+        window=how.window or 0,
+        scale=how.scale,
+        softcap=how.softcap or 0.0,
+        slopes=None if slopes_H is None else slopes_H.data_ptr(),
+        **{name: x.data_ptr() for name, x in zip(names, (*read, *found), strict=True)},
+    )
+    stage.step = ctypes.pointer(spans.struct)
+    run(stage)
+    return found[0], found[1], found[2]
 
 
 class _Packed(torch.autograd.Function):

@@ -68,8 +68,8 @@ class Matrices:
         # Gates and ups whose panels overlap are multiplied as one and opened afterwards.
         self._apart = bool(gated and self._packed and self._array[0].n % 16)
         self._gated = gated and not self._apart
-        for matrix in self._array if self._apart else ():
-            matrix.n *= 2
+        for number in range(len(self._array) if self._apart else 0):
+            self._array[number].n *= 2
 
     def stages_of(
         self,

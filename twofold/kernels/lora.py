@@ -1,9 +1,9 @@
-"""Low-rank adapters in a batch where each token may have its own (LoRA: Hu et al. 2021; SGMV: Punica, Chen et al. 2023).
+"""Low-rank adapters in a batch where each token may have its own.
 
     x [T, K] ── shrink by A of the token's adapter ──▶ [P, R] ── expand by B, scaled ──▶ added to y [T, N]
 
-Tokens are grouped by adapter, each group multiplied by its own A and B whatever their ranks; a token's bits are those of
-going alone, and a token without an adapter is not touched.
+Tokens are grouped by adapter, each group multiplied by its own A and B whatever their ranks; a token's bits are those
+of going alone, and a token without an adapter is not touched. LoRA: Hu et al. 2021; SGMV: Punica, Chen et al. 2023.
 
 Shapes: T tokens, K inputs, N outputs, R an adapter's rank, P tokens that have an adapter.
 """

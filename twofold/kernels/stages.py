@@ -214,6 +214,28 @@ class Attention(Structure):
     )
 
 
+class AttentionBackward(Structure):
+    _fields_ = (
+        ("step", POINTER(Step)),
+        ("heads", c_int32),
+        ("kv_heads", c_int32),
+        ("dim", c_int32),
+        ("window", c_int32),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("slopes", c_void_p),
+        ("q", c_void_p),
+        ("k", c_void_p),
+        ("v", c_void_p),
+        ("out", c_void_p),
+        ("grad", c_void_p),
+        ("lse", c_void_p),
+        ("dq", c_void_p),
+        ("dk", c_void_p),
+        ("dv", c_void_p),
+    )
+
+
 class Panels(Structure):
     """A quantized weight in panels of sixteen outputs; see `quantized.py`."""
 
@@ -279,19 +301,6 @@ class QuantizedEmbed(Structure):
         ("unused", c_int32),
         ("out", c_void_p),
         ("out_stride", c_int64),
-    )
-
-
-class RoundWeights(Structure):
-    _fields_ = (
-        ("w", c_void_p),
-        ("w_stride", c_int64),
-        ("n", c_int32),
-        ("k", c_int32),
-        ("type", c_int32),
-        ("unused", c_int32),
-        ("out", Panels),
-        ("bad", c_void_p),
     )
 
 

@@ -6,13 +6,14 @@
 // Every output is one accumulator, added to by fma in increasing d (or key). Rows share what is loaded; how many of them
 // stand together, and how many panels a tile is wide, only decides when, so a row's bits are its own.
 #pragma once
+#include <cmath>
 #include <utility>
 
 #include "cache.h"
-#include "whole.h"
 
 constexpr int KEYS = 128;              // keys of a block: the unit of the walk, in absolute positions
 constexpr int PANELS = KEYS / PANEL;   // panels of a block
+constexpr int S_STRIDE = KEYS + LANES;  // of rows of scores: not a power of two, so that they do not share cache sets
 #if defined(__AVX512F__)
 constexpr int TILE = 12;               // rows of a register tile: 12 x 2 panels fill 24 of 32 registers
 constexpr int wide_for(int rows) { return rows <= 2 ? 4 : 2; }
@@ -78,31 +79,9 @@ void score_tile(const Scores& it, const T* const* panels, Ahead& ahead) {
     TF_UNROLL for (int p = 0; p < P; p++) store(it.s + m * it.s_stride + p * PANEL, c[m][p]);
 }
 
-// Scores of whole numbers: keys and query are bytes with scales; the sums are exact.
-struct ByteScores {
-  const int8_t* q;        // [rows][q_stride]
-  int64_t q_stride;
-  int width;              // numbers of a key, whole groups of four
-  const float* q_scale;   // [rows]
-  const int32_t* q_sum;   // [rows] sums of the codes
-  float* s;               // [rows][s_stride], 16 for each panel
-  int64_t s_stride;
-};
-
-template <int M>
-void score_bytes_tile(const ByteScores& it, const int8_t* panel, const float* key_scale) {
-  I16 c[M];
-  whole_sums<8>(c, it.q, it.q_stride, reinterpret_cast<const uint8_t*>(panel), it.width);
-  const V16 scale = load(key_scale);
-  TF_UNROLL for (int m = 0; m < M; m++) {
-    const V16 sum = to_float(c[m] - all_whole(LIFT<8> * it.q_sum[m]));
-    store(it.s + m * it.s_stride, sum * scale * all(it.q_scale[m]));
-  }
-}
-
 struct Values {
-  const float* p;  // [rows][p_stride], from key 0 of the block
-  int64_t p_stride;
+  const float* p;  // from key 0 of the block
+  int64_t p_stride, p_step;    // from a row to the next, and from a key to the next
   int first, keys;             // of the block: `first` is a multiple of 16
   int64_t width;               // from one key's numbers to the next key's
   const float *old, *fresh;    // [rows] what the walk so far, and this block, are multiplied by; null: only this block
@@ -113,16 +92,16 @@ struct Values {
 // `from` and `to`: the first of the sixteen numbers of each of P columns, in a key's row and in o.
 template <int M, int P, class T>
 void value_tile(const Values& it, const T* const* page, const int64_t* from, const int64_t* to, Ahead& ahead) {
-  const int64_t width = it.width, p_stride = it.p_stride;
+  const int64_t width = it.width, p_stride = it.p_stride, p_step = it.p_step;
   V16 c[M][P];
   TF_UNROLL for (int m = 0; m < M; m++)
     TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = all(0.0f);
   for (int key = it.first; key < it.keys; key += PANEL) {
     const T* line[P];
     TF_UNROLL for (int p = 0; p < P; p++) line[p] = page[key / PANEL] + from[p];
-    const float* weight = it.p + key;
+    const float* weight = it.p + key * p_step;
     ahead.next(lines_of<P, T>(PANEL));
-    for (int left = std::min(PANEL, it.keys - key); left; left--, weight++) {
+    for (int left = std::min(PANEL, it.keys - key); left; left--, weight += p_step) {
       V16 v[P];
       TF_UNROLL for (int p = 0; p < P; p++) v[p] = widened(line[p]), line[p] += width;
       TF_UNROLL for (int m = 0; m < M; m++) {
@@ -140,30 +119,53 @@ void value_tile(const Values& it, const T* const* page, const int64_t* from, con
 
 // The tiles of each number of rows: `wide` for wide_for(rows) panels, `one` for a panel.
 template <class T>
-struct Tiles {
+struct ScoreTiles {
   using Score = void (*)(const Scores&, const T* const*, Ahead&);
+  Score wide[TILE], one[TILE];
+
+  constexpr ScoreTiles() : ScoreTiles(std::make_integer_sequence<int, TILE>()) {}
+
+ private:
+  template <int... M>
+  constexpr explicit ScoreTiles(std::integer_sequence<int, M...>)
+      : wide{score_tile<M + 1, wide_for(M + 1), T>...}, one{score_tile<M + 1, 1, T>...} {}
+};
+
+template <class T>
+struct ValueTiles {
   using Value = void (*)(const Values&, const T* const*, const int64_t*, const int64_t*, Ahead&);
-  Score wide_score[TILE], one_score[TILE];
-  Value wide_value[TILE], one_value[TILE];
+  Value wide[TILE], one[TILE];
 
-  constexpr Tiles() : Tiles(std::make_integer_sequence<int, TILE>()) {}
-
- private:
-  template <int... M>
-  constexpr explicit Tiles(std::integer_sequence<int, M...>)
-      : wide_score{score_tile<M + 1, wide_for(M + 1), T>...},
-        one_score{score_tile<M + 1, 1, T>...},
-        wide_value{value_tile<M + 1, wide_for(M + 1), T>...},
-        one_value{value_tile<M + 1, 1, T>...} {}
-};
-
-struct ByteTiles {
-  using Score = void (*)(const ByteScores&, const int8_t*, const float*);
-  Score score[TILE];
-
-  constexpr ByteTiles() : ByteTiles(std::make_integer_sequence<int, TILE>()) {}
+  constexpr ValueTiles() : ValueTiles(std::make_integer_sequence<int, TILE>()) {}
 
  private:
   template <int... M>
-  constexpr explicit ByteTiles(std::integer_sequence<int, M...>) : score{score_bytes_tile<M + 1>...} {}
+  constexpr explicit ValueTiles(std::integer_sequence<int, M...>)
+      : wide{value_tile<M + 1, wide_for(M + 1), T>...}, one{value_tile<M + 1, 1, T>...} {}
 };
+
+template <class T>
+constexpr ScoreTiles<T> score_tiles{};
+template <class T>
+constexpr ValueTiles<T> value_tiles{};
+
+// Keys of a block that a row sees: [first, last).
+struct Sight {
+  int first, last;
+  Sight(int64_t window, int64_t position, int64_t start) {
+    first = window ? int(std::clamp<int64_t>(position - window + 1 - start, 0, KEYS)) : 0;
+    last = int(std::clamp<int64_t>(position + 1 - start, 0, KEYS));
+  }
+};
+
+static const float PLACE[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// Scores of sixteen keys from key i of a block on, the first of them `distance` behind the query (so below 0): biased by
+// distance, -inf where hidden.
+static inline V16 biased(V16 x, const float* slope, int64_t distance, const Sight& sight, int i) {
+  const V16 place = load(PLACE), hidden = all(-INFINITY);
+  if (slope) x = x + all(*slope) * (place + all(float(distance)));
+  if (i >= sight.first && i + LANES <= sight.last) return x;
+  x = where_less(place, all(float(sight.last - i)), x, hidden);
+  return where_less(place, all(float(sight.first - i)), hidden, x);
+}

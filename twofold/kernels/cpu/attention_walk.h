@@ -13,14 +13,13 @@
 
 #include "attention_tile.h"
 #include "math.h"
+#include "whole.h"
 
 namespace {
 
 constexpr float NOTHING = -1e30f;        // the largest score of a row that has seen no key: finite, never makes a NaN
 constexpr int ROWS = 96;                 // rows that walk together
-constexpr int S_STRIDE = KEYS + LANES;   // not a power of two, so that rows do not share cache sets
 constexpr int FEW = 2 * TILE;            // more rows than this: values (and what is not fp32) are unpacked once for all
-const float PLACE[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 // One query of one head.
 struct Row {
@@ -71,15 +70,6 @@ struct Block {
   }
 };
 
-// Keys of a block that a row sees: [first, last).
-struct Sight {
-  int first, last;
-  Sight(const Attention& it, const Row& row, int64_t start) {
-    first = it.window ? int(std::clamp<int64_t>(row.position - it.window + 1 - start, 0, KEYS)) : 0;
-    last = int(std::clamp<int64_t>(row.position + 1 - start, 0, KEYS));
-  }
-};
-
 // Rows [from, to) of the desk in register tiles of like size, each with the keys that any of its rows sees.
 struct RowTiles {
   int count, at[ROWS + 1], first[ROWS], last[ROWS];
@@ -90,7 +80,7 @@ struct RowTiles {
     for (int t = 0; t < count; t++) {
       first[t] = KEYS, last[t] = 0;
       for (int r = at[t]; r < at[t + 1]; r++) {
-        const Sight sight(it, desk.row[r], start);
+        const Sight sight(it.window, desk.row[r].position, start);
         first[t] = std::min(first[t], sight.first / PANEL * PANEL);
         last[t] = std::max(last[t], sight.last);
       }
@@ -101,16 +91,47 @@ struct RowTiles {
   bool idle(int t, int panel, int wide) const { return panel >= panels(t) || (panel + wide) * PANEL <= first[t]; }
 };
 
-template <class T>
-const Tiles<T> tiles_of{};
-const ByteTiles byte_tiles{};
+// Scores of whole numbers: keys and query are bytes with scales; the sums are exact.
+struct ByteScores {
+  const int8_t* q;        // [rows][q_stride]
+  int64_t q_stride;
+  int width;              // numbers of a key, whole groups of four
+  const float* q_scale;   // [rows]
+  const int32_t* q_sum;   // [rows] sums of the codes
+  float* s;               // [rows][s_stride], 16 for each panel
+  int64_t s_stride;
+};
+
+template <int M>
+void score_bytes_tile(const ByteScores& it, const int8_t* panel, const float* key_scale) {
+  I16 c[M];
+  whole_sums<8>(c, it.q, it.q_stride, reinterpret_cast<const uint8_t*>(panel), it.width);
+  const V16 scale = load(key_scale);
+  TF_UNROLL for (int m = 0; m < M; m++) {
+    const V16 sum = to_float(c[m] - all_whole(LIFT<8> * it.q_sum[m]));
+    store(it.s + m * it.s_stride, sum * scale * all(it.q_scale[m]));
+  }
+}
+
+struct ByteTiles {
+  using Score = void (*)(const ByteScores&, const int8_t*, const float*);
+  Score score[TILE];
+
+  constexpr ByteTiles() : ByteTiles(std::make_integer_sequence<int, TILE>()) {}
+
+ private:
+  template <int... M>
+  constexpr explicit ByteTiles(std::integer_sequence<int, M...>) : score{score_bytes_tile<M + 1>...} {}
+};
+
+constexpr ByteTiles byte_tiles{};
 
 template <class T>
 void score_block(const Attention& it, Desk& desk, const RowTiles& tiles, const T* const* key, int panels, Ahead& ahead) {
   Ahead none;
   for (int p = 0; p < panels;) {
     const int most = wide_for(tiles.rows(0)), wide = p + most <= panels ? most : 1;
-    const auto& tile = wide == most ? tiles_of<T>.wide_score : tiles_of<T>.one_score;
+    const auto& tile = wide == most ? score_tiles<T>.wide : score_tiles<T>.one;
     for (int t = 0; t < tiles.count; t++) {
       if (tiles.idle(t, p, wide)) continue;
       const Scores job{desk.q + tiles.at[t] * desk.q_stride, desk.q_stride, it.cache.dim,
@@ -134,24 +155,17 @@ void score_bytes(const Attention& it, Desk& desk, const RowTiles& tiles, const B
   }
 }
 
-// Raw scores s of a row become what the model means by them: capped, biased by distance, -inf where hidden.
-inline V16 meant(const Attention& it, const Row& row, const Sight& sight, int64_t start, int i, V16 x) {
-  const V16 place = load(PLACE), hidden = all(-INFINITY);
-  if (it.softcap != 0.0f) x = all(it.softcap) * tanh(x / all(it.softcap));
-  if (it.slopes) x = x + all(it.slopes[row.head]) * (place + all(float(start + i - row.position)));
-  if (i >= sight.first && i + LANES <= sight.last) return x;
-  x = where_less(place, all(float(sight.last - i)), x, hidden);
-  return where_less(place, all(float(sight.first - i)), hidden, x);
-}
-
 // A row's raw scores of the keys [first, last) of a block, both multiples of 16, become exp(score - m); sets m and l. Values
 // that are bytes have scales, which go into the weights.
 void soften(const Attention& it, const Row& row, int64_t start, int first, int last, const float* const* value_scale, float* s,
             float* m, float* l) {
-  const Sight sight(it, row, start);
+  const Sight sight(it.window, row.position, start);
+  const float* slope = it.slopes ? it.slopes + row.head : nullptr;
   V16 top = all(NOTHING);
   for (int i = first; i < last; i += LANES) {
-    const V16 x = meant(it, row, sight, start, i, load(s + i));
+    V16 x = load(s + i);
+    if (it.softcap != 0.0f) x = all(it.softcap) * tanh(x / all(it.softcap));
+    x = biased(x, slope, start + i - row.position, sight, i);
     top = max(top, x);
     store(s + i, x);
   }
@@ -194,12 +208,12 @@ void value_block(const Attention& it, Desk& desk, const RowTiles& tiles, const T
   const int columns = int(divide_up(it.cache.dim, LANES)), most = wide_for(tiles.rows(0));
   for (int c = 0; c < columns;) {
     const int wide = c + most <= columns ? most : 1;
-    const auto& tile = wide == most ? tiles_of<T>.wide_value : tiles_of<T>.one_value;
+    const auto& tile = wide == most ? value_tiles<T>.wide : value_tiles<T>.one;
     int64_t from[4], to[4];
     for (int i = 0; i < wide; i++) to[i] = (c + i) * LANES, from[i] = (c + i) * step;
     for (int t = 0; t < tiles.count; t++) {
       const int r = tiles.at[t];
-      const Values job{desk.s + r * S_STRIDE, S_STRIDE, tiles.first[t], tiles.last[t], width,
+      const Values job{desk.s + r * S_STRIDE, S_STRIDE, 1, tiles.first[t], tiles.last[t], width,
                        into.apart ? nullptr : desk.old + r, desk.fresh + r, into.o + r * into.stride, into.stride};
       tile[tiles.rows(t) - 1](job, value, from, to, t ? none : ahead);
     }
@@ -281,11 +295,9 @@ void sit_down(const Attention& it, Desk& desk, int rows) {
     for (int d = 0; d < dim; d += LANES) store(q + d, load(from + d, dim - d) * all(it.scale));
     desk.m[r] = NOTHING, desk.l[r] = 0.0f;
     if (it.cache.type != Type::int8) continue;
-    alignas(64) int8_t codes[MOST_DIM];
+    int8_t* codes = desk.codes + r * desk.code_stride;
     desk.q_scale[r] = to_bytes(q, dim, int(divide_up(dim, LANES)) * LANES, codes);
     desk.q_sum[r] = 0;
-    for (int d = 0; d < dim; d += LANES)
-      std::memcpy(desk.codes + r * desk.code_stride + d, codes + d, LANES);
     for (int d = 0; d < dim; d++) desk.q_sum[r] += codes[d];
   }
   std::fill_n(desk.o, rows * desk.o_stride, 0.0f);

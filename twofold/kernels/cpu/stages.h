@@ -255,17 +255,6 @@ struct QuantizedEmbed {
   int64_t out_stride;
 };
 
-// Weights w[n, k] in fp32, bf16 or fp16 rounded to nearest into panels; `bad` becomes 1 where one is not finite.
-struct RoundWeights {
-  const void* w;
-  int64_t w_stride;
-  int32_t n, k;
-  Type type;
-  int32_t unused;
-  Panels out;
-  int32_t* bad;
-};
-
 // The top_k best of softmax(logits[row]) and their weights, best first; of equal logits the lower expert is the better.
 struct Route {
   const int32_t* rows;
@@ -337,6 +326,17 @@ struct Gate {
   int64_t y_stride;
   float* out;
   int64_t out_stride;
+};
+
+// The gradients of whole sequences' attention (step: first, start all 0); k and v as they were looked at, [tokens][kv_heads *
+// dim] each, lse from the forward. Rows without gaps.
+struct AttentionBackward {
+  const Step* step;
+  int32_t heads, kv_heads, dim, window;
+  float scale, softcap;
+  const float* slopes;
+  const float *q, *k, *v, *out, *grad, *lse;
+  float *dq, *dk, *dv;
 };
 
 // One stage of a program: the function that does a thread's share of it, and its arguments.

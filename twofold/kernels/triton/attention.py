@@ -53,29 +53,10 @@ def _finish(m, mass, o, sinks, heads, live):
 
 @triton.jit
 def _span(
-    q,
-    k,
-    v,
-    k_scale,
-    v_scale,
-    table,
-    first,
-    low,
-    high,
-    position,
-    slope,
-    d,
-    D,
-    size,
-    block_stride,
-    row_stride,
-    scale,
-    softcap,
-    window,
-    PAGED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    STEP: tl.constexpr,
-):
+    q, k, v, k_scale, v_scale, table, first, low, high, position, slope, d, D, size, block_stride, row_stride,
+    scale, softcap, window,
+    PAGED: tl.constexpr, CAPPED: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
     """Largest score, sum and values of the queries over keys low..high-1 of one span; low is a multiple of STEP."""
     m = tl.full(position.shape, -1e30, tl.float32)  # finite, so that it never makes a NaN
     mass = tl.zeros(position.shape, tl.float32)
@@ -114,49 +95,17 @@ def _span(
 
 @triton.jit
 def _walk(
-    q,
-    k,
-    v,
-    k_scale,
-    v_scale,
-    out,
-    part_m,
-    part_mass,
-    part_o,
-    sinks,
-    slopes,
-    tile_sequence,
-    tile_row,
-    sequences,
-    table,
-    G,
-    D,
-    size,
-    pages,
-    spans,
-    q_token,
-    q_head,
-    out_token,
-    out_head,
-    block_stride,
-    kv_head,
-    row_stride,
-    scale,
-    softcap,
-    window,
-    PAGED: tl.constexpr,
-    CAPPED: tl.constexpr,
-    SPLIT: tl.constexpr,
-    SPAN: tl.constexpr,
-    STEP: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    q, k, v, k_scale, v_scale, out, part_m, part_mass, part_o, sinks, slopes, tile_sequence, tile_row, sequences,
+    table, G, D, size, pages, spans, q_token, q_head, out_token, out_head, block_stride, kv_head, row_stride, scale,
+    softcap, window,
+    PAGED: tl.constexpr, CAPPED: tl.constexpr, SPLIT: tl.constexpr, SPAN: tl.constexpr, STEP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One tile of rows over all its spans, or (SPLIT) over span program_id(2) alone, left in part_*."""
-    tile = tl.program_id(0)
-    head = tl.program_id(1)
+    tile, head = tl.program_id(0), tl.program_id(1)
     sequence = tl.load(tile_sequence + tile)
-    row = tl.load(tile_row + tile) + tl.arange(0, ROWS)
+    begin_row = tl.load(tile_row + tile)
+    row = begin_row + tl.arange(0, ROWS)
     first = tl.load(sequences + 3 * sequence)
     begin = tl.load(sequences + 3 * sequence + 1)
     count = tl.load(sequences + 3 * sequence + 2)
@@ -170,10 +119,8 @@ def _walk(
     slope = slopes
     if slopes is not None:
         slope = tl.load(slopes + heads, live, 0.0)
-    lowest = begin + tl.load(tile_row + tile) // G
-    low = tl.maximum(lowest - window + 1, 0) // STEP * STEP
-    high = tl.minimum(begin + count, begin + (tl.load(tile_row + tile) + ROWS - 1) // G + 1)
-    high = tl.where(count > 0, high, 0)
+    low = tl.maximum(begin + begin_row // G - window + 1, 0) // STEP * STEP
+    high = tl.where(count > 0, begin + tl.minimum(count, (begin_row + ROWS - 1) // G + 1), 0)
     k += head.to(tl.int64) * kv_head
     v += head.to(tl.int64) * kv_head
     if k_scale is not None:
@@ -181,56 +128,38 @@ def _walk(
         v_scale += head * size
     table += sequence.to(tl.int64) * pages
     packed = first - begin
+    first_span = low // SPAN
+    end_span = tl.cdiv(high, SPAN)
     if SPLIT:
-        span = tl.program_id(2)
-        if (span * SPAN < high) & ((span + 1) * SPAN > low):
-            m, mass, o = _span(
-                queries, k, v, k_scale, v_scale, table, packed, tl.maximum(low, span * SPAN),
-                tl.minimum(high, (span + 1) * SPAN), position, slope, d, D, size, block_stride, row_stride,
-                scale, softcap, window, PAGED, CAPPED, STEP,
-            )  # fmt: skip
+        first_span = tl.maximum(first_span, tl.program_id(2))
+        end_span = tl.minimum(end_span, tl.program_id(2) + 1)
+    m = tl.full((ROWS,), -1e30, tl.float32)
+    mass = tl.zeros((ROWS,), tl.float32)
+    o = tl.zeros((ROWS, BLOCK), tl.float32)
+    for span in range(first_span, end_span):
+        m2, mass2, o2 = _span(
+            queries, k, v, k_scale, v_scale, table, packed, tl.maximum(low, span * SPAN),
+            tl.minimum(high, (span + 1) * SPAN), position, slope, d, D, size, block_stride, row_stride,
+            scale, softcap, window, PAGED, CAPPED, STEP,
+        )  # fmt: skip
+        if SPLIT:
             at = ((sequence * tl.num_programs(1) + head).to(tl.int64) * spans + span) * G + row
-            tl.store(part_m + at, m, live)
-            tl.store(part_mass + at, mass, live)
-            tl.store(part_o + at[:, None] * D + d[None, :], o, inside)
-    else:
-        m = tl.full((ROWS,), -1e30, tl.float32)
-        mass = tl.zeros((ROWS,), tl.float32)
-        o = tl.zeros((ROWS, BLOCK), tl.float32)
-        for span in range(low // SPAN, tl.cdiv(high, SPAN)):
-            m2, mass2, o2 = _span(
-                queries, k, v, k_scale, v_scale, table, packed, tl.maximum(low, span * SPAN),
-                tl.minimum(high, (span + 1) * SPAN), position, slope, d, D, size, block_stride, row_stride,
-                scale, softcap, window, PAGED, CAPPED, STEP,
-            )  # fmt: skip
+            tl.store(part_m + at, m2, live)
+            tl.store(part_mass + at, mass2, live)
+            tl.store(part_o + at[:, None] * D + d[None, :], o2, inside)
+        else:
             m, mass, o = fold(m, mass, o, m2, mass2, o2)
+    if not SPLIT:
         m, mass, o = _finish(m, mass, o, sinks, heads, live)
-        tl.store(
-            out + tokens[:, None] * out_token + heads[:, None] * out_head + d[None, :],
-            o.to(out.dtype.element_ty),
-            inside,
-        )
+        place = tokens[:, None] * out_token + heads[:, None] * out_head + d[None, :]
+        tl.store(out + place, o.to(out.dtype.element_ty), inside)
 
 
 @triton.jit
 def _join(
-    part_m,
-    part_mass,
-    part_o,
-    out,
-    sinks,
-    sequences,
-    G,
-    D,
-    spans,
-    out_token,
-    out_head,
-    window,
-    SPAN: tl.constexpr,
-    STEP: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    part_m, part_mass, part_o, out, sinks, sequences, G, D, spans, out_token, out_head, window,
+    SPAN: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Fold the spans of one decoded query, first to last."""
     sequence = tl.program_id(0)
     head = tl.program_id(1)
@@ -327,7 +256,8 @@ def attend(
     part = torch.empty(left * (D + 2), dtype=torch.float32, device=q_THD.device)
     part_m, part_mass, part_o = part.split([left, left, left * D])
     window = how.window or 2**30
-    warps = 8 if q_THD.dtype == torch.float32 else 4  # no tensor cores: a tile's numbers fill twice the registers
+    wide = q_THD.dtype == torch.float32  # no tensor cores: a tile's numbers would not fit the registers
+    step, warps = (STEP // 2, 8) if wide else (STEP, 4)
     _walk[(len(tiles.sequence), K, max(1, spans))](
         q_THD, keys.k, keys.v, keys.k_scale, keys.v_scale, out_THD, part_m, part_mass, part_o,
         sinks_H, _slopes(how.slopes, q_THD.device), tiles.sequence, tiles.row, queries.sequences_S3,
@@ -337,13 +267,13 @@ def attend(
         keys.k.stride(0), keys.k.stride(1), keys.k.stride(0 if table is None else 2),
         how.scale, how.softcap or 1.0, window,
         PAGED=table is not None, CAPPED=how.softcap is not None, SPLIT=spans > 0,
-        SPAN=SPAN, STEP=STEP, ROWS=ROWS, BLOCK=block, num_warps=warps, num_stages=2, enable_fp_fusion=False,
+        SPAN=SPAN, STEP=step, ROWS=ROWS, BLOCK=block, num_warps=warps, num_stages=2, enable_fp_fusion=False,
     )  # fmt: skip
     if spans:
         _join[(S, K)](
             part_m, part_mass, part_o, out_THD, sinks_H, queries.sequences_S3, G, D, spans,
             out_THD.stride(0), out_THD.stride(1), window,
-            SPAN=SPAN, STEP=STEP, ROWS=triton.next_power_of_2(G), BLOCK=block, num_warps=4, enable_fp_fusion=False,
+            SPAN=SPAN, STEP=step, ROWS=triton.next_power_of_2(G), BLOCK=block, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
 
 

@@ -16,26 +16,9 @@ from torch import Tensor
 
 @triton.jit
 def _norm(
-    x,
-    residual,
-    w,
-    b,
-    y,
-    total,
-    R,
-    D,
-    H,
-    token_stride,
-    head_stride,
-    scale,
-    eps,
-    W,
-    SCALED: tl.constexpr,
-    LAYER: tl.constexpr,
-    OFFSET: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x, residual, w, b, y, total, R, D, H, token_stride, head_stride, scale, eps, W,
+    SCALED: tl.constexpr, LAYER: tl.constexpr, OFFSET: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, BLOCK)
     live = (row < R)[:, None] & (d < D)[None, :]

@@ -58,20 +58,9 @@ def _step(x, codes, zero, k, live_M, K, DYNAMIC: tl.constexpr):
 
 @triton.jit
 def _panels(
-    acc,
-    x,
-    x_scale,
-    w,
-    scale,
-    zero,
-    live_M,
-    live_N,
-    K,
-    BITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    DYNAMIC: tl.constexpr,
-    INNER: tl.constexpr,
-):
+    acc, x, x_scale, w, scale, zero, live_M, live_N, K,
+    BITS: tl.constexpr, GROUP: tl.constexpr, DYNAMIC: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
     """The walk over panels: w, scale and zero point at each column's place in its panel."""
     CODES: tl.constexpr = INNER * BITS // 8
     SPAN: tl.constexpr = GROUP if GROUP != 0 else INNER
@@ -118,37 +107,11 @@ def _panels(
 
 @triton.jit
 def _product(
-    x,
-    x_scale,
-    w,
-    scale,
-    zero,
-    bias,
-    y,
-    order,
-    tile_expert,
-    tile_place,
-    ends,
-    M,
-    N,
-    K,
-    G,
-    E,
-    C,
-    x_row,
-    y_row,
-    w_expert,
-    w_row,
-    s_expert,
-    BITS: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPED: tl.constexpr,
-    GATHER: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INNER: tl.constexpr,
-    BAND: tl.constexpr,
-):
+    x, x_scale, w, scale, zero, bias, y, order, tile_expert, tile_place, ends, M, N, K, G, E, C, x_row, y_row,
+    w_expert, w_row, s_expert,
+    BITS: tl.constexpr, GROUP: tl.constexpr, GROUPED: tl.constexpr, GATHER: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, INNER: tl.constexpr, BAND: tl.constexpr,
+):  # fmt: skip
     across = tl.cdiv(N, COLUMNS)
     down = tl.num_programs(0) // across
     band = tl.program_id(0) // (BAND * across)

@@ -57,18 +57,9 @@ def _floor(w, least, wanted, V, BY_MASS: tl.constexpr, STRIP: tl.constexpr):
 
 @triton.jit
 def _draw(
-    logits,
-    w,
-    ids,
-    temperatures,
-    min_ps,
-    top_ks,
-    top_ps,
-    uniforms,
-    V,
-    logits_row,
+    logits, w, ids, temperatures, min_ps, top_ks, top_ps, uniforms, V, logits_row,
     STRIP: tl.constexpr,
-):
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     logits += row * logits_row
     w += row * V
