@@ -33,6 +33,7 @@ from twofold.kernels.attention import packed_attention
 from twofold.kernels.grouped import run
 from twofold.kernels.linear import linear, product, stage_of
 from twofold.kernels.lora import Adapter, lora
+from twofold.kernels.loss import logprobs_of, token_logprobs
 from twofold.kernels.moe import experts, open_gate, route
 from twofold.kernels.norm import layer_norm, rms_norm
 from twofold.kernels.op import Op, all_ops
@@ -111,6 +112,14 @@ class Draw(Random):
         return pack(Logical(self.integers(low, high, *shape).to(dtype), scale, zero), group, self.maybe(0.7))
 
 
+def backward(run: Callable[..., Tensor], *inputs: Tensor) -> Iterable[Any]:
+    """Run the gradient's kernels too; they need not have the same bits everywhere, so little is told of them."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = run(*leaves)
+    for grad in torch.autograd.grad(out, leaves, torch.ones_like(out)):
+        yield tuple(grad.shape), grad.dtype
+
+
 # ------------------------------------------------------------------------------------------------------- products
 @case(linear)
 def products(draw: Draw) -> Iterable[Any]:
@@ -176,15 +185,6 @@ def rows(draw: Draw) -> Iterable[Any]:
 
 
 # ------------------------------------------------------------------------------------------------------ attention
-@case(packed_attention)
-def whole_sequences(draw: Draw) -> Iterable[Any]:
-    heads, group, dim = draw.choice((1, 2, 3)), draw.choice((1, 2, 5)), draw.choice((1, 4, 12, 20, 64, 129))
-    lengths = [draw.choice((0, 1, 2, 17, 40, 129)) for _ in range(draw.randint(1, 4))]
-    keys, values = (draw.floats(sum(lengths), heads, dim) for _ in range(2))
-    how = Attend(dim**-0.5, window=draw.choice((None, 1, 37)), softcap=draw.choice((None, 4.0)))
-    yield packed_attention(draw.floats(sum(lengths), heads * group, dim), keys, values, lengths, how)
-
-
 @case(keep, paged_attention)
 def looking_back(draw: Draw) -> Iterable[Any]:
     size, heads, group = draw.choice((16, 48, 128)), draw.choice((1, 2, 3)), draw.choice((1, 2, 5))
@@ -265,6 +265,17 @@ def tokens(draw: Draw) -> Iterable[Any]:
     ]
     yield choose(logits, choices)
     yield score(logits, [draw.randrange(V) for _ in range(R)], draw.choice((0, 3)))
+
+
+@case(token_logprobs, logprobs_of)
+def likelihoods(draw: Draw) -> Iterable[Any]:
+    R, D, V = draw.size(64), draw.size(64, 1), draw.choice((1, 2, 17, 255, 1000, 5003))
+    hidden, w = draw.floats(R, D, wild=True), draw.floats(V, D, dtype=draw.choice(FLOATS))
+    bias, ids = draw.floats(V) if draw.maybe() else None, draw.integers(0, V, R)
+    how = (draw.choice((1.0, 0.5)), draw.choice((None, 30.0)), draw.maybe())
+    yield token_logprobs(hidden, w, bias, ids, *how)
+    yield from backward(lambda *leaves: token_logprobs(*leaves, bias, ids, *how), hidden, w)
+    yield logprobs_of(draw.floats(R, V, wild=True), ids)
 
 
 @case()

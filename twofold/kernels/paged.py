@@ -125,10 +125,6 @@ class Spans:
         self.struct.table, self.struct.positions = self.table.data_ptr(), self.positions_T.data_ptr()
 
 
-def _needs(x: Tensor) -> str:
-    return "" if x.dtype == torch.float32 and x.device.type == "cpu" else "fp32 on a CPU"
-
-
 def run(*todo: ctypes.Structure) -> None:
     """Run stages one after another on as many threads as torch uses."""
     found = native.library()
