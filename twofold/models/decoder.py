@@ -11,6 +11,7 @@ K key-value heads, d head size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -326,7 +327,7 @@ class Decoder(nn.Module):
     def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False) -> Tensor:
         """log p [R] of one id for each row: the engine's bits, without the whole logits (see `kernels/loss.py`)."""
         head = self.spec.head
-        table: Weight | QuantLinear = self.embed if head.tied else self.head
+        table = cast(Weight | QuantLinear, self.embed if head.tied else self.head)
         if isinstance(table, QuantLinear):
             return logprobs_of(self.logits(hidden_RD), ids_R)
         if self.spec.embedding.project:
