@@ -324,7 +324,7 @@ class Decoder(nn.Module):
         return logits_RV
 
     def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False) -> Tensor:
-        """log p [R] of one id for each row: the engine's bits, without the whole logits (`kernels/loss.py` says how)."""
+        """log p [R] of one id for each row: the engine's bits, without the whole logits (see `kernels/loss.py`)."""
         head = self.spec.head
         table: Weight | QuantLinear = self.embed if head.tied else self.head
         if isinstance(table, QuantLinear):
