@@ -125,7 +125,7 @@ def test_generate_reads_standard_input_and_echoes(
 # ------------------------------------------------------------------------------------------------ capacity
 def squeeze(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     """Let every room that asks see this many bytes."""
-    for place in ("twofold.engine.llm", "twofold.engine.engine", "twofold.commands.plan"):
+    for place in ("twofold.platforms.memory", "twofold.commands.plan"):
         monkeypatch.setattr(f"{place}.read_memory", lambda: Memory(total=2 * free, available=free, limit="a test"))
 
 

@@ -34,7 +34,7 @@ class Shard:
 
 
 @op
-def adamw(shards: Sequence[Shard], *, rate: float, betas: tuple[float, float], eps: float, scale: float = 1.0) -> None:
+def adamw(shards: Sequence[Shard], rate: float, betas: tuple[float, float], eps: float, scale: float = 1.0) -> None:
     """One update of every shard in place by torch.optim.AdamW's formula, gradients times `scale`.
 
     `steps` of a shard counts this update, `decay` is its weight decay (decoupled, times `rate`).
@@ -58,7 +58,7 @@ def gradient_norm(grads: Sequence[Tensor]) -> float:
 
 
 @adamw.on("native", why="one pass for all tensors, the clip's factor in it", missing=native.missing, bits="own")
-def _adamw(shards: Sequence[Shard], *, rate: float, betas: tuple[float, float], eps: float, scale: float = 1.0) -> None:
+def _adamw(shards: Sequence[Shard], rate: float, betas: tuple[float, float], eps: float, scale: float = 1.0) -> None:
     if not all(_fits(part) for it in shards for part in (it.weight, it.grad, it.mean, it.square)):
         adamw.reference(shards, rate=rate, betas=betas, eps=eps, scale=scale)
         return

@@ -2,7 +2,7 @@
 
 Imported by who measures, so that nobody else pays for it. Tensors are made on torch's default device.
 
-Shapes: T tokens, D hidden, F width of the feed-forward, E experts, C experts of a token, H heads, d head size.
+Shapes: T tokens, D hidden, F width of the feed-forward, E experts, C experts of a token, H heads, d head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from .activation import activate, gated, soft_cap
 from .attention import Attend, packed_attention
 from .linear import linear
 from .lora import Adapter, lora
+from .loss import logprobs_of, token_logprobs
 from .moe import experts, open_gate, route
 from .norm import layer_norm, rms_norm
+from .optimizer import Shard, adamw, gradient_norm
 from .paged import Panels, Spans, keep, paged_attention
 from .quantized import Logical, Packed, pack, quantize_rows, quantized_experts, quantized_linear, quantized_rows
 from .rope import rotate
-from .sample import Choice, choose, score
+from .sample import Choice, choose, draw, score
 
-T, D, F, E, C, H, d = 64, 1024, 3072, 8, 2, 16, 64
+T, D, F, E, C, H, d, V = 64, 1024, 3072, 8, 2, 16, 64, 8192
 
 
 @linear.sample
@@ -110,6 +112,32 @@ def _open_gate() -> tuple[Any, ...]:
 def _lora() -> tuple[Any, ...]:
     adapters = [Adapter(torch.randn(rank, D), torch.randn(F, rank)) for rank in (8, 16, 16, 64)]
     return torch.randn(T, D), torch.randn(T, F), adapters, torch.arange(T) % (len(adapters) + 1) - 1
+
+
+@token_logprobs.sample
+def _token_logprobs() -> tuple[Any, ...]:
+    return torch.randn(T, D), torch.randn(V, D) * 0.1, None, torch.randint(0, V, (T,))
+
+
+@logprobs_of.sample
+def _logprobs_of() -> tuple[Any, ...]:
+    return torch.randn(T, V), torch.randint(0, V, (T,))
+
+
+@adamw.sample
+def _adamw() -> tuple[Any, ...]:
+    shards = [Shard(*(torch.rand(F, D) for _ in range(4)), steps=3, decay=0.1) for _ in range(2)]
+    return shards, 1e-3, (0.9, 0.95), 1e-8
+
+
+@gradient_norm.sample
+def _gradient_norm() -> tuple[Any, ...]:
+    return ([torch.randn(F, D) for _ in range(2)],)
+
+
+@draw.sample
+def _draw() -> tuple[Any, ...]:
+    return torch.randn(16, V), [Choice(temperature=0.8, top_k=40, top_p=0.9, u=0.3)] * 16
 
 
 @choose.sample
