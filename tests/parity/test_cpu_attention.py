@@ -5,6 +5,7 @@ The same calls are fuzzed on every instruction set and under sanitizers by `fuzz
 
 from __future__ import annotations
 
+import ctypes
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from tests.parity.test_kernels import naive_attention
 from twofold.core import ConfigError
-from twofold.kernels import native
+from twofold.kernels import native, stages
 from twofold.kernels.attention import packed_attention
-from twofold.kernels.paged import Panels, Spans, cache_shapes, keep, paged_attention, to_bytes
+from twofold.kernels.norm import layer_norm, rms_norm
+from twofold.kernels.paged import Panels, Spans, cache_shapes, keep, paged_attention, run, to_bytes
 from twofold.kernels.rope import rotate
 from twofold.kernels.walk import Attend
 
@@ -254,6 +256,49 @@ def test_gradients_are_those_of_the_textbook_in_fp64(kind: Heads) -> None:
     truth = torch.autograd.grad(naive_attention(*wide, LENGTHS, kind.how), wide, up.double())
     for ours, theirs in zip(found[0], truth, strict=True):
         torch.testing.assert_close(ours.double(), theirs, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_heads_made_ready_at_once_have_the_bits_of_one_op_at_a_time(norm: str, interleaved: bool) -> None:
+    kind, tokens, pairs = KINDS["eighty"], 37, 20
+    qkv = torch.randn(tokens, kind.heads + 2 * kind.kv_heads, kind.dim) * 2
+    weights, biases = torch.randn(2, kind.dim), torch.randn(2, kind.dim)
+    cos, sin = torch.randn(2, tokens, pairs)
+    spans = Spans([(0, 30, [2]), (0, 7, [0])], 32)
+    at = spans.positions_T.long()
+
+    def ready(x: Tensor, which: int) -> Tensor:
+        w, b = weights[which], biases[which]
+        x = rms_norm(x, w, 1e-5) if norm == "rms" else layer_norm(x, w, b, 1e-5)
+        return rotate(x, cos[at], sin[at], interleaved)
+
+    q, k, v = qkv.clamp(-1.5, 1.5).split((kind.heads, kind.kv_heads, kind.kv_heads), 1)
+    apart, at_once = (Panels.zeros(3, kind.kv_heads, 32, kind.dim) for _ in range(2))
+    q = ready(q, 0)
+    keep(ready(k, 1), v, apart, spans)
+    whole = qkv.flatten(1).clone()
+    stage = stages.Heads(
+        cache=at_once.struct(),
+        qkv=whole.data_ptr(),
+        qkv_stride=whole.shape[1],
+        heads=kind.heads,
+        pairs=pairs,
+        interleaved=interleaved,
+        norm=("rms", "layer").index(norm) + 1,
+        eps=1e-5,
+        clip=1.5,
+        q_weight=stages.numbers(weights[0]),
+        k_weight=stages.numbers(weights[1]),
+        q_bias=stages.numbers(biases[0] if norm == "layer" else None),
+        k_bias=stages.numbers(biases[1] if norm == "layer" else None),
+        cos=cos.data_ptr(),
+        sin=sin.data_ptr(),
+    )
+    stage.step = ctypes.pointer(spans.struct)
+    run(stage)
+    assert torch.equal(whole.view_as(qkv)[:, : kind.heads], q)
+    assert torch.equal(at_once.keys, apart.keys) and torch.equal(at_once.values, apart.values)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -37,7 +37,8 @@ Piece piece_of(const Plan& plan, const Cache& cache, int64_t number) {
 int gather(const Attention& it, const Plan& plan, const Piece& piece, Desk& desk, Run* runs) {
   const Step& step = *it.step;
   const int64_t per_kv = it.heads / it.cache.kv_heads;
-  const int64_t from = piece.group.rows * piece.tile / piece.group.tiles, to = piece.group.rows * (piece.tile + 1) / piece.group.tiles;
+  const int64_t all = piece.group.rows, tiles = piece.group.tiles;
+  const int64_t from = all * piece.tile / tiles, to = all * (piece.tile + 1) / tiles;
   int count = 0;
   int64_t base = 0;
   for (int i = 0; i < piece.group.count && base < to; i++) {
@@ -65,9 +66,10 @@ template <class T>
 void together(const Attention& it, const Piece& piece, Desk& desk, const Run* runs, int count) {
   int64_t oldest = piece.group.blocks;
   for (int i = 0; i < count; i++) oldest = std::min(oldest, oldest_block(it, desk, runs[i]));
-  walk<T>(it, desk, piece.head, table_of(*it.step, runs[0].span), 0, runs[count - 1].last, oldest * KEYS, piece.group.shared * KEYS);
+  const int64_t shared = piece.group.shared * KEYS;
+  walk<T>(it, desk, piece.head, table_of(*it.step, runs[0].span), 0, runs[count - 1].last, oldest * KEYS, shared);
   for (int i = 0; i < count; i++) {
-    const int64_t begin = std::max(piece.group.shared, oldest_block(it, desk, runs[i])) * KEYS;
+    const int64_t begin = std::max(shared, oldest_block(it, desk, runs[i]) * KEYS);
     walk<T>(it, desk, piece.head, table_of(*it.step, runs[i].span), runs[i].first, runs[i].last, begin,
             desk.row[runs[i].last - 1].position + 1);
   }

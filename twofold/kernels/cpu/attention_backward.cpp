@@ -75,7 +75,8 @@ void fill_panels(const float* rows, int64_t stride, int count, int dim, float* p
 }
 
 // s[query][key] = rows . panels, of the keys that each tile of queries sees.
-void products(const AttentionBackward& it, const Tile& tile, const float* rows, int64_t stride, const float* panels, float* s) {
+void products(const AttentionBackward& it, const Tile& tile, const float* rows, int64_t stride, const float* panels,
+              float* s) {
   Ahead none;
   const int most = wide_for(std::min(TILE, tile.queries));
   for (int p = 0; p * PANEL < tile.keys;) {
@@ -86,7 +87,8 @@ void products(const AttentionBackward& it, const Tile& tile, const float* rows, 
     by_tiles(tile.queries, [&](int first, int last) {
       const Range seen = tile.seen(it, first, last);
       if (p * PANEL >= seen.last || (p + wide) * PANEL <= seen.first) return;
-      score[last - first - 1]({rows + first * stride, stride, it.dim, s + first * S_STRIDE + p * PANEL, S_STRIDE}, panel, none);
+      const Scores job{rows + first * stride, stride, it.dim, s + first * S_STRIDE + p * PANEL, S_STRIDE};
+      score[last - first - 1](job, panel, none);
     });
     p += wide;
   }
@@ -180,7 +182,8 @@ void do_tile(const AttentionBackward& it, const Tile& tile, int64_t token, Bench
 void do_sequence(const AttentionBackward& it, int span, int kv_head, Bench& on) {
   const int64_t from = it.step->first[span], length = it.step->first[span + 1] - from, group = it.heads / it.kv_heads;
   const int64_t kv_width = int64_t(it.kv_heads) * it.dim, width = int64_t(it.heads) * it.dim;
-  for (int64_t t = from; t < from + length; t++) std::fill_n(it.dq + t * width + kv_head * group * it.dim, group * it.dim, 0.0f);
+  for (int64_t t = from; t < from + length; t++)
+    std::fill_n(it.dq + t * width + kv_head * group * it.dim, group * it.dim, 0.0f);
   for (int64_t key = 0; key < length; key += KEYS) {
     const int keys = int(std::min<int64_t>(KEYS, length - key));
     const int64_t at = (from + key) * kv_width + int64_t(kv_head) * it.dim;

@@ -5,8 +5,9 @@
 //   d' ...                 tables are the same blocks, so their       few and contexts long, each part of its blocks too
 //                          rows walk over those together              (parts keep every block's result apart)
 //
-// Walking together over a shared prefix is what Hydragen (Juravsky et al. 2024) and FlashInfer's cascades (Ye et al. 2025) do;
-// here it changes no bit, since a row's walk is its own. Splitting a long context is Flash-Decoding (Dao et al. 2023).
+// Walking together over a shared prefix is what Hydragen (Juravsky et al. 2024) and FlashInfer's cascades (Ye et al.
+// 2025) do; here it changes no bit, since a row's walk is its own. Splitting a long context is Flash-Decoding (Dao et
+// al. 2023).
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -142,7 +143,9 @@ class Plan {
 
   // Dearest first, so that the last pieces are small ones.
   void number(int kv_heads) {
-    const auto cost = [this](const Group& it) { return (it.blocks - oldest(it)) * divide_up(it.rows, it.tiles) / it.parts; };
+    const auto cost = [this](const Group& it) {
+      return (it.blocks - oldest(it)) * divide_up(it.rows, it.tiles) / it.parts;
+    };
     std::stable_sort(groups.begin(), groups.end(), [&](const Group& a, const Group& b) { return cost(a) > cost(b); });
     int64_t units = 0;
     pieces = 0;

@@ -117,10 +117,10 @@ void value_tile(const Values& it, const float* const* page, const int64_t* from,
     }
 }
 
-// A few keys by a few rows: sums [M][stride] += weights * lines, key after key, from the first number of a line to the last.
+// A few keys by a few rows: sums [M][stride] += weights * lines, key after key, from a line's first number to its last.
 template <int M, int N, class T>
-inline void stream(const float* weight, int64_t weight_stride, const T* line, int64_t width, int columns, float* sum, int64_t stride,
-                   Ahead& ahead) {
+inline void stream(const float* weight, int64_t weight_stride, const T* line, int64_t width, int columns, float* sum,
+                   int64_t stride, Ahead& ahead) {
   float w[N][M];
   TF_UNROLL for (int n = 0; n < N; n++)
     TF_UNROLL for (int m = 0; m < M; m++) w[n][m] = weight[m * weight_stride + n];
@@ -146,10 +146,11 @@ void value_stream(const Values& it, const T* const* page, int columns, float* su
   for (int key = it.first; key < it.keys; key += PANEL) {
     const int count = std::min(PANEL, it.keys - key);
     int i = 0;
-    for (; i + N <= count; i += N)
-      stream<M, N>(it.p + key + i, it.p_stride, page[key / PANEL] + i * it.width, it.width, columns, sum, it.o_stride, ahead);
-    for (; i < count; i++)
-      stream<M, 1>(it.p + key + i, it.p_stride, page[key / PANEL] + i * it.width, it.width, columns, sum, it.o_stride, ahead);
+    const T* line = page[key / PANEL];
+    for (; i + N <= count; i += N, line += N * it.width)
+      stream<M, N>(it.p + key + i, it.p_stride, line, it.width, columns, sum, it.o_stride, ahead);
+    for (; i < count; i++, line += it.width)
+      stream<M, 1>(it.p + key + i, it.p_stride, line, it.width, columns, sum, it.o_stride, ahead);
   }
   for (int m = 0; m < M; m++)
     for (int c = 0; c < columns; c++) {

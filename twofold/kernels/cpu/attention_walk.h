@@ -155,10 +155,10 @@ void score_bytes(const Attention& it, Desk& desk, const RowTiles& tiles, const B
   }
 }
 
-// A row's raw scores of the keys [first, last) of a block, both multiples of 16, become exp(score - m); sets m and l. Values
-// that are bytes have scales, which go into the weights.
-void soften(const Attention& it, const Row& row, int64_t start, int first, int last, const float* const* value_scale, float* s,
-            float* m, float* l) {
+// A row's raw scores of the keys [first, last) of a block, both multiples of 16, become exp(score - m); sets m and l.
+// Values that are bytes have scales, which go into the weights.
+void soften(const Attention& it, const Row& row, int64_t start, int first, int last, const float* const* value_scale,
+            float* s, float* m, float* l) {
   const Sight sight(it.window, row.position, start);
   const float* slope = it.slopes ? it.slopes + row.head : nullptr;
   V16 top = all(NOTHING);
@@ -223,7 +223,8 @@ inline void value_block(const Attention& it, Desk& desk, const RowTiles& tiles, 
 
 // The same for a few rows, from the values where they lie.
 template <class T>
-void stream_block(const Attention& it, Desk& desk, const RowTiles& tiles, const T* const* value, const Into& into, Ahead& ahead) {
+void stream_block(const Attention& it, Desk& desk, const RowTiles& tiles, const T* const* value, const Into& into,
+                  Ahead& ahead) {
   const int r = tiles.at[0], columns = it.cache.dim / LANES;
   const Values job{desk.s + r * S_STRIDE, S_STRIDE, 1, tiles.first[0], tiles.last[0], it.cache.dim,
                    into.apart ? nullptr : desk.old + r, desk.fresh + r, into.o + r * into.stride, into.stride};
@@ -258,8 +259,8 @@ void unpack_values(const Block<T>& block, int keys, int dim, float* to) {
 
 // Scores, softmax and values of rows [first, last) in the block that begins at `start`; the sequence's keys end at `end`.
 template <class T>
-void see_block(const Attention& it, Desk& desk, int head, const int32_t* table, int first, int last, int64_t start, int64_t end,
-               const Into& into) {
+void see_block(const Attention& it, Desk& desk, int head, const int32_t* table, int first, int last, int64_t start,
+               int64_t end, const Into& into) {
   const int dim = it.cache.dim;
   const bool unpacked = last - first > STREAMS || dim % LANES;
   const Block<T> block(it.cache, table, head, start, end), after(it.cache, table, head, start + KEYS, end);
@@ -289,9 +290,10 @@ void see_block(const Attention& it, Desk& desk, int head, const int32_t* table, 
   }
 }
 
-// Rows [first, last) of the desk, in the order of their positions, walk over the blocks of `table` from key `begin` to `end`.
+// Rows [first, last) of the desk, in the order of their positions, walk over the blocks of `table`, keys [begin, end).
 template <class T>
-void walk(const Attention& it, Desk& desk, int head, const int32_t* table, int first, int last, int64_t begin, int64_t end) {
+void walk(const Attention& it, Desk& desk, int head, const int32_t* table, int first, int last, int64_t begin,
+          int64_t end) {
   for (int64_t start = begin; start < end; start += KEYS) {
     while (first < last && desk.row[first].position < start) first++;  // they stand before these keys and see none
     see_block<T>(it, desk, head, table, first, last, start, end, {desk.o, desk.o_stride, false});

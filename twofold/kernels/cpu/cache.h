@@ -52,14 +52,16 @@ inline void write_bytes(const Cache& cache, int64_t row, const float* k, const f
 }
 
 // One token's key and value of one head.
-inline void write_token(const Cache& cache, const int32_t* table, int64_t position, int head, const float* k, const float* v) {
+inline void write_token(const Cache& cache, const int32_t* table, int64_t position, int head, const float* k,
+                        const float* v) {
   const int64_t row = cache_row(cache, table, position, head);
   const int lane = int(row % PANEL), dim = cache.dim;
   const int64_t panel = (row - lane) * dim + lane;
   switch (cache.type) {
     case Type::int8: return write_bytes(cache, row, k, v);
     case Type::bf16: {
-      uint16_t *keys = static_cast<uint16_t*>(cache.keys) + panel, *values = static_cast<uint16_t*>(cache.values) + row * dim;
+      uint16_t* keys = static_cast<uint16_t*>(cache.keys) + panel;
+      uint16_t* values = static_cast<uint16_t*>(cache.values) + row * dim;
       for (int d = 0; d < dim; d++) keys[d * PANEL] = narrow(k[d]), values[d] = narrow(v[d]);
       return;
     }
