@@ -100,8 +100,7 @@ class _Normed(torch.autograd.Function):
         x, dy = x.detach().contiguous(), grads[0].contiguous()
         w = None if w is None else w.detach().contiguous()
         width = x.shape[-1]
-        per_group = w is not None and w.dim() == 2
-        groups = w.shape[0] if per_group else 1
+        groups = w.shape[0] if w is not None and w.dim() == 2 else 1
         rows = ctypes.c_int32(x.numel() // max(1, width * groups))
         runs, weights = -(-rows.value // RUN), 2 * width * groups
         dx, sums, out = torch.empty_like(x), torch.empty(max(1, runs), weights), torch.empty(2, groups, width)
@@ -111,7 +110,7 @@ class _Normed(torch.autograd.Function):
             width=width,
             kind=ctx.kind,
             offset=ctx.offset,
-            per_group=per_group,
+            per_group=groups > 1,
             eps=ctx.eps,
             weight=stages.numbers(w),
             x=x.data_ptr(),

@@ -22,7 +22,7 @@ constexpr int TILE = 6;                // 6 x 1 panels fill 12 of 16 registers
 constexpr int wide_for(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 #endif
 
-constexpr int CHUNK = 16;              // steps between two looks ahead
+constexpr int CHUNK = 4;               // steps between two looks ahead
 
 static inline V16 widened(const float* from) { return load(from); }
 static inline V16 widened(const uint16_t* from) { return load_bf16(from); }
@@ -119,12 +119,14 @@ void value_tile(const Values& it, const float* const* page, const int64_t* from,
 
 // A few keys by a few rows: sums [M][stride] += weights * lines, key after key, from the first number of a line to the last.
 template <int M, int N, class T>
-inline void stream(const float* weight, int64_t weight_stride, const T* line, int64_t width, int columns, float* sum, int64_t stride) {
+inline void stream(const float* weight, int64_t weight_stride, const T* line, int64_t width, int columns, float* sum, int64_t stride,
+                   Ahead& ahead) {
   float w[N][M];
   TF_UNROLL for (int n = 0; n < N; n++)
     TF_UNROLL for (int m = 0; m < M; m++) w[n][m] = weight[m * weight_stride + n];
   for (int c = 0; c < columns; c++) {
     V16 s[M];
+    ahead.next(lines_of<N, T>(1));
     TF_UNROLL for (int m = 0; m < M; m++) s[m] = load(sum + m * stride + c * LANES);
     TF_UNROLL for (int n = 0; n < N; n++) {
       const V16 v = widened(line + n * width + c * LANES);
@@ -144,12 +146,10 @@ void value_stream(const Values& it, const T* const* page, int columns, float* su
   for (int key = it.first; key < it.keys; key += PANEL) {
     const int count = std::min(PANEL, it.keys - key);
     int i = 0;
-    for (; i + N <= count; i += N) {
-      ahead.next(N * it.width * int64_t(sizeof(T)) / 64);
-      stream<M, N>(it.p + key + i, it.p_stride, page[key / PANEL] + i * it.width, it.width, columns, sum, it.o_stride);
-    }
+    for (; i + N <= count; i += N)
+      stream<M, N>(it.p + key + i, it.p_stride, page[key / PANEL] + i * it.width, it.width, columns, sum, it.o_stride, ahead);
     for (; i < count; i++)
-      stream<M, 1>(it.p + key + i, it.p_stride, page[key / PANEL] + i * it.width, it.width, columns, sum, it.o_stride);
+      stream<M, 1>(it.p + key + i, it.p_stride, page[key / PANEL] + i * it.width, it.width, columns, sum, it.o_stride, ahead);
   }
   for (int m = 0; m < M; m++)
     for (int c = 0; c < columns; c++) {
