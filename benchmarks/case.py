@@ -6,8 +6,8 @@ done (two for each multiply-add), so that a time can be held against the machine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -28,6 +28,7 @@ class Case:
     done: int = 0
     unit: Literal["fp32", "int8"] = "fp32"
     plain: Callable[..., Any] | None = None
+    keywords: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +54,21 @@ def cases(op: str) -> Callable[[Callable[[Sizes], Iterator[Case]]], Callable[[Si
     return add
 
 
-def held(*values: Any) -> int:
-    """Bytes of all tensors among some arguments, nested ones too."""
-    total = 0
-    for value in values:
-        if isinstance(value, Tensor):
-            total += value.numel() * value.element_size()
-        elif isinstance(value, list | tuple):
-            total += held(*value)
-    return total
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in some arguments, those in lists, tuples and dataclasses too (caches, packed weights, shards)."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from tensors(each)
+    elif is_dataclass(value):
+        for each in fields(value):
+            yield from tensors(getattr(value, each.name))
+
+
+def held(value: Any) -> int:
+    """Bytes of all tensors in some arguments."""
+    return sum(each.numel() * each.element_size() for each in tensors(value))
 
 
 def stages(sizes: Sizes) -> list[tuple[str, int]]:

@@ -241,18 +241,6 @@ def keep(sizes: Sizes) -> Iterator[Case]:
             )
 
 
-@cases("packed_attention")
-def packed_attention(sizes: Sizes) -> Iterator[Case]:
-    tokens = sizes.prompt
-    yield Case(
-        label=f"train {tokens}",
-        make=lambda: (*(torch.randn(tokens, heads, HEAD) for heads in (H, K, K)), [tokens], how()),
-        moved=4 * tokens * HEAD * (2 * H + 2 * K),
-        done=4 * seen([0], [tokens]) * H * HEAD,
-        plain=functools.partial(attend, 1, tokens),
-    )
-
-
 # ------------------------------------------------------------------------------------------------ experts
 @cases("route")
 def route(sizes: Sizes) -> Iterator[Case]:
@@ -374,24 +362,3 @@ def draw(sizes: Sizes) -> Iterator[Case]:
         return torch.randn(sizes.batch, V), [Choice(u=0.5, top_p=0.9)] * sizes.batch
 
     yield Case(label=f"{sizes.batch} rows, top-p", make=make, moved=4 * sizes.batch * V)
-
-
-@cases("token_logprobs")
-def token_logprobs(sizes: Sizes) -> Iterator[Case]:
-    tokens = sizes.prompt
-    yield Case(
-        label=f"train {tokens}, fp32",
-        make=lambda: (torch.randn(tokens, D), torch.randn(TABLE, D), None, torch.zeros(tokens, dtype=torch.int64)),
-        moved=4 * D * (TABLE + tokens),
-        done=2 * tokens * TABLE * D,
-        plain=lambda x, w, b, ids: nn.cross_entropy(nn.linear(x, w), ids, reduction="none"),
-    )
-
-
-@cases("logprobs_of")
-def logprobs_of(sizes: Sizes) -> Iterator[Case]:
-    yield Case(
-        label=f"{sizes.batch} rows",
-        make=lambda: (torch.randn(sizes.batch, V), torch.zeros(sizes.batch, dtype=torch.int64)),
-        moved=4 * sizes.batch * V,
-    )

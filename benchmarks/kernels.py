@@ -11,20 +11,25 @@ same run. Arguments are drawn several times over and used in turn, so that no ca
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import itertools
 import json
+import pkgutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import cases  # noqa: F401 (fills CASES)
+import cases_training  # noqa: F401
 import limits
 import torch
-from case import CASES, QUICK, Args, Case, Sizes, held
+from case import CASES, QUICK, Args, Case, Sizes, held, tensors
 
-from twofold.kernels import Op, all_ops, samples  # noqa: F401 (samples fills Op.sampler)
+from twofold import kernels as package
+from twofold.kernels import Op
 from twofold.platforms import usable_cores
 
 ENOUGH = 160 << 20  # bytes of arguments that no cache holds
@@ -38,8 +43,15 @@ def measured(op: Op[..., Any], sizes: Sizes) -> list[Case]:
     if op.name in CASES:
         return list(CASES[op.name](sizes))
     if op.sampler is not None:
-        return [Case(label="its sample", make=op.sampler, moved=held(*op.sampler()))]
+        return [Case(label="its sample", make=op.sampler, moved=held(op.sampler()))]
     return []
+
+
+def registered() -> list[Op[..., Any]]:
+    """Every op; a module's ops are known once it is imported."""
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return list(package.all_ops())
 
 
 def seconds(run: Any, sets: Iterator[Args], least: float) -> float:
@@ -56,10 +68,11 @@ def measure(op: Op[..., Any], case: Case, machine: dict[str, Any], turns: int, l
     """One case: times of both sides, and ours against the limit."""
     first = case.make()
     enough = ENOUGH if least == LONG else ENOUGH // 8
-    copies = max(1, min(MANY, enough // max(1, held(*flat(first)))))
+    copies = max(1, min(MANY, enough // max(1, held(first))))
     sets = itertools.cycle([first, *(case.make() for _ in range(copies - 1))])
-    name, run = serving(op, first)
-    plain = case.plain or op.reference
+    name, served = serving(op, first, case.keywords)
+    run = functools.partial(served, **case.keywords)
+    plain = functools.partial(case.plain or op.reference, **case.keywords)
     plain(*first)  # torch's first call of a shape may measure or compile
     ours, theirs = [], []
     for turn in range(turns):
@@ -84,9 +97,9 @@ def measure(op: Op[..., Any], case: Case, machine: dict[str, Any], turns: int, l
     }
 
 
-def serving(op: Op[..., Any], args: Args) -> tuple[str, Any]:
+def serving(op: Op[..., Any], args: Args, keywords: Mapping[str, Any]) -> tuple[str, Any]:
     """Name and function of what a plain call with these arguments runs."""
-    op(*args)
+    op(*args, **keywords)
     for name in op.implementations:
         if op.implementations[name].run is chosen(op, args):
             return name, op.implementations[name].run
@@ -96,17 +109,8 @@ def serving(op: Op[..., Any], args: Args) -> tuple[str, Any]:
 def chosen(op: Op[..., Any], args: Args) -> Any:
     from twofold.kernels.op import Call
 
-    first = next((arg for arg in flat(args) if isinstance(arg, torch.Tensor)), None)
+    first = next(tensors(args), None)
     return op.choose(Call(dtype=None if first is None else first.dtype)).run
-
-
-def flat(args: Sequence[Any]) -> list[Any]:
-    """Arguments and the tensors inside of those that hold some (caches, packed weights, adapters)."""
-    found: list[Any] = []
-    for arg in args:
-        slots = getattr(arg, "__slots__", ())
-        found += [getattr(arg, name) for name in slots if not isinstance(arg, tuple)] or [arg]
-    return found
 
 
 def told(record: dict[str, Any]) -> str:
@@ -120,7 +124,8 @@ def told(record: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    names = [op.name for op in all_ops()]
+    ops = registered()
+    names = [op.name for op in ops]
     parser.add_argument("--ops", nargs="+", choices=names, default=names, help="default: all")
     parser.add_argument("--threads", type=int, default=usable_cores(), help="default: all cores")
     parser.add_argument("--turns", type=int, default=3, help="how often each side runs (default: 3)")
@@ -133,7 +138,7 @@ def main() -> None:
     print(limits.line(machine))
     sizes, turns, least = (QUICK, 1, QUICKLY) if args.quick else (Sizes(), args.turns, LONG)
     records = []
-    for op in all_ops():
+    for op in ops:
         found = measured(op, sizes) if op.name in args.ops else []
         for case in found:
             records.append(measure(op, case, machine, turns, least))

@@ -2,7 +2,7 @@
  *
  *     multiply_add(rounds) 12 registers, each r = r * a + b     12 independent chains hide the latency of every CPU
  *     dot(rounds)          12 registers, each r += u8 . s8      the widest integer dot product the compiler may use
- *     read_all(p, bytes)   every cache line once, in order      eight vectors at a time, prefetched some lines ahead
+ *     read_all(p, bytes)   every cache line once, in 1, 2 or 4 streams side by side, whatever the CPU follows best
  *
  * Each writes when it began and ended (monotonic nanoseconds) to span[0] and span[1]. `chains` and `lanes` tell what a
  * round is worth, `dot_name` which instruction served.
@@ -34,7 +34,6 @@ typedef int32_t ints __attribute__((vector_size(WIDTH)));
 typedef int64_t words __attribute__((vector_size(WIDTH)));
 
 static const int CHAINS = 12;
-static const int AHEAD = 2048;
 
 static int64_t now() {
     struct timespec t;
@@ -97,15 +96,21 @@ OFFERED int32_t dot(int64_t rounds, int64_t *span) {
     return r[0][0];
 }
 
-OFFERED int64_t read_all(const char *start, int64_t bytes, int64_t *span) {
-    words r[8] = {};
+template <int STREAMS>
+static int64_t read_streams(const char *start, int64_t bytes, int64_t *span) {
+    words r[STREAMS][2] = {};
+    const int64_t share = bytes / STREAMS / (8 * WIDTH) * (8 * WIDTH);
     span[0] = now();
-    for (const char *p = start; p + 8 * WIDTH <= start + bytes; p += 8 * WIDTH)
-        for (int i = 0; i < 8; i++) {
-            if (i * WIDTH % 64 == 0) __builtin_prefetch(p + AHEAD + i * WIDTH);
-            r[i] ^= *(const words *)(p + i * WIDTH);
-        }
+    for (int64_t at = 0; at < share; at += 8 * WIDTH)
+        for (int s = 0; s < STREAMS; s++)
+            for (int i = 0; i < 8; i++) r[s][i % 2] ^= *(const words *)(start + s * share + at + i * WIDTH);
     span[1] = now();
-    for (int i = 1; i < 8; i++) r[0] ^= r[i];
-    return r[0][0];
+    for (int s = 1; s < STREAMS; s++) r[0][0] ^= r[s][0];
+    for (int s = 0; s < STREAMS; s++) r[0][0] ^= r[s][1];
+    return r[0][0][0];
+}
+
+OFFERED int64_t read_all(const char *start, int64_t bytes, int streams, int64_t *span) {
+    if (streams == 1) return read_streams<1>(start, bytes, span);
+    return streams == 2 ? read_streams<2>(start, bytes, span) : read_streams<4>(start, bytes, span);
 }

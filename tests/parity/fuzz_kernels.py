@@ -37,6 +37,7 @@ from twofold.kernels.loss import logprobs_of, token_logprobs
 from twofold.kernels.moe import experts, open_gate, route
 from twofold.kernels.norm import layer_norm, rms_norm
 from twofold.kernels.op import Op, all_ops
+from twofold.kernels.optimizer import Shard, adamw, gradient_norm
 from twofold.kernels.paged import Panels, Spans, keep, paged_attention
 from twofold.kernels.quantized import Logical, Packed, pack, quantized_experts, quantized_linear, quantized_rows
 from twofold.kernels.rope import rotate
@@ -176,13 +177,16 @@ def rows(draw: Draw) -> Iterable[Any]:
     D = draw.choice((5000, 20_001)) if draw.maybe(0.1) else draw.size(least=1)
     x = draw.floats(draw.rows(D), D, wild=True)
     w, b = (draw.floats(D, dtype=draw.choice(FLOATS)) if draw.maybe() else None for _ in range(2))
-    yield rms_norm(x, w, 1e-6, draw.maybe())
-    yield layer_norm(x, w, b, 1e-5)
-    for act in ACTIVATIONS:
-        yield activate(x, act)
-    yield soft_cap(x, 30.0)
+    leaves = [part.requires_grad_() for part in (x, w, b) if part is not None]
+    made = [rms_norm(x, w, 1e-6, draw.maybe()), layer_norm(x, w, b, 1e-5)]
+    made += [activate(x, act) for act in ACTIVATIONS]
     if D % 2 == 0:
-        yield gated(x, draw.choice(list(ACTIVATIONS)))
+        made.append(gated(x, draw.choice(list(ACTIVATIONS))))
+    for y in made:
+        yield y
+        slopes = torch.autograd.grad(y, leaves, draw.floats(*y.shape), allow_unused=True)
+        yield from (slope for slope in slopes if slope is not None)
+    yield soft_cap(x.detach(), 30.0)
 
 
 # ------------------------------------------------------------------------------------------------------ attention
@@ -277,6 +281,16 @@ def likelihoods(draw: Draw) -> Iterable[Any]:
     yield token_logprobs(hidden, w, bias, ids, *how)
     yield from backward(lambda *leaves: token_logprobs(*leaves, bias, ids, *how), hidden, w)
     yield logprobs_of(draw.floats(R, V, wild=True), ids)
+
+
+@case(adamw, gradient_norm)
+def updates(draw: Draw) -> Iterable[Any]:
+    sizes = [draw.choice((0, 1, 17, 16_384, 40_000)) for _ in range(draw.randrange(5))]
+    made = [[draw.floats(size).contiguous() for _ in range(4)] for size in sizes]
+    shards = [Shard(w, g, m, v.square(), draw.randrange(1, 99), draw.choice((0.0, 0.1))) for w, g, m, v in made]
+    adamw(shards, rate=0.01, betas=(0.9, 0.95), eps=1e-8, scale=draw.choice((1.0, 0.3)))
+    yield from (part for shard in shards for part in (shard.weight, shard.mean, shard.square))
+    yield gradient_norm([shard.grad for shard in shards])
 
 
 @case()

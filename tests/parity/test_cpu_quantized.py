@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from itertools import product
@@ -15,8 +16,10 @@ from torch import Tensor
 from twofold.core import ConfigError
 from twofold.kernels import native, panels
 from twofold.kernels.activation import activate, gated
+from twofold.kernels.build import FLAGS
 from twofold.kernels.linear import linear
 from twofold.kernels.quantized import Packed, dequantize, quantized_linear, quantized_rows, unpack
+from twofold.platforms import find_compiler
 from twofold.quant.format import FORMATS, SCALES, Format
 from twofold.quant.linear import QuantLinear
 from twofold.quant.names import GROUPS
@@ -168,3 +171,16 @@ def test_every_instruction_set_has_the_same_bits(tmp_path: Path) -> None:
         assert done.stdout.strip() == isa, done.stderr
         found.append(torch.load(file, weights_only=True))
     assert all(same(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("isa", ["avx512", "amx"])
+def test_what_this_machine_may_not_have_compiles(isa: str) -> None:
+    compiler = find_compiler()
+    assert compiler is not None
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("instructions of x86")
+    command = [compiler.path, *FLAGS, *native.flags(isa), "-Wno-maybe-uninitialized", "-S", "-o", "-"]
+    for source in ("quantized.cpp", "round.cpp"):
+        done = subprocess.run([*command, str(native.HERE / source)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[:2000]
+        assert source == "round.cpp" or {"avx512": "vpdpbusd", "amx": "tdpbssd"}[isa] in done.stdout

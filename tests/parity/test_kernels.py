@@ -26,8 +26,15 @@ HOWS = {
 }
 
 
-def naive_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: tuple[int, ...], how: Attend) -> Tensor:
-    """Attention as the textbook writes it, sequence by sequence."""
+def naive_attention(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    lengths: tuple[int, ...],
+    how: Attend,
+    sinks_H: Tensor | None = None,
+) -> Tensor:
+    """Attention as the textbook writes it, sequence by sequence; a sink is one more score, without a value."""
     group = q_THD.shape[1] // k_TKD.shape[1]
     out = []
     for q, k, v in zip(*(x.split(lengths) for x in (q_THD, k_TKD, v_TKD)), strict=True):
@@ -43,7 +50,10 @@ def naive_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: tuple[
         hidden = gap > 0
         if how.window:
             hidden = hidden | (gap <= -how.window)
-        out.append((s.masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(0, 1))
+        s = s.masked_fill(hidden, -torch.inf)
+        if sinks_H is not None:
+            s = torch.cat((s, sinks_H[:, None, None].expand(-1, s.shape[1], 1)), -1)
+        out.append((s.softmax(-1)[..., : len(place)] @ v).transpose(0, 1))
     return torch.cat(out)
 
 

@@ -53,9 +53,7 @@ def test_a_row_of_a_linear_layer_has_one_bit_pattern(dtype):
     cases.a_linears_row_is_alone(CPU, dtype)
 
 
-@pytest.mark.parametrize(
-    "name", ["int8", "int8-g32-asym", "int4", "int4-g64-asym-weight-only"]
-)
+@pytest.mark.parametrize("name", ["int8", "int8-g32-asym", "int4", "int4-g64-asym-weight-only"])
 def test_quantized_linear(name):
     cases.quantized_products(CPU, name, torch.float32)
 

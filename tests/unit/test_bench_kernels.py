@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import limits
 import pytest
 import torch
 from case import CASES, QUICK, held
-from kernels import measured, serving
+from kernels import measured, registered, serving
 
-from twofold.kernels import Op, all_ops
+from twofold.kernels import Op
 from twofold.platforms import find_compiler
 
-OPS = list(all_ops())
+OPS = registered()
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
@@ -28,16 +29,27 @@ def test_every_op_has_a_case_or_a_sample(op: Op[..., Any]) -> None:
 def test_a_case_fits_its_op_and_what_torch_does_instead(op: Op[..., Any]) -> None:
     case = measured(op, QUICK)[0]
     args = case.make()
-    ours = op(*args)
-    assert serving(op, args)[0] in ("reference", *op.implementations)
+    ours = op(*args, **case.keywords)
+    assert serving(op, args, case.keywords)[0] in ("reference", *op.implementations)
     if case.plain is not None:
-        theirs = case.plain(*args)
-        assert isinstance(ours, torch.Tensor) and ours.numel() == theirs.numel()
+        theirs = case.plain(*args, **case.keywords)
+        assert numel(ours) == numel(theirs)
+
+
+def numel(result: Any) -> int:
+    return result.numel() if isinstance(result, torch.Tensor) else int(result is not None)
 
 
 def test_held_counts_nested_tensors_once() -> None:
     x = torch.zeros(3, 4)
-    assert held(x, (x.half(), [x.to(torch.int8)]), 5, "silu") == 48 + 24 + 12
+    assert held((x, (x.half(), [x.to(torch.int8)]), 5, "silu")) == 48 + 24 + 12
+    assert held(([Holder(x, None)], Holder(x.half(), x))) == 48 + 24 + 48
+
+
+@dataclass(slots=True)
+class Holder:
+    one: torch.Tensor
+    other: torch.Tensor | None
 
 
 def test_limits_with_a_compiler() -> None:

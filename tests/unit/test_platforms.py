@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from twofold.kernels import native
 from twofold.platforms import (
     bound_spin,
     bound_team,
@@ -87,6 +88,12 @@ def test_instruction_sets_are_read_from_the_flags(tmp_path: Path) -> None:
     write(tmp_path / "cpuinfo", "processor : 0\nmodel name : A\nflags : fpu sse avx2 fma avx512_vnni nonsense\n")
     assert instruction_sets(tmp_path) == ("avx2", "fma", "avx512_vnni")
     assert instruction_sets(tmp_path / "absent") == ()
+
+
+@pytest.mark.parametrize("isa", list(native.NEEDS))
+def test_every_instruction_that_kernels_need_is_looked_for(isa: str, tmp_path: Path) -> None:
+    write(tmp_path / "cpuinfo", f"flags : fpu {' '.join(native.NEEDS[isa])}\n")
+    assert set(instruction_sets(tmp_path)) == set(native.NEEDS[isa])
 
 
 def test_compiler_is_found_by_cxx_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

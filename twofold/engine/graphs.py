@@ -95,7 +95,7 @@ class DecodeGraphs:
     ) -> None:
         self.decoder, self.cache = decoder, cache
         self.sizes = sizes(rows)
-        self.buffers = Buffers(rows, -(-max_len // cache.block_size), cache.block_size, decoder.device)
+        self.buffers = Buffers(rows, -(-max_len // cache.block_size) + 1, cache.block_size, decoder.device)
         self._capture = capture or Recorder()
         self._graphs: dict[tuple[int, int], Captured] = {}
         for angles in decoder.angles.values():

@@ -23,10 +23,13 @@ attention.py   the walk over blocks of keys, for whole sequences and for block t
 walk.py        attention as a walk over blocks of keys, and its folds
 paged.py       attention over keys and values kept in blocks
 moe.py         routing and experts
+backward.py    gradients of norms and activations by their own kernels
 loss.py        log-probabilities of given tokens, without the logits of the whole vocabulary
+optimizer.py   AdamW over all tensors in one pass, and the norm of all gradients
 sample.py      from logits to tokens, and log-probabilities of given ones
 sample_native.py  the sampler's stage: choices as plain structs
 lora.py        adapters: each token its own low-rank addition
+grouped_stages.py  the stages of grouped products, as ctypes
 grouped.py     rows dealt to groups, each by its own matrix: what experts and adapters share
 quantized.py   products with int8 and int4 weights, and the panels they lie in
 panels.py      products with quantized weights as stages of a program

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native, stages
+from .backward import activated
 from .gradient import with_reference_gradient
 from .op import op
 
@@ -82,19 +83,14 @@ def _soft_cap(x: Tensor, cap: float) -> Tensor:
 def _activate(x: Tensor, act: str) -> Tensor:
     if not _fits(x):
         return activate.reference(x, act)
-    return with_reference_gradient(_activate_forward, activate.reference, x, act)
+    return activated(_activate_forward, x, act, gated=False)
 
 
 @gated.on("native", why="one pass; backward keeps the input alone", missing=native.missing, bits="own")
 def _gated_native(gate_up_TF: Tensor, act: str) -> Tensor:
     if not _fits(gate_up_TF):
         return _gated(gate_up_TF, act)
-    if not (torch.is_grad_enabled() and gate_up_TF.requires_grad):
-        return _gated_forward(gate_up_TF, act)
-    if act != "silu":
-        return with_reference_gradient(_gated_forward, gated.reference, gate_up_TF, act)
-    out: Tensor = _SwiGlu.apply(gate_up_TF, _gated_forward)
-    return out
+    return activated(_gated_forward, gate_up_TF, act, gated=True)
 
 
 @gated.on("silu", why="the same forward; a backward that keeps one tensor instead of six")

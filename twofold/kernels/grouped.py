@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core import ConfigError
-from . import native, stages
+from . import grouped_stages, native, stages
 from .panels import Rounding, panels_of, quantize_stage, wide_gate
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ class Places:
         """The address of how many places there are, as a stage reads it."""
         return self.first_G[self.groups :].data_ptr()
 
-    def deal(self, chosen_TC: Tensor, rows: int) -> stages.Deal:
+    def deal(self, chosen_TC: Tensor, rows: int) -> grouped_stages.Deal:
         """The stage that fills these from `chosen_TC` (int32, contiguous); `rows` is the address of the row count."""
-        return stages.Deal(
+        return grouped_stages.Deal(
             rows=rows,
             groups=self.groups,
             choices=self.choices,
@@ -60,7 +60,7 @@ class Matrices:
         self, matrices: Sequence[Tensor] | Sequence[Packed], *, gated: bool = False, scales: Sequence[float] = ()
     ) -> None:
         self._kept = [m.contiguous() if isinstance(m, Tensor) and m.stride(-1) != 1 else m for m in matrices]
-        self._array = (stages.Matrix * len(self._kept))()
+        self._array = (grouped_stages.Matrix * len(self._kept))()
         for i, matrix in enumerate(self._kept):
             self._array[i] = _matrix(matrix, gated, scales[i] if scales else 1.0)
         first = self._kept[0]
@@ -89,7 +89,7 @@ class Matrices:
         `rows` is the address of how many `a` has. `rounding` is memory for as many rows as `a` or `out` may have.
         """
         target = rounding.wide(self._array[0].n) if self._apart else out
-        product = stages.Grouped(
+        product = grouped_stages.Grouped(
             groups=len(self._array),
             act=stages.ACTS["none" if self._apart else act],
             gated=self._gated,
@@ -112,10 +112,12 @@ class Matrices:
         return made
 
 
-def _matrix(matrix: Tensor | Packed, gated: bool, scale: float) -> stages.Matrix:
+def _matrix(matrix: Tensor | Packed, gated: bool, scale: float) -> grouped_stages.Matrix:
     if not isinstance(matrix, Tensor):
-        return stages.Matrix(n=matrix.n // 2 if gated else matrix.n, k=matrix.k, scale=scale, panels=panels_of(matrix))
-    return stages.Matrix(
+        return grouped_stages.Matrix(
+            n=matrix.n // 2 if gated else matrix.n, k=matrix.k, scale=scale, panels=panels_of(matrix)
+        )
+    return grouped_stages.Matrix(
         w=matrix.data_ptr(),
         stride=matrix.stride(0),
         n=matrix.shape[0] // 2 if gated else matrix.shape[0],

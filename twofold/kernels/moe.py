@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import ConfigError
-from . import native, panels, stages
+from . import grouped_stages, native, panels
 from .activation import gated
 from .gradient import with_reference_gradient
 from .grouped import Matrices, Places, choices_of, in_lines, run
@@ -121,7 +121,7 @@ class Mixing:
             self.places.deal(self.chosen_TC, rows),
             *gate_up.stages_of(self.places, x_TD, self.inner_PF, rows, self._rounding, act=act, gather=True),
             *down.stages_of(self.places, self.inner_PF, self.outer_PD, count, self._rounding),
-            stages.Combine(
+            grouped_stages.Combine(
                 rows=rows,
                 choices=self.places.choices,
                 width=out_TD.shape[1],
@@ -145,9 +145,11 @@ class Mixing:
         return out_TD
 
 
-def route_stage(logits_TE: Tensor, renormalise: bool, weights_TC: Tensor, chosen_TC: Tensor, rows: int) -> stages.Route:
+def route_stage(
+    logits_TE: Tensor, renormalise: bool, weights_TC: Tensor, chosen_TC: Tensor, rows: int
+) -> grouped_stages.Route:
     """The stage of `route`; `rows` is the address of the row count, read when the stage runs."""
-    return stages.Route(
+    return grouped_stages.Route(
         rows=rows,
         experts=logits_TE.shape[1],
         top_k=chosen_TC.shape[1],
@@ -159,9 +161,9 @@ def route_stage(logits_TE: Tensor, renormalise: bool, weights_TC: Tensor, chosen
     )
 
 
-def gate_stage(x_TD: Tensor, y_TD: Tensor, gate_T1: Tensor, out_TD: Tensor, rows: int) -> stages.Gate:
+def gate_stage(x_TD: Tensor, y_TD: Tensor, gate_T1: Tensor, out_TD: Tensor, rows: int) -> grouped_stages.Gate:
     """The stage of `open_gate`; `out_TD` may be `x_TD`."""
-    return stages.Gate(
+    return grouped_stages.Gate(
         rows=rows,
         width=x_TD.shape[1],
         gate=gate_T1.data_ptr(),

@@ -3,7 +3,8 @@
 It is built when Twofold is installed (`python -m twofold.kernels.native`), into this package's own folder, and at first
 use otherwise, into the user's cache: some seconds, once. Without a compiler everything runs on the references in torch.
 
-`TWOFOLD_ISA` chooses avx512, avx2, portable, or none.
+`TWOFOLD_ISA` chooses avx512, avx2, portable, or none; or amx, which no machine takes by itself: it was compiled, and
+tested with its instructions acted out, but has not run on a processor that has them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ HERE = Path(__file__).parent / "cpu"
 BUILT = HERE / "built"
 AVX2 = ("avx2", "fma", "f16c")
 AVX512 = (*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni")
-NEEDS: dict[str, tuple[str, ...]] = {"avx512": AVX512, "avx2": AVX2, "portable": ()}
+AMX = (*AVX512, "amx_tile", "amx_int8")
+NEEDS: dict[str, tuple[str, ...]] = {"avx512": AVX512, "avx2": AVX2, "portable": (), "amx": AMX}
+"""What the processor must have; the first that fits is taken."""
 COST = "decoding is several times slower on the references in torch, and their bits differ from the kernels'"
 
 log = logging.getLogger("twofold.kernels")
@@ -73,7 +76,7 @@ class Library:
 
 def flags(isa: str) -> tuple[str, ...]:
     """The compiler's flags for an instruction set."""
-    return tuple("-m" + name.replace("_", "") for name in NEEDS[isa])
+    return tuple("-m" + name.replace("avx512_", "avx512").replace("_", "-") for name in NEEDS[isa])
 
 
 def best() -> str:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native, stages
-from .gradient import with_reference_gradient
+from .backward import normed
 from .op import op
 
 
@@ -43,14 +43,14 @@ def layer_norm(x: Tensor, w: Tensor | None, b: Tensor | None, eps: float) -> Ten
 def _rms(x: Tensor, w: Tensor | None, eps: float, offset: bool = False) -> Tensor:
     if not _fits(x, w):
         return rms_norm.reference(x, w, eps, offset)
-    return with_reference_gradient(_rms_forward, rms_norm.reference, x, w, eps, offset)
+    return normed(lambda: _rms_forward(x, w, eps, offset), x, w, None, eps, kind="rms", offset=offset)
 
 
 @layer_norm.on("native", why="one pass a row, sixteen sums in one fixed tree", missing=native.missing, bits="own")
 def _layer(x: Tensor, w: Tensor | None, b: Tensor | None, eps: float) -> Tensor:
     if not _fits(x, w):
         return layer_norm.reference(x, w, b, eps)
-    return with_reference_gradient(_layer_forward, layer_norm.reference, x, w, b, eps)
+    return normed(lambda: _layer_forward(x, w, b, eps), x, w, b, eps, kind="layer", offset=False)
 
 
 def _rms_forward(x: Tensor, w: Tensor | None, eps: float, offset: bool) -> Tensor:

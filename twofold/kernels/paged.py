@@ -85,7 +85,7 @@ class Panels:
         if self.key_scales is None or self.value_scales is None:
             k = k.float().transpose(-1, -2)
         else:
-            scales = self.key_scales[blocks].view(len(blocks), K, -1, LANES, 1)
+            scales = self.key_scales[blocks].view(len(blocks), K, size // LANES, LANES, 1)
             k = k.float().transpose(3, 4).flatten(-2)[..., :D] * scales
             v = v * self.value_scales[blocks][..., None]
         return k.reshape(-1, K, size, D).transpose(0, 1).flatten(1, 2), v.transpose(0, 1).flatten(1, 2)
@@ -123,10 +123,6 @@ class Spans:
         for name in ("start", "first"):
             setattr(self.struct, name, getattr(self, f"{name}_S").data_ptr())
         self.struct.table, self.struct.positions = self.table.data_ptr(), self.positions_T.data_ptr()
-
-
-def _needs(x: Tensor) -> str:
-    return "" if x.dtype == torch.float32 and x.device.type == "cpu" else "fp32 on a CPU"
 
 
 def run(*todo: ctypes.Structure) -> None:

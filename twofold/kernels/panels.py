@@ -24,6 +24,21 @@ if TYPE_CHECKING:
 LINE = 64  # bytes that travel together; rows of codes end one later, so that they do not share sets of the cache
 
 
+class RoundWeights(ctypes.Structure):
+    """The stage of `cpu/round.cpp`, field by field."""
+
+    _fields_ = (
+        ("w", ctypes.c_void_p),
+        ("w_stride", ctypes.c_int64),
+        ("n", ctypes.c_int32),
+        ("k", ctypes.c_int32),
+        ("type", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+        ("out", stages.Panels),
+        ("bad", ctypes.c_void_p),
+    )
+
+
 class Rounding:
     """Memory for at most `rows` rows of rounded activations, one for each kind of weight; keep it with the stages.
 
@@ -194,7 +209,7 @@ def round_into(w_NK: Tensor, into: Packed) -> bool:
     many = into.codes.dim() > 4
     for index, w in enumerate(w_NK.flatten(0, -3) if many else [w_NK]):
         w = w if w.stride(-1) == 1 else w.contiguous()
-        stage = stages.RoundWeights(
+        stage = RoundWeights(
             w=w.data_ptr(),
             w_stride=w.stride(0),
             n=into.n,

@@ -324,10 +324,10 @@ class Decoder(nn.Module):
         return logits_RV
 
     def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False) -> Tensor:
-        """log p [R] of one id for each row: the engine's bits, without the whole logits (`kernels/loss.py` says how)."""
+        """log p [R] of one id for each row: the engine's bits, without the whole logits (see `kernels/loss.py`)."""
         head = self.spec.head
-        table = self.embed if head.tied else self.head
-        if not isinstance(table, Weight):
+        table: Weight | QuantLinear = self.embed if head.tied else self.head
+        if isinstance(table, QuantLinear):
             return logprobs_of(self.logits(hidden_RD), ids_R)
         if self.spec.embedding.project:
             hidden_RD = self.head_project(hidden_RD)

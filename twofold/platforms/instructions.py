@@ -15,6 +15,8 @@ _WANTED = (
     "avx_vnni",
     "avx512f",
     "avx512bw",
+    "avx512vl",
+    "avx512dq",
     "avx512_vnni",
     "avx512_bf16",
     "amx_tile",

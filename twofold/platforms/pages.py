@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-HUGE = 2 << 20
-LINE = 64
+LINE = 64  # bytes of a line of the cache: where a tensor begins
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
@@ -21,7 +20,6 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     count = math.prod(shape) * dtype.itemsize
-    edge = HUGE if count >= 2 * HUGE else LINE
-    room = np.zeros(count + edge, dtype=np.uint8)
-    first = -room.ctypes.data % edge
+    room = np.zeros(count + LINE, dtype=np.uint8)
+    first = -room.ctypes.data % LINE
     return torch.from_numpy(room[first : first + count]).view(dtype).view(shape)

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import CheckpointError
@@ -74,7 +73,7 @@ class Stored:
             return torch.tensor(logical.shape)
         if not self.packed:
             return logical if self.format.bits == 8 else logical.to(torch.int8) - 8
-        raised = logical.to(torch.int32) + (128 if self.format.bits == 8 else 0)
+        raised = logical ^ -128 if self.format.bits == 8 else logical
         return _pack(raised, self.format.bits) if part == "codes" else _pack(raised.t(), self.format.bits).t()
 
     def decode(self, part: Part, stored: Tensor, n: int, k: int) -> Tensor:
@@ -88,21 +87,24 @@ class Stored:
             raised = _unpack(stored, format.bits)[:, :k]
         else:
             raised = _unpack(stored.t(), format.bits)[:, :n].t()
-        return (raised - (128 if format.bits == 8 else 0)).to(format.code_dtype)
+        return raised.view(torch.int8) ^ -128 if format.bits == 8 else raised
 
 
 def _pack(codes_NK: Tensor, bits: int) -> Tensor:
-    each = 32 // bits
+    """Unsigned codes [N, K], a byte each, into words: the first code in the lowest bits, as memory is little-endian."""
     n, k = codes_NK.shape
-    shifts = torch.arange(each) * bits
-    words = F.pad(codes_NK, (0, -k % each)).to(torch.int64).reshape(n, -1, each)
-    return (words << shifts).sum(-1).to(torch.int32)
+    each = 8 // bits
+    raw = torch.zeros(n, k + -k % (4 * each), dtype=codes_NK.dtype)
+    raw[:, :k] = codes_NK
+    raw = raw.view(torch.uint8)
+    if bits == 4:
+        raw = (raw[:, 0::2] | raw[:, 1::2] << 4).reshape(n, -1)
+    return raw.view(torch.int32)
 
 
 def _unpack(words_NW: Tensor, bits: int) -> Tensor:
-    shifts = torch.arange(32 // bits) * bits
-    codes: Tensor = (words_NW.to(torch.int64)[..., None] >> shifts) & (2**bits - 1)
-    return codes.flatten(-2)
+    raw = words_NW.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+    return raw if bits == 8 else torch.stack((raw & 15, raw >> 4), -1).flatten(-2)
 
 
 def part_of(quantized: Quantized, part: Part) -> Tensor:

@@ -24,6 +24,7 @@ from .codes import Quantized, round_to, scales
 from .names import GROUPS, MEANING, name_of, short
 
 SCALES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+PIECE = 1 << 22  # numbers that are rounded at once, so that a large table needs little room beside itself
 LONGEST = 2**31 // (127 * 255) // 2  # inputs of one group whose products still add up in 32 bits, with room to spare
 
 
@@ -112,12 +113,22 @@ class Format:
         """
         k = w_NK.shape[-1]
         self._check(k)
-        w_NGk = by_groups(w_NK.float(), self.group)
-        if not bool(torch.isfinite(w_NGk).all()):
-            raise ConfigError("weights that are not finite cannot be quantized: the checkpoint is damaged")
+        lead, groups = w_NK.shape[:-1], self.groups(k)
+        codes_NK = torch.empty(w_NK.shape, dtype=self.code_dtype)
+        scale_NG = torch.empty(*lead, groups, dtype=self.scale_dtype)
+        zero_NG = None if self.symmetric else torch.empty(*lead, groups, dtype=self.code_dtype)
         importance_Gk = by_groups(importance_K.float(), self.group) if importance_K is not None else None
-        scale_NG, zero_NG = scales(w_NGk, self, importance_Gk)
-        codes_NK = round_to(w_NGk, scale_NG, zero_NG, self).flatten(-2)[..., :k].contiguous()
+        rows = max(1, PIECE // max(1, k))
+        for first in range(0, math.prod(lead), rows):
+            some = slice(first, first + rows)
+            w_NGk = by_groups(w_NK.flatten(0, -2)[some].float(), self.group)
+            if not bool(torch.isfinite(w_NGk).all()):
+                raise ConfigError("weights that are not finite cannot be quantized: the checkpoint is damaged")
+            scale, zero = scales(w_NGk, self, importance_Gk)
+            scale_NG.view(-1, groups)[some] = scale
+            if zero_NG is not None and zero is not None:
+                zero_NG.view(-1, groups)[some] = zero
+            codes_NK.view(-1, k)[some] = round_to(w_NGk, scale, zero, self).flatten(-2)[:, :k]
         return Quantized(codes_NK, scale_NG, zero_NG, self)
 
     def _check(self, k: int) -> None:

@@ -5,12 +5,14 @@ Gradients are summed over micro-batches in fp32 in both cases, and clipped by th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from ..core import CheckpointError
+from ..kernels.optimizer import Shard, adamw, gradient_norm
 from .config import OptimizerConfig
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -36,17 +38,9 @@ class Optimizer:
             for name, p in self.weights.items()
         }
         self.mixed = any(self.masters[name] is not p for name, p in self.weights.items())
-        decay, keep = decay_groups(self.masters.items())
-        self.adam = torch.optim.AdamW(
-            [
-                {"params": [self.masters[n] for n in decay], "weight_decay": config.weight_decay},
-                {"params": [self.masters[n] for n in keep], "weight_decay": 0.0},
-            ],
-            lr=config.lr,
-            betas=(config.betas[0], config.betas[1]),
-            eps=config.eps,
-            fused=True,
-        )
+        self.decay = dict.fromkeys(decay_groups(self.masters.items())[0], config.weight_decay)
+        self.moments: dict[str, dict[str, Tensor]] = {}
+        self._scale = 1.0
 
     @torch.no_grad()
     def collect(self) -> None:
@@ -64,26 +58,48 @@ class Optimizer:
             weight.grad = None
 
     def clip(self) -> float:
-        """Scale the gradients down to the largest allowed global norm; the norm before, not finite when they are."""
-        grads = [m.grad for m in self.masters.values() if m.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        if torch.isfinite(norm):
-            torch.nn.utils.clip_grads_with_norm_(self.masters.values(), self.config.clip, norm)
-        return float(norm)
+        """The gradients' global norm, not finite when they are not; the next step clips by it.
+
+        The gradients themselves are not touched: the factor is part of the step's one pass.
+        """
+        norm = gradient_norm([m.grad for m in self.masters.values() if m.grad is not None])
+        self._scale = min(1.0, self.config.clip / (norm + 1e-6)) if math.isfinite(norm) else 1.0
+        return norm
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """One AdamW update at rate `lr`; in a bf16 run the model's weights are rounded from the masters."""
-        for group in self.adam.param_groups:
-            group["lr"] = lr
-        self.adam.step()
+        adamw(
+            [self._shard(name, m, m.grad) for name, m in self.masters.items() if m.grad is not None],
+            rate=lr,
+            betas=(self.config.betas[0], self.config.betas[1]),
+            eps=self.config.eps,
+            scale=self._scale,
+        )
+        self._scale = 1.0
         if self.mixed:
             for name, weight in self.weights.items():
                 if weight is not self.masters[name]:
                     weight.copy_(self.masters[name])
 
+    def _shard(self, name: str, master: Tensor, grad: Tensor) -> Shard:
+        if name not in self.moments:
+            zeros = {key: torch.zeros_like(master) for key in MOMENTS[1:]}
+            self.moments[name] = {"step": torch.zeros(()), **zeros}
+        moments = self.moments[name]
+        moments["step"] += 1
+        return Shard(
+            weight=master.detach(),
+            grad=grad.contiguous(),
+            mean=moments["exp_avg"],
+            square=moments["exp_avg_sq"],
+            steps=int(moments["step"]),
+            decay=self.decay.get(name, 0.0),
+        )
+
     def zero(self) -> None:
         """Let all gradients go."""
+        self._scale = 1.0
         for name, weight in self.weights.items():
             weight.grad = None
             self.masters[name].grad = None
@@ -92,7 +108,7 @@ class Optimizer:
         """Everything to go on from, by name: moments, and the masters of a bf16 run."""
         out: dict[str, Tensor] = {}
         for name, master in self.masters.items():
-            for key, value in self.adam.state.get(master, {}).items():
+            for key, value in self.moments.get(name, {}).items():
                 out[f"{key}.{name}"] = value
             if master is not self.weights[name]:
                 out[f"master.{name}"] = master.detach()
@@ -111,7 +127,7 @@ class Optimizer:
                 master.copy_(_take(left, f"master.{name}", master.shape))
             if f"step.{name}" in left:
                 shapes = {"step": torch.Size([]), "exp_avg": master.shape, "exp_avg_sq": master.shape}
-                self.adam.state[master] = {k: _take(left, f"{k}.{name}", shapes[k]).clone() for k in MOMENTS}
+                self.moments[name] = {k: _take(left, f"{k}.{name}", shapes[k]).clone() for k in MOMENTS}
         if left:
             raise CheckpointError(f"optimizer.safetensors has a tensor this model does not: {sorted(left)[0]}")
 

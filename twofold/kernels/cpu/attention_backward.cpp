@@ -130,7 +130,7 @@ void weigh(const float* weights, int64_t row_step, int64_t line_step, const floa
   const int columns = int(divide_up(dim, LANES)), most = wide_for(std::min(TILE, rows));
   for (int c = 0; c < columns;) {
     const int wide = c + most <= columns ? most : 1;
-    const auto& value = wide == most ? value_tiles<float>.wide : value_tiles<float>.one;
+    const auto& value = wide == most ? value_tiles.wide : value_tiles.one;
     int64_t at[4];
     for (int i = 0; i < wide; i++) at[i] = (c + i) * LANES;
     by_tiles(rows, [&](int first, int last) {

@@ -122,7 +122,7 @@ class Plan {
     for (most = ROWS;; most /= 2) {
       int64_t tiles = 0;
       for (Group& group : groups) tiles += group.tiles = int(divide_up(group.rows, most));
-      if (tiles * kv_heads >= 3 * threads || most / 2 < FEW) return;
+      if (tiles * kv_heads >= 3 * threads || most / 2 < MANY - 1) return;
     }
   }
 

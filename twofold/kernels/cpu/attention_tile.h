@@ -22,7 +22,7 @@ constexpr int TILE = 6;                // 6 x 1 panels fill 12 of 16 registers
 constexpr int wide_for(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 #endif
 
-constexpr int CHUNK = 16;              // steps between two looks ahead
+constexpr int CHUNK = 4;               // steps between two looks ahead
 
 static inline V16 widened(const float* from) { return load(from); }
 static inline V16 widened(const uint16_t* from) { return load_bf16(from); }
@@ -90,20 +90,20 @@ struct Values {
 };
 
 // `from` and `to`: the first of the sixteen numbers of each of P columns, in a key's row and in o.
-template <int M, int P, class T>
-void value_tile(const Values& it, const T* const* page, const int64_t* from, const int64_t* to, Ahead& ahead) {
+template <int M, int P>
+void value_tile(const Values& it, const float* const* page, const int64_t* from, const int64_t* to, Ahead& ahead) {
   const int64_t width = it.width, p_stride = it.p_stride, p_step = it.p_step;
   V16 c[M][P];
   TF_UNROLL for (int m = 0; m < M; m++)
     TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = all(0.0f);
   for (int key = it.first; key < it.keys; key += PANEL) {
-    const T* line[P];
+    const float* line[P];
     TF_UNROLL for (int p = 0; p < P; p++) line[p] = page[key / PANEL] + from[p];
     const float* weight = it.p + key * p_step;
-    ahead.next(lines_of<P, T>(PANEL));
+    ahead.next(lines_of<P, float>(PANEL));
     for (int left = std::min(PANEL, it.keys - key); left; left--, weight += p_step) {
       V16 v[P];
-      TF_UNROLL for (int p = 0; p < P; p++) v[p] = widened(line[p]), line[p] += width;
+      TF_UNROLL for (int p = 0; p < P; p++) v[p] = load(line[p]), line[p] += width;
       TF_UNROLL for (int m = 0; m < M; m++) {
         const V16 x = all(weight[m * p_stride]);
         TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = fma(x, v[p], c[m][p]);
@@ -114,6 +114,48 @@ void value_tile(const Values& it, const T* const* page, const int64_t* from, con
     TF_UNROLL for (int p = 0; p < P; p++) {
       float* o = it.o + m * it.o_stride + to[p];
       store(o, it.old ? load(o) * all(it.old[m]) + c[m][p] * all(it.fresh[m]) : c[m][p]);
+    }
+}
+
+// A few keys by a few rows: sums [M][stride] += weights * lines, key after key, from the first number of a line to the last.
+template <int M, int N, class T>
+inline void stream(const float* weight, int64_t weight_stride, const T* line, int64_t width, int columns, float* sum, int64_t stride,
+                   Ahead& ahead) {
+  float w[N][M];
+  TF_UNROLL for (int n = 0; n < N; n++)
+    TF_UNROLL for (int m = 0; m < M; m++) w[n][m] = weight[m * weight_stride + n];
+  for (int c = 0; c < columns; c++) {
+    V16 s[M];
+    ahead.next(lines_of<N, T>(1));
+    TF_UNROLL for (int m = 0; m < M; m++) s[m] = load(sum + m * stride + c * LANES);
+    TF_UNROLL for (int n = 0; n < N; n++) {
+      const V16 v = widened(line + n * width + c * LANES);
+      TF_UNROLL for (int m = 0; m < M; m++) s[m] = fma(all(w[n][m]), v, s[m]);
+    }
+    TF_UNROLL for (int m = 0; m < M; m++) store(sum + m * stride + c * LANES, s[m]);
+  }
+}
+
+// value_tile for so few rows that memory is the limit: values are read in the order in which they lie, and the sums, which
+// fit the first-level cache, go in and out of registers.
+constexpr int STREAMS = 3;
+template <int M, class T>
+void value_stream(const Values& it, const T* const* page, int columns, float* sum, Ahead& ahead) {
+  constexpr int N = M <= 2 ? 4 : 2;
+  std::fill_n(sum, M * it.o_stride, 0.0f);
+  for (int key = it.first; key < it.keys; key += PANEL) {
+    const int count = std::min(PANEL, it.keys - key);
+    int i = 0;
+    for (; i + N <= count; i += N)
+      stream<M, N>(it.p + key + i, it.p_stride, page[key / PANEL] + i * it.width, it.width, columns, sum, it.o_stride, ahead);
+    for (; i < count; i++)
+      stream<M, 1>(it.p + key + i, it.p_stride, page[key / PANEL] + i * it.width, it.width, columns, sum, it.o_stride, ahead);
+  }
+  for (int m = 0; m < M; m++)
+    for (int c = 0; c < columns; c++) {
+      float* o = it.o + m * it.o_stride + c * LANES;
+      const V16 s = load(sum + m * it.o_stride + c * LANES);
+      store(o, it.old ? load(o) * all(it.old[m]) + s * all(it.fresh[m]) : s);
     }
 }
 
@@ -131,9 +173,8 @@ struct ScoreTiles {
       : wide{score_tile<M + 1, wide_for(M + 1), T>...}, one{score_tile<M + 1, 1, T>...} {}
 };
 
-template <class T>
 struct ValueTiles {
-  using Value = void (*)(const Values&, const T* const*, const int64_t*, const int64_t*, Ahead&);
+  using Value = void (*)(const Values&, const float* const*, const int64_t*, const int64_t*, Ahead&);
   Value wide[TILE], one[TILE];
 
   constexpr ValueTiles() : ValueTiles(std::make_integer_sequence<int, TILE>()) {}
@@ -141,13 +182,12 @@ struct ValueTiles {
  private:
   template <int... M>
   constexpr explicit ValueTiles(std::integer_sequence<int, M...>)
-      : wide{value_tile<M + 1, wide_for(M + 1), T>...}, one{value_tile<M + 1, 1, T>...} {}
+      : wide{value_tile<M + 1, wide_for(M + 1)>...}, one{value_tile<M + 1, 1>...} {}
 };
 
 template <class T>
 constexpr ScoreTiles<T> score_tiles{};
-template <class T>
-constexpr ValueTiles<T> value_tiles{};
+constexpr ValueTiles value_tiles{};
 
 // Keys of a block that a row sees: [first, last).
 struct Sight {

@@ -19,7 +19,7 @@ namespace {
 
 constexpr float NOTHING = -1e30f;        // the largest score of a row that has seen no key: finite, never makes a NaN
 constexpr int ROWS = 96;                 // rows that walk together
-constexpr int FEW = 2 * TILE;            // more rows than this: values (and what is not fp32) are unpacked once for all
+constexpr int MANY = 2 * TILE + 1;       // rows for which keys that are not fp32 are unpacked, once for all
 
 // One query of one head.
 struct Row {
@@ -200,24 +200,37 @@ struct Into {
   bool apart;
 };
 
-// Values [keys][dim] of a block, or unpacked [dim / 16][KEYS][16]: `step` from a column to the next, `width` from key to key.
-template <class T>
-void value_block(const Attention& it, Desk& desk, const RowTiles& tiles, const T* const* value, int64_t step, int64_t width,
-                 const Into& into, Ahead& ahead) {
+// Weighted values of a block, whose values were unpacked to [dim / 16][KEYS][16].
+inline void value_block(const Attention& it, Desk& desk, const RowTiles& tiles, const Into& into, Ahead& ahead) {
   Ahead none;
   const int columns = int(divide_up(it.cache.dim, LANES)), most = wide_for(tiles.rows(0));
+  const float* page[PANELS];
+  for (int i = 0; i < PANELS; i++) page[i] = desk.values + i * PANEL * LANES;
   for (int c = 0; c < columns;) {
     const int wide = c + most <= columns ? most : 1;
-    const auto& tile = wide == most ? value_tiles<T>.wide : value_tiles<T>.one;
+    const auto& tile = wide == most ? value_tiles.wide : value_tiles.one;
     int64_t from[4], to[4];
-    for (int i = 0; i < wide; i++) to[i] = (c + i) * LANES, from[i] = (c + i) * step;
+    for (int i = 0; i < wide; i++) to[i] = (c + i) * LANES, from[i] = (c + i) * int64_t(KEYS) * LANES;
     for (int t = 0; t < tiles.count; t++) {
       const int r = tiles.at[t];
-      const Values job{desk.s + r * S_STRIDE, S_STRIDE, 1, tiles.first[t], tiles.last[t], width,
+      const Values job{desk.s + r * S_STRIDE, S_STRIDE, 1, tiles.first[t], tiles.last[t], LANES,
                        into.apart ? nullptr : desk.old + r, desk.fresh + r, into.o + r * into.stride, into.stride};
-      tile[tiles.rows(t) - 1](job, value, from, to, t ? none : ahead);
+      tile[tiles.rows(t) - 1](job, page, from, to, t ? none : ahead);
     }
     c += wide;
+  }
+}
+
+// The same for a few rows, from the values where they lie.
+template <class T>
+void stream_block(const Attention& it, Desk& desk, const RowTiles& tiles, const T* const* value, const Into& into, Ahead& ahead) {
+  const int r = tiles.at[0], columns = it.cache.dim / LANES;
+  const Values job{desk.s + r * S_STRIDE, S_STRIDE, 1, tiles.first[0], tiles.last[0], it.cache.dim,
+                   into.apart ? nullptr : desk.old + r, desk.fresh + r, into.o + r * into.stride, into.stride};
+  switch (tiles.rows(0)) {
+    case 1: return value_stream<1>(job, value, columns, desk.values, ahead);
+    case 2: return value_stream<2>(job, value, columns, desk.values, ahead);
+    default: return value_stream<3>(job, value, columns, desk.values, ahead);
   }
 }
 
@@ -248,7 +261,7 @@ template <class T>
 void see_block(const Attention& it, Desk& desk, int head, const int32_t* table, int first, int last, int64_t start, int64_t end,
                const Into& into) {
   const int dim = it.cache.dim;
-  const bool unpacked = last - first > FEW || dim % LANES;  // a last column that is not whole is filled up
+  const bool unpacked = last - first > STREAMS || dim % LANES;
   const Block<T> block(it.cache, table, head, start, end), after(it.cache, table, head, start + KEYS, end);
   const RowTiles tiles(it, desk, first, last, start);
   Ahead values{reinterpret_cast<const char* const*>(block.value), block.panels, int64_t(sizeof(T)) * PANEL * dim, 0};
@@ -256,7 +269,7 @@ void see_block(const Attention& it, Desk& desk, int head, const int32_t* table, 
   const float* panel[PANELS];
   if constexpr (std::is_same_v<T, int8_t>) {
     score_bytes(it, desk, tiles, block, values);
-  } else if (unpacked && !std::is_same_v<T, float>) {
+  } else if (last - first >= MANY && !std::is_same_v<T, float>) {
     unpack_keys(block, dim, desk.keys);
     for (int i = 0; i < block.panels; i++) panel[i] = desk.keys + int64_t(i) * dim * PANEL;
     score_block<float>(it, desk, tiles, panel, block.panels, values);
@@ -270,10 +283,9 @@ void see_block(const Attention& it, Desk& desk, int head, const int32_t* table, 
   if (!into.apart) fold(desk, first, last);
   if (unpacked) {
     unpack_values(block, int(std::min<int64_t>(KEYS, end - start)), dim, desk.values);
-    for (int i = 0; i < block.panels; i++) panel[i] = desk.values + i * PANEL * LANES;
-    value_block<float>(it, desk, tiles, panel, int64_t(KEYS) * LANES, LANES, into, keys);
+    value_block(it, desk, tiles, into, keys);
   } else {
-    value_block<T>(it, desk, tiles, block.value, LANES, dim, into, keys);
+    stream_block<T>(it, desk, tiles, block.value, into, keys);
   }
 }
 

@@ -4,8 +4,11 @@
 
 #include "stages.h"
 
-inline void normalise(NormKind kind, const float* x, int width, float eps, bool offset, const Numbers& weight,
-                      const Numbers& bias, int64_t weights_at, float* out) {
+struct Spread {
+  float mean, shrink;  // (x - mean) * shrink is the norm; an rms norm's mean is 0
+};
+
+inline Spread spread_of(NormKind kind, const float* x, int width, float eps) {
   V16 sum = all(0.0f);
   float mean = 0.0f;
   if (kind == NormKind::layer) {
@@ -25,11 +28,17 @@ inline void normalise(NormKind kind, const float* x, int width, float eps, bool 
     }
     sum = fma(d, d, sum);
   }
-  const V16 shrink = all(1.0f / std::sqrt(total(sum) / float(width) + eps));
+  return {mean, 1.0f / std::sqrt(total(sum) / float(width) + eps)};
+}
+
+inline void normalise(NormKind kind, const float* x, int width, float eps, bool offset, const Numbers& weight,
+                      const Numbers& bias, int64_t weights_at, float* out) {
+  const Spread spread = spread_of(kind, x, width, eps);
+  const V16 mean = all(spread.mean), shrink = all(spread.shrink);
   for (int i = 0; i < width; i += LANES) {
     const int count = std::min(LANES, width - i);
     V16 y = load(x + i, count);
-    if (kind == NormKind::layer) y = y - all(mean);
+    if (kind == NormKind::layer) y = y - mean;
     y = y * shrink;
     if (weight) {
       const V16 w = weight.load16(weights_at + i, count);

@@ -8,6 +8,9 @@
 #include "quantized.h"
 
 #include "whole.h"
+#if defined(__AMX_INT8__)
+#include "whole_amx.h"
+#endif
 
 namespace {
 
@@ -82,9 +85,48 @@ void widen_panel(const Panels& w, int64_t panel, int k0, int k, float* to) {
   }
 }
 
+#if defined(__AMX_INT8__)
+// A panel, as int8, by the piece's rows, sixteen at a time.
+void multiply_by_amx(AmxShape& shape, const Rounded& x, const Panels& w, const Piece& piece, int64_t panel,
+                     const uint8_t* codes, float* sum, int64_t sum_stride) {
+  alignas(64) int32_t c[AMX_ROWS][LANES];
+  for (int m0 = 0; m0 < piece.m; m0 += AMX_ROWS) {
+    const int rows = std::min(AMX_ROWS, piece.m - m0);
+    for (int g = 0; g < w.groups; g++) {
+      const int64_t first = piece.m0 + m0, at = (panel * w.groups + g) * LANES;
+      amx_sums(shape, c[0], x.codes + first * x.stride + g * w.group, x.stride, codes + int64_t(g) * w.group * 16, rows, w.group);
+      const I16 zero = w.zeros ? load_whole_s8(w.zeros + at) : all_whole(w.bits == 8 ? 0 : 8);
+      const V16 scale = w.scales.load16(at);
+      for (int m = 0; m < rows; m++) {
+        const int64_t of_a = (first + m) * w.groups + g;
+        const I16 whole = load_words(reinterpret_cast<const uint8_t*>(c[m])) - zero * all_whole(x.sums[of_a]);
+        float* to = sum + (m0 + m) * sum_stride;
+        store(to, fma(to_float(whole), scale * all(x.scales[of_a]), g ? load(to) : all(0.0f)));
+      }
+    }
+  }
+}
+
+void sums_by_amx(const Rounded& x, const Panels& w, const Piece& piece, float* sum) {
+  thread_local Scratch scratch;
+  uint8_t* bytes = w.bits == 4 ? scratch.need<uint8_t>(int64_t(w.inputs) * LANES) : nullptr;
+  AmxShape shape;
+  for (int p = 0; p < piece.panels; p++) {
+    const int64_t panel = piece.column[p] / LANES;
+    const uint8_t* codes = w.codes + panel * w.inputs * 2 * w.bits;
+    if (bytes) spread_nibbles(codes, w.inputs, bytes);
+    multiply_by_amx(shape, x, w, piece, panel, bytes ? bytes : codes, sum + p * LANES, int64_t(piece.panels) * LANES);
+  }
+  _tile_release();
+}
+#endif
+
 }  // namespace
 
 void sums_of_rounded(const Rounded& x, const Panels& w, const Piece& piece, float* sum) {
+#if defined(__AMX_INT8__)
+  if (piece.m >= AMX_FROM && amx_granted()) return sums_by_amx(x, w, piece, sum);
+#endif
   const WholeTile* tile = whole_tiles.by_rows[w.bits == 4][w.group == 32];
   const int64_t sum_stride = int64_t(piece.panels) * LANES;
   for (int p = 0; p < piece.panels; p++)

@@ -12,6 +12,18 @@
 #include "across.h"
 #include "stages.h"
 
+// The stage, mirrored in `kernels/panels.py`: weights w[n, k] in fp32, bf16 or fp16 rounded to nearest into panels; `bad`
+// becomes 1 where one is not finite.
+struct RoundWeights {
+  const void* w;
+  int64_t w_stride;
+  int32_t n, k;
+  Type type;
+  int32_t unused;
+  Panels out;
+  int32_t* bad;
+};
+
 namespace {
 
 struct Codes {

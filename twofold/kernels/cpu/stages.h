@@ -255,17 +255,6 @@ struct QuantizedEmbed {
   int64_t out_stride;
 };
 
-// Weights w[n, k] in fp32, bf16 or fp16 rounded to nearest into panels; `bad` becomes 1 where one is not finite.
-struct RoundWeights {
-  const void* w;
-  int64_t w_stride;
-  int32_t n, k;
-  Type type;
-  int32_t unused;
-  Panels out;
-  int32_t* bad;
-};
-
 // The top_k best of softmax(logits[row]) and their weights, best first; of equal logits the lower expert is the better.
 struct Route {
   const int32_t* rows;

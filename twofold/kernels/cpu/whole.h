@@ -10,7 +10,7 @@
 #pragma once
 #include "simd.h"
 
-constexpr int AHEAD = 2048;  // bytes: how far in front codes are asked for where rows are few and memory is the limit
+constexpr int AHEAD = 4096;  // bytes: how far in front codes are asked for; where rows are few, memory is the limit
 
 #if defined(__AVX512F__)
 #include "whole_avx512.h"

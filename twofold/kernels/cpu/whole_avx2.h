@@ -71,7 +71,7 @@ static inline void part_sums4(I16 (&c)[M], const int8_t* a, int64_t stride, cons
   __m256i lo[M], hi[M];
   TF_UNROLL for (int m = 0; m < M; m++) lo[m] = hi[m] = _mm256_setzero_si256();
   for (int i = 0; i < inputs; i += 8, a += 8, w += 64) {
-    if constexpr (M < WHOLE_ROWS) prefetch(w + AHEAD);
+    prefetch(w + AHEAD);
     const __m256i both_lo = load_bytes(w), both_hi = load_bytes(w + 32);
     const __m256i first_lo = _mm256_and_si256(both_lo, low), first_hi = _mm256_and_si256(both_hi, low);
     TF_UNROLL for (int m = 0; m < M; m++) {
@@ -104,7 +104,7 @@ static inline void whole_sums8(I16 (&c)[M], const int8_t* a, int64_t stride, con
   __m256i lo[M], hi[M];
   TF_UNROLL for (int m = 0; m < M; m++) lo[m] = hi[m] = _mm256_setzero_si256();
   for (int i = 0; i < inputs; i += 4, a += 4, w += 64) {
-    if constexpr (M < WHOLE_ROWS) prefetch(w + AHEAD);
+    prefetch(w + AHEAD);
     const __m256i code_lo = load_bytes(w), code_hi = load_bytes(w + 32);
     const __m256i size_lo = _mm256_abs_epi8(code_lo), size_hi = _mm256_abs_epi8(code_hi);
     TF_UNROLL for (int m = 0; m < M; m++) {

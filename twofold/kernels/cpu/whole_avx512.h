@@ -47,7 +47,7 @@ static inline void whole_sums(I16 (&c)[M], const int8_t* a, int64_t stride, cons
   __m512i even[M], odd[M];
   TF_UNROLL for (int m = 0; m < M; m++) even[m] = odd[m] = _mm512_setzero_si512();
   for (int i = 0; i < inputs; i += inner, a += inner, w += 64) {
-    if constexpr (M < WHOLE_ROWS) prefetch(w + AHEAD);
+    prefetch(w + AHEAD);
     const __m512i codes = _mm512_loadu_si512(w);
     if constexpr (BITS == 8) {
       const __m512i lifted = _mm512_xor_si512(codes, sign);

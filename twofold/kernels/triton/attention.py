@@ -256,7 +256,8 @@ def attend(
     part = torch.empty(left * (D + 2), dtype=torch.float32, device=q_THD.device)
     part_m, part_mass, part_o = part.split([left, left, left * D])
     window = how.window or 2**30
-    warps = 8 if q_THD.dtype == torch.float32 else 4  # no tensor cores: a tile's numbers fill twice the registers
+    wide = q_THD.dtype == torch.float32  # no tensor cores: a tile's numbers would not fit the registers
+    step, warps = (STEP // 2, 8) if wide else (STEP, 4)
     _walk[(len(tiles.sequence), K, max(1, spans))](
         q_THD, keys.k, keys.v, keys.k_scale, keys.v_scale, out_THD, part_m, part_mass, part_o,
         sinks_H, _slopes(how.slopes, q_THD.device), tiles.sequence, tiles.row, queries.sequences_S3,
@@ -266,13 +267,13 @@ def attend(
         keys.k.stride(0), keys.k.stride(1), keys.k.stride(0 if table is None else 2),
         how.scale, how.softcap or 1.0, window,
         PAGED=table is not None, CAPPED=how.softcap is not None, SPLIT=spans > 0,
-        SPAN=SPAN, STEP=STEP, ROWS=ROWS, BLOCK=block, num_warps=warps, num_stages=2, enable_fp_fusion=False,
+        SPAN=SPAN, STEP=step, ROWS=ROWS, BLOCK=block, num_warps=warps, num_stages=2, enable_fp_fusion=False,
     )  # fmt: skip
     if spans:
         _join[(S, K)](
             part_m, part_mass, part_o, out_THD, sinks_H, queries.sequences_S3, G, D, spans,
             out_THD.stride(0), out_THD.stride(1), window,
-            SPAN=SPAN, STEP=STEP, ROWS=triton.next_power_of_2(G), BLOCK=block, num_warps=4, enable_fp_fusion=False,
+            SPAN=SPAN, STEP=step, ROWS=triton.next_power_of_2(G), BLOCK=block, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
 
 

@@ -52,6 +52,7 @@ class Kind(NamedTuple):
     device: str
 
 
+@cache
 def definition(kind: Kind) -> Tile:
     """The one tile that defines the bits of this kind of product."""
     wide = kind.dtype == torch.float32 and not kind.dynamic
@@ -62,6 +63,7 @@ def definition(kind: Kind) -> Tile:
     return _fitting(Tile(128, columns, inner, 8, 3), kind)
 
 
+@cache
 def narrow(kind: Kind) -> tuple[Tile, ...]:
     """Tiles for few rows, the narrowest first; columns so few that every processor has work."""
     inner = definition(kind).inner
