@@ -2,7 +2,8 @@
 
 Imported by who measures, so that nobody else pays for it. Tensors are made on torch's default device.
 
-Shapes: T tokens, D hidden, F width of the feed-forward, E experts, C experts of a token, H heads, d head size, V vocabulary.
+Shapes: T tokens, D hidden, F width of the feed-forward, E experts, C experts of a token, H heads, d head size,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -126,8 +127,11 @@ def _logprobs_of() -> tuple[Any, ...]:
 
 @adamw.sample
 def _adamw() -> tuple[Any, ...]:
-    shards = [Shard(*(torch.rand(F, D) for _ in range(4)), steps=3, decay=0.1) for _ in range(2)]
-    return shards, 1e-3, (0.9, 0.95), 1e-8
+    def shard() -> Shard:
+        weight, grad, mean, square = (torch.rand(F, D) for _ in range(4))
+        return Shard(weight, grad, mean, square, steps=3, decay=0.1)
+
+    return [shard(), shard()], 1e-3, (0.9, 0.95), 1e-8
 
 
 @gradient_norm.sample
