@@ -25,6 +25,7 @@ from workload import Workload
 from twofold import Engine, EngineConfig, SamplingParams
 from twofold.engine.request import Request
 from twofold.models import Decoder
+from twofold.platforms import bound_spin
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE / "peers"
@@ -152,8 +153,13 @@ class Runner:
 
 
 def plain_environment(threads: int, **more: str) -> dict[str, str]:
-    """What a peer's process sees: no PYTHONPATH of ours, and how many threads to use."""
+    """What a peer's process sees: no PYTHONPATH of ours, how many threads to use, and our bound on how long they spin.
+
+    On a quiet machine the bound changes nothing; on a busy one a peer without it would look many times slower than it
+    is.
+    """
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    bound_spin(kept)
     return kept | {"OMP_NUM_THREADS": str(threads)} | more
 
 

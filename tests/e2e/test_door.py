@@ -133,7 +133,7 @@ def test_plan_and_generate_agree_on_what_fits(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "fits          yes" in said(capsys, "plan", checkpoint)
-    squeeze(monkeypatch, RUNTIME + 24 * 2**20)
+    squeeze(monkeypatch, RUNTIME + 8 * 2**20)
     monkeypatch.setattr("twofold.engine.llm.load", lambda *_, **__: pytest.fail("loaded although it does not fit"))
     assert cli.main(["plan", str(checkpoint)]) == 1
     plan = capsys.readouterr().out
@@ -143,7 +143,7 @@ def test_plan_and_generate_agree_on_what_fits(
     fix = refusal.split(": ")[-1].strip()
     assert fix in plan
     monkeypatch.undo()
-    squeeze(monkeypatch, RUNTIME + 24 * 2**20)
+    squeeze(monkeypatch, RUNTIME + 8 * 2**20)
     flags = fix.split()
     assert cli.main(["generate", "--model", str(checkpoint), "--prompt", PROMPT, "--max-tokens", "4", *flags]) == 0
 

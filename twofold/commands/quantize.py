@@ -63,7 +63,7 @@ def quantize(model: Path, output: Path, recipe: Recipe, reading: Reading) -> int
     calibration, held_out = read(model, reading)
     print(f"text          {_count(calibration)} tokens to calibrate on, {_count(held_out)} held out to measure on")
     decoder = load(model, dtype=stored_dtype(model))
-    with _bar(2 * len(held_out) + len(sites(decoder))) as tick:
+    with _Bar(2 * len(held_out) + len(sites(decoder))) as tick:
         report = run(decoder, recipe, calibration, held_out, tick)
     for name, told in groupby(report.weights, key=lambda told: ".".join(told.name.split(".")[:2])):
         parts = [(weight.name.removeprefix(name).lstrip(".") or "rows", weight) for weight in told]
@@ -207,7 +207,7 @@ def _check_memory(model: Path) -> None:
         )
 
 
-class _bar:
+class _Bar:
     """A progress bar over forward passes and weights, on standard error."""
 
     def __init__(self, steps: int) -> None:

@@ -30,6 +30,7 @@ from .op import op
 LANES = 16
 EVEN = 8  # inputs that one step of a panel holds, for either width of code
 SMALLEST = 2.0**-100  # a group of activations whose largest number is below counts as zeros
+_LOW = 0x0F0F_0F0F  # the low half of each of four bytes
 _TIE, _BELOW = 0x1000_0000, 0x1FFF_FFFF  # the 29 bits that fp32 drops from an fp64: half a step, and their mask
 
 
@@ -103,12 +104,10 @@ def pack(logical: Logical, group: int, dynamic: bool) -> Packed:
 
 def unpack(w: Packed) -> Logical:
     """Panels back into logical codes, without what was filled up."""
-    codes = w.codes
-    if w.bits == 8:
-        codes_NK = codes.transpose(-3, -2).flatten(-2).flatten(-3, -2)
-    else:
-        both = torch.stack((codes & 15, codes >> 4), -2)  # [P, K/8, 16, 2, 4]
-        codes_NK = both.transpose(-4, -3).flatten(-3).flatten(-3, -2)
+    fours = w.codes.contiguous().flatten(-2).view(torch.int32).transpose(-2, -1).flatten(-3, -2)
+    if w.bits == 4:
+        fours = torch.stack((fours & _LOW, fours >> 4 & _LOW), -1).flatten(-2)
+    codes_NK = fours.clone(memory_format=torch.contiguous_format).view(w.codes.dtype)
     scale_NG, zero_NG = (
         t.transpose(-2, -1).flatten(-3, -2)[..., : w.n, :] if t is not None else None for t in (w.scales, w.zeros)
     )
@@ -117,11 +116,14 @@ def unpack(w: Packed) -> Logical:
 
 
 def _codes_to_panels(codes_NK: Tensor) -> Tensor:
-    *lead, n, k = codes_NK.shape
-    if codes_NK.dtype == torch.int8:
-        return codes_NK.reshape(*lead, n // LANES, LANES, k // 4, 4).transpose(-3, -2).contiguous()
-    tiles = codes_NK.reshape(*lead, n // LANES, LANES, k // 8, 2, 4).transpose(-4, -3)
-    return (tiles[..., 0, :] | (tiles[..., 1, :] << 4)).contiguous()
+    """Four bytes travel as one int32; of int4, four inputs share theirs with the four after them."""
+    *lead, n, _ = codes_NK.shape
+    fours = codes_NK.clone(memory_format=torch.contiguous_format).view(torch.int32)
+    if codes_NK.dtype == torch.uint8:
+        fours = fours[..., 0::2] | fours[..., 1::2] << 4
+    panels = fours.reshape(*lead, n // LANES, LANES, fours.shape[-1]).transpose(-2, -1)
+    panels = panels.clone(memory_format=torch.contiguous_format)
+    return panels.view(codes_NK.dtype).view(*panels.shape, 4)
 
 
 def _by_lanes(x_NG: Tensor) -> Tensor:

@@ -103,6 +103,7 @@ def _pack(codes_NK: Tensor, bits: int) -> Tensor:
 
 
 def _unpack(words_NW: Tensor, bits: int) -> Tensor:
+    """The way back, a byte each."""
     raw = words_NW.clone(memory_format=torch.contiguous_format).view(torch.uint8)
     return raw if bits == 8 else torch.stack((raw & 15, raw >> 4), -1).flatten(-2)
 
