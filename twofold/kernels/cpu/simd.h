@@ -79,19 +79,3 @@ static inline V16 load_fp16(const uint16_t* from, int count) {
   for (int i = 0; i < std::min(count, LANES); i++) part[i] = widen_fp16(from[i]);
   return load(part);
 }
-
-static inline float largest(V16 x) {  // of sixteen
-  alignas(64) float lane[LANES];
-  store(lane, x);
-  float most = lane[0];
-  for (int i = 1; i < LANES; i++) most = lane[i] > most || lane[i] != lane[i] ? lane[i] : most;
-  return most;
-}
-
-static inline float total(V16 x) {  // one tree: halves onto halves
-  alignas(64) float lane[LANES];
-  store(lane, x);
-  for (int half = LANES / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) lane[i] = lane[i] + lane[i + half];
-  return lane[0];
-}

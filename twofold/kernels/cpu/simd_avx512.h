@@ -43,6 +43,18 @@ static inline V16 load_s8(const int8_t* from) {
 static inline void store_s8(int8_t* to, V16 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
 }
+// The largest of sixteen, not a number where any is not.
+static inline float largest(V16 x) {
+  if (_mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q)) return __builtin_nanf("");
+  return _mm512_reduce_max_ps(x.v);
+}
+// The sum of sixteen by one tree: halves onto halves.
+static inline float total(V16 x) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
 static inline void prefetch(const void* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
 static inline void pause_thread() { _mm_pause(); }
 

@@ -57,6 +57,19 @@ static inline V16 load_s8(const int8_t* from) { return each([&](int i) { return 
 static inline void store_s8(int8_t* to, V16 x) {
   for (int i = 0; i < 16; i++) to[i] = x.lane[i] == x.lane[i] ? int8_t(x.lane[i]) : 0;
 }
+// The largest of sixteen, not a number where any is not.
+static inline float largest(V16 x) {
+  float most = x.lane[0];
+  for (int i = 1; i < 16; i++) most = x.lane[i] > most || x.lane[i] != x.lane[i] ? x.lane[i] : most;
+  return most;
+}
+
+// The sum of sixteen by one tree: halves onto halves.
+static inline float total(V16 x) {
+  for (int half = 8; half; half /= 2)
+    for (int i = 0; i < half; i++) x.lane[i] = x.lane[i] + x.lane[i + half];
+  return x.lane[0];
+}
 static inline void prefetch(const void* at) { __builtin_prefetch(at); }
 static inline void pause_thread() {
 #if defined(__x86_64__)
