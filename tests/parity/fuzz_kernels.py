@@ -18,6 +18,7 @@ import functools
 import hashlib
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from random import Random
@@ -142,6 +143,17 @@ def quantized_products(draw: Draw) -> Iterable[Any]:
     if N % 2 == 0:
         yield panels.product(x, w, act=draw.choice(list(ACTIVATIONS)), gated=True)
     yield quantized_rows(draw.integers(0, N, draw.size()), w)
+
+
+@case()
+def weights_rounded(draw: Draw) -> Iterable[Any]:
+    """Float weights into panels, as they are loaded."""
+    shape = (*((3,) if draw.maybe(0.2) else ()), draw.size(least=1), draw.size(least=1))
+    into = draw.packed(*shape)
+    w = draw.floats(*shape, dtype=draw.choice((*FLOATS, torch.float16)), wild=True)
+    assert panels.can_round(w, into)
+    good = panels.round_into(w, into)
+    yield from (good, into.codes, into.scales, into.zeros) if good else (good,)
 
 
 @case(lora)
@@ -336,6 +348,12 @@ def uncovered() -> set[str]:
     return {op.name for op in all_ops() if "native" in op.implementations} - covered()
 
 
+def not_run(library: native.Library) -> str:
+    """Stages in the sources that nothing has called yet."""
+    known = {name for file in native.HERE.glob("*.cpp") for name in re.findall(r"TF_STAGE\((\w+)\)", file.read_text())}
+    return ", ".join(sorted(known - {kind.__name__ for kind in library._kernels})) or "none"
+
+
 def go_past_the_end() -> None:
     """What a sanitizer must see: weights that are shorter than the stage says."""
     x, w, out, rows = torch.randn(1, 64), torch.randn(16, 64), torch.empty(1, 32), ctypes.c_int32(1)
@@ -355,6 +373,7 @@ def main(calls: int, *options: str) -> None:
     print("kernels", library.isa)
     for name in CASES:
         print(name, digest(name, calls), flush=True)
+    print("stages not run:", not_run(library))
 
 
 if __name__ == "__main__":

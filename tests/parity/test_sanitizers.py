@@ -61,6 +61,7 @@ def test_no_report_of_the_address_and_undefined_behaviour_sanitizers(isa: str) -
     plain = fuzz(TWOFOLD_ISA=isa)
     assert plain.returncode == 0, plain.stderr[-4000:]
     assert done.stdout == plain.stdout, "another optimisation, other bits"
+    assert done.stdout.endswith("stages not run: none\n"), "call them in a case of fuzz_kernels.py"
 
 
 @pytest.mark.skipif(not ASAN, reason="the compiler has no address sanitizer")
