@@ -78,7 +78,8 @@ void widen_panel(const Panels& w, int64_t panel, int k0, int k, float* to) {
     const int64_t at = (panel * w.groups + i / w.group) * LANES;
     const I16 zero = w.zeros ? load_whole_s8(w.zeros + at) : all_whole(BITS == 8 ? 0 : 8);
     const V16 scale = w.scales.load16(at);
-    for (const int end = std::min(k0 + k, (i / w.group + 1) * w.group); i < end; i += inner, codes += 64, to += inner * LANES) {
+    const int end = std::min(k0 + k, (i / w.group + 1) * w.group);
+    for (; i < end; i += inner, codes += 64, to += inner * LANES) {
       prefetch(codes + AHEAD);
       widen_step<BITS>(codes, zero, scale, to, std::make_integer_sequence<int, inner>());
     }
@@ -94,7 +95,8 @@ void multiply_by_amx(AmxShape& shape, const Rounded& x, const Panels& w, const P
     const int rows = std::min(AMX_ROWS, piece.m - m0);
     for (int g = 0; g < w.groups; g++) {
       const int64_t first = piece.m0 + m0, at = (panel * w.groups + g) * LANES;
-      amx_sums(shape, c[0], x.codes + first * x.stride + g * w.group, x.stride, codes + int64_t(g) * w.group * 16, rows, w.group);
+      const int8_t* a = x.codes + first * x.stride + g * w.group;
+      amx_sums(shape, c[0], a, x.stride, codes + int64_t(g) * w.group * LANES, rows, w.group);
       const I16 zero = w.zeros ? load_whole_s8(w.zeros + at) : all_whole(w.bits == 8 ? 0 : 8);
       const V16 scale = w.scales.load16(at);
       for (int m = 0; m < rows; m++) {

@@ -12,7 +12,7 @@ struct I16 {
   __m256i lo, hi;
 };
 
-constexpr int WHOLE_ROWS = 4;  // 4 x 16 sums, two registers of codes and their magnitudes, and what is being multiplied: 15 of 16
+constexpr int WHOLE_ROWS = 4;  // their sums, codes, the codes' magnitudes and what is being multiplied: 15 of 16 registers
 template <int BITS>
 constexpr int LIFT = 0;
 
