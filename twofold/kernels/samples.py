@@ -126,7 +126,8 @@ def _logprobs_of() -> tuple[Any, ...]:
 
 @adamw.sample
 def _adamw() -> tuple[Any, ...]:
-    shards = [Shard(*(torch.rand(F, D) for _ in range(4)), steps=3, decay=0.1) for _ in range(2)]
+    numbers = torch.rand(2, 4, F, D)
+    shards = [Shard(w, g, m, v, steps=3, decay=0.1) for w, g, m, v in numbers]
     return shards, 1e-3, (0.9, 0.95), 1e-8
 
 
