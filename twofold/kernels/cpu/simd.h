@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#define TF_UNROLL _Pragma("GCC unroll 32")
+
 #if defined(__AVX512F__)
 #include "simd_avx512.h"
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -15,8 +17,6 @@
 #else
 #include "simd_portable.h"
 #endif
-
-#define TF_UNROLL _Pragma("GCC unroll 32")
 
 constexpr int LANES = 16;
 

@@ -120,3 +120,40 @@ static inline void transpose16(const uint16_t* from, int64_t stride, float* to) 
     }
   }
 }
+
+// Eight rows of w by sixteen inner numbers, added to the sums of M rows of activations: transposed and multiplied in
+// registers, never written.
+template <int M>
+static inline void add_rows8(const float* from, int64_t stride, const float* const* a, int k, __m256* c) {
+  for (int i = 0; i < 16; i += 8) {
+    __m256 r[8];
+    TF_UNROLL for (int j = 0; j < 8; j++) r[j] = _mm256_loadu_ps(from + j * stride + k + i);
+    transpose8(r);
+    TF_UNROLL for (int j = 0; j < 8; j++)
+      TF_UNROLL for (int m = 0; m < M; m++) c[m] = _mm256_fmadd_ps(_mm256_broadcast_ss(a[m] + k + i + j), r[j], c[m]);
+  }
+}
+template <int M>
+static inline void add_rows8(const uint16_t* from, int64_t stride, const float* const* a, int k, __m256* c) {
+  const __m256i upper = _mm256_set1_epi32(int(0xffff0000));
+  __m256 r[8];  // pairs of neighbours in k
+  TF_UNROLL for (int j = 0; j < 8; j++) r[j] = _mm256_loadu_ps(reinterpret_cast<const float*>(from + j * stride + k));
+  transpose8(r);
+  TF_UNROLL for (int j = 0; j < 8; j++) {
+    const __m256i pair = _mm256_castps_si256(r[j]);
+    const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
+    const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(pair, upper));
+    TF_UNROLL for (int m = 0; m < M; m++) c[m] = _mm256_fmadd_ps(_mm256_broadcast_ss(a[m] + k + 2 * j), even, c[m]);
+    TF_UNROLL for (int m = 0; m < M; m++) c[m] = _mm256_fmadd_ps(_mm256_broadcast_ss(a[m] + k + 2 * j + 1), odd, c[m]);
+  }
+}
+
+// Sixteen rows of w by sixteen inner numbers from k on, added to the sums of M rows of activations.
+template <int M, class W>
+static inline void add_rows16(const W* from, int64_t stride, const float* const* a, int k, V16 (&c)[M]) {
+  __m256 lo[M], hi[M];
+  TF_UNROLL for (int m = 0; m < M; m++) lo[m] = c[m].lo, hi[m] = c[m].hi;
+  add_rows8<M>(from, stride, a, k, lo);
+  add_rows8<M>(from + 8 * stride, stride, a, k, hi);
+  TF_UNROLL for (int m = 0; m < M; m++) c[m] = {lo[m], hi[m]};
+}

@@ -94,3 +94,12 @@ static inline void transpose16(const uint16_t* from, int64_t stride, float* to) 
   transpose_registers(r);
   for (int i = 0; i < 16; i++) _mm512_storeu_ps(to + i * 16, r[i]);
 }
+
+// Sixteen rows of w by sixteen inner numbers from k on, added to the sums of M rows of activations.
+template <int M, class W>
+static inline void add_rows16(const W* from, int64_t stride, const float* const* a, int k, V16 (&c)[M]) {
+  alignas(64) float panel[16 * 16];
+  transpose16(from + k, stride, panel);
+  for (int i = 0; i < 16; i++)
+    TF_UNROLL for (int m = 0; m < M; m++) c[m] = fma(all(a[m][k + i]), load(panel + i * 16), c[m]);
+}

@@ -123,19 +123,79 @@ void fill_panel(const W* w, int64_t stride, int64_t row, int64_t rows, int k0, i
     }
 }
 
-// Fills panels with weights as they lie in the checkpoint, `rows` of k_all numbers, fp32 or bf16.
+// Weights as they lie in the checkpoint, `rows` of k_all numbers, fp32 or bf16.
 template <class W>
-auto lying(const void* w, int64_t stride, int64_t rows, int k_all) {
-  return [=](int64_t row, int k0, int k, int panels, float* to) {
+struct Lying {
+  const W* w;
+  int64_t stride, rows;
+  int k_all;
+
+  // A panel of sixteen rows, one of `panels`.
+  void operator()(int64_t row, int k0, int k, int panels, float* to) const {
     const int64_t ahead = k0 + k < k_all ? k : panels * LANES * stride - k0;
-    fill_panel(static_cast<const W*>(w), stride, row, rows, k0, k, ahead, to);
-  };
+    fill_panel(w, stride, row, rows, k0, k, ahead, to);
+  }
+
+  // The sums of a piece of M rows by one panel in one pass over the weights, which are turned in registers.
+  template <int M>
+  void stream(const float* const* a, int64_t row, float* sum, int64_t sum_stride) const {
+    constexpr int LINE = 64 / sizeof(W), AHEAD = 4 * LINE;
+    const W* from = w + row * stride;
+    const int whole = k_all / LANES * LANES;
+    V16 c[M];
+    TF_UNROLL for (int m = 0; m < M; m++) c[m] = all(0.0f);
+    for (int i = 0; i < whole; i += LANES) {
+      if (i % LINE == 0) {
+        const int64_t next = i + AHEAD < whole ? i + AHEAD : LANES * stride + i + AHEAD - whole;
+        for (int j = 0; j < LANES; j++) prefetch(from + j * stride + next);
+      }
+      add_rows16<M>(from, stride, a, i, c);
+    }
+    for (int i = whole; i < k_all; i++) {
+      alignas(64) float column[LANES];
+      for (int j = 0; j < LANES; j++) {
+        if constexpr (sizeof(W) == 2) column[j] = widen(from[j * stride + i]);
+        else column[j] = from[j * stride + i];
+      }
+      TF_UNROLL for (int m = 0; m < M; m++) c[m] = fma(all(a[m][i]), load(column), c[m]);
+    }
+    TF_UNROLL for (int m = 0; m < M; m++) store(sum + m * sum_stride, c[m]);
+  }
+};
+
+template <class W>
+Lying<W> lying(const void* w, int64_t stride, int64_t rows, int k_all) {
+  return {static_cast<const W*>(w), stride, rows, k_all};
+}
+
+// Whether a piece of few rows was done without panels: only weights as they lie are, and where all sixteen rows are there.
+template <class L, class Fill>
+bool streamed(const L&, const Piece&, const Fill&, float*) {
+  return false;
+}
+
+template <class L, class W>
+bool streamed(const L& it, const Piece& piece, const Lying<W>& weights, float* sum) {
+  if (piece.m > FEW) return false;
+  const float* a[FEW];
+  for (int m = 0; m < piece.m; m++) a[m] = it.a + piece.row(m) * it.a_stride;
+  for (int p = 0; p < piece.panels; p++)
+    if (piece.column[p] + LANES > weights.rows) return false;
+  const int64_t sum_stride = int64_t(piece.panels) * LANES;
+  for (int p = 0; p < piece.panels; p++) {
+    float* to = sum + p * LANES;
+    if (piece.m == 1) weights.template stream<1>(a, piece.column[p], to, sum_stride);
+    else if (piece.m == 2) weights.template stream<2>(a, piece.column[p], to, sum_stride);
+    else weights.template stream<3>(a, piece.column[p], to, sum_stride);
+  }
+  return true;
 }
 
 // The sums of a piece, slab after slab. `fill(row, k0, k, panels, to)` makes the panel of sixteen rows of w from `row` on,
 // one of `panels`.
 template <class L, class Fill>
 void sums_of(const L& it, const Piece& piece, Fill fill, float* slab, float* panel, float* sum) {
+  if (streamed(it, piece, fill, sum)) return;
   const int most = piece.m <= FEW ? FEW_SLAB : SLAB;
   int k0 = 0;
   do {
