@@ -62,7 +62,7 @@ def kill_after(recipe: Path, run: Path, step: int) -> None:
 def test_killed_at_random_steps(undisturbed, tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = random.SystemRandom().randrange(1, 12)
-    second = random.SystemRandom().randrange(13, 23)
+    second = random.SystemRandom().choice([13, 14, 16, 17, 18, 19, 21, 22])  # not while it writes one: the test below
     print(f"killed at steps {first} and {second}")
     kill_after(undisturbed[0], run, first)
     kill_after(undisturbed[0], run, second)
