@@ -26,7 +26,7 @@ WHY = "one pass for all tensors, the clip's factor in it"
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A tensor to update, or a slice of one: fp32 and contiguous, its gradient, and what the rule keeps for each number.
+    """A tensor to update, or a slice of one: fp32 and contiguous, its gradient, and what is kept for each number.
 
     `steps` counts the updates, this one with them; `decay` is its weight decay; `name` is the whole tensor's.
     """
@@ -125,39 +125,44 @@ def gradient_norm(grads: Sequence[Tensor]) -> float:
 # ----------------------------------------------------------------------------------------------------- native
 @adamw.on("native", why=WHY, missing=native.missing, bits="own")
 def _adamw(shards: Sequence[Shard], rate: float, betas: tuple[float, float], eps: float, scale: float = 1.0) -> None:
-    if not _fit(shards):
-        return adamw.reference(shards, rate, betas, eps, scale)
-    _update("adamw", shards, rate, scale, betas, eps)
+    if _fit(shards):
+        _update("adamw", shards, rate, scale, betas, eps)
+    else:
+        adamw.reference(shards, rate, betas, eps, scale)
 
 
 @adam.on("native", why=WHY, missing=native.missing, bits="own")
 def _adam(shards: Sequence[Shard], rate: float, betas: tuple[float, float], eps: float, scale: float = 1.0) -> None:
-    if not _fit(shards):
-        return adam.reference(shards, rate, betas, eps, scale)
-    _update("adam", shards, rate, scale, betas, eps)
+    if _fit(shards):
+        _update("adam", shards, rate, scale, betas, eps)
+    else:
+        adam.reference(shards, rate, betas, eps, scale)
 
 
 @sgd.on("native", why=WHY, missing=native.missing, bits="own")
 def _sgd(
     shards: Sequence[Shard], rate: float, momentum: float = 0.0, nesterov: bool = False, scale: float = 1.0
 ) -> None:
-    if not _fit(shards):
-        return sgd.reference(shards, rate, momentum, nesterov, scale)
-    _update(("nesterov" if nesterov else "momentum") if momentum else "sgd", shards, rate, scale, (momentum, 0.0))
+    if _fit(shards):
+        _update(("nesterov" if nesterov else "momentum") if momentum else "sgd", shards, rate, scale, (momentum, 0.0))
+    else:
+        sgd.reference(shards, rate, momentum, nesterov, scale)
 
 
 @lion.on("native", why=WHY, missing=native.missing, bits="own")
 def _lion(shards: Sequence[Shard], rate: float, betas: tuple[float, float], scale: float = 1.0) -> None:
-    if not _fit(shards):
-        return lion.reference(shards, rate, betas, scale)
-    _update("lion", shards, rate, scale, betas)
+    if _fit(shards):
+        _update("lion", shards, rate, scale, betas)
+    else:
+        lion.reference(shards, rate, betas, scale)
 
 
 @adagrad.on("native", why=WHY, missing=native.missing, bits="own")
 def _adagrad(shards: Sequence[Shard], rate: float, eps: float, scale: float = 1.0) -> None:
-    if not _fit(shards):
-        return adagrad.reference(shards, rate, eps, scale)
-    _update("adagrad", shards, rate, scale, eps=eps)
+    if _fit(shards):
+        _update("adagrad", shards, rate, scale, eps=eps)
+    else:
+        adagrad.reference(shards, rate, eps, scale)
 
 
 @gradient_norm.on("native", why="one pass for all tensors, in double, in one order", missing=native.missing, bits="own")
