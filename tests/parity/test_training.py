@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import SPECS, decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import SPECS, decoder
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -9,7 +9,7 @@ import pytest
 from twofold.core import ConfigError, TwofoldError
 from twofold.train.scaler import LossScaleConfig, LossScaler
 
-# A window of 3. A step overflows (x) or not (.); then the scale in units of 2^10, and the overflows left until it halves.
+# A window of 3. A step overflows (x) or not (.); then the scale after it, in units of 1024.
 TABLE = [
     # hysteresis 2: the first overflow costs credit alone; credit comes back when the scale grows, not before
     (
