@@ -77,7 +77,7 @@ def explain(
         where = f"first in the output of {calls.broken}" if calls.broken else "though every module's output is"
         return f"the loss is not finite, {where}"
     module = first_gradient(gradients, calls.order)
-    return f"the gradient is not finite, first in {module or 'another rank'}"
+    return f"the gradient is not finite, first in {module}" if module else "the gradient is not finite on another rank"
 
 
 def _called(module: str, last: dict[str, int]) -> str | None:
