@@ -40,7 +40,8 @@ from twofold.train.progress import Display
 from twofold.train.recompute import recompute_layers
 from twofold.train.scaler import LossScaleConfig, LossScaler
 from twofold.train.schedule import lr_at
-from twofold.train.trainer import Data, Trainer, split
+from twofold.train.share import cut
+from twofold.train.trainer import Data, Trainer
 
 VOCAB = 97
 
@@ -242,11 +243,11 @@ def test_chunks_of_rows_change_no_loss(monkeypatch) -> None:
 
 def test_splitting_keeps_sequences_whole_and_in_order() -> None:
     batch = Numbers((30, 2, 90, 61, 1, 44)).batch(0)
-    parts = split(batch, 92)
+    parts = cut(batch, 92)
     assert [part.lengths for part in parts] == [(30, 2), (90,), (61, 1), (44,)]
     assert torch.equal(torch.cat([part.ids_T for part in parts]), batch.ids_T)
     assert torch.equal(torch.cat([part.targets_T for part in parts]), batch.targets_T)
-    assert split(batch, None) == [batch]
+    assert cut(batch, None) == [batch]
 
 
 def test_the_trainers_forward_log_probabilities_are_the_evaluators(tmp_path: Path) -> None:
@@ -384,12 +385,12 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(
         return torch.cat([grad.flatten().double() for grad in grads]), summed
 
     whole, loss = gradient([batch])
-    parts, summed = gradient(cut(batch, cuts))
+    parts, summed = gradient(at_places(batch, cuts))
     assert float((parts - whole).norm()) <= 1e-6 * float(whole.norm())
     assert summed == pytest.approx(loss, rel=1e-6)
 
 
-def cut(batch: Batch, cuts: list[bool]) -> list[Batch]:
+def at_places(batch: Batch, cuts: list[bool]) -> list[Batch]:
     """Micro-batches that end after each sequence whose cut is true."""
     ends = [n + 1 for n, end in zip(range(len(batch.lengths)), cuts) if end or n + 1 == len(batch.lengths)]
     parts, first, start = [], 0, 0

@@ -157,7 +157,7 @@ def test_a_scaled_loss_gives_the_step_of_one_that_is_not(dtype: torch.dtype) -> 
     torch.testing.assert_close(scaled_weight, weight)
 
 
-def test_the_norm_is_over_all_ranks_and_one_spoiled_loss_spoils_it() -> None:
+def test_the_norm_is_over_all_ranks() -> None:
     model, asked = Small(), []
 
     def total(squares: float) -> float:
@@ -168,7 +168,6 @@ def test_the_norm_is_over_all_ranks_and_one_spoiled_loss_spoils_it() -> None:
     give_gradients(model)
     own = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
     assert optimizer.clip() == pytest.approx(math.hypot(own, 4.0)) and asked == [pytest.approx(own**2)]
-    assert math.isnan(optimizer.clip(spoiled=True)) and math.isnan(asked[1])
     optimizer.zero()
     assert optimizer.clip() == 4.0  # a rank without gradients asks too
 

@@ -19,6 +19,7 @@ from ..core import CheckpointError
 from ..kernels.optimizer import Shard, gradient_norm
 from .config import OptimizerConfig
 from .rules import Alone, Parts, Peers, rules_for
+from .zero import local
 
 States = Callable[[str, torch.Size], Tensor]
 """(name, shape) to an fp32 tensor of zeros: where the numbers that a rule keeps, and masters, are held."""
@@ -31,12 +32,6 @@ def decay_groups(named: Iterable[tuple[str, Tensor]]) -> tuple[list[str], list[s
     for name, weight in named:
         (decay if weight.ndim >= 2 else keep).append(name)
     return decay, keep
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's slice, without gradients: of a DTensor what it holds, else the tensor itself."""
-    slice_of = getattr(tensor, "to_local", None)  # asking by type would import torch.distributed in every run
-    return (tensor if slice_of is None else slice_of()).detach()
 
 
 class Optimizer:
@@ -72,7 +67,7 @@ class Optimizer:
     def master(self, name: str) -> Tensor:
         """This rank's slice of a weight in fp32."""
         copy = self._copies.get(name)
-        return local(self.weights[name]) if copy is None else copy
+        return local(self.weights[name].detach()) if copy is None else copy
 
     def gradient(self, name: str) -> Tensor | None:
         """What `step` will read: the slice's gradient, as many times too large as the loss was scaled."""
@@ -94,15 +89,14 @@ class Optimizer:
                 self._sums[name] = local(weight.grad).float()
             weight.grad = None
 
-    def clip(self, scale: float = 1.0, spoiled: bool = False) -> float:
+    def clip(self, scale: float = 1.0) -> float:
         """The gradients' global norm, the same on every rank; not finite when one of them is not.
 
         The loss was multiplied by `scale`: the norm is without it, and so is the next step, which clips by the norm.
-        The gradients themselves are not touched: the factor is part of the step's one pass. `spoiled` says that this
-        rank's loss is not finite; then no rank's norm is.
+        The gradients themselves are not touched: the factor is part of the step's one pass.
         """
         norm = gradient_norm([grad for grad in map(self.gradient, self.weights) if grad is not None])
-        norm = math.sqrt(self.total(math.nan if spoiled else norm * norm)) / scale
+        norm = math.sqrt(self.total(norm * norm)) / scale
         self._factor = min(1.0, self.config.clip / (norm + 1e-6)) / scale if math.isfinite(norm) else 1.0
         return norm
 
@@ -116,7 +110,7 @@ class Optimizer:
             rule.step([self.shard(name, grad) for name, grad in due], lr, self._factor)
         self._factor = 1.0
         for name, copy in self._copies.items():
-            local(self.weights[name]).copy_(copy)
+            local(self.weights[name].detach()).copy_(copy)
 
     def shard(self, name: str, grad: Tensor) -> Shard:
         """What the rule updates: master, gradient, and what it keeps."""
@@ -174,12 +168,11 @@ class Optimizer:
             raise CheckpointError(f"optimizer.safetensors has a tensor this model does not: {sorted(left)[0]}")
 
     def _zeros(self, name: str, shape: torch.Size) -> Tensor:
-        device = next(iter(self.weights.values())).device
-        return torch.zeros(shape, device=device)
+        return torch.zeros(shape, device=next(iter(self.weights.values())).device)
 
     @torch.no_grad()
     def _copy(self, name: str) -> Tensor:
-        weight = local(self.weights[name])
+        weight = local(self.weights[name].detach())
         return self._make(f"master.{name}", weight.shape).copy_(weight)
 
 
