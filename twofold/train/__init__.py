@@ -7,6 +7,7 @@ trainer.py     the loop: step, validate, sample, save; stopping and going on
 loss.py        cross-entropy in chunks of rows, forward and backward in one pass
 optimizer.py   fp32 masters and what a rule keeps of them: collect, clip, step, zero
 rules.py       AdamW, Adam, SGD, Lion, LAMB, Adagrad, Muon
+peers.py       the ranks that hold the other slices of a tensor, for rules that must see it whole
 scaler.py      loss scaling for fp16, by DeepSpeed's rule
 fault.py       which module a number stopped being finite in
 recompute.py   keep a layer's input alone, and run it again for its gradient

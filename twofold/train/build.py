@@ -22,7 +22,7 @@ from ..models.layout import matrices
 from .checkpoint import copy_files
 from .config import Recipe
 from .init import init_weights
-from .optimizer import Optimizer
+from .optimizer import Norm, Optimizer
 from .recompute import recompute_layers
 from .scaler import LossScaler
 from .trainer import Data
@@ -115,9 +115,9 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
     return decoder
 
 
-def build_optimizer(decoder: Decoder, recipe: Recipe) -> Optimizer:
-    """The recipe's rule over the decoder's weights."""
-    return Optimizer(decoder.named_parameters(), recipe.optimizer, matrices=matrices(decoder))
+def build_optimizer(decoder: Decoder, recipe: Recipe, norm: Norm | None = None) -> Optimizer:
+    """The recipe's rule over the decoder's weights; `norm` is asked where ranks hold the model between them."""
+    return Optimizer(decoder.named_parameters(), recipe.optimizer, matrices=matrices(decoder), norm=norm)
 
 
 def build_scaler(recipe: Recipe) -> LossScaler:

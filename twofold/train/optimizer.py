@@ -18,9 +18,12 @@ from torch import Tensor
 from ..core import CheckpointError
 from ..kernels.optimizer import Shard, gradient_norm
 from .config import OptimizerConfig
-from .rules import Alone, Parts, Peers, rules_for
+from .peers import Peers, peers_of
+from .rules import Parts, rules_for
 from .zero import local
 
+Norm = Callable[[Mapping[str, Tensor]], float]
+"""This rank's slices of the gradient by name to the Euclidean norm of the whole model's."""
 States = Callable[[str, torch.Size], Tensor]
 """(name, shape) to an fp32 tensor of zeros: where the numbers that a rule keeps, and masters, are held."""
 
@@ -37,8 +40,9 @@ def decay_groups(named: Iterable[tuple[str, Tensor]]) -> tuple[list[str], list[s
 class Optimizer:
     """The masters, their states, and the four moves of a step.
 
-    `matrices` are the parts that Muon turns (`models.layout.matrices`). `peers` hold the other slices of the tensors;
-    `total` sums a number over all ranks, and is called once in each `clip`. `states` gives the memory for what is kept.
+    `matrices` are the parts that Muon turns (`models.layout.matrices`). `peers` hold the other slices of the tensors
+    (left out: those that DTensors name); `norm` is of the whole model's gradient, from this rank's slices by name.
+    `states` gives the memory for what is kept.
     """
 
     def __init__(
@@ -48,12 +52,12 @@ class Optimizer:
         *,
         matrices: Mapping[str, Parts] | None = None,
         peers: Peers | None = None,
-        total: Callable[[float], float] = float,
+        norm: Norm | None = None,
         states: States | None = None,
     ) -> None:
-        self.config, self.total = config, total
+        self.config, self.norm = config, norm
         self.weights = {name: weight for name, weight in named if weight.requires_grad}
-        self.groups = rules_for(config, self.weights, matrices=matrices, peers=peers or Alone())
+        self.groups = rules_for(config, self.weights, matrices=matrices, peers=peers or peers_of(self.weights))
         self.rules = {name: rule for rule, names in self.groups for name in names}
         decay = config.numbers()["weight_decay"]
         self.decay = dict.fromkeys(decay_groups(self.weights.items())[0], decay)
@@ -95,8 +99,8 @@ class Optimizer:
         The loss was multiplied by `scale`: the norm is without it, and so is the next step, which clips by the norm.
         The gradients themselves are not touched: the factor is part of the step's one pass.
         """
-        norm = gradient_norm([grad for grad in map(self.gradient, self.weights) if grad is not None])
-        norm = math.sqrt(self.total(norm * norm)) / scale
+        grads = {name: grad for name in self.weights if (grad := self.gradient(name)) is not None}
+        norm = (gradient_norm(list(grads.values())) if self.norm is None else self.norm(grads)) / scale
         self._factor = min(1.0, self.config.clip / (norm + 1e-6)) / scale if math.isfinite(norm) else 1.0
         return norm
 

@@ -24,10 +24,9 @@ from torch import Tensor
 from ..core import TwofoldError
 from ..data import Batch
 from ..models.decoder import Decoder
-from ..models.packed import PackedContext
-from ..parallel import Mesh
 from . import fault, plot
 from . import loss as losses
+from .axes import Axes
 from .checkpoint import Checkpoints, Position
 from .config import Recipe, SampleConfig
 from .journal import Journal
@@ -35,7 +34,6 @@ from .optimizer import Optimizer
 from .progress import Display
 from .scaler import LossScaler
 from .schedule import lr_at
-from .share import share
 from .stop import Stop
 from .zero import Zero
 
@@ -104,11 +102,12 @@ class Trainer:
         sampler: Sampler | None = None,
         scaler: LossScaler | None = None,
         position: Position | None = None,
-        mesh: Mesh | None = None,
+        axes: Axes | None = None,
         zero: Zero | None = None,
     ) -> None:
         self.decoder, self.optimizer, self.data, self.recipe = decoder, optimizer, data, recipe
-        self.mesh = mesh or Mesh()
+        self.axes = axes or Axes()
+        self.mesh = self.axes.mesh
         self.zero = zero or Zero(decoder, self.mesh)
         self.checkpoints, self.journal, self.display = checkpoints, journal, display
         self.write_model, self.words, self.sampler = write_model, words, sampler
@@ -132,31 +131,26 @@ class Trainer:
         if not targets:
             return Step(loss=0.0, targets=0, lr=lr, grad_norm=0.0, skipped="the batch has no target")
         self.optimizer.zero()
-        summed, suspect, scale, vocab = 0.0, batch, self.scaler.scale, self.decoder.spec.vocab
-        parts = self._share(batch)
-        for number, part in enumerate(parts, 1):
-            self.zero.micro_batch(last=number == len(parts))
-            hidden_TD = self.decoder(part.ids_T, PackedContext(part.lengths))
-            suspect = part if math.isfinite(summed) else suspect
-            summed += losses.backward(self.decoder, hidden_TD, part.targets_T, targets, vocab, loss, scale)
-            self.optimizer.collect()
+        summed = self._pass(batch, targets / self.scaler.scale, loss)
+        self.axes.collect(self.decoder)
         mean = self.mesh.sum("loss", summed)[0] / targets
-        done = Step(loss=mean, targets=targets, lr=lr, grad_norm=self.optimizer.clip(scale))
+        done = Step(loss=mean, targets=targets, lr=lr, grad_norm=self.optimizer.clip(self.scaler.scale))
         if math.isfinite(done.loss) and math.isfinite(done.grad_norm):
             self.optimizer.step(lr)
             self.scaler.update(None)
         else:
-            done = self._skip(done, suspect)
+            done = self._skip(done, batch)
         self.optimizer.zero()
         return done
 
-    def _skip(self, done: Step, suspect: Batch) -> Step:
+    def _skip(self, done: Step, batch: Batch) -> Step:
         """The step as one that changed nothing: what was not finite and where first, and the next loss scale."""
         spoiled, scale = not math.isfinite(done.loss), self.scaler.scale
+        parts = self.axes.share(batch, self.recipe.data.micro_tokens)
         why = fault.explain(
             self.decoder,
             ((name, self.optimizer.gradient(name)) for name in self.optimizer.weights),
-            lambda: self.decoder(suspect.ids_T, PackedContext(suspect.lengths)),
+            lambda: [self._score(part) for part in (parts if spoiled else parts[:1])],
             spoiled,
             lambda flags: self.mesh.sum("replicate", *self.mesh.sum("zero", *self.mesh.sum("tp", *flags))),
         )
@@ -166,20 +160,38 @@ class Trainer:
             why += f", at loss scale {scale:g}, from here {self.scaler.scale:g}"
         return replace(done, skipped=why, overflow=self.scaler.dynamic and not spoiled)
 
-    def _share(self, batch: Batch) -> list[Batch]:
-        return share(batch, self.mesh.size("data"), self.mesh.rank("data"), self.recipe.data.micro_tokens)
+    def _pass(self, batch: Batch, total: float, loss: losses.Loss) -> float:
+        """Forward and backward over this rank's share of a batch, of (sum / `total`); its part of the summed loss."""
+        parts = self.axes.share(batch, self.recipe.data.micro_tokens)
+        if self.axes.pipeline:
+            return self.axes.pipeline.run([self.axes.place(part) for part in parts], total, self.decoder, loss)
+        summed = 0.0
+        for number, part in enumerate(parts, 1):
+            self.zero.micro_batch(last=number == len(parts))
+            ids_T, targets_T, ctx = self.axes.place(part)
+            hidden_TD = self.decoder(ids_T, ctx)
+            summed += losses.backward(self.decoder, hidden_TD, targets_T, total, self.decoder.spec.vocab, loss)
+            self.optimizer.collect()
+        return summed
 
     @torch.no_grad()
     def evaluate(self) -> float:
         """Mean loss over the held-out batches, in nats a target."""
         summed, count = 0.0, 0.0
         for batch in self.data.valid:
-            for part in self._share(batch):
-                hidden_TD = self.decoder(part.ids_T, PackedContext(part.lengths))
-                more, rows = losses.evaluate(self.decoder, hidden_TD, part.targets_T, self.decoder.spec.vocab)
+            for part in self.axes.share(batch, self.recipe.data.micro_tokens):
+                more, rows = self._score(part)
                 summed, count = summed + more, count + rows
         summed, count = self.mesh.sum("loss", summed, count)
         return summed / count if count else math.nan
+
+    def _score(self, part: Batch) -> tuple[float, int]:
+        """The summed loss and the number of targets of one micro-batch; called without gradients."""
+        ids_T, targets_T, ctx = placed = self.axes.place(part)
+        if self.axes.pipeline:
+            return self.axes.pipeline.evaluate(placed, self.decoder)
+        hidden_TD = self.decoder(ids_T, ctx)
+        return losses.evaluate(self.decoder, hidden_TD, targets_T, self.decoder.spec.vocab)
 
     # ---------------------------------------------------------------------------------------- the loop
     def fit(self) -> int:
