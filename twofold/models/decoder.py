@@ -225,7 +225,7 @@ class Layer(nn.Module):
             q_THd = rotate(q_THd, cos_TR, sin_TR, mixer.position.interleaved)
             k_TKd = rotate(k_TKd, cos_TR, sin_TR, mixer.position.interleaved)
         mixed_THd = ctx.attend(self.index, q_THd, k_TKd, v_TKd, self.attend)
-        out: Tensor = self.out(mixed_THd.reshape(x_TD.shape[0], mixer.q_width))
+        out: Tensor = self.out(mixed_THd.flatten(1))
         return out
 
     def ffn(self, x_TD: Tensor) -> Tensor:

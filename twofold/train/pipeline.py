@@ -62,6 +62,8 @@ class Pipeline:
                 f'parallel.pp_schedule = "{config.pp_schedule}" has one stage a rank, not {config.pp_stages}: '
                 'set pp_stages = 1, or take "interleaved" or "zero_bubble"'
             )
+        self.within = mesh.size("tp") if config.sequence else 1
+        """Between layers a rank has one in so many tokens."""
         self.count = self.ranks * config.pp_stages
         layers = len(spec.layers)
         if layers < self.count:
@@ -149,12 +151,15 @@ class Pipeline:
         key = count, tokens
         if key not in self._schedules:
             device = decoder.device if hasattr(decoder, "embed") else next(decoder.parameters()).device
-            hidden = torch.empty(1, tokens, decoder.spec.hidden, device="meta")
+            shapes = {
+                last: (1, tokens if last else tokens // self.within, decoder.spec.hidden) for last in (False, True)
+            }
+            hidden = {last: torch.empty(shape, device="meta", requires_grad=True) for last, shape in shapes.items()}
             ids = torch.empty(1, tokens, dtype=torch.int64, device="meta")
             made = [
                 PipelineStage(
                     stage, stage.number, self.count, device,
-                    input_args=ids if stage.first else hidden, output_args=hidden, group=self.group,
+                    input_args=ids if stage.first else hidden[False], output_args=hidden[stage.last], group=self.group,
                 )
                 for stage in self.stages
             ]  # fmt: skip
@@ -168,7 +173,7 @@ class Pipeline:
     def evaluate(self, part: Placed, decoder: Decoder) -> tuple[float, int]:
         """The summed loss and the number of targets of one micro-batch, on the last stage's rank; else nothing."""
         ids, targets, ctx = part
-        hidden_1LD = torch.empty(1, len(ids), decoder.spec.hidden)
+        hidden_1LD = torch.empty(1, len(ids) // self.within, decoder.spec.hidden)
         held: dict[int, Tensor] = {0: ids[None]}
         for number in range(self.count):
             source, owner = (number - 1) % self.ranks, number % self.ranks
@@ -215,7 +220,7 @@ class Stage(nn.Module):
             x_LD = layer(x_LD, ctx, angles)
         if self.last and decoder.spec.norm:
             x_LD = decoder.norm(x_LD)
-        return x_LD[None]
+        return x_LD[None].clone()  # the zero bubble schedule detaches outputs in place, which no view allows
 
 
 class _Learned(torch.autograd.Function):
