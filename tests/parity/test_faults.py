@@ -105,7 +105,7 @@ def test_fp16_gradients_overflow_are_scaled_back_and_train(tmp_path: Path) -> No
     trainer.scaler = LossScaler(LossScaleConfig(initial_scale_power=26, hysteresis=1))
     assert trainer.fit() == 0
     skipped = [row["skipped"] for row in trainer.journal.rows if "skipped" in row]
-    assert skipped[0].startswith("the gradient is not finite, first in layers.")
+    assert skipped[0].startswith("the gradient is not finite, first in head")
     assert skipped[0].endswith(" (batch 0), at loss scale 6.71089e+07, from here 3.35544e+07")
     assert trainer.position.skips_in_row == 0 and trainer.position.skipped == len(skipped) >= 1
     scale = 2.0 ** (26 - len(skipped))
