@@ -133,6 +133,7 @@ class Trainer:
         self.optimizer.zero()
         summed = self._pass(batch, targets / self.scaler.scale, loss)
         self.axes.collect(self.decoder)
+        self.optimizer.collect()  # what a pipeline leaves where it is
         mean = self.mesh.sum("loss", summed)[0] / targets
         done = Step(loss=mean, targets=targets, lr=lr, grad_norm=self.optimizer.clip(self.scaler.scale))
         if math.isfinite(done.loss) and math.isfinite(done.grad_norm):
