@@ -19,10 +19,12 @@ from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
 from ..models.layout import matrices
+from .axes import Axes
 from .checkpoint import copy_files
 from .config import Recipe
 from .init import init_weights
-from .optimizer import Norm, Optimizer
+from .optimizer import Optimizer
+from .peers import peers_of
 from .recompute import recompute_layers
 from .scaler import LossScaler
 from .trainer import Data
@@ -115,9 +117,13 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
     return decoder
 
 
-def build_optimizer(decoder: Decoder, recipe: Recipe, norm: Norm | None = None) -> Optimizer:
-    """The recipe's rule over the decoder's weights; `norm` is asked where ranks hold the model between them."""
-    return Optimizer(decoder.named_parameters(), recipe.optimizer, matrices=matrices(decoder), norm=norm)
+def build_optimizer(decoder: Decoder, recipe: Recipe, axes: Axes | None = None) -> Optimizer:
+    """The recipe's rule over this rank's part of the decoder, which `axes` divided and Zero, if it does, has sliced."""
+    axes = axes or Axes()
+    named = dict(decoder.named_parameters())
+    whole = Decoder(axes.tensor.whole, device="meta") if axes.tensor else decoder
+    peers = peers_of(named, axes.tensor)
+    return Optimizer(named.items(), recipe.optimizer, matrices=matrices(whole), peers=peers, norm=axes.norm)
 
 
 def build_scaler(recipe: Recipe) -> LossScaler:
