@@ -39,6 +39,11 @@ class Angles:
         angle_TR = positions_T[:, None].float() * self._frequencies(positions_T)
         return torch.cos(angle_TR) * self.temperature, torch.sin(angle_TR) * self.temperature
 
+    def room(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Tensors like those of a call, with nothing computed."""
+        shape = (*positions_T.shape, len(self.frequency_R))
+        return torch.empty(shape, device=positions_T.device), torch.empty(shape, device=positions_T.device)
+
     def to(self, device: torch.device | str) -> None:
         """Keep the tables on a device, so that no step copies them there."""
         self._exponent_R, self.frequency_R = self._exponent_R.to(device), self.frequency_R.to(device)
