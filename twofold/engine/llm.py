@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,16 +75,14 @@ class LLM:
         self.model = Path(model)
         held = read_formats(self.model, config.quantization)
         forecast(read_spec(self.model), config, free_on(config.device), formats=held).require()
-        with ThreadPoolExecutor(1) as pool:  # the vocabulary is parsed while the weights are read
-            vocabulary = pool.submit(Tokenizer.load, self.model)
-            decoder = load(
-                self.model,
-                dtype=DTYPES[config.dtype],
-                device=config.device,
-                max_len=config.max_model_len,
-                quantization=config.quantization,
-            )
-        self.tokenizer = vocabulary.result()
+        self.tokenizer = Tokenizer.load(self.model)
+        decoder = load(
+            self.model,
+            dtype=DTYPES[config.dtype],
+            device=config.device,
+            max_len=config.max_model_len,
+            quantization=config.quantization,
+        )
         self.engine = Engine(decoder, config, eos_ids=self.tokenizer.eos_ids)
         self._names = itertools.count()
 

@@ -39,10 +39,9 @@ class Angles:
         angle_TR = positions_T[:, None].float() * self._frequencies(positions_T)
         return torch.cos(angle_TR) * self.temperature, torch.sin(angle_TR) * self.temperature
 
-    def room(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Tensors like those of a call, with nothing computed."""
-        shape = (*positions_T.shape, len(self.frequency_R))
-        return torch.empty(shape, device=positions_T.device), torch.empty(shape, device=positions_T.device)
+    def room(self, length: int) -> tuple[Tensor, Tensor]:
+        """Tensors like those that a call with so many positions gives, with nothing computed."""
+        return torch.empty(length, len(self.frequency_R)), torch.empty(length, len(self.frequency_R))
 
     def to(self, device: torch.device | str) -> None:
         """Keep the tables on a device, so that no step copies them there."""

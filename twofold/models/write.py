@@ -356,8 +356,8 @@ class Writer:
     def _turn(self, rope: Rope) -> tuple[Tensor, Tensor]:
         """cos and sin of every position that the decoder is built for; their room alone where bytes are counted."""
         if rope not in self._turns:
-            angles, positions_T = self.decoder.angles[rope], torch.arange(self.decoder.max_len)
-            cos, sin = angles.room(positions_T) if positions_T.is_meta else angles(positions_T)
+            angles, length = self.decoder.angles[rope], self.decoder.max_len
+            cos, sin = angles.room(length) if self.x_TD.is_meta else angles(torch.arange(length))
             self._turns[rope] = (cos.contiguous(), sin.contiguous())
         return self._turns[rope]
 
