@@ -77,8 +77,11 @@ void Team::wake_all() {
 
 void Team::sleep(Bed& bed, uint32_t seen) {
   std::unique_lock<std::mutex> lock(bed.mutex);
-  bed.taken.store(true);
-  bed.wake.wait(lock, [&] { return turn_.load() != seen; });
+  for (;;) {
+    bed.taken.store(true);  // each time: a late waker of the program before may have cleared it
+    if (turn_.load() != seen) break;
+    bed.wake.wait(lock);
+  }
   bed.taken.store(false);
 }
 
