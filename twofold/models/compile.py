@@ -79,7 +79,7 @@ class Program:
         writer = Writer(decoder, caches, self._step, tokens, rows)
         self._written = (writer.body(), writer.head())
         self._body, self._head = (library.bind(part) for part in self._written)
-        self._hidden_TD, self._logits_RV = writer.hidden_TD, writer.logits_RV
+        self._hidden_TD, self._logits_RV = _Top(writer.hidden_TD), _Top(writer.logits_RV)
         self._writer = writer  # keeps alive what the stages point at
 
     @property
@@ -92,7 +92,7 @@ class Program:
         kept = self._fill(step)
         self._go(self._body)
         del kept
-        return self._hidden_TD[: len(step.ids)]
+        return self._hidden_TD.rows(len(step.ids))
 
     def finite(self) -> bytes:
         """For each token of the last step 1 when its hidden state is all finite, else 0."""
@@ -103,7 +103,7 @@ class Program:
         rows = array("i", wanted)
         self._step.wanted, self._step.rows = len(wanted), rows.buffer_info()[0]
         self._go(self._head)
-        return self._logits_RV[: len(wanted)]
+        return self._logits_RV.rows(len(wanted))
 
     def _go(self, part: ctypes.Array[stages.Stage]) -> None:
         self._library.run(part, torch.get_num_threads())
@@ -123,3 +123,17 @@ class Program:
         now.tokens, now.spans, now.table_stride = len(step.ids), len(step.starts), stride
         now.ids, now.positions, now.first, now.start, now.table = (numbers.buffer_info()[0] for numbers in kept)
         return kept
+
+
+class _Top:
+    """The first rows of a tensor. The view is kept while their number is the same, as it is from decode to decode:
+    making one takes tens of microseconds when the weights have just gone through the caches.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._x, self._view, self._count = x, x, len(x)
+
+    def rows(self, count: int) -> Tensor:
+        if count != self._count:
+            self._view, self._count = self._x[:count], count
+        return self._view
