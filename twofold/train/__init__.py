@@ -6,7 +6,10 @@ init.py        the first weights: each tensor a function of the seed and its nam
 trainer.py     the loop: step, validate, sample, save; stopping and going on
 loss.py        cross-entropy in chunks of rows, forward and backward in one pass
 optimizer.py   AdamW over fp32 masters
-recompute.py   keep a layer's input alone, and run it again for its gradient
+policies.py    what of a layer is kept for its backward pass: the words of a recipe
+recompute.py   the policies, put into the layers of a decoder
+selective.py   tensors that an op made in one pass, kept as recipes
+kept.py        where activations wait: the device, host memory, a file
 schedule.py    the learning rate as a pure function of the step
 checkpoint.py  directories that are whole or not there: hashed, renamed into place, the damaged ones named
 journal.py     what happened, as JSON lines and as TensorBoard events

@@ -18,6 +18,7 @@ from ..data import ChatTemplate, PackedLoader, Tokenizer, prepare
 from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
+from . import kept
 from .checkpoint import copy_files
 from .config import Recipe
 from .init import init_weights
@@ -107,8 +108,8 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
             f"data.seq_len is {recipe.data.seq_len}, the model's context {decoder.max_len}: shorten the one or "
             "raise max_position_embeddings"
         )
-    if config.recompute == "full":
-        recompute_layers(decoder)
+    keeper = None if config.activations == "device" else kept.keeper(config.activations, recipe.run.output)
+    recompute_layers(decoder, config.recompute, config.recompute_layers, keeper)
     return decoder
 
 

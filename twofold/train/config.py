@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from ..core import ConfigError, flatten
 from ..data.bpe import VocabularyConfig
+from . import policies
+from .policies import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +34,19 @@ class ModelConfig:
     """The tokenizer's directory; left out, the one in `from`."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward and backward in bf16, master weights and moments in fp32."""
-    recompute: Literal["none", "full"] = "none"
-    """full: keep only each layer's input and run its forward again in the backward pass."""
+    recompute: str = "none"
+    """What a backward pass computes again: none, selective, attention, ffn, full, or every-K (`policies.py`)."""
+    recompute_layers: dict[str, str] = field(default_factory=dict)
+    """Layers with a policy of their own: { "0-3" = "full", "5" = "none" }."""
+    activations: Place = "device"
+    """Where what is kept for the backward pass waits: device, host, or disk (a file in the run's directory)."""
 
     def __post_init__(self) -> None:
         if (self.config is None) == (self.from_ is None):
             raise ConfigError("[model] takes either `config` (a fresh model) or `from` (a directory): give one of them")
         if self.from_ is None and self.tokenizer is None:
             raise ConfigError("[model] with `config` needs `tokenizer`, a directory with a tokenizer.json")
+        policies.check(self.recompute, self.recompute_layers)
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -167,6 +174,7 @@ class Recipe:
     def identity(self) -> dict[str, Any]:
         """The keys that decide the weights' bits, dotted; a run resumes only when all of them are unchanged."""
         free = {f"run.{f.name}" for f in dataclasses.fields(RunConfig)} - {"run.seed", "run.threads"}
+        free |= {"model.recompute", "model.recompute_layers", "model.activations"}
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in flatten(self).items()
