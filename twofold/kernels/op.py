@@ -137,7 +137,8 @@ class Op(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if _watchers:
-            return self._watched(tuple(_watchers), args, kwargs)
+            out: R = self._watched(tuple(_watchers), args, kwargs)
+            return out
         return self._run(*args, **kwargs)
 
     def on(

@@ -10,6 +10,11 @@ policies.py    what of a layer is kept for its backward pass: the words of a rec
 recompute.py   the policies, put into the layers of a decoder
 selective.py   tensors that an op made in one pass, kept as recipes
 kept.py        where activations wait: the device, host memory, a file
+live.py        bytes of all tensors that are alive, and who made them
+profile.py     FLOPs, time and memory of each module of a step
+profile_tree.py  a profile as a tree of modules, and as a table
+collectives.py bytes, calls and time of what is said to other ranks in a step
+meter.py       the share of the machine's matmul peak that a model reaches, and memory
 schedule.py    the learning rate as a pure function of the step
 checkpoint.py  directories that are whole or not there: hashed, renamed into place, the damaged ones named
 journal.py     what happened, as JSON lines and as TensorBoard events

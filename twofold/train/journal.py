@@ -24,6 +24,8 @@ TAGS = {
     "lr": "train/lr",
     "grad_norm": "train/grad_norm",
     "tokens_per_second": "train/tokens_per_second",
+    "peak_share": "train/peak_share",
+    "memory": "train/memory",
     "valid_loss": "valid/loss",
 }
 

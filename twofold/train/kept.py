@@ -104,7 +104,7 @@ class Away:
         if stored is None:
             stored = self.put(torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage))
             self._seen[storage] = weakref.ref(stored)
-        return View(stored, tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset())
+        return View(stored, tensor.dtype, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
     def fetch(self, kept: Tensor | View) -> Tensor:
         if isinstance(kept, Tensor):

@@ -70,7 +70,7 @@ class Recipes:
             return tensor
         found = self._made.get(tensor.untyped_storage().data_ptr())
         if found is not None:
-            return Made(found[1], tensor.size(), tensor.stride(), tensor.storage_offset())
+            return Made(found[1], tensor.size(), tensor.stride(), int(tensor.storage_offset()))
         return Packed(self._keeper.keep(tensor))
 
     def unpack(self, packed: Any) -> Any:

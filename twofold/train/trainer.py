@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +31,7 @@ from . import plot
 from .checkpoint import Checkpoints, Position
 from .config import Recipe, SampleConfig
 from .journal import Journal
+from .meter import Meter
 from .optimizer import Optimizer
 from .progress import Display
 from .schedule import lr_at
@@ -95,7 +97,10 @@ class Trainer:
         words: Words,
         sampler: Sampler | None = None,
         position: Position | None = None,
+        meter: Meter | None = None,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        self.meter, self.around = meter, around
         self.decoder, self.optimizer, self.data, self.recipe = decoder, optimizer, data, recipe
         self.checkpoints, self.journal, self.display = checkpoints, journal, display
         self.write_model, self.words, self.sampler = write_model, words, sampler
@@ -164,8 +169,9 @@ class Trainer:
         run, at = self.recipe.run, self.position
         clock.start()
         batch = self.data.train.batch(at.step)
-        done = self.step(batch)
-        clock.stop(len(batch.ids_T))
+        with self.around():
+            done = self.step(batch)
+        clock.stop(len(batch.ids_T), self.meter.work(batch.lengths, done.targets) if self.meter else 0)
         self.position = replace(
             at,
             step=at.step + 1,
@@ -196,7 +202,8 @@ class Trainer:
                     f"{done.skipped}: lower optimizer.lr, lengthen schedule.warmup, or train in fp32"
                 )
             return
-        speed = clock.tokens_per_second
+        speed, meter = clock.tokens_per_second, self.meter
+        share, memory = (meter.share(clock.flops_per_second), meter.memory()) if meter else (None, None)
         if log:
             self.journal.add(
                 step,
@@ -205,9 +212,18 @@ class Trainer:
                 grad_norm=done.grad_norm,
                 tokens=self.position.tokens,
                 tokens_per_second=round(speed, 1),
+                **({"peak_share": round(share, 4), "memory": memory} if share is not None else {}),
             )
-        left = clock.seconds_per_step * (self.recipe.schedule.steps - step)
-        self.display.step(step, loss=done.loss, lr=done.lr, grad_norm=done.grad_norm, speed=speed, seconds_left=left)
+        self.display.step(
+            step,
+            loss=done.loss,
+            lr=done.lr,
+            grad_norm=done.grad_norm,
+            speed=speed,
+            seconds_left=clock.seconds_per_step * (self.recipe.schedule.steps - step),
+            share=share,
+            memory=memory,
+        )
 
     # ---------------------------------------------------------------------------------------- besides stepping
     def sample(self) -> None:
@@ -245,17 +261,21 @@ class _Clock:
     def __init__(self) -> None:
         self.seconds_per_step = 0.0
         self.tokens_per_second = 0.0
+        self.flops_per_second = 0.0
         self._began = 0.0
 
     def start(self) -> None:
         self._began = time.perf_counter()
 
-    def stop(self, tokens: int) -> None:
+    def stop(self, tokens: int, flops: int = 0) -> None:
         seconds = max(time.perf_counter() - self._began, 1e-9)
-        old = self.seconds_per_step
-        self.seconds_per_step = old + (seconds - old) * 0.1 if old else seconds
-        rate = self.tokens_per_second
-        self.tokens_per_second = rate + (tokens / seconds - rate) * 0.1 if rate else tokens / seconds
+        self.seconds_per_step = _smooth(self.seconds_per_step, seconds)
+        self.tokens_per_second = _smooth(self.tokens_per_second, tokens / seconds)
+        self.flops_per_second = _smooth(self.flops_per_second, flops / seconds)
+
+
+def _smooth(old: float, new: float) -> float:
+    return old + (new - old) * 0.1 if old else new
 
 
 def split(batch: Batch, tokens: int | None) -> list[Batch]:
