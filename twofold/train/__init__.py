@@ -10,6 +10,7 @@ policies.py    what of a layer is kept for its backward pass: the words of a rec
 recompute.py   the policies, put into the layers of a decoder
 selective.py   tensors that an op made in one pass, kept as recipes
 kept.py        where activations wait: the device, host memory, a file
+held.py        how much a layer holds between its passes, a forecast from its spec
 live.py        bytes of all tensors that are alive, and who made them
 profile.py     FLOPs, time and memory of each module of a step
 profile_tree.py  a profile as a tree of modules, and as a table
