@@ -14,7 +14,7 @@ from twofold.core import ConfigError
 from twofold.train import launch
 from twofold.train.journal import read_rows
 
-CLOCKS = ("time", "tokens_per_second")
+CLOCKS = ("time", "tokens_per_second", "peak_share", "memory")
 
 
 @pytest.fixture(scope="module")

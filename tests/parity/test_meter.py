@@ -45,7 +45,8 @@ def test_the_peak_is_measured_once_a_machine_and_thread_count(monkeypatch: pytes
     (tmp_path / "kernels" / "matmul.json").write_text("torn")
     assert matmul_peak(device, torch.float32) == 5e9 and len(calls) == 3
     known = Meter(spec_of("llama"), device, 5e9)
-    assert known.share(2e9) == pytest.approx(0.4) and known.memory() > 1 << 20
+    figures = known.figures(2e9)
+    assert figures["peak_share"] == 0.4 and figures["memory"] > 1 << 20
 
 
 def test_a_measured_peak_is_a_speed() -> None:

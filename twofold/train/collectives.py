@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -82,6 +83,8 @@ class Collectives(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if any(kind is not Tensor and kind is not Parameter for kind in types):
+            return NotImplemented  # a sharded tensor's collectives come by again, on plain ones
         if func.namespace not in ("c10d", "_c10d_functional"):
             return func(*args, **kwargs)
         name = NAMES.get(func._schema.name.partition("::")[2])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -33,6 +34,8 @@ class Live(TorchDispatchMode):
             self._number[tensor.untyped_storage()] = -1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(kind is not Tensor and kind is not Parameter for kind in types):
+            return NotImplemented  # a sharded tensor's work is done on plain ones, and comes by again
         out = func(*args, **(kwargs or {}))
         for item in tree_iter(out):
             if isinstance(item, Tensor):

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -38,12 +39,12 @@ class Meter:
         """FLOPs of a step that reads sequences of `lengths`, of whose tokens `targets` are predicted."""
         return 3 * forward_flops(self.spec, lengths, targets)
 
-    def share(self, flops_per_second: float) -> float:
-        """The part of the peak, 1 when it is reached."""
-        return flops_per_second / self.peak
+    def figures(self, flops_per_second: float) -> dict[str, Any]:
+        """`peak_share` of one process, 1 when the peak is reached, and `memory` in bytes, as display and journal say."""
+        return {"peak_share": round(flops_per_second / self.peak, 4), "memory": self.memory()}
 
     def memory(self) -> int:
-        """Bytes: the most that was allocated on the device, or what is resident of this process."""
+        """The most bytes that were allocated on the device, or what is resident of this process."""
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
         return int(psutil.Process().memory_info().rss)

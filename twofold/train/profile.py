@@ -28,6 +28,7 @@ from ..models.decoder import Decoder
 from .collectives import CommProfile
 from .live import Live
 from .profile_tree import ROOT, Node, grouped, table
+from .zero import local
 
 WARM, TIMED = 2, 3
 FILE = "profile.json"
@@ -156,7 +157,7 @@ class Profile:
         self._seen += 1
         if self._seen == WARM + 1:
             tracer = Tracer(self._decoder)
-            with tracer.entered(Live(self._decoder.parameters(), tracer.who)):
+            with tracer.entered(Live(map(local, self._decoder.parameters()), tracer.who)):
                 yield
             self._held = tracer.held or self._held
         elif WARM + 1 < self._seen <= WARM + 1 + TIMED:

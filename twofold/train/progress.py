@@ -53,11 +53,11 @@ class Display:
         grad_norm: float,
         speed: float,
         seconds_left: float,
-        share: float | None = None,
+        peak_share: float | None = None,
         memory: int | None = None,
     ) -> None:
-        """Move to `step`, the number of steps done; `share` of the machine's matmul peak, `memory` in bytes."""
-        peak = "" if share is None else f"  {share:.0%} of peak"
+        """Move to `step`, the number of steps done; `peak_share` of the machine's matmul peak, `memory` in bytes."""
+        peak = "" if peak_share is None else f"  {peak_share:.0%} of peak"
         used = "" if memory is None else f"  {memory / 1e9:.1f} GB"
         figures = (
             f"loss {loss:.3f}  lr {lr:.1e}  grad {grad_norm:.2f}  {_thousands(speed)} tok/s{peak}{used}  "
