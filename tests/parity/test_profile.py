@@ -56,7 +56,11 @@ def test_each_part_is_where_it_belongs(tmp_path: Path) -> None:
     mixer, D = spec.layers[0].mixer, spec.hidden
     qkv = tree.at("decoder.layers.1.qkv")
     product = 2 * T * D * (mixer.q_width + 2 * mixer.kv_width)
-    assert dict(qkv.flops) == {"forward": product, "backward": 2 * product, "again": product}
+    assert {phase: n for phase, n in qkv.flops.items() if n} == {
+        "forward": product,
+        "backward": 2 * product,
+        "again": product,
+    }
     assert qkv.parameters == (D + 1) * (mixer.q_width + 2 * mixer.kv_width)
     layer = tree.at("decoder.layers.1")
     assert {"norm1", "qkv", "rotate", "packed_attention", "out", "norm2", "router", "experts"} <= set(layer.children)

@@ -14,14 +14,28 @@ from zoo import ZOO
 from twofold.kernels.flops import count
 from twofold.models.decoder import Decoder
 from twofold.models.packed import PackedContext
-from twofold.models.spec import ModelSpec
+from twofold.models.spec import ModelSpec, Rope
 from twofold.models.weights import spec_from
 from twofold.train import kept
 from twofold.train import loss as losses
+from twofold.train.held import held_bytes, layer_numbers
 from twofold.train.live import Live
+from twofold.train.policies import per_layer
 from twofold.train.recompute import recompute_layers
 
-FAMILIES = ("llama", "gemma2-caps", "phi", "phi-qk-norm", "qwen2-moe", "qwen3", "olmo2", "opt-350m", "gpt2", "cohere")
+FAMILIES = (
+    "llama",
+    "gemma2-caps",
+    "phi",
+    "mixtral",
+    "qwen2-moe",
+    "qwen3",
+    "olmo",
+    "olmo2",
+    "opt-350m",
+    "bloom",
+    "cohere",
+)
 POLICIES = ("none", "selective", "attention", "ffn", "full", "every-2")
 LENGTHS = (37, 1, 20)
 
@@ -108,21 +122,28 @@ def held(policy: str, spec: ModelSpec, lengths: Sequence[int]) -> int:
     return live.total()
 
 
-def test_bytes_between_forward_and_backward_are_those_of_the_formula() -> None:
-    spec = spec_of("llama")
-    mixer, ffn, D = spec.layers[0].mixer, spec.layers[0].ffn, spec.hidden
-    T, q, kv, F, H = sum(LENGTHS), mixer.q_width, mixer.kv_width, ffn.width, mixer.heads
-    layers = len(spec.layers)
-    per_token = {  # inputs of norms and products, queries and keys turned, what attention made, gates and ups
+@pytest.mark.parametrize("family", [*FAMILIES, "phi-qk-norm", "gpt2", "falcon-40b"])
+def test_bytes_between_forward_and_backward_are_those_of_the_forecast(family: str) -> None:
+    spec, T = spec_of(family), sum(LENGTHS)
+    turned = {layer.mixer.position.dim: 1 for layer in spec.layers if isinstance(layer.mixer.position, Rope)}
+    embedded = (spec.embedding.project or 0) + (spec.hidden if spec.embedding.norm else 0)
+    outside = T * (sum(turned) + spec.hidden * (2 if spec.norm else 1) + embedded)  # cos and sin, the last norm's
+    for policy in POLICIES:
+        forecast = held_bytes(spec, per_layer(policy, len(spec.layers)), T) + 4 * outside
+        assert held(policy, spec, LENGTHS) == forecast, policy
+
+
+def test_the_forecast_of_a_plain_layer_is_the_sum_of_its_parts() -> None:
+    layer = spec_of("llama").layers[0]
+    D, q, kv, F, H = 40, 40, 20, 53, 4
+    numbers = {policy: layer_numbers(layer, D, policy) for policy in POLICIES[:-1]}
+    assert numbers == {  # inputs of norms and products, queries and keys turned, what attention made, gates and ups
         "none": 4 * D + (q + kv) + (q + 2 * kv) + (q + H) + 3 * F,
         "selective": 2 * D + (q + 2 * kv) + (q + H) + 2 * F,
         "attention": 3 * D + 3 * F,
         "ffn": 3 * D + (q + kv) + (q + 2 * kv) + (q + H),
         "full": D,
     }
-    rest = 4 * T * (2 * D + mixer.head_dim)  # the last layer's output and its norm's; cos and sin
-    found = {policy: held(policy, spec, LENGTHS) - rest for policy in per_token}
-    assert found == {policy: 4 * T * layers * numbers for policy, numbers in per_token.items()}
 
 
 def work(policy: str, family: str = "llama"):
@@ -141,9 +162,10 @@ def test_work_done_again_is_that_of_the_policy() -> None:
     assert some["selective"].numbers_again > 0
     spec = spec_of("llama")
     D, F, T = spec.hidden, spec.layers[0].ffn.width, sum(LENGTHS)
-    assert some["ffn"].again == 2 * 2 * T * 3 * D * F
-    head = 2 * T * D * spec.vocab
-    assert some["full"].again == some["attention"].again + some["ffn"].again == none.forward - head
+    last, head, layers = 2 * T * D * F, 2 * T * D * spec.vocab, len(spec.layers)
+    assert some["ffn"].again == layers * 2 * last  # gates and ups; what comes down is nobody's to read
+    assert some["full"].again == none.forward - head - layers * last
+    assert some["attention"].again == some["full"].again - some["ffn"].again - layers * 2 * T * D * D
     assert some["every-2"].again == some["full"].again // 2
 
 

@@ -25,7 +25,7 @@ def test_a_quick_run_counts_what_each_policy_saves_and_costs(tmp_path: Path) -> 
     held, extra = ({policy: row[key] for policy, row in kept.items()} for key in ("held_bytes", "flops_again"))
     assert held["full"] < held["every-2"] < held["selective"] < held["none"] and held["ffn"] < held["none"]
     assert extra["none"] == extra["selective"] == 0 < extra["every-2"] < extra["full"]
-    assert extra["attention"] + extra["ffn"] == extra["full"] < kept["full"]["flops"] / 4
+    assert extra["attention"] + extra["ffn"] < extra["full"] < kept["none"]["flops"] / 3
     for policy, row in filed.items():
         assert row["held_bytes"] < held[policy] / 10 and row["file_bytes"] >= held[policy]
         assert row["peak_bytes"] <= kept[policy]["peak_bytes"]

@@ -5,22 +5,29 @@
 
 Methods of the layers are replaced on the instance: no module is wrapped, so parameters keep their names, and a sharded
 layer gathers its weights around all of it. The forward is deterministic, so every policy gives the same bits.
+
+What is run again ends before its last product: a product keeps its inputs alone, and nobody reads what it makes.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..kernels.op import Op, watch
 from ..models.decoder import Decoder
 from .kept import Keeper, OnDevice
 from .policies import per_layer
 from .selective import CHEAP, Recipes
+
+KEEPS = {"_LinearBackward": (0, 1), "_ExpertsBackward": (0, 1, 2, 3, 4)}
+"""Products by their node in the graph: which of the op's arguments they keep, and nothing else, in order."""
 
 
 def recompute_layers(
@@ -36,17 +43,25 @@ def recompute_layers(
     for layer, own in zip(decoder.layers, per_layer(policy, len(decoder.layers), changes), strict=True):
         target: Any = layer  # whose methods are hidden by attributes of the same name
         if own in ("attention", "ffn"):
-            setattr(target, own, _again(getattr(target, own)))
+            setattr(target, own, functools.partial(_again, getattr(target, own)))
         elif own == "full":
-            target.forward = _again(target.forward)
+            target.forward = functools.partial(_again, target.forward)
         if own == "selective" or keeper is not None:
             cheap = CHEAP if own == "selective" else ()
             target.forward = functools.partial(_held, target.forward, keeper or OnDevice(), cheap)
 
 
-def _again(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _again(run: Callable[..., Tensor], *args: Any) -> Tensor:
     """`run`, whose backward pass runs it once more and keeps its arguments alone (Chen et al. 2016)."""
-    return functools.partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+    last = LastProduct()
+    out: Tensor = checkpoint(
+        run,
+        *args,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (last.sought(), last.spared()),
+    )
+    return out
 
 
 def _held(run: Callable[..., Tensor], keeper: Keeper, cheap: Collection[str], *args: Any) -> Tensor:
@@ -55,3 +70,51 @@ def _held(run: Callable[..., Tensor], keeper: Keeper, cheap: Collection[str], *a
         return run(*args)
     with Recipes(keeper, cheap).entered():
         return run(*args)
+
+
+class LastProduct:
+    """The op that a region ends with. Run again, it is spared when it is a product: its arguments are all it keeps."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._keeps: tuple[int, ...] | None = None
+
+    @contextmanager
+    def sought(self) -> Iterator[None]:
+        """The region runs for the first time: the last op called is the one."""
+        with watch(self._seek):
+            yield
+
+    @contextmanager
+    def spared(self) -> Iterator[None]:
+        """The region runs again."""
+        left = self._calls
+
+        def watcher(op: Op[..., Any], args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+            nonlocal left
+            left -= 1
+            if left or self._keeps is None:
+                return call()
+            return _Kept.apply(*(args[place] for place in self._keeps))
+
+        with watch(watcher):
+            yield
+
+    def _seek(self, op: Op[..., Any], args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+        out = call()
+        self._calls += 1
+        self._keeps = KEEPS.get(type(getattr(out, "grad_fn", None)).__name__)
+        return out
+
+
+class _Kept(torch.autograd.Function):
+    """Keeps what a product keeps, and makes nothing. Not a number, so that whoever reads it would be seen."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return torch.full((), torch.nan)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise AssertionError("the graph of a region that ran again is not followed")
