@@ -11,6 +11,7 @@ import torch
 import transformers
 from zoo import ZOO
 
+from twofold.kernels import all_ops
 from twofold.kernels.flops import count
 from twofold.models.decoder import Decoder
 from twofold.models.packed import PackedContext
@@ -81,6 +82,16 @@ def test_every_policy_has_the_same_gradients(family: str) -> None:
         same(gradients(decoder), expected)
         same(gradients(decoder), expected)  # a second step meets nothing of the first
         assert list(decoder.state_dict()) == names
+
+
+def test_every_policy_has_the_same_gradients_on_the_references() -> None:
+    for op in all_ops():
+        op.use("reference")
+    try:
+        test_every_policy_has_the_same_gradients("qwen2-moe")
+    finally:
+        for op in all_ops():
+            op.use(None)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2-moe", "gemma2-caps"])

@@ -153,7 +153,7 @@ def count() -> Iterator[Count]:
             when_due(first, lambda: _add(found, "backward", backward))
         return out
 
-    with watch(watcher):
+    with watch(watcher, everywhere=True):
         yield found
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import update_wrapper
+from threading import get_ident
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import torch
@@ -137,7 +138,9 @@ class Op(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if _watchers:
-            out: R = self._watched(tuple(_watchers), args, kwargs)
+            here = get_ident()
+            watchers = tuple(watcher for thread, watcher in _watchers if thread in (None, here))
+            out: R = self._watched(watchers, args, kwargs)
             return out
         return self._run(*args, **kwargs)
 
@@ -279,17 +282,21 @@ class Op(Generic[P, R]):
 Watcher = Callable[[Op[..., Any], tuple[Any, ...], Callable[[], Any]], Any]
 """(op, all its arguments by place, the call) to the call's result, which it makes by calling, and may look at."""
 
-_watchers: list[Watcher] = []
+_watchers: list[tuple[int | None, Watcher]] = []
 
 
 @contextmanager
-def watch(watcher: Watcher) -> Iterator[None]:
-    """While entered, every call of an op goes through `watcher`, whatever thread makes it; calls inside calls too."""
-    _watchers.append(watcher)
+def watch(watcher: Watcher, *, everywhere: bool = False) -> Iterator[None]:
+    """While entered, calls of ops in this thread go through `watcher`, calls inside calls too.
+
+    `everywhere`: in all threads, for a backward pass on a device has one of its own.
+    """
+    entry = None if everywhere else get_ident(), watcher
+    _watchers.append(entry)
     try:
         yield
     finally:
-        _watchers.remove(watcher)
+        _watchers.remove(entry)
 
 
 ops: Registry[Op[..., object]] = Registry("op")

@@ -40,7 +40,7 @@ class Meter:
         return 3 * forward_flops(self.spec, lengths, targets)
 
     def figures(self, flops_per_second: float) -> dict[str, Any]:
-        """`peak_share` of one process, 1 when the peak is reached, and `memory` in bytes, as display and journal say."""
+        """`peak_share` of one process, 1 when the peak is reached, and `memory` in bytes, by the journal's names."""
         return {"peak_share": round(flops_per_second / self.peak, 4), "memory": self.memory()}
 
     def memory(self) -> int:

@@ -80,7 +80,7 @@ class Tracer:
             for module in self._names:
                 stack.callback(module.register_forward_pre_hook(self._enter).remove)
                 stack.callback(module.register_forward_hook(self._leave, always_call=True).remove)
-            stack.enter_context(watch(self._called))
+            stack.enter_context(watch(self._called, everywhere=True))
             if live is not None:
                 stack.enter_context(live)
             self.clock.move(ROOT, "rest")
