@@ -136,9 +136,11 @@ def held(policy: str, spec: ModelSpec, lengths: Sequence[int]) -> int:
 @pytest.mark.parametrize("family", [*FAMILIES, "phi-qk-norm", "gpt2", "falcon-40b"])
 def test_bytes_between_forward_and_backward_are_those_of_the_forecast(family: str) -> None:
     spec, T = spec_of(family), sum(LENGTHS)
-    turned = {layer.mixer.position.dim: 1 for layer in spec.layers if isinstance(layer.mixer.position, Rope)}
-    embedded = (spec.embedding.project or 0) + (spec.hidden if spec.embedding.norm else 0)
-    outside = T * (sum(turned) + spec.hidden * (2 if spec.norm else 1) + embedded)  # cos and sin, the last norm's
+    ropes = {layer.mixer.position for layer in spec.layers if isinstance(layer.mixer.position, Rope)}
+    embedding = spec.embedding
+    embedded = (embedding.project or 0) + (spec.hidden if embedding.norm else 0) + (2 if embedding.positions else 0)
+    turns, last = sum(rope.dim for rope in ropes), spec.hidden * (2 if spec.norm else 1)
+    outside = T * (turns + embedded + last)
     for policy in POLICIES:
         forecast = held_bytes(spec, per_layer(policy, len(spec.layers)), T) + 4 * outside
         assert held(policy, spec, LENGTHS) == forecast, policy

@@ -43,7 +43,11 @@ class Clock:
         self.seconds: defaultdict[tuple[str, Phase], float] = defaultdict(float)
         self.at: tuple[str, Phase] = (ROOT, "rest")
         self._cuda = device.type == "cuda"
-        self._since = self._now()
+        self._since = 0.0
+
+    def start(self) -> None:
+        """Run from now on."""
+        self.at, self._since = (ROOT, "rest"), self._now()
 
     def move(self, path: str, phase: Phase) -> tuple[str, Phase]:
         """Run for another one; returns the one it ran for."""
@@ -83,7 +87,7 @@ class Tracer:
             stack.enter_context(watch(self._called, everywhere=True))
             if live is not None:
                 stack.enter_context(live)
-            self.clock.move(ROOT, "rest")
+            self.clock.start()
             yield
             self.clock.move(ROOT, "rest")
 
