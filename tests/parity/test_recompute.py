@@ -86,7 +86,7 @@ def test_every_policy_has_the_same_gradients(family: str) -> None:
 
 def test_every_policy_has_the_same_gradients_on_the_references() -> None:
     for op in all_ops():
-        op.use("reference")
+        op.use("together" if op.name == "packed_attention" else "reference")  # whose reference has no gradient
     try:
         test_every_policy_has_the_same_gradients("qwen2-moe")
     finally:
