@@ -75,7 +75,7 @@ def measure(
     record = {
         "policy": policy,
         "kept_on": "disk" if disk else "device",
-        "held_bytes": held - outside,
+        "held_bytes": max(0, held - outside),
         "forecast_bytes": 0 if disk else held_bytes(spec, per_layer(policy, len(spec.layers)), tokens),
         "peak_bytes": live.peak(grads),
         "file_bytes": disk.size if disk else 0,

@@ -21,7 +21,7 @@ def test_a_profiled_run_trains_as_any_other(tmp_path: Path, capsys: pytest.Captu
     recipe = write_recipe(tmp_path / "other", model="\n".join(policy))
     assert cli.main(["train", str(recipe), *changes, "--profile", "--profile-comm"]) == 0
     said = capsys.readouterr().out
-    assert "packed_attention" in said and "layers.1" in said and "none: this run is one process" in said
+    assert "packed_attention" in said and "layers 0-1 (2)" in said and "none: this run is one process" in said
     assert "% of peak" in said and " GB" in said
     tree = json.loads((tmp_path / "other" / "run" / "profile.json").read_text())["tree"]
     assert tree["flops"]["again"] > 0 and tree["activation_bytes"] > 0

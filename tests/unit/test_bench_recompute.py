@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_quick_run_counts_what_each_policy_saves_and_costs(tmp_path: Path) -> None:
     record = tmp_path / "record.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "recompute.py"), "--quick", "--json", str(record)]
-    done = subprocess.run(command, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "gradients of all policies: the same bits" in done.stdout
     rows = json.loads(record.read_text())

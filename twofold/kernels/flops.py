@@ -157,9 +157,9 @@ def count() -> Iterator[Count]:
         yield found
 
 
-def when_due(out: Tensor, then: Callable[[], object]) -> None:
+def when_due(out: object, then: Callable[[], object]) -> None:
     """Call `then` just before the gradient of what made `out` is computed."""
-    if torch.is_grad_enabled() and out.grad_fn is not None:
+    if isinstance(out, Tensor) and torch.is_grad_enabled() and out.grad_fn is not None:
         out.grad_fn.register_prehook(lambda grads: then() and None)
 
 

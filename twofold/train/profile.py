@@ -188,7 +188,7 @@ class Profile:
         for (path, phase), count in tracer.flops.items():
             root.at(path).flops[phase] += count // TIMED
         for path, held in self._held.items():
-            root.at(path).held += held
+            root.at(path).held += held if path else 0  # what nobody made is the batch
         for name, parameter in self._decoder.named_parameters():
             root.at(f"decoder.{name}".rpartition(".")[0]).parameters += parameter.numel()
         return root
