@@ -16,6 +16,7 @@ from twofold.parallel.layout import lay_out
 from twofold.train import loss as losses
 from twofold.train.collectives import Collectives, Total, sent, table
 from twofold.train.init import init_weights
+from twofold.train.kept import Disk
 from twofold.train.recompute import recompute_layers
 from twofold.train.zero import Zero, shards
 
@@ -84,13 +85,13 @@ def test_calls_of_a_backward_pass_count() -> None:
         }
 
 
-def sharded(rank: int, policy: str) -> tuple[Found, int, dict[str, torch.Tensor]]:
+def sharded(rank: int, policy: str, disk: bool) -> tuple[Found, int, dict[str, torch.Tensor]]:
     """The second step of a decoder that is sharded over all ranks: what it said, its size, its gradients."""
     mesh = Mesh(lay_out(ParallelConfig(zero=3), dist.get_world_size()), rank)
     decoder = Decoder(spec_from(CONFIG))
     init_weights(decoder, 5)
     numbers = 4 * sum(p.numel() for p in decoder.parameters())
-    recompute_layers(decoder, policy)
+    recompute_layers(decoder, policy, keeper=Disk() if disk else None)
     zero = Zero(decoder, mesh)
 
     def step() -> None:
@@ -107,15 +108,15 @@ def sharded(rank: int, policy: str) -> tuple[Found, int, dict[str, torch.Tensor]
     return flat(comm.found), numbers, grads
 
 
-@pytest.mark.parametrize("policy", ["none", "selective", "full", "ffn"])
-def test_a_step_of_sharded_layers_under_every_policy(policy: str) -> None:
-    (found, numbers, grads), other = run_ranks(2, sharded, policy)
+@pytest.mark.parametrize(("policy", "disk"), [("selective", False), ("full", False), ("ffn", True), ("selective", True)])
+def test_a_step_of_sharded_layers_under_every_policy(policy: str, disk: bool) -> None:
+    (found, numbers, grads), other = run_ranks(2, sharded, policy, disk)
     assert found == other[0]
     # the layers' weights are gathered for forward and for backward, the rest once; every gradient is reduced once
     gathered, reduced = found["all_gather"], found["reduce_scatter"]
     assert reduced[2] == numbers and numbers < gathered[2] < 2 * numbers
     assert 2 * gathered[3] == gathered[2] and 2 * reduced[3] == reduced[2]
-    plainly = run_ranks(2, sharded, "none")[0][2]
+    plainly = run_ranks(2, sharded, "none", False)[0][2]
     assert not [name for name, grad in grads.items() if not torch.equal(grad, plainly[name])]
 
 

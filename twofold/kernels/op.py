@@ -299,6 +299,16 @@ def watch(watcher: Watcher, *, everywhere: bool = False) -> Iterator[None]:
         _watchers.remove(entry)
 
 
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """While entered, nobody watches: for a gradient that goes through other ops, which are its own affair."""
+    kept, _watchers[:] = _watchers[:], []
+    try:
+        yield
+    finally:
+        _watchers[:] = kept
+
+
 ops: Registry[Op[..., object]] = Registry("op")
 
 

@@ -14,10 +14,12 @@ and recv, whose partner may be waiting for our next: their time is that of askin
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+FILE = "comm.json"
 STEPS = 3, 5
 """First and last step, counted from one, that are looked at."""
 
@@ -131,10 +134,10 @@ def table(found: dict[tuple[str, str], Total], steps: int = 1) -> str:
 
 
 class CommProfile:
-    """Goes around the trainer's steps; after the last one that it wants it says the table."""
+    """Goes around the trainer's steps; after the last one that it wants it says the table and writes `comm.json`."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._seen, self._mode = say, 0, Collectives()
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self._folder, self._say, self._seen, self._mode = folder, say, 0, Collectives()
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -146,10 +149,21 @@ class CommProfile:
             return
         with self._mode:
             yield
-        if self._seen == last:
-            steps = last - first + 1
-            self._say(f"collectives of one step, the mean of {steps}, each waited for by itself")
-            self._say(table(self._mode.found, steps) if self._mode.found else "none: this run is one process")
+        if self._seen == last and main():
+            self._report(last - first + 1)
+
+    def _report(self, steps: int) -> None:
+        found = self._mode.found
+        rows = [{"collective": name, "group": group} | asdict(total) for (name, group), total in found.items()]
+        record = json.dumps({"steps": steps, "collectives": rows}, indent=1)
+        (self._folder / FILE).write_text(record + "\n", encoding="utf-8")
+        self._say(f"collectives of one step, the mean of {steps}, each waited for by itself")
+        self._say(table(found, steps) if found else "none: this run is one process")
+
+
+def main() -> bool:
+    """Whether this process speaks for all."""
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
 def _nbytes(given: Any) -> int:

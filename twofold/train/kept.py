@@ -187,8 +187,9 @@ class Disk(Away):
 
     def _grow(self, size: int) -> _Segment:
         start = self.size
+        reserve = getattr(os, "posix_fallocate", lambda file, first, more: os.ftruncate(file, first + more))
         try:
-            os.posix_fallocate(self._file.fileno(), start, size)
+            reserve(self._file.fileno(), start, size)  # a page that finds no room later would end the process
         except OSError as error:
             raise CapacityError(
                 f"activations need {size >> 20} MiB more on disk beside {start >> 20}: {error.strerror}. Free some, "

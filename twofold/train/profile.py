@@ -25,7 +25,7 @@ from torch import nn
 from ..kernels import flops
 from ..kernels.op import Op, watch
 from ..models.decoder import Decoder
-from .collectives import CommProfile
+from .collectives import CommProfile, main
 from .live import Live
 from .profile_tree import ROOT, Node, grouped, table
 from .zero import local
@@ -167,7 +167,7 @@ class Profile:
         elif WARM + 1 < self._seen <= WARM + 1 + TIMED:
             with self._tracer.entered():
                 yield
-            if self._seen == WARM + 1 + TIMED:
+            if self._seen == WARM + 1 + TIMED and main():
                 self._report()
         else:
             yield
@@ -202,7 +202,7 @@ def around(
     if "modules" in profiles:
         watchers.append(Profile(decoder, folder, say))
     if "collectives" in profiles:
-        watchers.append(CommProfile(say))
+        watchers.append(CommProfile(folder, say))
 
     @contextmanager
     def together() -> Iterator[None]:
