@@ -179,7 +179,7 @@ class Disk(Away):
         if self._segments and self._segments[self._at].fits(count):
             return self._segments[self._at]
         if self._segments:
-            self._segments[self._at].advise("MADV_DONTNEED")  # full: its pages may leave memory once they are written
+            self._segments[self._at].advise("MADV_DONTNEED")  # full: its pages are the system's, to write and let go
         empty = (s for s in self._segments if not s.live and s.fits(count))
         segment = next(empty, None) or self._grow(max(SEGMENT, _whole(count, mmap.ALLOCATIONGRANULARITY)))
         self._at = segment.number
@@ -204,6 +204,7 @@ class Disk(Away):
             segment.live -= 1
             if not segment.live:
                 segment.used, segment.asked = 0, False
+                segment.advise("MADV_DONTNEED")
 
 
 class _Segment:
