@@ -123,6 +123,13 @@ def test_layers_may_differ_from_the_rest() -> None:
     same(gradients(decoder), gradients(fresh(spec)))
 
 
+def test_layers_of_another_stage_are_left_alone() -> None:
+    decoder = fresh(spec_of("llama"))
+    decoder.layers[1] = torch.nn.Identity()
+    recompute_layers(decoder, "attention")
+    assert "attention" in vars(decoder.layers[0]) and "attention" not in vars(decoder.layers[1])
+
+
 def held(policy: str, spec: ModelSpec, lengths: Sequence[int]) -> int:
     """Bytes that are alive between forward and backward and were not before."""
     decoder, ids, ctx = fresh(spec), torch.zeros(sum(lengths), dtype=torch.long), PackedContext(lengths)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels.op import Op, watch
-from ..models.decoder import Decoder
+from ..models.decoder import Decoder, Layer
 from .kept import Keeper, OnDevice
 from .policies import per_layer
 from .selective import CHEAP, Recipes
@@ -41,6 +41,8 @@ def recompute_layers(
         ConfigError: a policy or a layer that there is not.
     """
     for layer, own in zip(decoder.layers, per_layer(policy, len(decoder.layers), changes), strict=True):
+        if not isinstance(layer, Layer):
+            continue  # it is on another stage of a pipeline
         target: Any = layer  # whose methods are hidden by attributes of the same name
         if own in ("attention", "ffn"):
             setattr(target, own, functools.partial(_again, getattr(target, own)))
