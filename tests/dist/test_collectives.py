@@ -108,7 +108,10 @@ def sharded(rank: int, policy: str, disk: bool) -> tuple[Found, int, dict[str, t
     return flat(comm.found), numbers, grads
 
 
-@pytest.mark.parametrize(("policy", "disk"), [("selective", False), ("full", False), ("ffn", True), ("selective", True)])
+CASES = [("selective", False), ("full", False), ("ffn", True), ("selective", True)]
+
+
+@pytest.mark.parametrize(("policy", "disk"), CASES)
 def test_a_step_of_sharded_layers_under_every_policy(policy: str, disk: bool) -> None:
     (found, numbers, grads), other = run_ranks(2, sharded, policy, disk)
     assert found == other[0]

@@ -42,11 +42,12 @@ class Live(TorchDispatchMode):
                 self._meet(item.untyped_storage())
         return out
 
-    def bytes(self) -> Counter[str]:
-        """Bytes that are alive now, by who made them."""
+    def bytes(self, without: Iterable[Tensor] = ()) -> Counter[str]:
+        """Bytes that are alive now, by who made them, the storages of `without` left out."""
         found: Counter[str] = Counter()
+        hidden = {self._number.get(tensor.untyped_storage()) for tensor in without}
         for storage, number in list(self._number.items()):
-            if number >= 0:
+            if number >= 0 and number not in hidden:
                 found[self._makers[number]] += storage.nbytes()
         return found
 

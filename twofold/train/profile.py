@@ -78,7 +78,7 @@ class Tracer:
 
     @contextmanager
     def entered(self, live: Live | None = None) -> Iterator[None]:
-        """Follow what happens inside; with `live` also weigh what the first forward pass leaves behind."""
+        """Follow what happens inside; with `live` also weigh what waits for the first backward pass."""
         self._live = live
         with ExitStack() as stack:
             for module in self._names:
@@ -103,8 +103,6 @@ class Tracer:
     def _leave(self, module: nn.Module, args: Any, out: Any) -> None:
         self._module, before = self._callers.pop()
         self.clock.move(*before)
-        if module is self._decoder and self._live is not None and self.held is None:
-            self.held = self._live.bytes()
 
     def _called(self, op: Op[..., Any], args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
         if self._within:  # an op that is made of others counts whole
@@ -129,6 +127,7 @@ class Tracer:
     def _due(self, path: str, owner: str, backward: int) -> None:
         """The gradient of an op comes next; what is run again for it belongs to `owner`."""
         if self._before is None:
+            self._weigh()
             self._before = self._module, self.clock.at
             torch.autograd.Variable._execution_engine.queue_callback(self._backward_done)
         self.clock.move(path, "backward")
@@ -140,6 +139,12 @@ class Tracer:
         self._module, at = self._before
         self._before = None
         self.clock.move(*at)
+
+    def _weigh(self) -> None:
+        """What the decoder holds when the first backward pass begins; gathered weights are no activations."""
+        if self._live is not None and self.held is None:
+            alive = self._live.bytes(without=map(local, self._decoder.parameters()))
+            self.held = Counter({path: size for path, size in alive.items() if path.startswith("decoder")})
 
     @staticmethod
     def _phase() -> Phase:
@@ -188,7 +193,7 @@ class Profile:
         for (path, phase), count in tracer.flops.items():
             root.at(path).flops[phase] += count // TIMED
         for path, held in self._held.items():
-            root.at(path).held += held if path else 0  # what nobody made is the batch
+            root.at(path).held += held
         for name, parameter in self._decoder.named_parameters():
             root.at(f"decoder.{name}".rpartition(".")[0]).parameters += parameter.numel()
         return root

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ def _again(run: Callable[..., Tensor], *args: Any) -> Tensor:
         *args,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (last.sought(), last.spared()),
+        context_fn=lambda: (last.sought(), Sparing(last)),
     )
     return out
 
@@ -87,9 +87,8 @@ class LastProduct:
         with watch(self._seek):
             yield
 
-    @contextmanager
-    def spared(self) -> Iterator[None]:
-        """The region runs again."""
+    def spare(self) -> Callable[..., Any]:
+        """A watcher of the region's second run."""
         left = self._calls
 
         def watcher(op: Op[..., Any], args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
@@ -99,14 +98,25 @@ class LastProduct:
                 return call()
             return _Kept.apply(*(args[place] for place in self._keeps))
 
-        with watch(watcher):
-            yield
+        return watcher
 
     def _seek(self, op: Op[..., Any], args: tuple[Any, ...], call: Callable[[], Any]) -> Any:
         out = call()
         self._calls += 1
         self._keeps = KEEPS.get(type(getattr(out, "grad_fn", None)).__name__)
         return out
+
+
+class Sparing(ExitStack):
+    """Entered whenever a region runs again: twice where gradients of inputs and weights are apart (zero bubble)."""
+
+    def __init__(self, last: LastProduct) -> None:
+        super().__init__()
+        self._last = last
+
+    def __enter__(self) -> Sparing:
+        self.enter_context(watch(self._last.spare()))
+        return super().__enter__()
 
 
 class _Kept(torch.autograd.Function):
