@@ -16,7 +16,7 @@ from . import build, plot
 from .checkpoint import Checkpoints, Position, read_optimizer, read_position, replace_directory
 from .config import Recipe
 from .journal import Journal
-from .meter import Meter, matmul_peak
+from .meter import Meter
 from .optimizer import Optimizer
 from .profile import around
 from .progress import Display
@@ -110,7 +110,7 @@ def _assemble(
         words=words,
         sampler=sampler,
         position=position or Position(data=fingerprint, recipe=recipe.identity()),
-        meter=Meter(decoder.spec, decoder.device, matmul_peak(decoder.device, decoder.compute)),
+        meter=Meter.of(decoder.spec, decoder),
     )
 
 

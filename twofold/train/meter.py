@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from ..core import TwofoldError
 from ..kernels.build import cache_folder
@@ -34,6 +35,13 @@ class Meter:
 
     def __init__(self, spec: ModelSpec, device: torch.device, peak: float) -> None:
         self.spec, self.device, self.peak = spec, device, peak
+
+    @classmethod
+    def of(cls, spec: ModelSpec, decoder: nn.Module) -> Meter:
+        """For a model with `spec`, of which `decoder` is all or this rank's part."""
+        weight = next(decoder.parameters())
+        compute = torch.float32 if weight.device.type == "cpu" else weight.dtype
+        return cls(spec, weight.device, matmul_peak(weight.device, compute))
 
     def work(self, lengths: Sequence[int], targets: int) -> int:
         """FLOPs of a step that reads sequences of `lengths`, of whose tokens `targets` are predicted."""

@@ -66,7 +66,7 @@ class Tracer:
     """Follows a step of a decoder: which module is at work, in which phase, and what it costs."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self.clock = Clock(decoder.device)
+        self.clock = Clock(next(decoder.parameters()).device)
         self.flops: Counter[tuple[str, Phase]] = Counter()
         self.held: Counter[str] | None = None
         self._live: Live | None = None
