@@ -16,6 +16,7 @@ import os
 import tempfile
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -76,19 +77,19 @@ class View(NamedTuple):
     offset: int
 
 
-class Away:
+class Away(ABC):
     """Moves storages by `put` and brings them back by `get`; small ones stay."""
 
     def __init__(self) -> None:
         self._seen: weakref.WeakKeyDictionary[torch.UntypedStorage, weakref.ref[Stored]] = weakref.WeakKeyDictionary()
 
+    @abstractmethod
     def put(self, bytes_: Tensor) -> Stored:
         """Copy a storage, seen as a flat tensor of bytes."""
-        raise AssertionError("Host and Disk say how")
 
+    @abstractmethod
     def get(self, stored: Stored) -> Tensor:
         """A copy of the bytes, on the device they came from."""
-        raise AssertionError("Host and Disk say how")
 
     def stays(self, tensor: Tensor) -> bool:
         """Whether it is not worth moving."""
