@@ -8,6 +8,7 @@ entry.py       a function with a C ABI, declared so that every pointer is checke
 compiled.py    source that is built at first use and called by its entries
 joined.py      a kernel from outside, joined to autograd
 check.py       is an implementation its reference, over shapes, dtypes and strides
+flops.py       what a call costs, from shapes, forward and backward
 samples.py     arguments of a typical size for each op, to measure with
 build.py       C++ into a shared library, once, in a cache of the user's own
 native.py      the library of CPU kernels: for which instructions it is built here, or why it is not

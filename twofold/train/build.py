@@ -19,6 +19,7 @@ from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
 from ..models.layout import matrices
+from . import kept
 from .axes import Axes
 from .checkpoint import copy_files
 from .config import Recipe
@@ -112,8 +113,8 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
             f"data.seq_len is {recipe.data.seq_len}, the model's context {decoder.max_len}: shorten the one or "
             "raise max_position_embeddings"
         )
-    if config.recompute == "full":
-        recompute_layers(decoder)
+    keeper = None if config.activations == "device" else kept.keeper(config.activations, recipe.run.output)
+    recompute_layers(decoder, config.recompute, config.recompute_layers, keeper)
     return decoder
 
 
