@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..kernels.activation import activate, gated, soft_cap
 from ..kernels.attention import Attend
+from ..kernels.blocksparse import Sparse
 from ..kernels.linear import linear
 from ..kernels.loss import logprobs_of, token_logprobs
 from ..kernels.moe import experts, open_gate, route
@@ -134,7 +135,7 @@ class Layer(nn.Module):
     q_norm: Normalise
     k_norm: Normalise
 
-    def __init__(self, index: int, spec: LayerSpec, hidden: int) -> None:
+    def __init__(self, index: int, spec: LayerSpec, hidden: int, max_len: int) -> None:
         super().__init__()
         self.index, self.spec = index, spec
         mixer = spec.mixer
@@ -144,11 +145,13 @@ class Layer(nn.Module):
         if mixer.qk_norm and mixer.qk_norm_kind:
             for name, heads in (("q_norm", mixer.heads), ("k_norm", mixer.kv_heads)):
                 self.add_module(name, Normalise(mixer.qk_norm_kind, *_qk_norm_shape(mixer, heads)))
+        sparse = mixer.sparse and Sparse(mixer.sparse, mixer.heads, max_len)
         self.attend = Attend(
             scale=mixer.scale if mixer.scale is not None else mixer.head_dim**-0.5,
             window=mixer.window,
             softcap=mixer.softcap,
             slopes=alibi_slopes(mixer.heads, mixer.position.scale) if isinstance(mixer.position, Alibi) else None,
+            sparse=sparse,
         )
         self._add_ffn(spec.ffn, hidden)
         for name in _norm_names(spec):
@@ -270,7 +273,7 @@ class Decoder(nn.Module):
         if embedding.project:
             self.embed_project = Weight(spec.hidden, width)
             self.head_project = Weight(width, spec.hidden)
-        self.layers = nn.ModuleList(Layer(i, layer, spec.hidden) for i, layer in enumerate(spec.layers))
+        self.layers = nn.ModuleList(Layer(i, layer, spec.hidden, self.max_len) for i, layer in enumerate(spec.layers))
         if spec.norm:
             self.norm = Normalise(spec.norm, spec.hidden)
         if not spec.head.tied:

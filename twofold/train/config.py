@@ -32,6 +32,8 @@ class ModelConfig:
     """The tokenizer's directory; left out, the one in `from`."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """bf16: forward and backward in bf16, master weights and moments in fp32."""
+    sparse_attention: dict[str, Any] | None = None
+    """Block-sparse attention: `mode`, `layers` and the mode's keys (`core/sparse.py`); left out, as the model says."""
     recompute: Literal["none", "full"] = "none"
     """full: keep only each layer's input and run its forward again in the backward pass."""
 
