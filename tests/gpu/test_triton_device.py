@@ -87,6 +87,10 @@ def test_a_split_decode_has_the_bits_of_a_walk(how, dtype):
     cases.split_decodes(GPU, cases.HOWS[how], dtype, length=2100 - 60)
 
 
+def test_attention_never_looks_at_absent_blocks():
+    cases.absent_blocks(GPU)
+
+
 def test_a_decode_of_more_heads_than_a_tile_has_rows():
     cases.split_decodes(GPU, cases.HOWS["plain"], torch.bfloat16, heads=(71, 1), length=1500)
 
