@@ -16,7 +16,7 @@ if torch.cuda.is_available():
 GPU = "cuda"
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 ACTS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2")
-HOWS = ("plain", "window", "all")
+HOWS = ("plain", "window", "all", "sparse", "blocks")
 FORMATS = ("int8", "int8-asym", "int8-g32-asym", "int8-g128", "int4", "int4-asym", "int4-g64", "int4-g128-asym")
 
 
