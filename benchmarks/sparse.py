@@ -94,7 +94,10 @@ def seconds(work: Work, how: Attend) -> float:
 
 def measure(length: int, block: int, turns: int) -> Iterator[dict[str, Any]]:
     kinds = layouts(block)
-    hows = {name: Attend(DIM**-0.5, sparse=layout and Sparse(layout, HEADS, length)) for name, layout in kinds.items()}
+    hows = {
+        name: Attend(DIM**-0.5, sparse=Sparse(layout, HEADS, length) if layout else None)
+        for name, layout in kinds.items()
+    }
     for what, work in works(length):
         for how in hows.values():
             work(how)

@@ -145,13 +145,12 @@ class Layer(nn.Module):
         if mixer.qk_norm and mixer.qk_norm_kind:
             for name, heads in (("q_norm", mixer.heads), ("k_norm", mixer.kv_heads)):
                 self.add_module(name, Normalise(mixer.qk_norm_kind, *_qk_norm_shape(mixer, heads)))
-        sparse = mixer.sparse and Sparse(mixer.sparse, mixer.heads, max_len)
         self.attend = Attend(
             scale=mixer.scale if mixer.scale is not None else mixer.head_dim**-0.5,
             window=mixer.window,
             softcap=mixer.softcap,
             slopes=alibi_slopes(mixer.heads, mixer.position.scale) if isinstance(mixer.position, Alibi) else None,
-            sparse=sparse,
+            sparse=Sparse(mixer.sparse, mixer.heads, max_len) if mixer.sparse else None,
         )
         self._add_ffn(spec.ffn, hidden)
         for name in _norm_names(spec):
