@@ -81,8 +81,9 @@ class Table:
     def absent(self, query_SL: Tensor, key_N: Tensor, kv_heads: int) -> Tensor:
         """Which keys each query lacks, both given by their positions: [S, K, L, G, N]."""
         byte_PSLN = self.bits_PIB[:, query_SL[..., None] // self.block, key_N // BYTE]
-        absent_PSLN: Tensor = (byte_PSLN >> key_N % BYTE // PANEL & 1) == 0
-        return absent_PSLN[self.pattern_H.long()].unflatten(0, (kv_heads, -1)).permute(2, 0, 3, 1, 4)
+        absent_PSLN = (byte_PSLN >> (key_N % BYTE // PANEL).to(torch.uint8) & 1) == 0
+        absent_KGSLN: Tensor = absent_PSLN[self.pattern_H.long()].unflatten(0, (kv_heads, -1))
+        return absent_KGSLN.permute(2, 0, 3, 1, 4)
 
 
 @lru_cache(maxsize=64)
