@@ -74,8 +74,8 @@ class Table:
 
     def starts(self, first: int, last: int, oldest: int = 0) -> list[int]:
         """The first keys of the blocks of 128 that any head of the queries first..last-1 sees, from `oldest` on."""
-        rows = self.bits_PIB[:, first // self.block : (last - 1) // self.block + 1, oldest // BYTE :]
-        found: list[int] = rows.amax((0, 1)).nonzero().flatten().tolist()
+        rows = self.bits_PIB[:, first // self.block : (last - 1) // self.block + 1]
+        found: list[int] = rows[..., oldest // BYTE : -(-last // BYTE)].amax((0, 1)).nonzero().flatten().tolist()
         return [oldest - oldest % BYTE + start * BYTE for start in found]
 
     def absent(self, query_SL: Tensor, key_N: Tensor, kv_heads: int) -> Tensor:
