@@ -118,6 +118,13 @@ def _span(
 
 
 @triton.jit
+def _layout(bits, pattern, block, rows, stride, heads, position, live):
+    """Where the bytes of each row's query block begin."""
+    row = tl.load(pattern + heads, live, 0) * rows + tl.where(live, position, 0) // block
+    return bits + row.to(tl.int64) * stride
+
+
+@triton.jit
 def _walk(
     q, k, v, k_scale, v_scale, out, part_m, part_mass, part_o, sinks, slopes, bits, pattern, layout_block, layout_rows,
     layout_stride, tile_sequence, tile_row, sequences, table, G, D, size, pages, spans, q_token, q_head, out_token,
@@ -140,13 +147,12 @@ def _walk(
     tokens = (first + row // G).to(tl.int64)
     inside = live[:, None] & (d < D)[None, :]
     queries = tl.load(q + tokens[:, None] * q_token + heads[:, None] * q_head + d[None, :], inside, 0.0)
-    slope = slopes
-    if slopes is not None:
-        slope = tl.load(slopes + heads, live, 0.0)
-    layout = bits
-    if bits is not None:
-        layout_row = tl.load(pattern + heads, live, 0) * layout_rows + tl.where(live, position, 0) // layout_block
-        layout = bits + layout_row.to(tl.int64) * layout_stride
+    slope = None if slopes is None else tl.load(slopes + heads, live, 0.0)
+    layout = (
+        None
+        if bits is None
+        else _layout(bits, pattern, layout_block, layout_rows, layout_stride, heads, position, live)
+    )
     low = tl.maximum(begin + begin_row // G - window + 1, 0) // STEP * STEP
     high = tl.where(count > 0, begin + tl.minimum(count, (begin_row + ROWS - 1) // G + 1), 0)
     k += head.to(tl.int64) * kv_head
@@ -155,7 +161,6 @@ def _walk(
         k_scale += head * size
         v_scale += head * size
     table += sequence.to(tl.int64) * pages
-    packed = first - begin
     first_span = low // SPAN
     end_span = tl.cdiv(high, SPAN)
     if SPLIT:
@@ -166,7 +171,7 @@ def _walk(
     o = tl.zeros((ROWS, BLOCK), tl.float32)
     for span in range(first_span, end_span):
         m2, mass2, o2 = _span(
-            queries, k, v, k_scale, v_scale, table, packed, tl.maximum(low, span * SPAN),
+            queries, k, v, k_scale, v_scale, table, first - begin, tl.maximum(low, span * SPAN),
             tl.minimum(high, (span + 1) * SPAN), position, live, layout, slope, d, D, size, block_stride, row_stride,
             scale, softcap, window, PAGED, CAPPED, STEP,
         )  # fmt: skip
