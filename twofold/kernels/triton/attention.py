@@ -126,8 +126,8 @@ def _layout(bits, pattern, block, rows, stride, heads, position, live):
 
 @triton.jit
 def _walk(
-    q, k, v, k_scale, v_scale, out, part_m, part_mass, part_o, sinks, slopes, bits, pattern, layout_block, layout_rows,
-    layout_stride, tile_sequence, tile_row, sequences, table, G, D, size, pages, spans, q_token, q_head, out_token,
+    q, k, v, k_scale, v_scale, out, part_m, part_mass, part_o, sinks, slopes, bits, pattern, bits_block, bits_rows,
+    bits_stride, tile_sequence, tile_row, sequences, table, G, D, size, pages, spans, q_token, q_head, out_token,
     out_head, block_stride, kv_head, row_stride, scale, softcap, window,
     PAGED: tl.constexpr, CAPPED: tl.constexpr, SPLIT: tl.constexpr, SPAN: tl.constexpr, STEP: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -148,11 +148,7 @@ def _walk(
     inside = live[:, None] & (d < D)[None, :]
     queries = tl.load(q + tokens[:, None] * q_token + heads[:, None] * q_head + d[None, :], inside, 0.0)
     slope = None if slopes is None else tl.load(slopes + heads, live, 0.0)
-    layout = (
-        None
-        if bits is None
-        else _layout(bits, pattern, layout_block, layout_rows, layout_stride, heads, position, live)
-    )
+    layout = None if bits is None else _layout(bits, pattern, bits_block, bits_rows, bits_stride, heads, position, live)
     low = tl.maximum(begin + begin_row // G - window + 1, 0) // STEP * STEP
     high = tl.where(count > 0, begin + tl.minimum(count, (begin_row + ROWS - 1) // G + 1), 0)
     k += head.to(tl.int64) * kv_head
