@@ -17,6 +17,7 @@ from twofold.kernels.attention import packed_attention
 from twofold.kernels.blocksparse import BYTE, Sparse
 from twofold.kernels.paged import Panels, Spans, keep, paged_attention
 from twofold.kernels.walk import KEYS, Attend
+from twofold.models.ring import Places, _tiles
 
 LENGTHS = (300, 17, 0, 1, 128, 129, 650)
 LAYOUTS: dict[str, Layout] = {
@@ -253,6 +254,16 @@ def test_backward_passes_over_what_is_absent() -> None:
     for ours, theirs in zip(found, truth, strict=True):
         for part in (slice(0, 128), slice(256, 384)):
             assert torch.equal(ours[part], theirs[part])
+
+
+def test_a_rings_tiles_hide_what_the_layout_has_not() -> None:
+    layout, place = LAYOUTS["fixed-16"], torch.arange(300)
+    mine, theirs = (Places(torch.zeros(300, dtype=torch.int64), order) for order in (place, place.flip(0)))
+    tiles = _tiles(torch.zeros(2, 300, 3, 4), torch.zeros(300, 2, 4), mine, theirs, how_of(layout))
+    seen = torch.zeros(6, 300, 300, dtype=torch.bool)
+    for rows, keys, scores in tiles:
+        seen[:, rows, keys] = scores.isfinite().permute(0, 2, 1, 3).flatten(0, 1)
+    assert torch.equal(seen.flip(2), visible(layout, 6, 300))
 
 
 def test_a_sequence_longer_than_the_layout_was_made_for_is_refused() -> None:
