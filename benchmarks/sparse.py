@@ -49,19 +49,19 @@ def layouts(block: int) -> dict[str, Layout | None]:
     }
 
 
-def pairs(layout: Layout | None, length: int) -> float:
-    """The share of the causal query-key pairs that a layout has."""
+def pairs(layout: Layout | None, first: int, length: int) -> float:
+    """The share of the causal query-key pairs that a layout has, of the queries first..length-1."""
     if layout is None:
         return 1.0
     block, found = layout.block, 0
-    for i in range(-(-length // block)):
-        queries = min(block, length - i * block)
-        found += (layout.row(0, i).bit_count() - 1) * block * queries + queries * (queries + 1) // 2
-    return found / (length * (length + 1) // 2)
+    for query in range(first, length):
+        older = layout.row(0, query // block).bit_count() - 1
+        found += older * block + query % block + 1
+    return found / (length * (length + 1) // 2 - first * (first + 1) // 2)
 
 
-def works(length: int) -> Iterator[tuple[str, Work]]:
-    """What is timed at one length, by its name."""
+def works(length: int) -> Iterator[tuple[str, int, Work]]:
+    """What is timed at one length: its name, the first of the queries that look, and the work."""
     q, k, v = (torch.randn(length, heads, DIM) for heads in (HEADS, KV_HEADS, KV_HEADS))
     up, leaves = torch.randn_like(q), [x.requires_grad_() for x in (q.clone(), k.clone(), v.clone())]
 
@@ -72,15 +72,15 @@ def works(length: int) -> Iterator[tuple[str, Work]]:
     def both(how: Attend) -> object:
         return torch.autograd.grad(packed_attention(leaves[0], leaves[1], leaves[2], (length,), how), leaves, up)
 
-    yield "forward", forward
-    yield "forward and backward", both
+    yield "forward", 0, forward
+    yield "forward and backward", 0, both
     each = -(-length // PAGE)
     panels = Panels.zeros(SEQUENCES * each, KV_HEADS, PAGE, DIM)
     tables = [range(number * each, (number + 1) * each) for number in range(SEQUENCES)]
     for table in tables:
         keep(k, v, panels, Spans([(0, length, table)], PAGE))
     last = Spans([(length - 1, 1, table) for table in tables], PAGE)
-    yield f"decode, {SEQUENCES} sequences", lambda how: paged_attention(q[:SEQUENCES], panels, last, how)
+    yield f"decode, {SEQUENCES} sequences", length - 1, lambda how: paged_attention(q[:SEQUENCES], panels, last, how)
 
 
 def seconds(work: Work, how: Attend) -> float:
@@ -98,7 +98,7 @@ def measure(length: int, block: int, turns: int) -> Iterator[dict[str, Any]]:
         name: Attend(DIM**-0.5, sparse=Sparse(layout, HEADS, length) if layout else None)
         for name, layout in kinds.items()
     }
-    for what, work in works(length):
+    for what, first, work in works(length):
         for how in hows.values():
             work(how)
         took: dict[str, list[float]] = {name: [] for name in hows}
@@ -113,7 +113,7 @@ def measure(length: int, block: int, turns: int) -> Iterator[dict[str, Any]]:
                 "layout": name,
                 "milliseconds": statistics.median(took[name]) * 1e3,
                 "share_of_dense": statistics.median(shares),
-                "share_of_pairs": pairs(kinds[name], length),
+                "share_of_pairs": pairs(kinds[name], first, length),
             }
 
 
