@@ -113,14 +113,15 @@ struct RowTiles {
     count = int(divide_up(to - from, TILE));
     for (int t = 0; t <= count; t++) at[t] = from + (to - from) * t / count;
     for (int t = 0; t < count; t++) {
-      first[t] = KEYS, last[t] = 0, seen[t] = 0;
+      unsigned there = 0;
+      first[t] = KEYS, last[t] = 0;
       for (int r = at[t]; r < at[t + 1]; r++) {
         const Sight sight(it.window, desk.row[r].layout, desk.row[r].position, start);
         first[t] = std::min(first[t], sight.first / PANEL * PANEL);
         last[t] = std::max(last[t], sight.last);
-        seen[t] |= sight.panels();
+        there |= sight.there;
       }
-      all |= seen[t];
+      all |= seen[t] = there & panels_of(first[t], last[t]);
     }
   }
   int rows(int t) const { return at[t + 1] - at[t]; }
@@ -304,9 +305,12 @@ struct Wanted {
   Ahead ahead;
 
   Wanted(const T* const* from, int count, unsigned seen, int dim) {
-    for (int i = 0; i < count; i++)
+    const bool every = (~seen & ((1u << count) - 1)) == 0;
+    for (int i = 0; i < count && !every; i++)
       if (seen >> i & 1) panel[ahead.runs++] = from[i];
-    ahead.run = reinterpret_cast<const char* const*>(panel), ahead.bytes = int64_t(sizeof(T)) * PANEL * dim;
+    if (every) ahead.runs = count;
+    ahead.run = reinterpret_cast<const char* const*>(every ? from : panel);
+    ahead.bytes = int64_t(sizeof(T)) * PANEL * dim;
   }
 };
 
