@@ -21,6 +21,7 @@ norm.py        root-mean-square and layer norm
 rope.py        rotary positions
 activation.py  activations, and the gated product
 attention.py   the walk over blocks of keys, for whole sequences and for block tables
+blocksparse.py which blocks of keys there are at all, as the kernels read it
 walk.py        attention as a walk over blocks of keys, and its folds
 paged.py       attention over keys and values kept in blocks
 moe.py         routing and experts

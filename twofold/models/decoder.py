@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..kernels.activation import activate, gated, soft_cap
 from ..kernels.attention import Attend
+from ..kernels.blocksparse import Sparse
 from ..kernels.linear import linear
 from ..kernels.loss import logprobs_of, token_logprobs
 from ..kernels.moe import experts, open_gate, route
@@ -141,7 +142,7 @@ class Layer(nn.Module):
     q_norm: Normalise
     k_norm: Normalise
 
-    def __init__(self, index: int, spec: LayerSpec, hidden: int) -> None:
+    def __init__(self, index: int, spec: LayerSpec, hidden: int, max_len: int) -> None:
         super().__init__()
         self.index, self.spec = index, spec
         mixer = spec.mixer
@@ -156,6 +157,7 @@ class Layer(nn.Module):
             window=mixer.window,
             softcap=mixer.softcap,
             slopes=alibi_slopes(mixer.heads, mixer.position.scale) if isinstance(mixer.position, Alibi) else None,
+            sparse=Sparse(mixer.sparse, mixer.heads, max_len) if mixer.sparse else None,
         )
         self._add_ffn(spec.ffn, hidden)
         for name in _norm_names(spec):
@@ -280,7 +282,7 @@ class Decoder(nn.Module):
         if embedding.project:
             self.embed_project = Weight(spec.hidden, width)
             self.head_project = Weight(width, spec.hidden)
-        self.layers = nn.ModuleList(Layer(i, layer, spec.hidden) for i, layer in enumerate(spec.layers))
+        self.layers = nn.ModuleList(Layer(i, layer, spec.hidden, self.max_len) for i, layer in enumerate(spec.layers))
         if spec.norm:
             self.norm = Normalise(spec.norm, spec.hidden)
         if not spec.head.tied:

@@ -37,6 +37,8 @@ class ModelConfig:
     """The tokenizer's directory; left out, the one in `from`."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16, fp16: weights and gradients so, master weights and the optimizer's states in fp32; fp16 scales the loss."""
+    sparse_attention: dict[str, Any] | None = None
+    """Block-sparse attention: `mode`, `layers` and the mode's keys (`core/sparse.py`); left out, as the model says."""
     recompute: str = "none"
     """What a backward pass computes again: none, selective, attention, ffn, full, or every-K (`policies.py`)."""
     recompute_layers: dict[str, str] = field(default_factory=dict)
