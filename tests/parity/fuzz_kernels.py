@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from tests.parity import tiny
-from tests.parity.draw import Draw
+from tests.parity.draw import LARGEST, Draw
 from twofold.kernels import native, panels
 from twofold.kernels.activation import ACTIVATIONS, activate, gated, soft_cap
 from twofold.kernels.attention import packed_attention
