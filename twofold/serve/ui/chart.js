@@ -1,0 +1,145 @@
+/* One chart: lines over a common x, drawn as SVG at the size it has; the pointer and the arrow keys read values off it.
+
+   title ................ what the lines say at x        every chart of the page shows the same x,
+   4 ┤ ╲   |             so the readings of all stand in one column of time
+   2 ┤  ╲__|____
+     └─────┴──── */
+
+import { el, svg } from "/ui/element.js";
+import { logTicks, nearest, thin, ticks } from "/ui/series.js";
+
+const LEFT = 52;
+const RIGHT = 10;
+const TOP = 8;
+const BOTTOM = 22;
+const FEWEST_POINTS = 60; // at most so many lone measurements get a dot each
+const MOVES = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
+
+/**
+ * `say(y)` writes a value. `look(x)` is called with the x under the pointer, or null: the page then tells every chart
+ * by `read`. A line is {name, hue, kind, points: [[x, y]], faint: [[x, y]]}; `kind` "dots" draws measurements apart.
+ */
+export class Chart {
+  constructor({ title, say, look, tall = false }) {
+    this.say = say;
+    this.lines = [];
+    this.at = null;
+    this.title = title;
+    this.look = look;
+    this.readout = el("output", { class: "readout" });
+    this.picture = svg("svg", { class: "picture", tabindex: "0", role: "img", "aria-label": title });
+    this.node = el("figure", { class: tall ? "chart tall" : "chart" }, el("figcaption", {}, el("h3", {}, title), this.readout), this.picture);
+    this.picture.addEventListener("pointermove", (event) => look(this.under(event)));
+    this.picture.addEventListener("pointerdown", (event) => look(this.under(event)));
+    this.picture.addEventListener("pointerleave", () => look(null));
+    this.picture.addEventListener("blur", () => look(null));
+    this.picture.addEventListener("keydown", (event) => this.move(event));
+    this.sized = new ResizeObserver(() => this.draw());
+    this.sized.observe(this.picture);
+  }
+
+  /** Take what to show; `unit(x)` writes an x, `marks` are places of events: [{x, kind}]. */
+  show(lines, { log = false, unit = String, marks = [] }) {
+    this.lines = lines.filter((line) => line.points.length);
+    this.options = { log, unit, marks };
+    this.node.hidden = !this.lines.length;
+    this.draw();
+  }
+
+  draw() {
+    const { clientWidth: width, clientHeight: height } = this.picture;
+    if (!this.lines.length || !width) return;
+    const [w, h] = [width - LEFT - RIGHT, height - TOP - BOTTOM];
+    const log = this.options.log && this.lines.every((line) => line.points.every(([, y]) => y > 0));
+    const [xs, ys] = [span(this.lines.flatMap(({ points }) => [points[0][0], points.at(-1)[0]])), heights(this.lines, log)];
+    const level = log ? Math.log10 : Number;
+    this.x = (x) => (w * (x - xs[0])) / (xs[1] - xs[0] || 1);
+    this.y = (y) => h - (h * (level(y) - level(ys[0]))) / (level(ys[1]) - level(ys[0]) || 1);
+    this.back = (place) => xs[0] + ((place - LEFT) / w) * (xs[1] - xs[0]);
+    this.height = h;
+    const across = ticks(...xs, Math.max(2, Math.floor(w / 110))).map((x) => this.tick(x, h));
+    const up = (log ? logTicks : ticks)(...ys, Math.max(2, Math.floor(h / 42))).map((y) => this.grid(y, w));
+    this.cursor = svg("g", { class: "cursor" });
+    // an inner svg cuts off what is drawn outside it
+    const inside = svg("svg", { x: LEFT, y: TOP, width: w, height: h }, ...this.options.marks.map((mark) => this.mark(mark, h)), ...this.lines.map((line) => this.line(line, w)));
+    this.picture.replaceChildren(...up, ...across, inside, this.cursor);
+    this.read(this.at);
+  }
+
+  grid(y, w) {
+    const place = TOP + this.y(y);
+    return svg("g", { class: "grid" }, svg("line", { x1: LEFT, x2: LEFT + w, y1: place, y2: place }), svg("text", { x: LEFT - 8, y: place + 4, "text-anchor": "end" }, this.say(y)));
+  }
+
+  tick(x, h) {
+    return svg("text", { class: "tick", x: LEFT + this.x(x), y: TOP + h + 17, "text-anchor": "middle" }, this.options.unit(x));
+  }
+
+  mark({ x, kind }, h) {
+    return svg("line", { class: `mark ${kind}`, x1: this.x(x), x2: this.x(x), y1: 0, y2: h });
+  }
+
+  line({ hue, kind, points, faint }, w) {
+    const path = (some) => thin(some, Math.ceil(w)).map(([x, y], index) => `${index ? "L" : "M"}${this.x(x).toFixed(1)} ${this.y(y).toFixed(1)}`).join("");
+    const group = svg("g", { class: `line hue-${hue} ${kind ?? ""}` });
+    if (faint) group.append(svg("path", { class: "faint", d: path(faint) }));
+    group.append(svg("path", { d: path(points) }));
+    if (points.length === 1 || (kind === "dots" && points.length <= FEWEST_POINTS)) {
+      group.append(...points.map(([x, y]) => svg("circle", { cx: this.x(x).toFixed(1), cy: this.y(y).toFixed(1), r: 2.5 })));
+    }
+    return group;
+  }
+
+  /** Show the values at `x` (null: the last ones) in words, and where they are. */
+  read(x) {
+    this.at = x;
+    if (!this.lines.length || !this.cursor) return;
+    const found = this.lines.map((line) => ({ ...line, point: line.points[x === null ? line.points.length - 1 : nearest(line.points, x)] }));
+    const words = found.map(({ name, hue, kind, point }) => el("span", { class: `reading hue-${hue} ${kind ?? ""}` }, name ? el("small", {}, name) : "", el("b", {}, this.say(point[1]))));
+    this.readout.replaceChildren(...words);
+    this.picture.setAttribute("aria-label", `${this.title}: ${found.map(({ name, point }) => `${name} ${this.say(point[1])}`).join(", ")}`);
+    this.cursor.replaceChildren();
+    if (x === null) return;
+    const shown = found[0].point[0];
+    const place = LEFT + this.x(found.length === 1 ? shown : x);
+    this.cursor.append(svg("line", { x1: place, x2: place, y1: TOP, y2: TOP + this.height }));
+    this.cursor.append(...found.map(({ hue, kind, point }) => svg("circle", { class: `hue-${hue} ${kind ?? ""}`, cx: LEFT + this.x(point[0]), cy: TOP + this.y(point[1]), r: 4 })));
+    const label = svg("text", { x: Math.min(Math.max(place, LEFT + 30), this.picture.clientWidth - 40), y: TOP + this.height + 17, "text-anchor": "middle" }, this.options.unit(x));
+    this.cursor.append(label);
+  }
+
+  /* The x of the nearest point of the longest line: the pointer never stands between two steps. */
+  under(event) {
+    if (!this.lines.length) return null;
+    const x = this.back(event.clientX - this.picture.getBoundingClientRect().left);
+    const { points } = this.longest();
+    return points[nearest(points, x)][0];
+  }
+
+  move(event) {
+    if (event.key === "Escape") return this.look(null);
+    const by = MOVES[event.key];
+    if (by === undefined || !this.lines.length) return undefined;
+    event.preventDefault();
+    const { points } = this.longest();
+    const from = this.at === null ? points.length - 1 : nearest(points, this.at);
+    return this.look(points[Math.min(Math.max(from + by, 0), points.length - 1)][0]);
+  }
+
+  longest() {
+    return this.lines.reduce((best, line) => (line.points.length > best.points.length ? line : best));
+  }
+}
+
+/* The least and the most of some numbers. */
+function span(numbers) {
+  return numbers.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+}
+
+/* What the lines reach, with some air; the faint ones may leave the picture, or one outlier would flatten all. */
+function heights(lines, log) {
+  const [low, high] = span(lines.flatMap(({ points }) => span(points.map(([, y]) => y))));
+  if (log) return [low / 1.1, high * 1.1];
+  const air = (high - low || Math.abs(high) || 1) * 0.08;
+  return [low >= 0 ? Math.max(0, low - air) : low - air, high + air];
+}
