@@ -12,16 +12,19 @@ const LEFT = 52;
 const RIGHT = 10;
 const TOP = 8;
 const BOTTOM = 22;
+const REACH = 60; // pixels from the pointer to the measurement that it reads
 const FEWEST_POINTS = 60; // at most so many lone measurements get a dot each
 const MOVES = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
 
 /**
- * `say(y)` writes a value. `look(x)` is called with the x under the pointer, or null: the page then tells every chart
+ * `say(y)` writes a value, `axis(y)` a round one, `base(high)` is what round values are counted in. `look(x)` is called with the x under the pointer, or null: the page then tells every chart
  * by `read`. A line is {name, hue, kind, points: [[x, y]], faint: [[x, y]]}; `kind` "dots" draws measurements apart.
  */
 export class Chart {
-  constructor({ title, say, look, tall = false }) {
+  constructor({ title, say, look, axis = say, base = () => 1, tall = false }) {
     this.say = say;
+    this.axis = axis;
+    this.base = base;
     this.lines = [];
     this.at = null;
     this.title = title;
@@ -58,7 +61,7 @@ export class Chart {
     this.back = (place) => xs[0] + ((place - LEFT) / w) * (xs[1] - xs[0]);
     this.height = h;
     const across = ticks(...xs, Math.max(2, Math.floor(w / 110))).map((x) => this.tick(x, h));
-    const up = (log ? logTicks : ticks)(...ys, Math.max(2, Math.floor(h / 42))).map((y) => this.grid(y, w));
+    const up = (log ? logTicks : ticks)(...ys, Math.max(2, Math.floor(h / 34)), this.base(ys[1])).map((y) => this.grid(y, w));
     this.cursor = svg("g", { class: "cursor" });
     // an inner svg cuts off what is drawn outside it
     const inside = svg("svg", { x: LEFT, y: TOP, width: w, height: h }, ...this.options.marks.map((mark) => this.mark(mark, h)), ...this.lines.map((line) => this.line(line, w)));
@@ -68,11 +71,12 @@ export class Chart {
 
   grid(y, w) {
     const place = TOP + this.y(y);
-    return svg("g", { class: "grid" }, svg("line", { x1: LEFT, x2: LEFT + w, y1: place, y2: place }), svg("text", { x: LEFT - 8, y: place + 4, "text-anchor": "end" }, this.say(y)));
+    return svg("g", { class: "grid" }, svg("line", { x1: LEFT, x2: LEFT + w, y1: place, y2: place }), svg("text", { x: LEFT - 8, y: place + 4, "text-anchor": "end" }, this.axis(y)));
   }
 
   tick(x, h) {
-    return svg("text", { class: "tick", x: LEFT + this.x(x), y: TOP + h + 17, "text-anchor": "middle" }, this.options.unit(x));
+    const last = LEFT + this.x(x) > this.picture.clientWidth - 24;
+    return svg("text", { x: LEFT + this.x(x) + (last ? RIGHT : 0), y: TOP + h + 17, "text-anchor": last ? "end" : "middle" }, this.options.unit(x));
   }
 
   mark({ x, kind }, h) {
@@ -94,18 +98,28 @@ export class Chart {
   read(x) {
     this.at = x;
     if (!this.lines.length || !this.cursor) return;
-    const found = this.lines.map((line) => ({ ...line, point: line.points[x === null ? line.points.length - 1 : nearest(line.points, x)] }));
-    const words = found.map(({ name, hue, kind, point }) => el("span", { class: `reading hue-${hue} ${kind ?? ""}` }, name ? el("small", {}, name) : "", el("b", {}, this.say(point[1]))));
+    const found = this.lines.map((line) => ({ ...line, point: x === null ? line.points.at(-1) : this.near(line.points, x) }));
+    const value = ({ point }) => (point ? this.say(point[1]) : "–");
+    const words = found.map((line) => el("span", { class: `reading hue-${line.hue} ${line.kind ?? ""}` }, line.name ? el("small", {}, line.name) : "", el("b", {}, value(line))));
     this.readout.replaceChildren(...words);
-    this.picture.setAttribute("aria-label", `${this.title}: ${found.map(({ name, point }) => `${name} ${this.say(point[1])}`).join(", ")}`);
+    this.picture.setAttribute("aria-label", `${this.title}: ${found.map((line) => `${line.name} ${value(line)}`.trim()).join(", ")}`);
     this.cursor.replaceChildren();
     if (x === null) return;
-    const shown = found[0].point[0];
-    const place = LEFT + this.x(found.length === 1 ? shown : x);
-    this.cursor.append(svg("line", { x1: place, x2: place, y1: TOP, y2: TOP + this.height }));
-    this.cursor.append(...found.map(({ hue, kind, point }) => svg("circle", { class: `hue-${hue} ${kind ?? ""}`, cx: LEFT + this.x(point[0]), cy: TOP + this.y(point[1]), r: 4 })));
-    const label = svg("text", { x: Math.min(Math.max(place, LEFT + 30), this.picture.clientWidth - 40), y: TOP + this.height + 17, "text-anchor": "middle" }, this.options.unit(x));
-    this.cursor.append(label);
+    const [place, foot, unit] = [LEFT + this.x(x), TOP + this.height, this.options.unit(x)];
+    const half = 4 * unit.length + 6;
+    const middle = Math.min(Math.max(place, LEFT + half), this.picture.clientWidth - half);
+    this.cursor.append(
+      svg("line", { x1: place, x2: place, y1: TOP, y2: foot }),
+      ...found.filter(({ point }) => point).map(({ hue, point }) => svg("circle", { class: `hue-${hue}`, cx: LEFT + this.x(point[0]), cy: TOP + this.y(point[1]), r: 4 })),
+      svg("rect", { x: middle - half, y: foot + 3, width: 2 * half, height: 18, rx: 5 }),
+      svg("text", { x: middle, y: foot + 16, "text-anchor": "middle" }, unit),
+    );
+  }
+
+  /* The point that speaks for `x`; none where the line has ended long before, or begins long after. */
+  near(points, x) {
+    const point = points[nearest(points, x)];
+    return Math.abs(this.x(point[0]) - this.x(x)) < REACH ? point : null;
   }
 
   /* The x of the nearest point of the longest line: the pointer never stands between two steps. */
@@ -140,6 +154,6 @@ function span(numbers) {
 function heights(lines, log) {
   const [low, high] = span(lines.flatMap(({ points }) => span(points.map(([, y]) => y))));
   if (log) return [low / 1.1, high * 1.1];
-  const air = (high - low || Math.abs(high) || 1) * 0.08;
+  const air = (high - low || Math.abs(high) || 1) * 0.12;
   return [low >= 0 ? Math.max(0, low - air) : low - air, high + air];
 }

@@ -1,6 +1,6 @@
 /* What happened in a run beside its steps, found in its rows: [{step, time, kind, words}], in the order of the log. */
 
-import { count, duration, median, precise } from "/ui/series.js";
+import { count, duration, median, number, precise } from "/ui/series.js";
 
 /** The kinds in the order of their buttons, and what they are called. */
 export const KINDS = {
@@ -75,7 +75,7 @@ export class Events {
   }
 
   scaled(row) {
-    if (this.scale !== null && this.scale !== row.loss_scale) this.say(row, "scale", `${count(this.scale)} to ${count(row.loss_scale)}`);
+    if (this.scale !== null && this.scale !== row.loss_scale) this.say(row, "scale", `loss scale ${count(this.scale)} to ${count(row.loss_scale)}`);
     this.scale = row.loss_scale;
   }
 
@@ -83,7 +83,7 @@ export class Events {
     const value = row.valid_loss;
     if (value === null) return this.say(row, "valid", "validation loss is not a number");
     const better = this.best === null || value < this.best.valid_loss;
-    const beside = better ? (this.best ? ", the best so far" : "") : `, ${precise(value - this.best.valid_loss)} over that of step ${count(this.best.step)}`;
+    const beside = better ? (this.best ? ", the best so far" : "") : `, ${number(value - this.best.valid_loss)} over that of step ${count(this.best.step)}`;
     if (better) this.best = row;
     return this.say(row, "valid", `validation loss ${precise(value)}${beside}`);
   }

@@ -47,8 +47,12 @@ export function nearest(points, x) {
   return low > 0 && x - points[low - 1][0] <= points[low][0] - x ? low - 1 : low;
 }
 
-/** Round numbers from `low` to `high`, about `count` of them. */
-export function ticks(low, high, count) {
+/** What a round number of bytes is counted in. */
+export const binary = (high) => (high < 2 ** 30 ? 2 ** 20 : 2 ** 30);
+
+/** Round numbers of `unit` from `low` to `high`, about `count` of them. */
+export function ticks(low, high, count, unit = 1) {
+  if (unit !== 1) return ticks(low / unit, high / unit, count).map((tick) => tick * unit);
   const rough = (high - low) / count;
   if (!(rough > 0)) return [low];
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -73,9 +77,9 @@ export function median(numbers) {
   return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
 }
 
-const digits = (most) => new Intl.NumberFormat("en", { maximumSignificantDigits: most });
+const digits = (most, least = 1) => new Intl.NumberFormat("en", { maximumSignificantDigits: most, minimumSignificantDigits: least });
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
-const [short, long] = [digits(3), digits(5)];
+const [short, long] = [digits(3), digits(5, 5)];
 
 /** A number as it is read: 2.3576, 0.00075 as 7.5e-4, 14200 as 14.2k. */
 export function number(value, format = short) {
@@ -93,15 +97,15 @@ export const count = (value) => whole.format(value);
 export const percent = (value) => `${short.format(100 * value)}%`;
 export const gibibytes = (value) => (value < 2 ** 30 ? `${short.format(value / 2 ** 20)} MiB` : `${short.format(value / 2 ** 30)} GiB`);
 
-/** Seconds as two of their units at most: 48 s, 3 min 20 s, 5 h 2 min, 4 d. */
-export function duration(seconds) {
+/** Seconds as `most` of their units at most: 48 s, 3 min 20 s, 5 h 2 min, 4 d. */
+export function duration(seconds, most = 2) {
   const units = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
   const rounded = Math.max(0, Math.round(seconds));
   const at = Math.max(0, units.findIndex(([, size]) => rounded >= size));
   if (rounded === 0) return "0 s";
   const parts = [];
   let left = rounded;
-  for (const [name, size] of units.slice(at, at + 2)) {
+  for (const [name, size] of units.slice(at, at + most)) {
     const many = Math.floor(left / size);
     left -= many * size;
     if (many) parts.push(`${many} ${name}`);

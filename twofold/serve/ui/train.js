@@ -7,7 +7,7 @@ import { KINDS } from "/ui/events.js";
 import { keyDialog } from "/ui/key.js";
 import { Run } from "/ui/run.js";
 import { Samples } from "/ui/samples.js";
-import { count, duration, gibibytes, number, percent, precise, smooth } from "/ui/series.js";
+import { binary, count, duration, gibibytes, number, percent, precise, smooth } from "/ui/series.js";
 
 const EVERY_MS = 2000;
 const PATIENCE_MS = 8000;
@@ -16,12 +16,12 @@ const MOST_EVENTS = 300;
 
 /* Curves in their order; what else a log holds gets a chart of its own behind them. */
 const CURVES = [
-  { keys: ["loss", "valid_loss"], title: "Loss", say: precise, log: true, tall: true, smooth: true },
+  { keys: ["loss", "valid_loss"], title: "Loss", say: precise, axis: number, log: true, tall: true, smooth: true },
   { keys: ["grad_norm"], title: "Gradient norm", say: number, log: true, smooth: true },
   { keys: ["lr"], title: "Learning rate", say: number },
   { keys: ["tokens_per_second"], title: "Tokens per second", say: number, smooth: true },
   { keys: ["peak_share"], title: "Share of the machine's peak", say: percent, smooth: true },
-  { keys: ["memory"], title: "Memory", say: gibibytes },
+  { keys: ["memory"], title: "Memory", say: gibibytes, base: binary },
   { keys: ["loss_scale"], title: "Loss scale", say: number },
 ];
 const NAMES = { loss: "training", valid_loss: "validation" };
@@ -38,7 +38,7 @@ const shown = new Map(); // name: hue
 const charts = new Map(); // title: Chart
 const samples = new Samples($("samples"));
 const hidden = new Set(); // kinds of events
-const view = { axis: "step", weight: 0.6, log: false, ...JSON.parse(localStorage.getItem("twofold.curves") ?? "{}") };
+const view = { axis: "step", weight: 0.8, log: false, ...JSON.parse(localStorage.getItem("twofold.curves") ?? "{}") };
 let timer = 0;
 
 /* ---- the server ---- */
@@ -116,8 +116,8 @@ function row(run) {
   const { name, state, step, steps, seconds } = run.summary;
   const on = shown.has(name);
   const box = el("input", { type: "checkbox", "aria-label": `Show ${name}`, checked: on, disabled: !on && shown.size >= HUES, on: { change: () => toggle(name, false) } });
-  const done = steps ? `${count(step ?? 0)} of ${count(steps)} steps` : step === null ? "no rows yet" : `step ${count(step)}`;
-  const said = el("small", {}, el("span", { class: "state", data: { state } }, state), done, seconds === null ? "" : ` · ${duration(seconds)} ago`);
+  const done = steps ? `${count(step ?? 0)} / ${count(steps)}` : step === null ? "no rows yet" : `step ${count(step)}`;
+  const said = el("small", {}, el("span", { class: "state", data: { state } }, state), done, seconds === null ? "" : ` · ${duration(seconds, 1)} ago`);
   const alone = el("button", { type: "button", title: "Show this run alone", on: { click: () => toggle(name, true) } }, el("b", {}, name), said);
   return el("li", { class: on ? `run hue-${shown.get(name)}` : "run", data: { name } }, box, alone);
 }
@@ -130,9 +130,10 @@ function render() {
   $("runs").replaceChildren(...[...known.values()].map(row));
   if (focused) [...$("runs").children].find((item) => item.dataset.name === focused)?.querySelector(tag)?.focus();
   $("summaries").replaceChildren(...chosen().map(summary));
+  $("summaries").classList.toggle("many", shown.size > 1);
   draw();
+  $("samples-part").hidden = !chosen().some(({ run }) => run.samples.size);
   samples.show(chosen());
-  $("samples-part").hidden = !$("samples").childElementCount;
   events();
 }
 
@@ -189,7 +190,8 @@ function lines(curve, of) {
       const pairs = (values) => points.map((point, index) => [of(point), values[index]]).filter(([, y]) => y !== null);
       const raw = points.map((point) => point.value);
       const name = [shown.size > 1 ? run.name : "", NAMES[key] ?? ""].filter(Boolean).join(" · ");
-      return { name, hue, kind: dots ? "dots" : null, points: pairs(smooth(raw, weight)), faint: weight ? pairs(raw) : null };
+      const own = dots && shown.size === 1 ? 1 : hue; // one run alone has both colours
+      return { name, hue: own, kind: dots ? "dots" : null, points: pairs(smooth(raw, weight)), faint: weight ? pairs(raw) : null };
     }),
   );
 }
