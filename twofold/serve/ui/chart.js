@@ -53,7 +53,7 @@ export class Chart {
     const { clientWidth: width, clientHeight: height } = this.picture;
     if (!this.lines.length || !width) return;
     const [w, h] = [width - LEFT - RIGHT, height - TOP - BOTTOM];
-    const log = this.options.log && this.lines.every((line) => line.points.every(([, y]) => y > 0));
+    const log = this.options.log && this.lines.every(({ points, faint }) => [...points, ...(faint ?? [])].every(([, y]) => y > 0));
     const [xs, ys] = [span(this.lines.flatMap(({ points }) => [points[0][0], points.at(-1)[0]])), heights(this.lines, log)];
     const level = log ? Math.log10 : Number;
     this.x = (x) => (w * (x - xs[0])) / (xs[1] - xs[0] || 1);
@@ -150,9 +150,17 @@ function span(numbers) {
   return numbers.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
 }
 
-/* What the lines reach, with some air; the faint ones may leave the picture, or one outlier would flatten all. */
+/* The least and the most of nearly all points, judged by a thousand of them. */
+function bulk(points) {
+  const every = Math.ceil(points.length / 1000);
+  const sorted = points.filter((_, index) => index % every === 0).map(([, y]) => y).sort((one, other) => one - other);
+  return [0.02, 0.98].map((share) => sorted[Math.round(share * (sorted.length - 1))]);
+}
+
+/* What the lines reach and most of the faint ones, with some air: those may leave the picture, or one outlier would
+   flatten all. */
 function heights(lines, log) {
-  const [low, high] = span(lines.flatMap(({ points }) => span(points.map(([, y]) => y))));
+  const [low, high] = span(lines.flatMap(({ points, faint }) => [...span(points.map(([, y]) => y)), ...bulk(faint ?? points)]));
   if (log) return [low / 1.1, high * 1.1];
   const air = (high - low || Math.abs(high) || 1) * 0.12;
   return [low >= 0 ? Math.max(0, low - air) : low - air, high + air];

@@ -35,7 +35,7 @@ export class Events {
 
   add(row) {
     this.wait(row);
-    if (typeof row.skipped === "string") this.say(row, "skipped", row.skipped);
+    if (typeof row.skipped === "string") this.say(row, "skipped", `skipped: ${row.skipped}`);
     if (typeof row.loss === "number") this.loss(row);
     if (typeof row.loss_scale === "number") this.scaled(row);
     if (row.valid_loss !== undefined) this.valid(row);

@@ -11,6 +11,7 @@ export class Run {
   constructor(summary) {
     this.summary = summary;
     this.name = summary.name;
+    this.reading = null;
     this.begin(null);
   }
 
@@ -31,7 +32,12 @@ export class Run {
   }
 
   /** Ask for what is new until nothing is; a log that was cut back is read again from its beginning. */
-  async follow(signal) {
+  follow(signal) {
+    this.reading ??= this.read(signal).finally(() => (this.reading = null)); // one reader at a time, or rows come twice
+    return this.reading;
+  }
+
+  async read(signal) {
     for (let more = true; more; ) {
       const part = await ask(this.name, this.known, this.version, signal);
       if (part.version !== this.version || part.from !== this.known) this.begin(part.version);

@@ -1,18 +1,18 @@
 /* The training page: which runs there are, which are shown, and everything of those. */
 
-import { runs as list } from "/ui/api.js";
+import { ApiError, runs as list } from "/ui/api.js";
 import { Chart } from "/ui/chart.js";
 import { el } from "/ui/element.js";
-import { KINDS } from "/ui/events.js";
+import { Happenings } from "/ui/happenings.js";
 import { keyDialog } from "/ui/key.js";
 import { Run } from "/ui/run.js";
+import { RunList } from "/ui/runlist.js";
 import { Samples } from "/ui/samples.js";
 import { binary, count, duration, gibibytes, number, percent, precise, smooth } from "/ui/series.js";
 
 const EVERY_MS = 2000;
 const PATIENCE_MS = 8000;
 const HUES = 6; // colours to tell runs apart by, and so how many are shown at once
-const MOST_EVENTS = 300;
 
 /* Curves in their order; what else a log holds gets a chart of its own behind them. */
 const CURVES = [
@@ -37,30 +37,47 @@ const known = new Map(); // name: Run
 const shown = new Map(); // name: hue
 const charts = new Map(); // title: Chart
 const samples = new Samples($("samples"));
-const hidden = new Set(); // kinds of events
-const view = { axis: "step", weight: 0.8, log: false, ...JSON.parse(localStorage.getItem("twofold.curves") ?? "{}") };
+const happenings = new Happenings($("kinds"), $("events"));
+const runList = new RunList($("runs"), toggle);
+const view = { axis: "step", weight: 0.8, log: false, ...remembered() };
 let timer = 0;
+
+function remembered() {
+  try {
+    return JSON.parse(localStorage.getItem("twofold.curves")) ?? {};
+  } catch {
+    return {};
+  }
+}
 
 /* ---- the server ---- */
 
 async function tick() {
   clearTimeout(timer);
-  try {
-    const { directory, runs } = await list(AbortSignal.timeout(PATIENCE_MS));
-    say("live", "live");
-    meet(runs, directory);
-    const late = chosen().filter(({ run }) => run.behind);
-    await Promise.all(late.map(({ run }) => run.follow(AbortSignal.timeout(PATIENCE_MS))));
-    render();
-  } catch (error) {
-    say("off", error.status === 401 ? "needs a key" : "not reachable");
-    if (error.status === 401) ask(tick);
-  }
+  if (await hear()) render();
   clearTimeout(timer); // two ticks may have been under way
   if (!document.hidden && !$("key-dialog").open) timer = setTimeout(tick, EVERY_MS);
 }
 
-const ask = keyDialog({ given: () => {}, refused: (again) => $("live-state").addEventListener("click", again, { once: true }) });
+/* What is new: the runs, and the rows of those that are shown. */
+async function hear() {
+  try {
+    const { directory, runs } = await list(AbortSignal.timeout(PATIENCE_MS));
+    meet(runs, directory);
+    const late = chosen().filter(({ run }) => run.behind);
+    await Promise.all(late.map(({ run }) => run.follow(AbortSignal.timeout(PATIENCE_MS))));
+    say("live", "live");
+    return true;
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    say("off", error.status === 401 ? "needs a key" : "not reachable");
+    if (error.status === 401) ask(tick);
+    return false;
+  }
+}
+
+const ask = keyDialog({ given: () => ($("unlock").hidden = true), refused: () => ($("unlock").hidden = false) });
+$("unlock").addEventListener("click", () => ask(tick));
 
 function say(state, words) {
   $("live-state").dataset.state = state;
@@ -112,29 +129,18 @@ function toggle(name, alone) {
   tick();
 }
 
-function row(run) {
-  const { name, state, step, steps, seconds } = run.summary;
-  const on = shown.has(name);
-  const box = el("input", { type: "checkbox", "aria-label": `Show ${name}`, checked: on, disabled: !on && shown.size >= HUES, on: { change: () => toggle(name, false) } });
-  const done = steps ? `${count(step ?? 0)} / ${count(steps)}` : step === null ? "no rows yet" : `step ${count(step)}`;
-  const said = el("small", {}, el("span", { class: "state", data: { state } }, state), done, seconds === null ? "" : ` · ${duration(seconds, 1)} ago`);
-  const alone = el("button", { type: "button", title: "Show this run alone", on: { click: () => toggle(name, true) } }, el("b", {}, name), said);
-  return el("li", { class: on ? `run hue-${shown.get(name)}` : "run", data: { name } }, box, alone);
-}
-
 /* ---- what is shown of them ---- */
 
 function render() {
-  const focused = document.activeElement?.closest?.(".run")?.dataset.name;
-  const tag = document.activeElement?.tagName;
-  $("runs").replaceChildren(...[...known.values()].map(row));
-  if (focused) [...$("runs").children].find((item) => item.dataset.name === focused)?.querySelector(tag)?.focus();
+  const runs = [...known.values()].map((run) => run.summary);
+  runs.sort((one, other) => (other.began ?? 1e12) - (one.began ?? 1e12)); // the newest first
+  runList.show(runs, shown, shown.size >= HUES);
   $("summaries").replaceChildren(...chosen().map(summary));
   $("summaries").classList.toggle("many", shown.size > 1);
   draw();
   $("samples-part").hidden = !chosen().some(({ run }) => run.samples.size);
   samples.show(chosen());
-  events();
+  $("events-part").hidden = !happenings.show(chosen());
 }
 
 function summary({ run, hue }) {
@@ -163,7 +169,13 @@ function summary({ run, hue }) {
   );
 }
 
+/* Charts cost something with many rows: they are drawn again when there is something new to draw. */
+let drawn = "";
+
 function draw() {
+  const now = JSON.stringify([view, chosen().map(({ run, hue }) => [run.name, hue, run.version, run.known])]);
+  if (now === drawn) return;
+  drawn = now;
   const extra = new Set(chosen().flatMap(({ run }) => [...run.curves.keys()]));
   CURVES.forEach(({ keys }) => keys.forEach((key) => extra.delete(key)));
   const others = [...extra].sort().map((key) => ({ keys: [key], title: key.replaceAll("_", " "), say: number }));
@@ -207,37 +219,6 @@ function marked(run, of) {
 
 function look(x) {
   charts.forEach((chart) => chart.read(x));
-}
-
-function events() {
-  const found = chosen().flatMap(({ run, hue }) => run.events.all(run.summary.checkpoints).map((event) => ({ ...event, hue, name: run.name })));
-  found.sort((one, other) => other.step - one.step || other.time - one.time);
-  const kinds = Object.keys(KINDS).filter((kind) => found.some((event) => event.kind === kind));
-  const focused = document.activeElement?.dataset?.kind;
-  $("kinds").replaceChildren(
-    ...kinds.map((kind) => {
-      const click = () => {
-        if (!hidden.delete(kind)) hidden.add(kind);
-        events();
-      };
-      const many = found.filter((event) => event.kind === kind).length;
-      return el("button", { type: "button", class: "chip", "aria-pressed": String(!hidden.has(kind)), data: { kind }, on: { click } }, KINDS[kind], el("small", {}, count(many)));
-    }),
-  );
-  if (focused) $("kinds").querySelector(`[data-kind="${focused}"]`)?.focus();
-  const kept = found.filter((event) => !hidden.has(event.kind));
-  const items = kept.slice(0, MOST_EVENTS).map(({ step, time, kind, words, hue, name }) =>
-    el(
-      "li",
-      { class: `event hue-${hue}`, data: { kind } },
-      el("b", {}, `step ${count(step)}`),
-      el("span", {}, shown.size > 1 ? el("i", { class: "swatch", title: name }) : "", words),
-      time ? el("time", { datetime: new Date(1000 * time).toISOString() }, new Date(1000 * time).toLocaleTimeString("en-GB")) : "",
-    ),
-  );
-  if (kept.length > items.length) items.push(el("li", { class: "event" }, `and ${count(kept.length - items.length)} earlier`));
-  $("events").replaceChildren(...items);
-  $("events-part").hidden = found.length === 0;
 }
 
 /* ---- how it is shown ---- */
