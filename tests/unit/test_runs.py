@@ -18,9 +18,11 @@ from twofold.serve import wire
 from twofold.serve.app import Api, build_app
 from twofold.serve.client import EngineClient
 from twofold.serve.config import ServeConfig
+from twofold.serve.errors import HttpError
 from twofold.serve.guard import App, Receive, Scope, Send
 from twofold.serve.runs import Runs
 from twofold.serve.texts import Texts
+from twofold.train.journal import Journal
 
 NOW = time.time()
 
@@ -124,10 +126,26 @@ def test_a_log_cut_back_is_told_from_its_beginning(client: TestClient, root: Pat
     assert (after["from"], after["rows"]) == (0, fresh)
 
 
+def test_a_journal_is_read_as_it_was_written(root: Path) -> None:
+    runs, journal = Runs(root), Journal(root / "a")
+    journal.add(1, loss=2.5, lr=0.1)
+    journal.add(1, prompt="def", text="né")
+    before = runs.rows("a")
+    assert before["rows"] == journal.rows
+    journal.add(2, skipped="the gradient is not finite")
+    journal.close()
+    again = Journal(root / "a", keep_to=1)  # the run was killed and goes on from its checkpoint
+    again.add(2, loss=2.25)
+    after = runs.rows("a", before["from"] + len(before["rows"]), before["version"])
+    assert before["rows"] + after["rows"] == again.rows
+    again.close()
+
+
 def test_many_rows_come_in_parts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(root / "a", rows(10))
     monkeypatch.setattr("twofold.serve.runs.Log.rows.__defaults__", (4,))
-    runs, found, more = Runs(root), [], True
+    runs, more = Runs(root), True
+    found: list[dict[str, Any]] = []
     while more:
         part = runs.rows("a", len(found))
         assert len(part["rows"]) <= 4
@@ -151,6 +169,8 @@ def test_nothing_outside_the_directory_can_be_named(client: TestClient, root: Pa
     (root / "piped").mkdir()
     (root / "piped" / "log.jsonl").symlink_to(root.parent / "secret" / "log.jsonl")
     assert client.get(f"/runs/{name}").status_code == 404
+    with pytest.raises(HttpError, match="no run"):
+        Runs(root).rows(name)
     assert [run["name"] for run in client.get("/runs").json()["runs"]] == ["a"]
 
 
