@@ -41,10 +41,10 @@ export class Chart {
     this.sized.observe(this.picture);
   }
 
-  /** Take what to show; `unit(x)` writes an x, `marks` are places of events: [{x, kind}]. */
-  show(lines, { log = false, unit = String, marks = [] }) {
+  /** Take what to show; `unit(x)` writes an x, `whole(width)` is what round ones are counted in, `marks` are places of events: [{x, kind}]. */
+  show(lines, { log = false, unit = String, whole = () => 1, marks = [] }) {
     this.lines = lines.filter((line) => line.points.length);
-    this.options = { log, unit, marks };
+    this.options = { log, unit, whole, marks };
     this.node.hidden = !this.lines.length;
     this.draw();
   }
@@ -60,7 +60,7 @@ export class Chart {
     this.y = (y) => h - (h * (level(y) - level(ys[0]))) / (level(ys[1]) - level(ys[0]) || 1);
     this.back = (place) => xs[0] + ((place - LEFT) / w) * (xs[1] - xs[0]);
     this.height = h;
-    const across = ticks(...xs, Math.max(2, Math.floor(w / 110))).map((x) => this.tick(x, h));
+    const across = ticks(...xs, Math.max(2, Math.floor(w / 90)), this.options.whole(xs[1] - xs[0])).map((x) => this.tick(x, h));
     const up = (log ? logTicks : ticks)(...ys, Math.max(2, Math.floor(h / 34)), this.base(ys[1])).map((y) => this.grid(y, w));
     this.cursor = svg("g", { class: "cursor" });
     // an inner svg cuts off what is drawn outside it

@@ -33,7 +33,7 @@ export class Samples {
 
 function strip(prompt, run, hue, named) {
   const cards = run.samples.get(prompt).slice(-MOST).map(({ step, text }) =>
-    el("li", {}, el("h4", {}, `step ${count(step)}`), el("pre", {}, text || "(nothing)")),
+    el("li", {}, el("h4", {}, `step ${count(step)}`), el("pre", {}, text.trim() ? text : "(blank)")),
   );
   const label = `Answers of ${run.name} by step`;
   const list = el("ol", { class: "strip", tabindex: "0", "aria-label": label, data: { key: `${run.name}\n${prompt}` } }, ...cards);

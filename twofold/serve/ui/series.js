@@ -97,6 +97,9 @@ export const count = (value) => whole.format(value);
 export const percent = (value) => `${short.format(100 * value)}%`;
 export const gibibytes = (value) => (value < 2 ** 30 ? `${short.format(value / 2 ** 20)} MiB` : `${short.format(value / 2 ** 30)} GiB`);
 
+/** What round times are counted in on an axis so many seconds long: seconds, minutes, hours or days. */
+export const unitOfTime = (seconds) => [86400, 3600, 60].find((unit) => seconds > 3 * unit) ?? 1;
+
 /** Seconds as `most` of their units at most: 48 s, 3 min 20 s, 5 h 2 min, 4 d. */
 export function duration(seconds, most = 2) {
   const units = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];

@@ -8,7 +8,7 @@ import { keyDialog } from "/ui/key.js";
 import { Run } from "/ui/run.js";
 import { RunList } from "/ui/runlist.js";
 import { Samples } from "/ui/samples.js";
-import { binary, count, duration, gibibytes, number, percent, precise, smooth } from "/ui/series.js";
+import { binary, count, duration, gibibytes, number, percent, precise, smooth, unitOfTime } from "/ui/series.js";
 
 const EVERY_MS = 2000;
 const PATIENCE_MS = 8000;
@@ -28,7 +28,7 @@ const NAMES = { loss: "training", valid_loss: "validation" };
 const AXES = {
   step: { of: (point) => point.step, unit: count },
   tokens: { of: (point) => point.tokens, unit: number },
-  time: { of: (point) => point.time, unit: duration },
+  time: { of: (point) => point.time, unit: duration, whole: unitOfTime },
 };
 const MARKED = new Set(["skipped", "spike", "pause"]);
 
@@ -187,9 +187,9 @@ function draw() {
       charts.set(curve.title, chart);
       $("curves").append(chart.node);
     }
-    const { of, unit } = AXES[view.axis];
+    const { of, unit, whole } = AXES[view.axis];
     const marks = curve.tall ? chosen().flatMap(({ run }) => marked(run, of)) : [];
-    charts.get(curve.title).show(lines(curve, of), { log: Boolean(curve.log) && view.log, unit, marks });
+    charts.get(curve.title).show(lines(curve, of), { log: Boolean(curve.log) && view.log, unit, whole, marks });
   }
   for (const [title, chart] of charts) chart.node.hidden ||= !titles.has(title);
 }
