@@ -76,7 +76,7 @@ export class Chart {
 
   tick(x, h) {
     const last = LEFT + this.x(x) > this.picture.clientWidth - 24;
-    return svg("text", { x: LEFT + this.x(x) + (last ? RIGHT : 0), y: TOP + h + 17, "text-anchor": last ? "end" : "middle" }, this.options.unit(x));
+    return svg("text", { class: "tick", x: LEFT + this.x(x) + (last ? RIGHT : 0), y: TOP + h + 17, "text-anchor": last ? "end" : "middle" }, this.options.unit(x));
   }
 
   mark({ x, kind }, h) {
@@ -104,10 +104,13 @@ export class Chart {
     this.readout.replaceChildren(...words);
     this.picture.setAttribute("aria-label", `${this.title}: ${found.map((line) => `${line.name} ${value(line)}`.trim()).join(", ")}`);
     this.cursor.replaceChildren();
+    const labels = [...this.picture.querySelectorAll(".tick")];
+    labels.forEach((tick) => tick.classList.remove("under"));
     if (x === null) return;
     const [place, foot, unit] = [LEFT + this.x(x), TOP + this.height, this.options.unit(x)];
     const half = 4 * unit.length + 6;
     const middle = Math.min(Math.max(place, LEFT + half), this.picture.clientWidth - half);
+    labels.filter((tick) => Math.abs(tick.getAttribute("x") - middle) < half + 3 * tick.textContent.length).forEach((tick) => tick.classList.add("under"));
     this.cursor.append(
       svg("line", { x1: place, x2: place, y1: TOP, y2: foot }),
       ...found.filter(({ point }) => point).map(({ hue, point }) => svg("circle", { class: `hue-${hue}`, cx: LEFT + this.x(point[0]), cy: TOP + this.y(point[1]), r: 4 })),

@@ -239,6 +239,7 @@ $("smooth").addEventListener("input", () => {
 });
 $("axis").addEventListener("change", () => {
   view.axis = $("axis").value;
+  look(null); // what was pointed at has no place on the other axis
   changed();
 });
 $("log").addEventListener("change", () => {
