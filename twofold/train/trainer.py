@@ -103,7 +103,7 @@ class Trainer:
         scaler: LossScaler | None = None,
         position: Position | None = None,
         axes: Axes | None = None,
-        zero: Zero | None = None,
+        zero: Zero[Decoder] | None = None,
     ) -> None:
         self.decoder, self.optimizer, self.data, self.recipe = decoder, optimizer, data, recipe
         self.axes = axes or Axes()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +26,22 @@ from ..models.decoder import Decoder, Layer
 from ..parallel import Mesh, ParallelConfig
 from ..parallel.compress import NarrowGather, NarrowReduce
 
+M = TypeVar("M", bound=nn.Module)
 
-class Zero:
-    """A decoder divided over a mesh. Alone it is the decoder as it was."""
+
+class Zero(Generic[M]):
+    """A decoder, or any module of blocks, divided over a mesh. Alone it is as it was."""
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: M,
         mesh: Mesh,
         dtype: torch.dtype | None = None,
         roots: Sequence[nn.Module] = (),
         config: ParallelConfig | None = None,
+        blocks: Sequence[nn.Module] | None = None,
     ) -> None:
-        """Divide `decoder` in place, a group of parameters for each layer and one for the rest.
+        """Divide `decoder` in place, a group of parameters for each block (a decoder's layers) and one for the rest.
 
         `dtype` is what weights are multiplied in; the shards that the optimizer moves stay as the decoder has them.
         `roots` are the modules whose forwards are called: the decoder's own, or the stages of a pipeline.
@@ -49,9 +52,9 @@ class Zero:
             return
         devices = mesh.sharded()
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        layers = [layer for layer in decoder.layers if isinstance(layer, Layer)]
-        for module in (*layers, *(roots or [decoder])):
-            last = not isinstance(module, Layer)  # the loss reads its weights behind the forward
+        blocks = _layers(decoder) if blocks is None else blocks
+        for number, module in enumerate((*blocks, *(roots or [decoder]))):
+            last = number >= len(blocks)  # the loss reads its weights behind the forward
             again = self.stage == 3 and not last
             fully_shard(module, mesh=devices, reshard_after_forward=again, mp_policy=policy)
             part = cast(FSDPModule, module)
@@ -70,15 +73,23 @@ class Zero:
         root.set_reshard_after_backward(last or self.stage == 3)
 
     @contextmanager
-    def whole(self) -> Iterator[Decoder]:
+    def whole(self) -> Iterator[M]:
         """The decoder with all its parameters on every rank, for saving and sampling; a collective."""
         for part in self.parts:
             part.unshard()
         try:
             yield self.decoder
         finally:
-            for part in self.parts:
-                part.reshard()
+            self.settle()
+
+    def settle(self) -> None:
+        """Let gathered parameters go, so that the decoder has its shards, whatever ran last."""
+        for part in self.parts:
+            part.reshard()
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    return [layer for layer in module.layers if isinstance(layer, Layer)] if isinstance(module, Decoder) else []
 
 
 def _narrow(part: FSDPModule, config: ParallelConfig, mesh: Mesh) -> None:
