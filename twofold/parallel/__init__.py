@@ -6,6 +6,7 @@ config.py  ParallelConfig: the sizes of the axes, free of torch
 launching.py  files that start a run on many machines: Slurm, Kubernetes, ssh
 layout.py  Layout: which rank stands where, and whether that is legal; plain Python
 mesh.py    Mesh: the process groups of a layout
+messages.py   what ranks tell each other as JSON
 ranks.py   Ranks: who this process is, from what its launcher left in the environment; joining the others
 """
 

@@ -8,6 +8,7 @@ loss.py        cross-entropy in chunks of rows, forward and backward in one pass
 axes.py        what tensor, sequence and pipeline parallel change about a step
 pipeline.py    stages of layers on the schedules of torch
 share.py       how a step's batch is divided among ranks, in micro-batches
+deepspeed/     a ds_config and any nn.Module in, an engine with DeepSpeed's verbs out
 zero.py        parameters, gradients and states divided among ranks, on FSDP2
 optimizer.py   fp32 masters and what a rule keeps of them: collect, clip, step, zero
 rules.py       AdamW, Adam, SGD, Lion, LAMB, Adagrad, Muon
@@ -17,6 +18,8 @@ fault.py       which module a number stopped being finite in
 recompute.py   keep a layer's input alone, and run it again for its gradient
 schedule.py    the learning rate as a pure function of the step
 checkpoint.py  directories that are whole or not there: hashed, renamed into place, the damaged ones named
+pieces.py      what a rank holds of a tensor, written by any layout and read by any other
+state.py       what of a run goes into its checkpoints, and back
 journal.py     what happened, as JSON lines and as TensorBoard events
 tfevents.py    TensorBoard's file format, written by hand
 plot.py        a loss curve for the terminal and as SVG

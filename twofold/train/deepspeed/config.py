@@ -72,7 +72,8 @@ def resolve(
     """
     table, notes = Values(check(read(config))), []
     notes += table.choose(dtype)
-    train, micro, steps = triangle(*(table[key] for key in TRIANGLE), world)
+    given = [table[key] for key in TRIANGLE]
+    train, micro, steps = triangle(given[0], given[1], given[2], world)
     notes.append(f"train_batch_size {train} = {micro} a rank x {steps} micro-batches x {world} ranks")
     narrow, autocast = _precision(table, dtype)
     scaling = {key: table[f"fp16.{key}"] for key in LossScaleConfig.__dataclass_fields__}
@@ -245,7 +246,7 @@ def _betas(value: Any) -> tuple[float, float]:
 def _sink(table: Values, name: str, folder: str) -> Path | None:
     if not table[f"{name}.enabled"]:
         return None
-    return Path(table[f"{name}.output_path"] or folder) / table[f"{name}.job_name"]
+    return Path(table[f"{name}.output_path"] or folder) / str(table[f"{name}.job_name"])
 
 
 def _at_least(path: str, value: float, least: float) -> float:

@@ -134,7 +134,7 @@ def _groups(model: nn.Module, optimizer: Any, parameters: Any, rule: RuleConfig 
 def _divide(
     model: nn.Module, settings: DeepSpeedConfig, mesh: Mesh, names: list[str]
 ) -> tuple[Zero[nn.Module], Masters]:
-    """The weights of the first rank on all, in fp32, divided by the stage; and the masters of those that are trained."""
+    """The first rank's weights on all, in fp32, divided by the stage; and the masters of those that are trained."""
     for weight in model.parameters():
         if weight.is_floating_point():
             weight.data = weight.data.float()

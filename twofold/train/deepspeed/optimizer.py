@@ -114,7 +114,7 @@ def named_groups(module: nn.Module, parameters: Any) -> NamedGroups:
         ConfigError: a tensor that is not the module's, or one in two groups.
     """
     names = {id(p): name for name, p in module.named_parameters()}
-    given = [p for p in module.parameters() if p.requires_grad] if parameters is None else list(parameters)
+    given: list[Any] = [p for p in module.parameters() if p.requires_grad] if parameters is None else list(parameters)
     if given and not isinstance(given[0], Mapping):
         given = [{"params": given}]
     groups: NamedGroups = []
