@@ -203,7 +203,7 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("sgd", {"lr": 1e-3, "momentum": 0.0, "nesterov": False}),
     "muon": (
         "muon",
-        {"lr": None, "momentum": 0.95, "muon_lr": None, "adam_lr": None, "betas": (0.9, 0.95), "eps": 1e-10},
+        {"lr": None, "muon_lr": 0.02, "momentum": 0.95, "adam_lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-10},
     ),
 }
 """DeepSpeed's types in small letters: the rule, and the numbers that it takes with DeepSpeed's defaults."""
