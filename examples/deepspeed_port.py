@@ -1,7 +1,4 @@
-"""A DeepSpeed script with one line changed: the import. Run it as it is, or on two processes:
-
-torchrun --nproc-per-node 2 examples/deepspeed_port.py
-"""
+"""A DeepSpeed script with one line changed: the import. Alone, or: torchrun --nproc-per-node 2 this_file"""
 
 from __future__ import annotations
 
@@ -10,16 +7,16 @@ import tempfile
 import torch
 from torch import Tensor, nn
 
-import twofold as deepspeed
+from twofold.train import deepspeed
 
 CONFIG = {
     "train_batch_size": 16,
     "gradient_accumulation_steps": 2,
     "gradient_clipping": 1.0,
-    "steps_per_print": 20,
+    "steps_per_print": 50,
     "zero_optimization": {"stage": 2, "overlap_comm": True},
-    "optimizer": {"type": "AdamW", "params": {"lr": 3e-3, "weight_decay": 0.01}},
-    "scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": 5, "total_num_steps": 40}},
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.01}},
+    "scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": 5, "total_num_steps": 100}},
 }
 
 
@@ -44,7 +41,7 @@ class Sorter(nn.Module):
 
 def main() -> None:
     torch.manual_seed(0)
-    data = torch.randint(10, (640, 6))
+    data = torch.randint(10, (1600, 6))
     model = Sorter()
     engine, _, loader, _ = deepspeed.initialize(
         model=model, model_parameters=model.parameters(), training_data=data, config=CONFIG

@@ -5,6 +5,7 @@ environment ─▶ ranks ─▶ ds_config resolved ─▶ weights of rank 0 ever
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -83,6 +84,19 @@ def initialize(
     if training_data is not None:
         engine.training_dataloader = Loader(training_data, settings, mesh, collate_fn)
     return engine, made, engine.training_dataloader, schedule
+
+
+def init_distributed(dist_backend: str | None = None, **kwargs: Any) -> None:
+    """Meet the other processes before `initialize`, which else does it; the backend follows from the machine."""
+    _meet("cuda" if torch.cuda.is_available() else "cpu", kwargs.get("distributed_port"), None)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The flags that `initialize(args=...)` and DeepSpeed's launcher know."""
+    group = parser.add_argument_group("DeepSpeed")
+    group.add_argument("--deepspeed", action="store_true", help="for the script's own use: nothing depends on it")
+    group.add_argument("--deepspeed_config", default=None, help="the ds_config, a JSON file")
+    return parser
 
 
 def _meet(device: str, port: int | None, required: bool | None) -> Ranks:
