@@ -5,7 +5,10 @@ build.py       recipe to model, optimizer and data, and the order in which they 
 init.py        the first weights: each tensor a function of the seed and its name
 trainer.py     the loop: step, validate, sample, save; stopping and going on
 loss.py        cross-entropy in chunks of rows, forward and backward in one pass
-optimizer.py   AdamW over fp32 masters
+optimizer.py   fp32 masters and what a rule keeps of them: collect, clip, step, zero
+rules.py       AdamW, Adam, SGD, Lion, LAMB, Adagrad, Muon
+scaler.py      loss scaling for fp16, by DeepSpeed's rule
+fault.py       which module a number stopped being finite in
 recompute.py   keep a layer's input alone, and run it again for its gradient
 schedule.py    the learning rate as a pure function of the step
 checkpoint.py  directories that are whole or not there: hashed, renamed into place, the damaged ones named

@@ -18,13 +18,16 @@ from ..data import ChatTemplate, PackedLoader, Tokenizer, prepare
 from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
+from ..models.layout import matrices
 from .checkpoint import copy_files
 from .config import Recipe
 from .init import init_weights
+from .optimizer import Optimizer
 from .recompute import recompute_layers
+from .scaler import LossScaler
 from .trainer import Data
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -110,6 +113,16 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
     if config.recompute == "full":
         recompute_layers(decoder)
     return decoder
+
+
+def build_optimizer(decoder: Decoder, recipe: Recipe) -> Optimizer:
+    """The recipe's rule over the decoder's weights."""
+    return Optimizer(decoder.named_parameters(), recipe.optimizer, matrices=matrices(decoder))
+
+
+def build_scaler(recipe: Recipe) -> LossScaler:
+    """The loss scale of an fp16 run; of the others it is 1."""
+    return LossScaler(recipe.fp16 if recipe.model.dtype == "fp16" else None)
 
 
 def check_vocabulary(decoder: Decoder, words: RecipeWords) -> None:

@@ -16,7 +16,6 @@ from . import build, plot
 from .checkpoint import Checkpoints, Position, read_optimizer, read_position, replace_directory
 from .config import Recipe
 from .journal import Journal
-from .optimizer import Optimizer
 from .progress import Display
 from .trainer import Sampler, Trainer
 
@@ -86,9 +85,10 @@ def _assemble(
         )
     decoder = build.build_model(recipe, found)
     build.check_vocabulary(decoder, words)
-    optimizer = Optimizer(decoder, recipe.optimizer)
+    optimizer, scaler = build.build_optimizer(decoder, recipe), build.build_scaler(recipe)
     if found and position:
         optimizer.load(read_optimizer(found))
+        scaler.load(position.scaler)
         torch.set_rng_state(torch.tensor(list(bytes.fromhex(position.rng)), dtype=torch.uint8))
         display.say(f"going on from {found.name}")
     parameters = sum(p.numel() for p in decoder.parameters())
@@ -104,15 +104,15 @@ def _assemble(
         write_model=build.writer(decoder, recipe),
         words=words,
         sampler=sampler,
+        scaler=scaler,
         position=position or Position(data=fingerprint, recipe=recipe.identity()),
     )
 
 
 def _same_recipe(recipe: Recipe, position: Position, output: Path) -> None:
-    new, old = recipe.identity(), position.recipe
-    changed = [key for key in sorted(new.keys() | old.keys()) if new.get(key) != old.get(key)]
+    changed = recipe.changes(position.recipe)
     if changed:
-        lines = "; ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in changed)
+        lines = "; ".join(f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items())
         raise ConfigError(
             f"{output} holds a run of another recipe: {lines}. Undo the change, give another run.output, "
             "or start over with --fresh"

@@ -35,11 +35,18 @@ def next_token(decoder: Readout, hidden_CD: Tensor, targets_C: Tensor) -> Tensor
 
 
 def backward(
-    decoder: Readout, hidden_TD: Tensor, targets_T: Tensor, total: int, vocab: int, loss: Loss = next_token
+    decoder: Readout,
+    hidden_TD: Tensor,
+    targets_T: Tensor,
+    total: int,
+    vocab: int,
+    loss: Loss = next_token,
+    scale: float = 1.0,
 ) -> float:
     """Add the gradient of (sum of losses / `total`) to every weight; the sum of losses over this micro-batch.
 
-    `total` is the number of targets of the whole step, so that the split into micro-batches changes nothing.
+    `total` is the number of targets of the whole step, so that the split into micro-batches changes nothing. `scale`
+    makes the gradients larger (see scaler.py), never the sum.
     """
     rows_R = (targets_T != IGNORE).nonzero().squeeze(1)
     if not len(rows_R):
@@ -52,7 +59,7 @@ def backward(
     for start, stop in _chunks(len(rows_R), vocab):
         leaf_CD = picked_RD[start:stop].detach().requires_grad_()
         value = loss(decoder, leaf_CD, targets_R[start:stop])
-        torch.autograd.backward(value / total)
+        torch.autograd.backward(value / (total / scale))
         summed += float(value.detach())
         assert leaf_CD.grad is not None
         grads.append(leaf_CD.grad)

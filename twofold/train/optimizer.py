@@ -1,21 +1,27 @@
-"""AdamW over fp32 masters: the model's own weights in an fp32 run, copies of them in a bf16 run.
+"""Optimizer: fp32 masters, what the rule keeps of them, and the four moves of a step: collect, clip, step, zero.
 
-Gradients are summed over micro-batches in fp32 in both cases, and clipped by their global norm.
+    fp32 run       weight (this rank's slice) ◀── rule ◀── its gradient
+    16-bit run     weight ◀─round─ master ◀── rule ◀── gradients of all micro-batches, summed in fp32
+
+Masters are the model's own weights in an fp32 run. Everything is by the parameter's name; of a DTensor, only this
+rank's slice is ever touched, as a plain tensor.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import CheckpointError
-from ..kernels.optimizer import Shard, adamw, gradient_norm
+from ..kernels.optimizer import Shard, gradient_norm
 from .config import OptimizerConfig
+from .rules import Alone, Parts, Peers, rules_for
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+States = Callable[[str, torch.Size], Tensor]
+"""(name, shape) to an fp32 tensor of zeros: where the numbers that a rule keeps, and masters, are held."""
 
 
 def decay_groups(named: Iterable[tuple[str, Tensor]]) -> tuple[list[str], list[str]]:
@@ -27,91 +33,125 @@ def decay_groups(named: Iterable[tuple[str, Tensor]]) -> tuple[list[str], list[s
     return decay, keep
 
 
-class Optimizer:
-    """The masters, their moments, and the four moves of a step: collect, clip, step, zero."""
+def local(tensor: Tensor) -> Tensor:
+    """This rank's slice, without gradients: of a DTensor what it holds, else the tensor itself."""
+    slice_of = getattr(tensor, "to_local", None)  # asking by type would import torch.distributed in every run
+    return (tensor if slice_of is None else slice_of()).detach()
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
-        self.config = config
-        self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.masters: dict[str, Tensor] = {
-            name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float())
-            for name, p in self.weights.items()
-        }
-        self.mixed = any(self.masters[name] is not p for name, p in self.weights.items())
-        self.decay = dict.fromkeys(decay_groups(self.masters.items())[0], config.weight_decay)
-        self.moments: dict[str, dict[str, Tensor]] = {}
-        self._scale = 1.0
+
+class Optimizer:
+    """The masters, their states, and the four moves of a step.
+
+    `matrices` are the parts that Muon turns (`models.layout.matrices`). `peers` hold the other slices of the tensors;
+    `total` sums a number over all ranks, and is called once in each `clip`. `states` gives the memory for what is kept.
+    """
+
+    def __init__(
+        self,
+        named: Iterable[tuple[str, Tensor]],
+        config: OptimizerConfig,
+        *,
+        matrices: Mapping[str, Parts] | None = None,
+        peers: Peers | None = None,
+        total: Callable[[float], float] = float,
+        states: States | None = None,
+    ) -> None:
+        self.config, self.total = config, total
+        self.weights = {name: weight for name, weight in named if weight.requires_grad}
+        self.groups = rules_for(config, self.weights, matrices=matrices, peers=peers or Alone())
+        self.rules = {name: rule for rule, names in self.groups for name in names}
+        decay = config.numbers()["weight_decay"]
+        self.decay = dict.fromkeys(decay_groups(self.weights.items())[0], decay)
+        self.kept: dict[str, dict[str, Tensor]] = {}
+        self.steps: dict[str, int] = {}
+        self._make = states or self._zeros
+        self._copies = {name: self._copy(name) for name, w in self.weights.items() if w.dtype != torch.float32}
+        self._sums: dict[str, Tensor] = {}
+        self._factor = 1.0
+
+    def master(self, name: str) -> Tensor:
+        """This rank's slice of a weight in fp32."""
+        copy = self._copies.get(name)
+        return local(self.weights[name]) if copy is None else copy
+
+    def gradient(self, name: str) -> Tensor | None:
+        """What `step` will read: the slice's gradient, as many times too large as the loss was scaled."""
+        if name in self._copies:
+            return self._sums.get(name)
+        grad = self.weights[name].grad
+        return None if grad is None else local(grad)
 
     @torch.no_grad()
     def collect(self) -> None:
-        """After each micro-batch of a bf16 run: add its gradients to the masters' in fp32 and let them go."""
-        if not self.mixed:
-            return
-        for name, weight in self.weights.items():
-            master = self.masters[name]
-            if weight is master or weight.grad is None:
+        """After each micro-batch of a 16-bit run: add its gradients to the sums in fp32 and let them go."""
+        for name in self._copies:
+            weight = self.weights[name]
+            if weight.grad is None:
                 continue
-            if master.grad is None:
-                master.grad = weight.grad.float()
+            if name in self._sums:
+                self._sums[name] += local(weight.grad)
             else:
-                master.grad += weight.grad
+                self._sums[name] = local(weight.grad).float()
             weight.grad = None
 
-    def clip(self) -> float:
-        """The gradients' global norm, not finite when they are not; the next step clips by it.
+    def clip(self, scale: float = 1.0, spoiled: bool = False) -> float:
+        """The gradients' global norm, the same on every rank; not finite when one of them is not.
 
-        The gradients themselves are not touched: the factor is part of the step's one pass.
+        The loss was multiplied by `scale`: the norm is without it, and so is the next step, which clips by the norm.
+        The gradients themselves are not touched: the factor is part of the step's one pass. `spoiled` says that this
+        rank's loss is not finite; then no rank's norm is.
         """
-        norm = gradient_norm([m.grad for m in self.masters.values() if m.grad is not None])
-        self._scale = min(1.0, self.config.clip / (norm + 1e-6)) if math.isfinite(norm) else 1.0
+        norm = gradient_norm([grad for grad in map(self.gradient, self.weights) if grad is not None])
+        norm = math.sqrt(self.total(math.nan if spoiled else norm * norm)) / scale
+        self._factor = min(1.0, self.config.clip / (norm + 1e-6)) / scale if math.isfinite(norm) else 1.0
         return norm
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One AdamW update at rate `lr`; in a bf16 run the model's weights are rounded from the masters."""
-        adamw(
-            [self._shard(name, m, m.grad) for name, m in self.masters.items() if m.grad is not None],
-            rate=lr,
-            betas=(self.config.betas[0], self.config.betas[1]),
-            eps=self.config.eps,
-            scale=self._scale,
-        )
-        self._scale = 1.0
-        if self.mixed:
-            for name, weight in self.weights.items():
-                if weight is not self.masters[name]:
-                    weight.copy_(self.masters[name])
+        """One update at rate `lr`; in a 16-bit run the model's weights are rounded from the masters."""
+        for rule, names in self.groups:
+            due = [(name, grad) for name in names if (grad := self.gradient(name)) is not None]
+            for name, _ in due:
+                self.steps[name] = self.steps.get(name, 0) + 1
+            rule.step([self.shard(name, grad) for name, grad in due], lr, self._factor)
+        self._factor = 1.0
+        for name, copy in self._copies.items():
+            local(self.weights[name]).copy_(copy)
 
-    def _shard(self, name: str, master: Tensor, grad: Tensor) -> Shard:
-        if name not in self.moments:
-            zeros = {key: torch.zeros_like(master) for key in MOMENTS[1:]}
-            self.moments[name] = {"step": torch.zeros(()), **zeros}
-        moments = self.moments[name]
-        moments["step"] += 1
+    def shard(self, name: str, grad: Tensor) -> Shard:
+        """What the rule updates: master, gradient, and what it keeps."""
         return Shard(
-            weight=master.detach(),
+            weight=self.master(name),
             grad=grad.contiguous(),
-            mean=moments["exp_avg"],
-            square=moments["exp_avg_sq"],
-            steps=int(moments["step"]),
+            states=tuple(self.keeps(name).values()),
+            steps=self.steps.get(name, 0),
             decay=self.decay.get(name, 0.0),
+            name=name,
         )
+
+    def keeps(self, name: str) -> dict[str, Tensor]:
+        """What the rule keeps of a weight, by the rule's names for it; made when it is first asked for."""
+        if name not in self.kept:
+            shape = self.master(name).shape
+            self.kept[name] = {key: self._make(f"{key}.{name}", shape) for key in self.rules[name].states}
+        return self.kept[name]
 
     def zero(self) -> None:
         """Let all gradients go."""
-        self._scale = 1.0
-        for name, weight in self.weights.items():
+        self._factor = 1.0
+        self._sums.clear()
+        for weight in self.weights.values():
             weight.grad = None
-            self.masters[name].grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """Everything to go on from, by name: moments, and the masters of a bf16 run."""
+        """Everything to go on from, by name: what the rule keeps, and the masters of a 16-bit run."""
         out: dict[str, Tensor] = {}
-        for name, master in self.masters.items():
-            for key, value in self.moments.get(name, {}).items():
-                out[f"{key}.{name}"] = value
-            if master is not self.weights[name]:
-                out[f"master.{name}"] = master.detach()
+        for name in self.weights:
+            if name in self.steps:
+                out[f"step.{name}"] = torch.tensor(float(self.steps[name]))
+            out |= {f"{key}.{name}": value for key, value in self.kept.get(name, {}).items()}
+            if name in self._copies:
+                out[f"master.{name}"] = self._copies[name]
         return out
 
     @torch.no_grad()
@@ -122,14 +162,25 @@ class Optimizer:
             CheckpointError: a tensor is missing, left over, or has another shape; it is named.
         """
         left = dict(tensors)
-        for name, master in self.masters.items():
-            if master is not self.weights[name]:
+        for name in self.weights:
+            master = self.master(name)
+            if name in self._copies:
                 master.copy_(_take(left, f"master.{name}", master.shape))
             if f"step.{name}" in left:
-                shapes = {"step": torch.Size([]), "exp_avg": master.shape, "exp_avg_sq": master.shape}
-                self.moments[name] = {k: _take(left, f"{k}.{name}", shapes[k]).clone() for k in MOMENTS}
+                self.steps[name] = int(_take(left, f"step.{name}", torch.Size([])))
+                for key, kept in self.keeps(name).items():
+                    kept.copy_(_take(left, f"{key}.{name}", master.shape))
         if left:
             raise CheckpointError(f"optimizer.safetensors has a tensor this model does not: {sorted(left)[0]}")
+
+    def _zeros(self, name: str, shape: torch.Size) -> Tensor:
+        device = next(iter(self.weights.values())).device
+        return torch.zeros(shape, device=device)
+
+    @torch.no_grad()
+    def _copy(self, name: str) -> Tensor:
+        weight = local(self.weights[name])
+        return self._make(f"master.{name}", weight.shape).copy_(weight)
 
 
 def _take(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:

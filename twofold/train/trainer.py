@@ -25,13 +25,14 @@ from ..core import TwofoldError
 from ..data import Batch
 from ..models.decoder import Decoder
 from ..models.packed import PackedContext
+from . import fault, plot
 from . import loss as losses
-from . import plot
 from .checkpoint import Checkpoints, Position
 from .config import Recipe, SampleConfig
 from .journal import Journal
 from .optimizer import Optimizer
 from .progress import Display
+from .scaler import LossScaler
 from .schedule import lr_at
 from .stop import Stop
 
@@ -61,13 +62,17 @@ class Words(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one step did: mean loss in nats a target, targets, gradient norm before the clip, and why it was skipped."""
+    """What one step did: mean loss in nats a target, targets, gradient norm before the clip, and why it was skipped.
+
+    `overflow`: because the loss scale was too large, which happens now and then, and has been seen to.
+    """
 
     loss: float
     targets: int
     lr: float
     grad_norm: float
     skipped: str | None = None
+    overflow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +99,13 @@ class Trainer:
         write_model: Callable[[Path], None],
         words: Words,
         sampler: Sampler | None = None,
+        scaler: LossScaler | None = None,
         position: Position | None = None,
     ) -> None:
         self.decoder, self.optimizer, self.data, self.recipe = decoder, optimizer, data, recipe
         self.checkpoints, self.journal, self.display = checkpoints, journal, display
         self.write_model, self.words, self.sampler = write_model, words, sampler
+        self.scaler = scaler or LossScaler()
         self.position = position or Position()
         self._saved_at = self.position.step if position else -1
 
@@ -108,6 +115,9 @@ class Trainer:
 
         The loss is the sum over all targets divided by their number, whatever the split. A step whose loss or gradient
         is not finite changes no weight.
+
+        Raises:
+            TwofoldError: the gradient overflowed at the least loss scale.
         """
         config = self.recipe.optimizer
         lr = lr_at(self.position.step, config.lr, self.recipe.schedule)
@@ -115,22 +125,36 @@ class Trainer:
         if not targets:
             return Step(loss=0.0, targets=0, lr=lr, grad_norm=0.0, skipped="the batch has no target")
         self.optimizer.zero()
-        summed = 0.0
+        summed, suspect, scale, vocab = 0.0, batch, self.scaler.scale, self.decoder.spec.vocab
         for part in split(batch, self.recipe.data.micro_tokens):
             hidden_TD = self.decoder(part.ids_T, PackedContext(part.lengths))
-            summed += losses.backward(self.decoder, hidden_TD, part.targets_T, targets, self.decoder.spec.vocab, loss)
+            suspect = part if math.isfinite(summed) else suspect
+            summed += losses.backward(self.decoder, hidden_TD, part.targets_T, targets, vocab, loss, scale)
             self.optimizer.collect()
-        mean = summed / targets
-        norm = self.optimizer.clip()
-        fault = None
-        if not math.isfinite(mean):
-            fault = "the loss is not finite"
-        elif not math.isfinite(norm):
-            fault = "the gradient is not finite"
-        else:
+        norm = self.optimizer.clip(scale, spoiled=not math.isfinite(summed))
+        done = Step(loss=summed / targets, targets=targets, lr=lr, grad_norm=norm)
+        if math.isfinite(norm):
             self.optimizer.step(lr)
+            self.scaler.update(None)
+        else:
+            done = self._skip(done, suspect)
         self.optimizer.zero()
-        return Step(loss=mean, targets=targets, lr=lr, grad_norm=norm, skipped=fault)
+        return done
+
+    def _skip(self, done: Step, suspect: Batch) -> Step:
+        """The step as one that changed nothing: what was not finite and where first, and the next loss scale."""
+        spoiled, scale = not math.isfinite(done.loss), self.scaler.scale
+        why = fault.explain(
+            self.decoder,
+            ((name, self.optimizer.gradient(name)) for name in self.optimizer.weights),
+            lambda: self.decoder(suspect.ids_T, PackedContext(suspect.lengths)),
+            spoiled,
+        )
+        why += f" (batch {self.position.step})"
+        self.scaler.update(why)
+        if self.scaler.dynamic:
+            why += f", at loss scale {scale:g}, from here {self.scaler.scale:g}"
+        return replace(done, skipped=why, overflow=self.scaler.dynamic and not spoiled)
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -171,7 +195,7 @@ class Trainer:
             step=at.step + 1,
             tokens=at.tokens + len(batch.ids_T),
             skipped=at.skipped + (done.skipped is not None),
-            skips_in_row=at.skips_in_row + 1 if done.skipped else 0,
+            skips_in_row=at.skips_in_row + (not done.overflow) if done.skipped else 0,
         )
         step, last = self.position.step, self.position.step == self.recipe.schedule.steps
         self._report(done, clock, step % run.log_every == 0 or last)
@@ -205,6 +229,7 @@ class Trainer:
                 grad_norm=done.grad_norm,
                 tokens=self.position.tokens,
                 tokens_per_second=round(speed, 1),
+                **({"loss_scale": self.scaler.scale} if self.scaler.dynamic else {}),
             )
         left = clock.seconds_per_step * (self.recipe.schedule.steps - step)
         self.display.step(step, loss=done.loss, lr=done.lr, grad_norm=done.grad_norm, speed=speed, seconds_left=left)
@@ -229,7 +254,7 @@ class Trainer:
             return
         self.journal.sync()
         state: Tensor = torch.get_rng_state()
-        position = replace(self.position, rng=bytes(state.tolist()).hex())
+        position = replace(self.position, rng=bytes(state.tolist()).hex(), scaler=self.scaler.state())
         self.checkpoints.save(position, self.optimizer.state(), self.write_model)
         self._saved_at = self.position.step
 
