@@ -14,6 +14,7 @@ import json
 import math
 import mmap
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,21 +68,23 @@ class Shard:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 self.entries = _entries(path, size, file.read)
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor as a view of the map: no copy, valid as long as it is held."""
+        """A tensor as a view of the map, to be read only: no copy, valid as long as it is held."""
         entry = self.entries[name]
         count = math.prod(entry.shape)
         if count == 0:
             return torch.empty(entry.shape, dtype=entry.dtype)
-        if entry.begin % entry.dtype.itemsize == 0:
-            flat = torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=entry.begin)
-        else:
-            raw = torch.frombuffer(self._map, dtype=torch.uint8, count=entry.end - entry.begin, offset=entry.begin)
-            flat = raw.clone().view(entry.dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            if entry.begin % entry.dtype.itemsize == 0:
+                flat = torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=entry.begin)
+            else:
+                raw = torch.frombuffer(self._map, dtype=torch.uint8, count=entry.end - entry.begin, offset=entry.begin)
+                flat = raw.clone().view(entry.dtype)
         return flat.view(entry.shape)
 
     def release(self, name: str) -> None:

@@ -162,6 +162,9 @@ class _File:
     def more(self, size: int) -> Tensor:
         """The next `size` bytes."""
         handle = self._file.fileno()
+        disk = os.statvfs(self.directory)
+        if size > disk.f_bavail * disk.f_frsize:  # asking would fill the disk up before it fails
+            raise _no_room(self.directory, size, OSError(errno.ENOSPC, ""))
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(handle, self.size, size)

@@ -16,7 +16,7 @@ numbers lie: the same kernels work on them in the same order, so a run has the b
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import islice
@@ -25,13 +25,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core import ConfigError
 from ..kernels.optimizer import PIECE, Shard
 from ..models.decoder import Decoder
 from ..platforms.host import HostPool
-from .offload_config import OffloadConfig, Place
+from .offload_config import OffloadConfig
 from .offload_gradients import KeptGradients
 from .offload_weights import Visits, place_weights
+
+Place = tuple[int, slice | None]
+"""The number of a row of tensors, and which of their numbers; None: all."""
 
 
 class Offload:
@@ -45,7 +47,7 @@ class Offload:
     def __init__(self, config: OffloadConfig | None = None, directory: Path | None = None) -> None:
         self.config = config or OffloadConfig()
         folder = self.config.directory or directory
-        self._pools: dict[Place, HostPool] = {}
+        self._pools: dict[str, HostPool] = {}
         if "host" in self.config.places:
             self._pools["host"] = HostPool("host")
         if "disk" in self.config.places:
@@ -53,6 +55,11 @@ class Offload:
         self._visits: Visits | None = None
 
     # ---------------------------------------------------------------------------------------- what is kept
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether weights get their memory here, and a decoder is to be built without."""
+        return self.config.parameters != "none"
+
     def place_weights(self, decoder: Decoder) -> None:
         """Memory for the weights of a decoder that was built on the meta device, and hooks that bring them."""
         pool = self._pools[self.config.parameters]
@@ -62,7 +69,7 @@ class Offload:
     def gradients(self, weights: Mapping[str, Tensor]) -> KeptGradients | None:
         """Where the gradients of these weights are summed; None: where autograd leaves them."""
         pool = self._pools.get(self.config.gradients)
-        return pool and KeptGradients(weights, pool, limit=self.config.tile * self.config.buffers)
+        return None if pool is None else KeptGradients(weights, pool, limit=self.config.tile * self.config.buffers)
 
     def zeros(self, name: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """An fp32 tensor of zeros for the optimizer."""
@@ -77,21 +84,13 @@ class Offload:
 
         With nothing on disk that is all of them at once. `whole` cuts none, for rules that need whole tensors.
         """
-        disk = self._pools.get("disk")
-        if disk is None:
-            yield list(shards)
-            return
-        todo = self._cut(shards, disk, whole)
-        coming: deque[tuple[list[Shard], Future[None]]] = deque()
-        for group in islice(todo, self.config.buffers):
-            coming.append((group, _bring(disk, group)))
-        while coming:
-            here, arrived = coming.popleft()
-            arrived.result()
-            yield here
-            disk.let_go(*(tensor for shard in here for tensor in tensors_of(shard)))
-            for group in islice(todo, 1):
-                coming.append((group, _bring(disk, group)))
+        for group in self._walk([tensors_of(shard) for shard in shards], whole, write=True):
+            yield [shards[at] if part is None else cut(shards[at], part) for at, part in group]
+
+    def pieces(self, tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """The same for tensors that are only looked at."""
+        for group in self._walk([(tensor,) for tensor in tensors], whole=False, write=False):
+            yield [tensors[at] if part is None else tensors[at].view(-1)[part] for at, part in group]
 
     def let_go(self, *tensors: Tensor) -> None:
         """Nobody works on these now."""
@@ -112,19 +111,43 @@ class Offload:
         for pool in self._pools.values():
             pool.close()
 
-    def _cut(self, shards: Sequence[Shard], disk: HostPool, whole: bool) -> Iterator[list[Shard]]:
-        group: list[Shard] = []
+    def _walk(self, rows: Sequence[Sequence[Tensor]], whole: bool, write: bool) -> Iterator[list[Place]]:
+        """Groups of places whose tensors are in memory while the caller has them."""
+        disk = self._pools.get("disk")
+        if disk is None:
+            yield [(at, None) for at in range(len(rows))]
+            return
+        todo = self._groups(rows, disk, whole)
+        coming: deque[tuple[list[Place], list[Tensor], Future[None]]] = deque()
+
+        def bring(groups: Iterable[list[Place]]) -> None:
+            for group in groups:
+                parts = [x if part is None else x.view(-1)[part] for at, part in group for x in rows[at]]
+                coming.append((group, parts, disk.bring(*parts, write=write)))
+
+        bring(islice(todo, self.config.buffers))
+        while coming:
+            group, parts, arrived = coming.popleft()
+            arrived.result()
+            yield group
+            disk.let_go(*parts)
+            bring(islice(todo, 1))
+
+    def _groups(self, rows: Sequence[Sequence[Tensor]], disk: HostPool, whole: bool) -> Iterator[list[Place]]:
+        """Places whose tensors on disk are of `tile` bytes together; cut where kernels cut, so sums keep their bits."""
+        group: list[Place] = []
         room = self.config.tile
-        for shard in shards:
-            each = sum(tensor.element_size() for tensor in tensors_of(shard) if disk.holds(tensor))
-            start, count = 0, shard.weight.numel()
+        for at, row in enumerate(rows):
+            each = sum(tensor.element_size() for tensor in row if disk.holds(tensor))
+            start, count = 0, row[0].numel()
             while start < count:
-                stop = count if whole or not each else min(count, start + max(room // each // PIECE, 1) * PIECE)
+                fits = max(room // max(each, 1) // PIECE, 1) * PIECE
+                stop = count if whole or not each else min(count, start + fits)
                 if group and (stop - start) * each > room:
                     yield group
                     group, room = [], self.config.tile
                     continue
-                group.append(shard if stop - start == count else part_of(shard, start, stop))
+                group.append((at, slice(start, stop) if stop - start < count else None))
                 room -= (stop - start) * each
                 start = stop
         if group:
@@ -137,20 +160,8 @@ def tensors_of(shard: Shard) -> tuple[Tensor, ...]:
     return shard.weight, shard.grad, *shard.states, *narrow
 
 
-def part_of(shard: Shard, start: int, stop: int) -> Shard:
-    """Numbers [start, stop) of a shard, flat. Cuts fall where kernels cut, so sums over pieces keep their bits."""
-
-    def cut(tensor: Tensor) -> Tensor:
-        return tensor.view(-1)[start:stop]
-
-    return replace(
-        shard,
-        weight=cut(shard.weight),
-        grad=cut(shard.grad),
-        states=tuple(map(cut, shard.states)),
-        narrow=None if shard.narrow is None else cut(shard.narrow),
-    )
-
-
-def _bring(disk: HostPool, group: Sequence[Shard]) -> Future[None]:
-    return disk.bring(*(tensor for shard in group for tensor in tensors_of(shard)), write=True)
+def cut(shard: Shard, part: slice) -> Shard:
+    """Some numbers of a shard, flat."""
+    weight, grad, *states = (tensor.view(-1)[part] for tensor in tensors_of(shard))
+    narrow = states.pop() if shard.narrow is not None else None
+    return replace(shard, weight=weight, grad=grad, states=tuple(states), narrow=narrow)

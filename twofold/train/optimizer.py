@@ -18,10 +18,8 @@ from torch import Tensor
 from ..core import CheckpointError
 from ..kernels.optimizer import Shard, gradient_norm
 from .config import OptimizerConfig
+from .offload import Offload
 from .rules import Alone, Parts, Peers, rules_for
-
-States = Callable[[str, torch.Size], Tensor]
-"""(name, shape) to an fp32 tensor of zeros: where the numbers that a rule keeps, and masters, are held."""
 
 
 def decay_groups(named: Iterable[tuple[str, Tensor]]) -> tuple[list[str], list[str]]:
@@ -43,7 +41,8 @@ class Optimizer:
     """The masters, their states, and the four moves of a step.
 
     `matrices` are the parts that Muon turns (`models.layout.matrices`). `peers` hold the other slices of the tensors;
-    `total` sums a number over all ranks, and is called once in each `clip`. `states` gives the memory for what is kept.
+    `total` sums a number over all ranks, and is called once in each `clip`. `offload` has what is kept when it is not
+    worked on.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class Optimizer:
         matrices: Mapping[str, Parts] | None = None,
         peers: Peers | None = None,
         total: Callable[[float], float] = float,
-        states: States | None = None,
+        offload: Offload | None = None,
     ) -> None:
         self.config, self.total = config, total
         self.weights = {name: weight for name, weight in named if weight.requires_grad}
@@ -64,7 +63,8 @@ class Optimizer:
         self.decay = dict.fromkeys(decay_groups(self.weights.items())[0], decay)
         self.kept: dict[str, dict[str, Tensor]] = {}
         self.steps: dict[str, int] = {}
-        self._make = states or self._zeros
+        self.offload = offload or Offload()
+        self._summing = self.offload.gradients(self.weights)
         self._copies = {name: self._copy(name) for name, w in self.weights.items() if w.dtype != torch.float32}
         self._sums: dict[str, Tensor] = {}
         self._factor = 1.0
@@ -76,6 +76,8 @@ class Optimizer:
 
     def gradient(self, name: str) -> Tensor | None:
         """What `step` will read: the slice's gradient, as many times too large as the loss was scaled."""
+        if self._summing:
+            return self._summing.get(name)
         if name in self._copies:
             return self._sums.get(name)
         grad = self.weights[name].grad
@@ -83,7 +85,10 @@ class Optimizer:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """After each micro-batch of a 16-bit run: add its gradients to the sums in fp32 and let them go."""
+        """After each micro-batch: add the gradients of 16-bit weights to sums in fp32, and let them go."""
+        if self._summing:
+            self._summing.collect()
+            return
         for name in self._copies:
             weight = self.weights[name]
             if weight.grad is None:
@@ -101,7 +106,8 @@ class Optimizer:
         The gradients themselves are not touched: the factor is part of the step's one pass. `spoiled` says that this
         rank's loss is not finite; then no rank's norm is.
         """
-        norm = gradient_norm([grad for grad in map(self.gradient, self.weights) if grad is not None])
+        grads = [grad for grad in map(self.gradient, self.weights) if grad is not None]
+        norm = gradient_norm(self.offload.pieces(grads))
         norm = math.sqrt(self.total(math.nan if spoiled else norm * norm)) / scale
         self._factor = min(1.0, self.config.clip / (norm + 1e-6)) / scale if math.isfinite(norm) else 1.0
         return norm
@@ -113,10 +119,12 @@ class Optimizer:
             due = [(name, grad) for name in names if (grad := self.gradient(name)) is not None]
             for name, _ in due:
                 self.steps[name] = self.steps.get(name, 0) + 1
-            rule.step([self.shard(name, grad) for name, grad in due], lr, self._factor)
+            for shards in self.offload.tiles([self.shard(name, grad) for name, grad in due], not rule.elementwise):
+                rule.step(shards, lr, self._factor)
+                for it in shards:
+                    if it.narrow is not None:
+                        it.narrow.copy_(it.weight)
         self._factor = 1.0
-        for name, copy in self._copies.items():
-            local(self.weights[name]).copy_(copy)
 
     def shard(self, name: str, grad: Tensor) -> Shard:
         """What the rule updates: master, gradient, and what it keeps."""
@@ -127,18 +135,21 @@ class Optimizer:
             steps=self.steps.get(name, 0),
             decay=self.decay.get(name, 0.0),
             name=name,
+            narrow=local(self.weights[name]) if name in self._copies else None,
         )
 
     def keeps(self, name: str) -> dict[str, Tensor]:
         """What the rule keeps of a weight, by the rule's names for it; made when it is first asked for."""
         if name not in self.kept:
             shape = self.master(name).shape
-            self.kept[name] = {key: self._make(f"{key}.{name}", shape) for key in self.rules[name].states}
+            self.kept[name] = {key: self._zeros(f"{key}.{name}", shape) for key in self.rules[name].states}
         return self.kept[name]
 
     def zero(self) -> None:
         """Let all gradients go."""
         self._factor = 1.0
+        if self._summing:
+            self._summing.zero()
         self._sums.clear()
         for weight in self.weights.values():
             weight.grad = None
@@ -166,21 +177,24 @@ class Optimizer:
             master = self.master(name)
             if name in self._copies:
                 master.copy_(_take(left, f"master.{name}", master.shape))
+                self.offload.let_go(master)
             if f"step.{name}" in left:
                 self.steps[name] = int(_take(left, f"step.{name}", torch.Size([])))
                 for key, kept in self.keeps(name).items():
                     kept.copy_(_take(left, f"{key}.{name}", master.shape))
+                    self.offload.let_go(kept)
         if left:
             raise CheckpointError(f"optimizer.safetensors has a tensor this model does not: {sorted(left)[0]}")
 
     def _zeros(self, name: str, shape: torch.Size) -> Tensor:
-        device = next(iter(self.weights.values())).device
-        return torch.zeros(shape, device=device)
+        return self.offload.zeros(name, shape, next(iter(self.weights.values())).device)
 
     @torch.no_grad()
     def _copy(self, name: str) -> Tensor:
         weight = local(self.weights[name])
-        return self._make(f"master.{name}", weight.shape).copy_(weight)
+        copy = self._zeros(f"master.{name}", weight.shape).copy_(weight)
+        self.offload.let_go(copy, weight)
+        return copy
 
 
 def _take(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
