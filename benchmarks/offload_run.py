@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # imported by torch's checkpoint at its first call: not what is measured
 
 from twofold.core import TwofoldError
 from twofold.core.config import build

@@ -32,6 +32,7 @@ DISK = {"offload.optimizer": "disk", "offload.gradients": "disk", "offload.param
 PROGRAM = """
 import resource, sys
 import torch
+import torch._dynamo  # which torch's checkpoint imports at its first call, 60 MiB of it
 from twofold import cli
 from twofold.commands import train
 torch.mm(torch.ones(64, 64), torch.ones(64, 64))

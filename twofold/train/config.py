@@ -185,6 +185,8 @@ class ScheduleConfig:
             raise ConfigError(f"schedule.warmup must be from 0 to steps ({self.steps}), not {self.warmup}")
         if not 0.0 <= self.min_ratio <= 1.0:
             raise ConfigError(f"schedule.min_ratio must be in [0, 1], not {self.min_ratio}")
+        if self.kind == "constant" and self.min_ratio != ScheduleConfig.min_ratio:
+            raise ConfigError("schedule.min_ratio means nothing to constant, which never goes down: leave it out")
         takes = {"decay_steps": ("wsd",), "shape": ("wsd", "one_cycle"), "start_ratio": ("one_cycle",)}
         for name, kinds in takes.items():
             if getattr(self, name) is not None and self.kind not in kinds:

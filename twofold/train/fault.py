@@ -60,7 +60,7 @@ def first_gradient(gradients: Iterable[tuple[str, Tensor | None]], order: Sequen
         module = name.rpartition(".")[0]
         called = _called(module, last)
         at = float(last[called]) if called else (at if at < 0 else math.inf)  # listed behind the layers: the head
-        if grad is not None and not _finite(grad) and (found is None or at > found[0]):
+        if grad is not None and not _finite(grad) and (found is None or at >= found[0]):
             found = at, module
     return found[1] if found else None
 
@@ -77,7 +77,7 @@ def explain(
         where = f"first in the output of {calls.broken}" if calls.broken else "though every module's output is"
         return f"the loss is not finite, {where}"
     module = first_gradient(gradients, calls.order)
-    return f"the gradient is not finite, first in {module or 'another rank'}"
+    return f"the gradient is not finite, first in {module}" if module else "the gradient is not finite on another rank"
 
 
 def _called(module: str, last: dict[str, int]) -> str | None:
