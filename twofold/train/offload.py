@@ -16,7 +16,7 @@ numbers lie: the same kernels work on them in the same order, so a run has the b
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import islice
@@ -66,10 +66,13 @@ class Offload:
         weights = place_weights(decoder, pool)
         self._visits = Visits(decoder, weights, pool)
 
-    def gradients(self, weights: Mapping[str, Tensor]) -> KeptGradients | None:
-        """Where the gradients of these weights are summed; None: where autograd leaves them."""
+    def gradients(
+        self, weights: Mapping[str, Tensor], local: Callable[[Tensor], Tensor] = Tensor.detach
+    ) -> KeptGradients | None:
+        """Where the gradients of these weights, this rank's slices of them, are summed; None: where they come up."""
         pool = self._pools.get(self.config.gradients)
-        return None if pool is None else KeptGradients(weights, pool, limit=self.config.tile * self.config.buffers)
+        limit = self.config.tile * self.config.buffers
+        return None if pool is None else KeptGradients(weights, pool, local, limit=limit)
 
     def zeros(self, name: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """An fp32 tensor of zeros for the optimizer."""

@@ -9,7 +9,7 @@ Each weight's gradients are added in the order in which autograd has them, so su
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -21,12 +21,16 @@ from ..platforms.host import HostPool
 
 
 class KeptGradients:
-    """The fp32 gradients of some weights in a pool; at most `limit` bytes of them, or one, are on their way there."""
+    """The fp32 gradients of some weights in a pool; at most `limit` bytes of them, or one, are on their way there.
 
-    def __init__(self, weights: Mapping[str, Tensor], pool: HostPool, *, limit: int) -> None:
-        wanted = {f"grad.{name}": (tuple(weight.shape), torch.float32) for name, weight in weights.items()}
-        pool.allocate(wanted)
-        self._weights, self._pool, self._limit = dict(weights), pool, limit
+    `local` gives this rank's slice of a weight or of a gradient.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], pool: HostPool, local: Callable[[Tensor], Tensor], *, limit: int
+    ) -> None:
+        pool.allocate({f"grad.{name}": (tuple(local(it).shape), torch.float32) for name, it in weights.items()})
+        self._weights, self._pool, self._local, self._limit = dict(weights), pool, local, limit
         self._seen: set[str] = set()
         self._going: deque[tuple[Future[None], int]] = deque()
         self._writer = ThreadPoolExecutor(1, "gradients")
@@ -51,7 +55,7 @@ class KeptGradients:
 
     def _hook(self, name: str, weight: Tensor) -> None:
         if weight.grad is not None:
-            grad, weight.grad = weight.grad.detach(), None
+            grad, weight.grad = self._local(weight.grad), None
             self._take(name, grad)
 
     def _take(self, name: str, grad: Tensor) -> None:

@@ -64,7 +64,7 @@ class Optimizer:
         self.kept: dict[str, dict[str, Tensor]] = {}
         self.steps: dict[str, int] = {}
         self.offload = offload or Offload()
-        self._summing = self.offload.gradients(self.weights)
+        self._summing = self.offload.gradients(self.weights, local)
         self._copies = {name: self._copy(name) for name, w in self.weights.items() if w.dtype != torch.float32}
         self._sums: dict[str, Tensor] = {}
         self._factor = 1.0
