@@ -6,7 +6,9 @@ init.py        the first weights: each tensor a function of the seed and its nam
 trainer.py     the loop: step, validate, sample, save; stopping and going on
 loss.py        cross-entropy in chunks of rows, forward and backward in one pass
 offload.py     where optimizer states, gradients and weights are while nobody works on them
-offload_*.py   its settings, gradients that leave at once, weights that come when their layer is run
+offload_config.py     its settings
+offload_gradients.py  gradients that leave as soon as they are there
+offload_weights.py    weights that come when their layer is run
 optimizer.py   fp32 masters and what a rule keeps of them: collect, clip, step, zero
 rules.py       AdamW, Adam, SGD, Lion, LAMB, Adagrad, Muon
 scaler.py      loss scaling for fp16, by DeepSpeed's rule
