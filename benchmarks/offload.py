@@ -98,11 +98,11 @@ def row(way: str, mine: list[dict[str, Any]], base: list[dict[str, Any]], state:
 def main() -> None:
     args = arguments()
     with tempfile.TemporaryDirectory(dir=args.directory, prefix="offload-") as folder:
-        size = {"hidden": 512, "layers": 6, "steps": 3} if args.quick else {"hidden": 1024, "layers": 8, "steps": 5}
-        how = size | {"tokens": 128 if args.quick else 512, "micro_batches": 2}
+        size = {"hidden": 384, "layers": 4, "steps": 3} if args.quick else {"hidden": 1024, "layers": 4, "steps": 5}
+        how = size | {"tokens": 64 if args.quick else 512, "micro_batches": 2}
         how |= {"threads": args.threads, "directory": folder}
         machine = limits.measure(args.threads, quick=True)
-        disk = disk_speed(Path(folder), (128 if args.quick else 1024) * MIB)
+        disk = disk_speed(Path(folder), (64 if args.quick else 512) * MIB)
         print(limits.line(machine))
         print(f"disk: {disk['write_mib_s']:,.0f} MiB/s written, {disk['read_mib_s']:,.0f} MiB/s read", flush=True)
         found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}

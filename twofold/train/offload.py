@@ -60,6 +60,11 @@ class Offload:
         """Whether weights get their memory here, and a decoder is to be built without."""
         return self.config.parameters != "none"
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether the optimizer's states are kept by the host, which then works on them."""
+        return self.config.optimizer != "none"
+
     def place_weights(self, decoder: Decoder) -> None:
         """Memory for the weights of a decoder that was built on the meta device, and hooks that bring them."""
         pool = self._pools[self.config.parameters]

@@ -65,7 +65,7 @@ class Optimizer:
         self.steps: dict[str, int] = {}
         self.offload = offload or Offload()
         self._summing = self.offload.gradients(self.weights, local)
-        self._copies = {name: self._copy(name) for name, w in self.weights.items() if w.dtype != torch.float32}
+        self._copies = {name: self._copy(name) for name, weight in self.weights.items() if self._apart(weight)}
         self._sums: dict[str, Tensor] = {}
         self._factor = 1.0
 
@@ -130,7 +130,7 @@ class Optimizer:
         """What the rule updates: master, gradient, and what it keeps."""
         return Shard(
             weight=self.master(name),
-            grad=grad.contiguous(),
+            grad=grad.to(self.master(name).device).contiguous(),
             states=tuple(self.keeps(name).values()),
             steps=self.steps.get(name, 0),
             decay=self.decay.get(name, 0.0),
@@ -161,7 +161,7 @@ class Optimizer:
             if name in self.steps:
                 out[f"step.{name}"] = torch.tensor(float(self.steps[name]))
             out |= {f"{key}.{name}": value for key, value in self.kept.get(name, {}).items()}
-            if name in self._copies:
+            if name in self._copies and self.weights[name].dtype != torch.float32:
                 out[f"master.{name}"] = self._copies[name]
         return out
 
@@ -176,7 +176,9 @@ class Optimizer:
         for name in self.weights:
             master = self.master(name)
             if name in self._copies:
-                master.copy_(_take(left, f"master.{name}", master.shape))
+                weight = self.weights[name]
+                exact = weight.dtype == torch.float32
+                master.copy_(local(weight) if exact else _take(left, f"master.{name}", master.shape))
                 self.offload.let_go(master)
             if f"step.{name}" in left:
                 self.steps[name] = int(_take(left, f"step.{name}", torch.Size([])))
@@ -188,6 +190,10 @@ class Optimizer:
 
     def _zeros(self, name: str, shape: torch.Size) -> Tensor:
         return self.offload.zeros(name, shape, next(iter(self.weights.values())).device)
+
+    def _apart(self, weight: Tensor) -> bool:
+        """Whether a weight has a master of its own: a 16-bit one, or one of a device whose states the host keeps."""
+        return weight.dtype != torch.float32 or (self.offload.keeps_states and weight.device.type != "cpu")
 
     @torch.no_grad()
     def _copy(self, name: str) -> Tensor:
