@@ -81,18 +81,26 @@ def disk_speed(directory: Path, size: int) -> dict[str, float]:
 
 def row(way: str, mine: list[dict[str, Any]], base: list[dict[str, Any]], state: int) -> dict[str, Any]:
     """Print one way's line, and give its record; the first step, which makes the states, is not timed."""
-    times = [median(each["seconds"][1:]) for each in mine]
+    times, updates = ([median(each[what][1:]) for each in mine] for what in ("seconds", "updates"))
     ratios = sorted(a / median(b["seconds"][1:]) for a, b in zip(times, base))
     most = {kind: max(each["most"][kind] for each in mine) for kind in ("anonymous", "file", "both")}
     same = all(each["told"] == base[0]["told"] for each in mine)
     spread = f"({ratios[0]:.2f} to {ratios[-1]:.2f})" if len(ratios) > 1 else ""
     print(
-        f"{way:18} {median(times):7.3f} s a step, {median(ratios):5.2f} times {spread:15} "
+        f"{way:18} {median(times):7.3f} s a step, {median(updates):6.3f} of it the update: {median(ratios):5.2f} times "
+        f"{spread}\n{'':18} "
         f"{most['both'] / MIB:7.0f} MiB at most: {most['anonymous'] / MIB:6.0f} its own, {most['file'] / MIB:5.0f} of "
         f"files; {most['both'] / state:4.0%} of the state{'' if same else '; OTHER NUMBERS'}",
         flush=True,
     )
-    return {"seconds": times, "ratio": median(ratios), "ratios": ratios, "most": most, "same_bits": same}
+    return {
+        "seconds": times,
+        "updates": updates,
+        "ratio": median(ratios),
+        "ratios": ratios,
+        "most": most,
+        "same_bits": same,
+    }
 
 
 def main() -> None:

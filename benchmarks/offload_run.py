@@ -1,7 +1,8 @@
 """One run of offload.py, in a process of its own: trains a random decoder some steps, and says what it took.
 
-Reads a JSON object from standard input, writes one to standard output: the losses, seconds of each step, and the most
-memory that was resident above what the libraries took, by kind. `limit` bounds what the process may take after them.
+Reads a JSON object from standard input, writes one to standard output: the losses, the seconds of each step and of its
+norm and update, and the most memory that was resident above what the libraries took, by kind. `limit` bounds what the
+process may take after them.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def train(how: dict[str, Any], watch: Watch) -> dict[str, Any]:
     recompute_layers(decoder)
     optimizer = Optimizer(decoder.named_parameters(), OptimizerConfig(), offload=offload)
     generator = torch.Generator().manual_seed(1)
-    told, seconds = [], []
+    told, seconds, updates = [], [], []
     for _ in range(how["steps"]):
         began = time.perf_counter()
         summed = 0.0
@@ -98,14 +99,16 @@ def train(how: dict[str, Any], watch: Watch) -> dict[str, Any]:
             total = how["tokens"] * how["micro_batches"]
             summed += losses.backward(decoder, hidden_TD, ids.roll(-1), total, VOCAB)
             optimizer.collect()
+        due = time.perf_counter()
         norm = optimizer.clip()
         optimizer.step(1e-3)
         optimizer.zero()
         offload.settle()
         seconds.append(time.perf_counter() - began)
+        updates.append(time.perf_counter() - due)
         told.append([summed, norm])
     weights = sum(p.numel() for p in decoder.parameters())
-    return {"told": told, "seconds": seconds, "weights": weights, "most": dict(watch.most)}
+    return {"told": told, "seconds": seconds, "updates": updates, "weights": weights, "most": dict(watch.most)}
 
 
 def main() -> None:
