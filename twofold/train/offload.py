@@ -30,7 +30,7 @@ from ..models.decoder import Decoder
 from ..platforms.host import HostPool
 from .offload_config import OffloadConfig
 from .offload_gradients import KeptGradients
-from .offload_weights import Visits, place_weights
+from .offload_weights import Visits, move_weights, place_weights
 
 Place = tuple[int, slice | None]
 """The number of a row of tensors, and which of their numbers; None: all."""
@@ -70,6 +70,12 @@ class Offload:
         pool = self._pools[self.config.parameters]
         weights = place_weights(decoder, pool)
         self._visits = Visits(decoder, weights, pool)
+
+    def move_weights(self, decoder: Decoder) -> None:
+        """The same for a decoder whose weights FSDP2 has divided; nothing when they are kept where they are."""
+        if self.keeps_weights:
+            pool = self._pools[self.config.parameters]
+            self._visits = Visits(decoder, move_weights(decoder, pool), pool)
 
     def gradients(
         self, weights: Mapping[str, Tensor], local: Callable[[Tensor], Tensor] = Tensor.detach

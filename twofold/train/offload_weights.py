@@ -11,15 +11,19 @@ numbers are the same and come later.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ..models.decoder import Decoder
 from ..platforms.host import HostPool
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def place_weights(decoder: Decoder, pool: HostPool) -> dict[str, Tensor]:
@@ -31,6 +35,32 @@ def place_weights(decoder: Decoder, pool: HostPool) -> dict[str, Tensor]:
             path = f"{place}.{name}" if place else name
             module._parameters[name] = nn.Parameter(fresh[f"weight.{path}"], parameter.requires_grad)
     return {name.removeprefix("weight."): tensor for name, tensor in fresh.items()}
+
+
+def move_weights(decoder: Decoder, pool: HostPool) -> dict[str, Tensor]:
+    """Move the parameters of a decoder that FSDP2 has divided into a pool: this rank's slices, by name.
+
+    FSDP2 takes them up at its first forward. It pads slices that are shorter than other ranks' in memory of its own, so
+    those stay where they are.
+    """
+    from torch.distributed.tensor import DTensor
+
+    even = {name: p for name, p in decoder.named_parameters() if isinstance(p, DTensor) and _is_even(p)}
+    slices = {name: p.to_local().detach() for name, p in even.items()}
+    fresh = pool.allocate({f"weight.{name}": (tuple(it.shape), it.dtype) for name, it in slices.items()})
+    for name, p in even.items():
+        kept = fresh[f"weight.{name}"]
+        kept.copy_(slices[name])
+        pool.let_go(kept)
+        whole = DTensor.from_local(kept, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
+        place, _, leaf = name.rpartition(".")
+        decoder.get_submodule(place)._parameters[leaf] = nn.Parameter(whole, p.requires_grad)
+    return {name: fresh[f"weight.{name}"] for name in even}
+
+
+def _is_even(p: DTensor) -> bool:
+    ranks = math.prod(size for size, how in zip(p.device_mesh.shape, p.placements) if how.is_shard())
+    return p.to_local().shape[0] * ranks == p.shape[0]
 
 
 class Visits:
