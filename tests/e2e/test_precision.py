@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
-from tiny_recipe import bits, finish, kill_after, start, write_recipe
+from rich.console import Console
+from tiny_recipe import bits, kill_after, write_recipe
 
 from twofold.train import checkpoint, launch
 from twofold.train.journal import read_rows
@@ -15,11 +17,17 @@ FP16 = ("model.dtype=fp16", "fp16.initial_scale_power=22", "fp16.hysteresis=1", 
 MUON = ("optimizer.name=muon", "optimizer.lr=0.02", "optimizer.adamw_lr=0.01", "schedule.kind=wsd")
 
 
+def run_here(recipe: Path, output: Path, changes: tuple[str, ...]) -> tuple[int, str]:
+    """Its exit status and all that it said."""
+    said = io.StringIO()
+    overrides = dict(change.split("=", 1) for change in (f"run.output={output}", *changes))
+    return launch.run(recipe, overrides, console=Console(file=said, width=200)), said.getvalue()
+
+
 @pytest.mark.parametrize("changes", [FP16, MUON], ids=["fp16", "muon"])
 def test_killed_and_resumed_it_ends_with_the_same_bits(changes: tuple[str, ...], tmp_path: Path) -> None:
     recipe, whole, killed = write_recipe(tmp_path), tmp_path / "whole", tmp_path / "killed"
-    status, said = finish(start(recipe, f"run.output={whole}", *changes))
-    assert status == 0, said
+    assert run_here(recipe, whole, changes)[0] == 0
     rows = read_rows(whole / "log.jsonl")
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
     assert losses[24] < 0.8 * losses[min(losses)]
@@ -31,7 +39,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(changes: tuple[str, ...],
         assert max(scales) > min(scales), "the scale should have grown again"
     step = next(step for step in (12, 13, 14, 16, 17) if step in losses)
     kill_after(recipe, killed, step, *changes)
-    status, said = finish(start(recipe, f"run.output={killed}", *changes))
+    status, said = run_here(recipe, killed, changes)
     assert status == 0 and f"going on from step-{step // 5 * 5:08d}" in said, said
     expected, found = bits(whole), bits(killed)
     assert expected.keys() == found.keys()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_trainer import VOCAB, Numbers, make_trainer
 from tiny import SPECS, decoder
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -23,76 +24,12 @@ from twofold.models import weights
 from twofold.models.decoder import Decoder
 from twofold.models.packed import PackedContext
 from twofold.train import loss as losses
-from twofold.train.checkpoint import Checkpoints
-from twofold.train.config import (
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Recipe,
-    RunConfig,
-    SampleConfig,
-    ScheduleConfig,
-)
+from twofold.train.config import SampleConfig
 from twofold.train.init import init_weights
-from twofold.train.journal import Journal
-from twofold.train.optimizer import Optimizer
-from twofold.train.progress import Display
 from twofold.train.recompute import recompute_layers
-from twofold.train.scaler import LossScaleConfig, LossScaler
 from twofold.train.schedule import lr_at
-from twofold.train.trainer import Data, Trainer, split
-
-VOCAB = 97
-
-
-class Words:
-    eos_ids = (1,)
-
-    def prompt(self, text: str) -> list[int]:
-        return [len(text), 2, 3]
-
-    def text(self, ids: list[int]) -> str:
-        return " ".join(map(str, ids))
-
-
-class Numbers:
-    """Batches of sequences of given lengths, some targets left out."""
-
-    def __init__(self, lengths: tuple[int, ...], *, hide: float = 0.0, vocab: int = VOCAB) -> None:
-        self.lengths, self.hide, self.vocab = lengths, hide, vocab
-
-    def batch(self, index: int) -> Batch:
-        generator = torch.Generator().manual_seed(index)
-        ids = torch.randint(0, self.vocab, (sum(self.lengths),), generator=generator)
-        targets = torch.randint(0, self.vocab, ids.shape, generator=generator)
-        targets[torch.rand(ids.shape, generator=generator) < self.hide] = losses.IGNORE
-        return Batch(ids, targets, self.lengths)
-
-
-def make_trainer(
-    decoder: Decoder, folder: Path, data: Numbers, *, micro: int | None = None, steps: int = 8, **more
-) -> Trainer:
-    optimizer = OptimizerConfig(lr=3e-3, clip=0.5, max_skips=3)
-    recipe = Recipe(
-        kind="pretrain",
-        model=ModelConfig(from_=folder),
-        data=DataConfig(train=("x",), seq_len=1, tokens_per_step=64, micro_tokens=micro),
-        schedule=ScheduleConfig(steps=steps, warmup=2),
-        run=RunConfig(output=folder, eval_every=4, save_every=100),
-        optimizer=optimizer,
-    )
-    return Trainer(
-        decoder,
-        Optimizer(decoder.named_parameters(), optimizer),
-        Data(train=data, valid=[]),
-        recipe,
-        checkpoints=Checkpoints(folder / "checkpoints", 1),
-        journal=Journal(folder),
-        display=Display(steps),
-        write_model=lambda directory: None,
-        words=Words(),
-        **more,
-    )
+from twofold.train.share import cut
+from twofold.train.trainer import Data
 
 
 def llama(tmp_path: Path) -> LlamaForCausalLM:
@@ -242,11 +179,11 @@ def test_chunks_of_rows_change_no_loss(monkeypatch) -> None:
 
 def test_splitting_keeps_sequences_whole_and_in_order() -> None:
     batch = Numbers((30, 2, 90, 61, 1, 44)).batch(0)
-    parts = split(batch, 92)
+    parts = cut(batch, 92)
     assert [part.lengths for part in parts] == [(30, 2), (90,), (61, 1), (44,)]
     assert torch.equal(torch.cat([part.ids_T for part in parts]), batch.ids_T)
     assert torch.equal(torch.cat([part.targets_T for part in parts]), batch.targets_T)
-    assert split(batch, None) == [batch]
+    assert cut(batch, None) == [batch]
 
 
 def test_the_trainers_forward_log_probabilities_are_the_evaluators(tmp_path: Path) -> None:
@@ -284,82 +221,6 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_in_a_row_fatal(tmp_pat
     assert any(not torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
-def spoil(trainer: Trainer, name: str) -> None:
-    trainer.decoder.get_parameter(name).data.view(-1)[3] = math.nan
-
-
-@pytest.mark.parametrize("part", ["layers.1.down", "layers.0.qkv", "layers.1.norm2", "layers.0.experts.down"])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_a_loss_that_is_not_finite_is_laid_at_the_module_where_it_began(
-    tmp_path: Path, part: str, recompute: bool
-) -> None:
-    model = decoder(SPECS["moe" if "experts" in part else "llama"])
-    if recompute:
-        recompute_layers(model)
-    trainer = make_trainer(model, tmp_path, Numbers((40, 30), vocab=131), micro=40)
-    trainer.position = replace(trainer.position, step=7)
-    spoil(trainer, f"{part}.weight")
-    done = trainer.step(trainer.data.train.batch(7))
-    called = part.removesuffix(".down") if "experts" in part else part
-    assert done.skipped == f"the loss is not finite, first in the output of {called} (batch 7)"
-    assert not done.overflow
-
-
-def test_a_loss_that_is_not_finite_by_itself_is_told_from_one_of_a_module(tmp_path: Path) -> None:
-    trainer = make_trainer(decoder(SPECS["llama"]), tmp_path, Numbers((40,), vocab=131))
-    done = trainer.step(trainer.data.train.batch(0), lambda *given: losses.next_token(*given) * math.nan)
-    assert done.skipped == "the loss is not finite, though every module's output is (batch 0)"
-
-
-@pytest.mark.parametrize(
-    ("name", "where"),
-    [
-        ("llama", "head"),
-        ("llama", "layers.1.down"),
-        ("llama", "layers.1.norm2"),
-        ("llama", "layers.1.out"),
-        ("llama", "layers.0.qkv"),
-        ("llama", "embed"),
-        ("gemma2", "layers.1.norm4"),
-        ("gemma2", "layers.0.norm1"),
-        ("gemma2", "embed"),  # tied: as a table it is the last that the backward pass comes to
-        ("moe", "layers.0.experts.down"),
-    ],
-)
-def test_a_gradient_that_is_not_finite_is_laid_at_the_first_module_of_the_backward_pass(
-    tmp_path: Path, name: str, where: str
-) -> None:
-    """The gradient of one weight overflows, and so do those that the backward pass comes to later."""
-    model = decoder(SPECS[name])
-    trainer = make_trainer(model, tmp_path, Numbers((40,), vocab=131))
-    collect, backwards = trainer.optimizer.collect, BACKWARDS[name]
-
-    def poisoned() -> None:
-        collect()
-        for module in backwards[backwards.index(where) :]:
-            for weight in model.get_submodule(module).parameters(recurse=False):
-                weight.grad.view(-1)[0] = math.inf
-
-    trainer.optimizer.collect = poisoned  # type: ignore[method-assign]
-    done = trainer.step(trainer.data.train.batch(0))
-    assert done.skipped == f"the gradient is not finite, first in {where} (batch 0)"
-
-
-def _layer(index: int, *parts: str) -> list[str]:
-    return [f"layers.{index}.{part}" for part in parts]
-
-
-PRE = ("down", "gate_up", "norm2", "out", "qkv", "norm1")
-SANDWICH = ("norm4", "down", "gate_up", "norm3", "norm2", "out", "qkv", "norm1")
-MIXTURE = ("experts.down", "router", "norm2", "out", "qkv", "norm1")
-BACKWARDS = {
-    "llama": ["head", "norm", *_layer(1, *PRE), *_layer(0, *PRE), "embed"],
-    "gemma2": ["norm", *_layer(1, *SANDWICH), *_layer(0, *SANDWICH), "embed"],
-    "moe": ["norm", *_layer(1, *PRE), *_layer(0, *MIXTURE), "embed"],
-}
-"""Modules in the order in which the backward pass comes to their weights."""
-
-
 @settings(max_examples=15, deadline=None)
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=12),
@@ -384,12 +245,12 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(
         return torch.cat([grad.flatten().double() for grad in grads]), summed
 
     whole, loss = gradient([batch])
-    parts, summed = gradient(cut(batch, cuts))
+    parts, summed = gradient(at_places(batch, cuts))
     assert float((parts - whole).norm()) <= 1e-6 * float(whole.norm())
     assert summed == pytest.approx(loss, rel=1e-6)
 
 
-def cut(batch: Batch, cuts: list[bool]) -> list[Batch]:
+def at_places(batch: Batch, cuts: list[bool]) -> list[Batch]:
     """Micro-batches that end after each sequence whose cut is true."""
     ends = [n + 1 for n, end in zip(range(len(batch.lengths)), cuts) if end or n + 1 == len(batch.lengths)]
     parts, first, start = [], 0, 0
@@ -399,39 +260,6 @@ def cut(batch: Batch, cuts: list[bool]) -> list[Batch]:
         parts.append(Batch(ids_T=batch.ids_T[piece], targets_T=batch.targets_T[piece], lengths=lengths))
         first, start = end, piece.stop
     return parts
-
-
-def test_fp16_gradients_overflow_are_scaled_back_and_train(tmp_path: Path) -> None:
-    model = Decoder(SPECS["llama"], dtype=torch.float16)
-    init_weights(model, 7)
-    trainer = make_trainer(model, tmp_path, Numbers((60, 60), vocab=131), micro=60, steps=14)
-    trainer.scaler = LossScaler(LossScaleConfig(initial_scale_power=26, hysteresis=1))
-    assert trainer.fit() == 0
-    skipped = [row["skipped"] for row in trainer.journal.rows if "skipped" in row]
-    assert "the gradient is not finite, first in layers.1.down (batch 0), at loss scale 6.71089e+07" in skipped[0] or (
-        "first in " in skipped[0] and skipped[0].endswith("from here 3.35544e+07")
-    )
-    assert trainer.position.skips_in_row == 0 and trainer.position.skipped == len(skipped) >= 1
-    scale = 2.0 ** (26 - len(skipped))
-    logged = [row for row in trainer.journal.rows if "loss" in row]
-    assert logged[-1]["loss_scale"] == scale == trainer.scaler.scale
-    assert all(math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]) for row in logged)
-
-
-def test_fp16_gradients_are_those_of_fp32_to_their_rounding(tmp_path: Path) -> None:
-    grads = []
-    for dtype, scale in ((torch.float32, 1.0), (torch.float16, 1024.0)):
-        model = Decoder(SPECS["llama"])
-        init_weights(model, 7)
-        model = model.half().to(dtype)  # the same weights, exactly
-        optimizer = Optimizer(model.named_parameters(), OptimizerConfig())
-        batch = Numbers((60, 60), vocab=131).batch(0)
-        hidden_TD = model(batch.ids_T, PackedContext(batch.lengths))
-        losses.backward(model, hidden_TD, batch.targets_T, 120, 131, scale=scale)
-        optimizer.collect()
-        grads.append({name: optimizer.gradient(name) / scale for name, _ in model.named_parameters()})
-    for name, right in grads[0].items():
-        assert float((grads[1][name] - right).norm()) < 2e-3 * float(right.norm()), name
 
 
 def test_a_batch_without_targets_changes_nothing(tmp_path: Path) -> None:

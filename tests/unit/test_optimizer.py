@@ -1,6 +1,6 @@
 """Masters and what a rule keeps: groups, clipping, 16-bit weights, slices, and a state that goes round."""
 
-import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -159,20 +159,21 @@ def test_a_scaled_loss_gives_the_step_of_one_that_is_not(dtype: torch.dtype) -> 
     torch.testing.assert_close(scaled_weight, weight)
 
 
-def test_the_norm_is_over_all_ranks_and_one_spoiled_loss_spoils_it() -> None:
+def test_the_norm_may_be_asked_of_all_ranks() -> None:
     model, asked = Small(), []
 
-    def total(squares: float) -> float:
-        asked.append(squares)
-        return squares + 16.0
+    def norm(squares: Mapping[str, float]) -> float:
+        asked.append(sorted(squares))
+        return 4.0
 
-    optimizer = Optimizer(model.named_parameters(), OptimizerConfig(), total=total)
+    optimizer = Optimizer(model.named_parameters(), OptimizerConfig(name="sgd", clip=1.0), norm=norm)
     give_gradients(model)
-    own = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
-    assert optimizer.clip() == pytest.approx(math.hypot(own, 4.0)) and asked == [pytest.approx(own**2)]
-    assert math.isnan(optimizer.clip(spoiled=True)) and math.isnan(asked[1])
+    before, grad = model.matrix.detach().clone(), model.matrix.grad.clone()
+    assert optimizer.clip() == 4.0 and asked == [["bias", "matrix", "scale"]]
+    optimizer.step(1.0)
+    torch.testing.assert_close(model.matrix.detach(), before - grad / 4.0)
     optimizer.zero()
-    assert optimizer.clip() == 4.0  # a rank without gradients asks too
+    assert optimizer.clip(2.0) == 2.0 and asked[1] == []  # a rank without gradients asks too
 
 
 def test_what_a_rule_keeps_lies_where_the_recipe_says() -> None:

@@ -16,7 +16,8 @@ from twofold.models.decoder import Decoder
 from twofold.models.layout import matrices
 from twofold.models.spec import Attention, Gated, Head, LayerSpec, Mixture, ModelSpec, Names, Norm, Pre
 from twofold.train.config import RULES, OptimizerConfig
-from twofold.train.rules import Adagrad, Adam, AdamW, Alone, Lamb, Lion, Muon, Rule, Sgd, rules_for
+from twofold.train.peers import Alone
+from twofold.train.rules import Adagrad, Adam, AdamW, Lamb, Lion, Muon, Rule, Sgd, rules_for
 
 STEPS, RATE = 20, 0.02
 SHAPES = ((24, 16), (7,), (16, 40))

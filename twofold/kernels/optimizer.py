@@ -1,4 +1,4 @@
-"""Elementwise optimizers over any number of fp32 tensors in one pass over memory, and the norm of all gradients.
+"""Elementwise optimizers over any number of fp32 tensors in one pass over memory, and the squares of all gradients.
 
 The clip's factor is part of the pass, so gradients are read once for the norm and once for the update, never written.
 
@@ -10,10 +10,10 @@ An update needs nothing but the numbers at its own place, so a shard may be any 
 from __future__ import annotations
 
 import ctypes
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -130,12 +130,15 @@ def square_sums(grads: Sequence[Tensor]) -> Tensor:
     return torch.cat(sums) if sums else torch.zeros(0, dtype=torch.float64)
 
 
-def gradient_norm(grads: Iterable[Sequence[Tensor]]) -> float:
-    """The Euclidean norm of all gradients, given in groups; not finite when one of them is not.
+def add_squares(sums: dict[str, float], grads: Sequence[tuple[str, Tensor]]) -> None:
+    """Add the sum of squares of each gradient to that of its name.
 
-    A gradient may be cut at multiples of PIECE: the norm has the same bits.
+    A gradient may come in parts cut at multiples of PIECE, in order: the sums have the same bits.
     """
-    return math.sqrt(sum(square for group in grads for square in square_sums(group).tolist()))
+    squares = iter(square_sums([grad for _, grad in grads]).tolist())
+    for name, grad in grads:
+        for square in islice(squares, -(-grad.numel() // PIECE)):
+            sums[name] += square
 
 
 # ----------------------------------------------------------------------------------------------------- native

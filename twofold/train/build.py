@@ -19,11 +19,13 @@ from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
 from ..models.layout import matrices
+from .axes import Axes
 from .checkpoint import copy_files
 from .config import Recipe
 from .init import init_weights
 from .offload import Offload
 from .optimizer import Optimizer
+from .peers import peers_of
 from .recompute import recompute_layers
 from .scaler import LossScaler
 from .trainer import Data
@@ -124,9 +126,17 @@ def build_model(recipe: Recipe, checkpoint: Path | None, offload: Offload) -> De
     return decoder
 
 
-def build_optimizer(decoder: Decoder, recipe: Recipe, offload: Offload) -> Optimizer:
-    """The recipe's rule over the decoder's weights."""
-    return Optimizer(decoder.named_parameters(), recipe.optimizer, matrices=matrices(decoder), offload=offload)
+def build_optimizer(
+    decoder: Decoder, recipe: Recipe, axes: Axes | None = None, offload: Offload | None = None
+) -> Optimizer:
+    """The recipe's rule over this rank's part of the decoder, which `axes` divided and Zero, if it does, has sliced."""
+    axes = axes or Axes()
+    named = dict(decoder.named_parameters())
+    whole = Decoder(axes.tensor.whole, device="meta") if axes.tensor else decoder
+    peers = peers_of(named, axes.tensor)
+    return Optimizer(
+        named.items(), recipe.optimizer, matrices=matrices(whole), peers=peers, norm=axes.norm, offload=offload
+    )
 
 
 def build_scaler(recipe: Recipe) -> LossScaler:

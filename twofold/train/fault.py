@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .optimizer import local
+from .zero import local
+
+Merge = Callable[[Sequence[float]], Sequence[float]]
+"""Numbers added up over the ranks that hold the same modules."""
 
 
 @dataclass
@@ -48,36 +51,49 @@ def watch(model: nn.Module, forward: Callable[[], object]) -> Calls:
     return calls
 
 
-def first_gradient(gradients: Iterable[tuple[str, Tensor | None]], order: Sequence[str]) -> str | None:
-    """The module whose gradient the backward pass met first that is not finite; `order` is that of the forward pass.
-
-    `gradients` come by the parameters' names, as the model lists them.
-    """
-    last = {name: at for at, name in enumerate(order)}
-    found: tuple[float, str] | None = None
-    at = -1.0  # before all calls: a table whose rows are looked up is no call
-    for name, grad in gradients:
-        module = name.rpartition(".")[0]
-        called = _called(module, last)
-        at = float(last[called]) if called else (at if at < 0 else math.inf)  # listed behind the layers: the head
-        if grad is not None and not _finite(grad) and (found is None or at >= found[0]):
-            found = at, module
-    return found[1] if found else None
-
-
 def explain(
     model: nn.Module,
     gradients: Iterable[tuple[str, Tensor | None]],
     forward: Callable[[], object],
     spoiled: bool,
+    merge: Merge = list,
 ) -> str:
-    """What was not finite, and where first. `spoiled` says that the loss was, so that the forward pass is looked at."""
+    """What was not finite, and where first; with all ranks of a `merge`, where it was first on any of them.
+
+    `gradients` come by the parameters' names, as the model lists them. `spoiled` says that the loss was not finite,
+    so that the forward pass is looked at.
+    """
     calls = watch(model, forward)
+    names = [name for name, _ in model.named_modules()]
     if spoiled:
-        where = f"first in the output of {calls.broken}" if calls.broken else "though every module's output is"
+        found = _anywhere(names, {calls.broken}, merge)
+        first = next((name for name in calls.order if name in found), None)
+        where = f"first in the output of {first}" if first else "though every module's output is"
         return f"the loss is not finite, {where}"
-    module = first_gradient(gradients, calls.order)
-    return f"the gradient is not finite, first in {module}" if module else "the gradient is not finite on another rank"
+    places, bad = _places((name for name, _ in model.named_parameters()), calls.order), set[str | None]()
+    for name, grad in gradients:
+        if grad is not None and not _finite(grad):
+            bad.add(name.rpartition(".")[0])
+    found = _anywhere(names, bad, merge)
+    last = max((name for name in places if name in found), key=places.__getitem__, default=None)
+    return f"the gradient is not finite, first in {last}" if last else "the gradient is not finite on another rank"
+
+
+def _places(parameters: Iterable[str], order: Sequence[str]) -> dict[str, tuple[float, int]]:
+    """Where in the forward pass each module with weights is: (call, place in the list).
+
+    Tables whose rows are looked up are never called: those listed before all that is (embeddings) are at the begin,
+    the others (the head) at the end.
+    """
+    last = {name: at for at, name in enumerate(order)}
+    places: dict[str, tuple[float, int]] = {}
+    at = -1.0
+    for number, parameter in enumerate(parameters):
+        module = parameter.rpartition(".")[0]
+        called = _called(module, last)
+        at = float(last[called]) if called else (at if at < 0 else math.inf)
+        places[module] = at, number
+    return places
 
 
 def _called(module: str, last: dict[str, int]) -> str | None:
@@ -85,6 +101,11 @@ def _called(module: str, last: dict[str, int]) -> str | None:
     while module and module not in last:
         module = module.rpartition(".")[0]
     return module or None
+
+
+def _anywhere(names: list[str], mine: set[str | None], merge: Merge) -> set[str]:
+    counts = merge([float(name in mine) for name in names])
+    return {name for name, count in zip(names, counts, strict=True) if count}
 
 
 def _finite(x: Tensor) -> bool:

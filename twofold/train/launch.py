@@ -90,7 +90,7 @@ def _assemble(
     offload = build.build_offload(recipe)
     decoder = build.build_model(recipe, found, offload)
     build.check_vocabulary(decoder, words)
-    optimizer, scaler = build.build_optimizer(decoder, recipe, offload), build.build_scaler(recipe)
+    optimizer, scaler = build.build_optimizer(decoder, recipe, offload=offload), build.build_scaler(recipe)
     if found and position:
         optimizer.load(read_optimizer(found))
         scaler.load(position.scaler)

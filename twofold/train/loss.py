@@ -35,21 +35,17 @@ def next_token(decoder: Readout, hidden_CD: Tensor, targets_C: Tensor) -> Tensor
 
 
 def backward(
-    decoder: Readout,
-    hidden_TD: Tensor,
-    targets_T: Tensor,
-    total: int,
-    vocab: int,
-    loss: Loss = next_token,
-    scale: float = 1.0,
+    decoder: Readout, hidden_TD: Tensor, targets_T: Tensor, total: float, vocab: int, loss: Loss = next_token
 ) -> float:
     """Add the gradient of (sum of losses / `total`) to every weight; the sum of losses over this micro-batch.
 
-    `total` is the number of targets of the whole step, so that the split into micro-batches changes nothing. `scale`
-    makes the gradients larger (see scaler.py), never the sum.
+    `total` is the number of targets of the whole step, so that the split into micro-batches changes nothing; where the
+    loss is scaled (scaler.py) it is so many times smaller.
     """
     rows_R = (targets_T != IGNORE).nonzero().squeeze(1)
-    if not len(rows_R):
+    if not len(rows_R):  # nothing to learn, but ranks reduce together: a gradient of zeros for every weight
+        nothing = loss(decoder, hidden_TD[:1], targets_T[:1] * 0) * 0.0
+        torch.autograd.backward(nothing)
         return 0.0
     every = len(rows_R) == len(targets_T)
     picked_RD = hidden_TD if every else hidden_TD.index_select(0, rows_R)
@@ -59,7 +55,7 @@ def backward(
     for start, stop in _chunks(len(rows_R), vocab):
         leaf_CD = picked_RD[start:stop].detach().requires_grad_()
         value = loss(decoder, leaf_CD, targets_R[start:stop])
-        torch.autograd.backward(value / (total / scale))
+        torch.autograd.backward(value / total)
         summed += float(value.detach())
         assert leaf_CD.grad is not None
         grads.append(leaf_CD.grad)

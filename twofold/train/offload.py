@@ -101,10 +101,11 @@ class Offload:
         for group in self._walk([tensors_of(shard) for shard in shards], whole, write=True):
             yield [shards[at] if part is None else cut(shards[at], part) for at, part in group]
 
-    def pieces(self, tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """The same for tensors that are only looked at."""
-        for group in self._walk([(tensor,) for tensor in tensors], whole=False, write=False):
-            yield [tensors[at] if part is None else tensors[at].view(-1)[part] for at, part in group]
+    def pieces(self, tensors: Mapping[str, Tensor]) -> Iterator[list[tuple[str, Tensor]]]:
+        """The same for tensors that are only looked at, by name."""
+        named = list(tensors.items())
+        for group in self._walk([(tensor,) for _, tensor in named], whole=False, write=False):
+            yield [(named[at][0], named[at][1] if part is None else named[at][1].view(-1)[part]) for at, part in group]
 
     def let_go(self, *tensors: Tensor) -> None:
         """Nobody works on these now."""

@@ -16,10 +16,15 @@ import torch
 from torch import Tensor
 
 from ..core import CheckpointError
-from ..kernels.optimizer import Shard, gradient_norm
+from ..kernels.optimizer import Shard, add_squares
 from .config import OptimizerConfig
 from .offload import Offload
-from .rules import Alone, Parts, Peers, rules_for
+from .peers import Peers, peers_of
+from .rules import Parts, rules_for
+from .zero import local
+
+Norm = Callable[[Mapping[str, float]], float]
+"""The sums of squares of this rank's slices of the gradient, by name, to the Euclidean norm of the whole model's."""
 
 
 def decay_groups(named: Iterable[tuple[str, Tensor]]) -> tuple[list[str], list[str]]:
@@ -31,18 +36,12 @@ def decay_groups(named: Iterable[tuple[str, Tensor]]) -> tuple[list[str], list[s
     return decay, keep
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This rank's slice, without gradients: of a DTensor what it holds, else the tensor itself."""
-    slice_of = getattr(tensor, "to_local", None)  # asking by type would import torch.distributed in every run
-    return (tensor if slice_of is None else slice_of()).detach()
-
-
 class Optimizer:
     """The masters, their states, and the four moves of a step.
 
-    `matrices` are the parts that Muon turns (`models.layout.matrices`). `peers` hold the other slices of the tensors;
-    `total` sums a number over all ranks, and is called once in each `clip`. `offload` has what is kept when it is not
-    worked on.
+    `matrices` are the parts that Muon turns (`models.layout.matrices`). `peers` hold the other slices of the tensors
+    (left out: those that DTensors name); `norm` is of the whole model's gradient, from squares of this rank's slices.
+    `offload` has what is kept while it is not worked on.
     """
 
     def __init__(
@@ -52,12 +51,12 @@ class Optimizer:
         *,
         matrices: Mapping[str, Parts] | None = None,
         peers: Peers | None = None,
-        total: Callable[[float], float] = float,
+        norm: Norm | None = None,
         offload: Offload | None = None,
     ) -> None:
-        self.config, self.total = config, total
+        self.config, self.norm = config, norm
         self.weights = {name: weight for name, weight in named if weight.requires_grad}
-        self.groups = rules_for(config, self.weights, matrices=matrices, peers=peers or Alone())
+        self.groups = rules_for(config, self.weights, matrices=matrices, peers=peers or peers_of(self.weights))
         self.rules = {name: rule for rule, names in self.groups for name in names}
         decay = config.numbers()["weight_decay"]
         self.decay = dict.fromkeys(decay_groups(self.weights.items())[0], decay)
@@ -72,7 +71,7 @@ class Optimizer:
     def master(self, name: str) -> Tensor:
         """This rank's slice of a weight in fp32."""
         copy = self._copies.get(name)
-        return local(self.weights[name]) if copy is None else copy
+        return local(self.weights[name].detach()) if copy is None else copy
 
     def gradient(self, name: str) -> Tensor | None:
         """What `step` will read: the slice's gradient, as many times too large as the loss was scaled."""
@@ -99,16 +98,17 @@ class Optimizer:
                 self._sums[name] = local(weight.grad).float()
             weight.grad = None
 
-    def clip(self, scale: float = 1.0, spoiled: bool = False) -> float:
+    def clip(self, scale: float = 1.0) -> float:
         """The gradients' global norm, the same on every rank; not finite when one of them is not.
 
         The loss was multiplied by `scale`: the norm is without it, and so is the next step, which clips by the norm.
-        The gradients themselves are not touched: the factor is part of the step's one pass. `spoiled` says that this
-        rank's loss is not finite; then no rank's norm is.
+        The gradients themselves are not touched: the factor is part of the step's one pass.
         """
-        grads = [grad for grad in map(self.gradient, self.weights) if grad is not None]
-        norm = gradient_norm(self.offload.pieces(grads))
-        norm = math.sqrt(self.total(math.nan if spoiled else norm * norm)) / scale
+        grads = {name: grad for name in self.weights if (grad := self.gradient(name)) is not None}
+        squares = dict.fromkeys(grads, 0.0)
+        for pieces in self.offload.pieces(grads):
+            add_squares(squares, pieces)
+        norm = (math.sqrt(sum(squares.values())) if self.norm is None else self.norm(squares)) / scale
         self._factor = min(1.0, self.config.clip / (norm + 1e-6)) / scale if math.isfinite(norm) else 1.0
         return norm
 
@@ -135,7 +135,7 @@ class Optimizer:
             steps=self.steps.get(name, 0),
             decay=self.decay.get(name, 0.0),
             name=name,
-            narrow=local(self.weights[name]) if name in self._copies else None,
+            narrow=local(self.weights[name].detach()) if name in self._copies else None,
         )
 
     def keeps(self, name: str) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ class Optimizer:
             if name in self._copies:
                 weight = self.weights[name]
                 exact = weight.dtype == torch.float32
-                master.copy_(local(weight) if exact else _take(left, f"master.{name}", master.shape))
+                master.copy_(local(weight.detach()) if exact else _take(left, f"master.{name}", master.shape))
                 self.offload.let_go(master)
             if f"step.{name}" in left:
                 self.steps[name] = int(_take(left, f"step.{name}", torch.Size([])))
@@ -197,7 +197,7 @@ class Optimizer:
 
     @torch.no_grad()
     def _copy(self, name: str) -> Tensor:
-        weight = local(self.weights[name])
+        weight = local(self.weights[name].detach())
         copy = self._zeros(f"master.{name}", weight.shape).copy_(weight)
         self.offload.let_go(copy, weight)
         return copy

@@ -18,38 +18,10 @@ from torch import Tensor
 from ..core import ConfigError
 from ..kernels.optimizer import Shard, adagrad, adam, adamw, lion, orthogonalised, sgd
 from .config import OptimizerConfig
+from .peers import Alone, Peers
 
 Parts = Sequence[tuple[int | slice, ...]]
 """The places of a parameter's matrices: ((slice(0, 64),), (slice(64, 96),)), or ((0,), (1,)) of stacked experts."""
-
-
-class Peers(Protocol):
-    """The ranks that hold the other slices of this rank's tensors."""
-
-    def sum(self, names: Sequence[str], values: Tensor) -> Tensor:
-        """Row i of `values` summed over the ranks that hold a slice of tensor `names[i]`, each slice once."""
-        ...
-
-    def gather(self, name: str, shard: Tensor) -> Tensor:
-        """The whole tensor, of which `shard` is this rank's slice."""
-        ...
-
-    def scatter(self, name: str, whole: Tensor) -> Tensor:
-        """This rank's slice of a whole tensor."""
-        ...
-
-
-class Alone:
-    """Peers where every tensor is whole."""
-
-    def sum(self, names: Sequence[str], values: Tensor) -> Tensor:
-        return values
-
-    def gather(self, name: str, shard: Tensor) -> Tensor:
-        return shard
-
-    def scatter(self, name: str, whole: Tensor) -> Tensor:
-        return whole
 
 
 class Rule(Protocol):

@@ -24,9 +24,9 @@ from torch import Tensor
 from ..core import TwofoldError
 from ..data import Batch
 from ..models.decoder import Decoder
-from ..models.packed import PackedContext
 from . import fault, plot
 from . import loss as losses
+from .axes import Axes
 from .checkpoint import Checkpoints, Position
 from .config import Recipe, SampleConfig
 from .journal import Journal
@@ -35,6 +35,7 @@ from .progress import Display
 from .scaler import LossScaler
 from .schedule import lr_at
 from .stop import Stop
+from .zero import Zero
 
 STOPPED = 75
 """Exit status of a run that was asked to stop and saved first (EX_TEMPFAIL: run it again to go on)."""
@@ -101,8 +102,13 @@ class Trainer:
         sampler: Sampler | None = None,
         scaler: LossScaler | None = None,
         position: Position | None = None,
+        axes: Axes | None = None,
+        zero: Zero | None = None,
     ) -> None:
         self.decoder, self.optimizer, self.data, self.recipe = decoder, optimizer, data, recipe
+        self.axes = axes or Axes()
+        self.mesh = self.axes.mesh
+        self.zero = zero or Zero(decoder, self.mesh)
         self.checkpoints, self.journal, self.display = checkpoints, journal, display
         self.write_model, self.words, self.sampler = write_model, words, sampler
         self.scaler = scaler or LossScaler()
@@ -111,10 +117,10 @@ class Trainer:
 
     # ---------------------------------------------------------------------------------------- one step
     def step(self, batch: Batch, loss: losses.Loss = losses.next_token) -> Step:
-        """One optimizer step over all of `batch`, in micro-batches of whole sequences.
+        """One optimizer step over all of `batch`, in micro-batches of whole sequences, each rank its share.
 
         The loss is the sum over all targets divided by their number, whatever the split. A step whose loss or gradient
-        is not finite changes no weight.
+        is not finite changes no weight, on any rank.
 
         Raises:
             TwofoldError: the gradient overflowed at the least loss scale.
@@ -125,30 +131,29 @@ class Trainer:
         if not targets:
             return Step(loss=0.0, targets=0, lr=lr, grad_norm=0.0, skipped="the batch has no target")
         self.optimizer.zero()
-        summed, suspect, scale, vocab = 0.0, batch, self.scaler.scale, self.decoder.spec.vocab
-        for part in split(batch, self.recipe.data.micro_tokens):
-            hidden_TD = self.decoder(part.ids_T, PackedContext(part.lengths))
-            suspect = part if math.isfinite(summed) else suspect
-            summed += losses.backward(self.decoder, hidden_TD, part.targets_T, targets, vocab, loss, scale)
-            self.optimizer.collect()
-        norm = self.optimizer.clip(scale, spoiled=not math.isfinite(summed))
-        done = Step(loss=summed / targets, targets=targets, lr=lr, grad_norm=norm)
-        if math.isfinite(norm):
+        summed = self._pass(batch, targets / self.scaler.scale, loss)
+        self.axes.collect(self.decoder)
+        self.optimizer.collect()  # what a pipeline leaves where it is
+        mean = self.mesh.sum("loss", summed)[0] / targets
+        done = Step(loss=mean, targets=targets, lr=lr, grad_norm=self.optimizer.clip(self.scaler.scale))
+        if math.isfinite(done.loss) and math.isfinite(done.grad_norm):
             self.optimizer.step(lr)
             self.scaler.update(None)
         else:
-            done = self._skip(done, suspect)
+            done = self._skip(done, batch)
         self.optimizer.zero()
         return done
 
-    def _skip(self, done: Step, suspect: Batch) -> Step:
+    def _skip(self, done: Step, batch: Batch) -> Step:
         """The step as one that changed nothing: what was not finite and where first, and the next loss scale."""
         spoiled, scale = not math.isfinite(done.loss), self.scaler.scale
+        parts = self.axes.share(batch, self.recipe.data.micro_tokens)
         why = fault.explain(
             self.decoder,
             ((name, self.optimizer.gradient(name)) for name in self.optimizer.weights),
-            lambda: self.decoder(suspect.ids_T, PackedContext(suspect.lengths)),
+            lambda: [self._score(part) for part in (parts if spoiled else parts[:1])],
             spoiled,
+            lambda flags: self.mesh.sum("replicate", *self.mesh.sum("zero", *self.mesh.sum("tp", *flags))),
         )
         why += f" (batch {self.position.step})"
         self.scaler.update(why)
@@ -156,16 +161,38 @@ class Trainer:
             why += f", at loss scale {scale:g}, from here {self.scaler.scale:g}"
         return replace(done, skipped=why, overflow=self.scaler.dynamic and not spoiled)
 
+    def _pass(self, batch: Batch, total: float, loss: losses.Loss) -> float:
+        """Forward and backward over this rank's share of a batch, of (sum / `total`); its part of the summed loss."""
+        parts = self.axes.share(batch, self.recipe.data.micro_tokens)
+        if self.axes.pipeline:
+            return self.axes.pipeline.run([self.axes.place(part) for part in parts], total, self.decoder, loss)
+        summed = 0.0
+        for number, part in enumerate(parts, 1):
+            self.zero.micro_batch(last=number == len(parts))
+            ids_T, targets_T, ctx = self.axes.place(part)
+            hidden_TD = self.decoder(ids_T, ctx)
+            summed += losses.backward(self.decoder, hidden_TD, targets_T, total, self.decoder.spec.vocab, loss)
+            self.optimizer.collect()
+        return summed
+
     @torch.no_grad()
     def evaluate(self) -> float:
         """Mean loss over the held-out batches, in nats a target."""
-        summed, count = 0.0, 0
+        summed, count = 0.0, 0.0
         for batch in self.data.valid:
-            for part in split(batch, self.recipe.data.micro_tokens):
-                hidden_TD = self.decoder(part.ids_T, PackedContext(part.lengths))
-                more, rows = losses.evaluate(self.decoder, hidden_TD, part.targets_T, self.decoder.spec.vocab)
+            for part in self.axes.share(batch, self.recipe.data.micro_tokens):
+                more, rows = self._score(part)
                 summed, count = summed + more, count + rows
+        summed, count = self.mesh.sum("loss", summed, count)
         return summed / count if count else math.nan
+
+    def _score(self, part: Batch) -> tuple[float, int]:
+        """The summed loss and the number of targets of one micro-batch; called without gradients."""
+        ids_T, targets_T, ctx = placed = self.axes.place(part)
+        if self.axes.pipeline:
+            return self.axes.pipeline.evaluate(placed, self.decoder)
+        hidden_TD = self.decoder(ids_T, ctx)
+        return losses.evaluate(self.decoder, hidden_TD, targets_T, self.decoder.spec.vocab)
 
     # ---------------------------------------------------------------------------------------- the loop
     def fit(self) -> int:
@@ -175,11 +202,11 @@ class Trainer:
             clock = _Clock()
             while self.position.step < steps:
                 self._advance(clock)
-                if stop.asked and self.position.step < steps:
+                asked = self.mesh.sum("world", float(stop.asked is not None))[0]
+                if asked and self.position.step < steps:
                     self.save()
-                    self.display.say(
-                        f"{stop.asked}: saved at step {self.position.step}; the same command goes on from here"
-                    )
+                    why = stop.asked or "another rank was told to stop"
+                    self.display.say(f"{why}: saved at step {self.position.step}; the same command goes on from here")
                     return STOPPED
             self.save()
         return 0
@@ -282,21 +309,3 @@ class _Clock:
         self.seconds_per_step = old + (seconds - old) * 0.1 if old else seconds
         rate = self.tokens_per_second
         self.tokens_per_second = rate + (tokens / seconds - rate) * 0.1 if rate else tokens / seconds
-
-
-def split(batch: Batch, tokens: int | None) -> list[Batch]:
-    """A batch as micro-batches of whole sequences, each of at most `tokens` tokens (or one longer sequence)."""
-    if tokens is None or len(batch.ids_T) <= tokens:
-        return [batch]
-    parts: list[Batch] = []
-    first, start, lengths = 0, 0, list(batch.lengths)
-    for last in range(len(lengths)):
-        size = sum(lengths[first : last + 1])
-        if last + 1 < len(lengths) and size + lengths[last + 1] <= tokens:
-            continue
-        piece = slice(start, start + size)
-        parts.append(
-            Batch(ids_T=batch.ids_T[piece], targets_T=batch.targets_T[piece], lengths=tuple(lengths[first : last + 1]))
-        )
-        first, start = last + 1, start + size
-    return parts
