@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +18,8 @@ from . import build, plot
 from .checkpoint import Checkpoints, Position, read_optimizer, read_position, replace_directory
 from .config import Recipe
 from .journal import Journal
+from .meter import Meter
+from .profile import around
 from .progress import Display
 from .trainer import Sampler, Trainer
 
@@ -29,11 +31,13 @@ def run(
     fresh: bool = False,
     sampler: Sampler | None = None,
     console: Console | None = None,
+    profiles: Collection[str] = (),
 ) -> int:
     """Train `recipe_path` to its end, from its newest whole checkpoint when there is one.
 
     `overrides` maps dotted keys ("optimizer.lr") to values that win over the file. `fresh` removes the run's
-    checkpoints and log first. Returns 0 when the run is finished, 75 when a signal stopped it and it saved.
+    checkpoints and log first. `profiles` ("modules", "collectives") are said after a few steps. Returns 0 when the run
+    is finished, 75 when a signal stopped it and it saved.
 
     Raises:
         ConfigError: the recipe is wrong, differs from the run it would continue, or its directory is in use.
@@ -59,6 +63,7 @@ def run(
                 return 0
         with _what_would_fit(recipe):
             trainer = _assemble(recipe, found, position, checkpoints, display, sampler)
+            trainer.around = around(profiles, trainer.decoder, output, display.say)
             try:
                 status = trainer.fit()
                 display.say(plot.terminal(trainer.journal.curve("loss")))
@@ -111,6 +116,7 @@ def _assemble(
         sampler=sampler,
         scaler=scaler,
         position=position or Position(data=fingerprint, recipe=recipe.identity()),
+        meter=Meter.of(decoder.spec, decoder),
     )
 
 
