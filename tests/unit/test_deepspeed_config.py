@@ -160,11 +160,17 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_what_is_offloaded() -> None:
-    config = BATCH | {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": True}}}
-    assert resolve(config, 1) == resolve(BATCH | {"zero_optimization": {"stage": 3}}, 1)
-    assert "offload_optimizer.device" in told(config, accelerator=True)
-    disk = {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/disk"}}
-    assert "[offload]" in told(BATCH | {"zero_optimization": disk})
+    def said(what: str, **keys: Any) -> dict[str, Any]:
+        return BATCH | {"zero_optimization": {"stage": 3, f"offload_{what}": keys}}
+
+    host = said("optimizer", device="cpu", pin_memory=True)
+    assert resolve(host, 1) == resolve(BATCH | {"zero_optimization": {"stage": 3}}, 1)
+    assert resolve(host, 1, accelerator=True).offload.optimizer == "host"
+    disk = resolve(said("optimizer", device="nvme", nvme_path="/disk", buffer_count=2), 1).offload
+    assert (disk.optimizer, disk.directory, disk.buffers) == ("disk", Path("/disk"), 2)
+    assert "nvme_path" in told(said("optimizer", device="nvme"))
+    assert "offload_param.device" in told(said("param", device="cpu"), accelerator=True)
+    assert "[offload]" in told(said("param", device="nvme", nvme_path="/disk"))
 
 
 # --------------------------------------------------------------------------------------------- the triangle and auto

@@ -234,6 +234,33 @@ def test_a_run_that_goes_on_has_the_bits_of_one_that_never_stopped(tmp_path: Pat
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_states_on_disk_have_the_bits_of_those_in_memory(tmp_path: Path, dtype: str) -> None:
+    narrow = {} if dtype == "fp32" else {dtype: {"enabled": True}}
+    disk = {"offload_optimizer": {"device": "nvme", "nvme_path": str(tmp_path)}}
+    kept, away, later = (
+        start(**narrow),
+        start(**narrow, zero_optimization=disk),
+        start(**narrow, zero_optimization=disk),
+    )
+    assert advance(kept, 3) == advance(away, 3)
+    away.save_checkpoint(tmp_path / "saved")
+    advance(later, 1)
+    later.load_checkpoint(tmp_path / "saved")
+    assert advance(kept, 3, 3) == advance(later, 3, 3)
+    with pytest.raises(ConfigError, match="a client's has its states itself"):
+        start(optimizer=torch.optim.SGD, zero_optimization=disk)
+
+
+def test_another_rules_states_are_told(tmp_path: Path) -> None:
+    engine = start()
+    advance(engine, 1)
+    engine.save_checkpoint(tmp_path)
+    lion, *_ = twofold.initialize(model=Net(), config={"train_batch_size": 4, "optimizer": {"type": "Lion"}})
+    with pytest.raises(CheckpointError, match="has states of adamw, this optimizer's groups are of lion"):
+        lion.load_checkpoint(tmp_path)
+
+
 def test_tags(tmp_path: Path) -> None:
     engine = start()
     assert engine.load_checkpoint(tmp_path) == (None, None)
@@ -308,7 +335,7 @@ def test_another_module_is_named(tmp_path: Path) -> None:
     grouped = start(model, parameters=[{"params": model.layers.parameters()}, {"params": model.head.parameters()}])
     advance(grouped, 1)
     grouped.save_checkpoint(tmp_path, tag="two")
-    with pytest.raises(CheckpointError, match="2 groups"):
+    with pytest.raises(CheckpointError, match="of adamw and adamw, this"):
         start().load_checkpoint(tmp_path, tag="two")
 
 

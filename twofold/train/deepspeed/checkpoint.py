@@ -30,6 +30,7 @@ from ..pieces import INDEX, Held, Piece, Stored, divide, file_of, index, pending
 from ..state import held
 from ..zero import local
 from .masters import Masters
+from .optimizer import RuleOptimizer
 
 LATEST, MODEL, ENGINE = "latest", "model.safetensors", "engine.json"
 
@@ -124,7 +125,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, masters: Masters) -> tuple
             elif value is not None:
                 rest.setdefault(name, {})[key] = value
     groups = [{k: _plain(v) for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    return pieces, {"groups": groups, "rest": rest}
+    return pieces, {"kinds": _kinds(optimizer), "groups": groups, "rest": rest}
 
 
 def _plain(value: Any) -> Any:
@@ -135,26 +136,36 @@ def load_optimizer(optimizer: torch.optim.Optimizer, masters: Masters, stored: S
     """Take the state back, this rank's slices of it.
 
     Raises:
-        CheckpointError: a state of a tensor that is not trained here, or another number of groups.
+        CheckpointError: a state of a tensor that is not trained here, or groups of other kinds.
     """
-    if len(told["groups"]) != len(optimizer.param_groups):
+    if told["kinds"] != _kinds(optimizer):
         raise CheckpointError(
-            f"{stored.directory.name} has {len(told['groups'])} groups of parameters, this optimizer "
-            f"{len(optimizer.param_groups)}: make it with the groups that it was saved with"
+            f"{stored.directory.name} has states of {' and '.join(told['kinds'])}, this optimizer's groups are of "
+            f"{' and '.join(_kinds(optimizer))}: make it as it was when it was saved, or load_optimizer_states=False"
         )
     for group, saved in zip(optimizer.param_groups, told["groups"]):
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
-    optimizer.state.clear()
+    states: dict[nn.Parameter, dict[str, Any]] = {}
     for name, entry in stored.entries.items():
         key, _, owner = name.partition(".")
         if owner not in masters.params:
             raise CheckpointError(f"{stored.directory.name} has '{key}' of '{owner}', which is not trained here")
-        place = held(masters.weights[owner])
+        master, place = masters.params[owner], held(masters.weights[owner])
         value = stored.read(name, place if entry.shape == place.shape and entry.shape else None)
-        master = masters.params[owner]
-        optimizer.state[master][key] = value.to(master.device) if value.ndim else value
+        states.setdefault(master, {})[key] = value.to(master.device) if value.ndim else value
     for name, values in told["rest"].items():
-        optimizer.state[masters.params[name]] |= values
+        states.setdefault(masters.params[name], {}).update(values)
+    if isinstance(optimizer, RuleOptimizer):
+        optimizer.fill(states)
+    else:
+        optimizer.state.clear()
+        for master, state in states.items():
+            optimizer.state[master] = state
+
+
+def _kinds(optimizer: torch.optim.Optimizer) -> list[str]:
+    """What moves each group: a rule, or a client's optimizer by the name of its class."""
+    return [str(group.get("rule", type(optimizer).__name__)) for group in optimizer.param_groups]
 
 
 # --------------------------------------------------------------------------------------------- directories

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ...core import ConfigError
 from ...parallel import ParallelConfig
+from ..offload_config import OffloadConfig
 from ..scaler import LossScaleConfig
 from .check import TRIANGLE, Values, check, read
 from .keys import rows
@@ -48,6 +49,7 @@ class DeepSpeedConfig:
     stage: int
     parallel: ParallelConfig
     optimizer: RuleConfig | None
+    offload: OffloadConfig
     schedule: Schedule | None
     last_step: int
     untested: bool
@@ -77,7 +79,6 @@ def resolve(
     notes.append(f"train_batch_size {train} = {micro} a rank x {steps} micro-batches x {world} ranks")
     narrow, autocast = _precision(table, dtype)
     scaling = {key: table[f"fp16.{key}"] for key in LossScaleConfig.__dataclass_fields__}
-    _offloaded(table, accelerator)
     schedule, last = _schedule(table)
     return DeepSpeedConfig(
         train_batch=train,
@@ -93,6 +94,7 @@ def resolve(
         stage=table["zero_optimization.stage"],
         parallel=_parallel(table, world),
         optimizer=_rule(table),
+        offload=_offload(table, accelerator),
         schedule=schedule,
         last_step=last,
         untested=table["zero_allow_untested_optimizer"],
@@ -183,14 +185,21 @@ def _parallel(table: Values, world: int) -> ParallelConfig:
     )
 
 
-def _offloaded(table: Values, accelerator: bool) -> None:
-    for what in ("optimizer", "param"):
-        key = f"zero_optimization.offload_{what}.device"
-        if table[key] == "nvme" or (table[key] == "cpu" and accelerator):
-            raise ConfigError(
-                f"'{key}': a module's shards stay where they are used: leave it out, and raise the stage or the number "
-                'of ranks; a recipe (`twofold train`) keeps a decoder\'s on "host" or "disk" by its [offload] table'
-            )
+def _offload(table: Values, accelerator: bool) -> OffloadConfig:
+    """Where the optimizer's states are; a machine without an accelerator has all in the host's memory anyway."""
+    states, weights = (f"zero_optimization.offload_{what}" for what in ("optimizer", "param"))
+    if table[f"{weights}.device"] == "nvme" or (table[f"{weights}.device"] == "cpu" and accelerator):
+        raise ConfigError(
+            f"'{weights}.device': a module's parameters stay where they are used: leave it out, and raise the stage or "
+            "the number of ranks; a recipe (`twofold train`) keeps a decoder's elsewhere by its [offload] table"
+        )
+    place = table[f"{states}.device"]
+    if place == "nvme" and table[f"{states}.nvme_path"] is None:
+        raise ConfigError(f"'{states}.device' is nvme: set {states}.nvme_path to a directory on a fast disk")
+    if place == "nvme":
+        directory, buffers = Path(table[f"{states}.nvme_path"]), table[f"{states}.buffer_count"]
+        return OffloadConfig(optimizer="disk", directory=directory, buffers=buffers)
+    return OffloadConfig(optimizer="host" if place == "cpu" and accelerator else "none")
 
 
 _BETAS = {"betas": (0.9, 0.999), "eps": 1e-8}

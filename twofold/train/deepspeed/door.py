@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from ...core import ConfigError
 from ...parallel import Mesh, Ranks, discover, joined
 from ...parallel.layout import lay_out
+from ..offload import Offload
 from ..peers import peers_of
 from ..zero import Zero
 from .blocks import blocks_of
@@ -73,6 +74,8 @@ def initialize(
     groups = _groups(model, optimizer, model_parameters, rule)
     zero, masters = _divide(model, settings, mesh, [name for group in groups for name in group["params"]])
     made = _optimizer(optimizer, rule, groups, masters)
+    if made is not None and rule is None and settings.offload.optimizer != "none":
+        raise ConfigError("offload_optimizer is for the ds_config's optimizer.type: a client's has its states itself")
     if made is not None:
         check_sliced(made, settings.stage if not mesh.alone else 0, settings.untested)
     schedule = _schedule(lr_scheduler, settings, made)
@@ -156,7 +159,7 @@ def _divide(
         mesh.broadcast(tensor.data)
     narrow = None if settings.dtype == "fp32" else DTYPES[settings.dtype]
     zero = Zero(model, mesh, narrow, config=settings.parallel, blocks=blocks_of(model))
-    return zero, Masters(model, names, mesh, None if zero.parts else narrow)
+    return zero, Masters(model, names, mesh, None if zero.parts else narrow, Offload(settings.offload))
 
 
 def _optimizer(
@@ -170,7 +173,11 @@ def _optimizer(
             [{**group, "params": [masters.params[name] for name in group["params"]]} for group in groups]
         )
         return made
-    return None if rule is None else RuleOptimizer(groups, rule, masters.params, peers_of(masters.weights))
+    return (
+        None
+        if rule is None
+        else RuleOptimizer(groups, rule, masters.params, peers_of(masters.weights), masters.offload)
+    )
 
 
 def _schedule(client: Any, settings: DeepSpeedConfig, optimizer: torch.optim.Optimizer | None) -> Scheduling | None:

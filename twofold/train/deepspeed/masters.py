@@ -1,7 +1,7 @@
 """Masters: the trained weights in fp32 as an optimizer sees them, whatever ZeRO made of the module.
 
-    module's weight   FSDP2's slice of it, fp32        16 bit, on one rank alone
-    master            the same memory, a plain tensor  an fp32 copy
+    module's weight   FSDP2's slice of it, fp32        16 bit, on one rank alone; or on a device, its states offloaded
+    master            the same memory, a plain tensor  an fp32 copy, in the host's memory or on disk if states are
     its gradient      FSDP2's sum over ranks           summed in fp32 after each micro-batch
 
 An optimizer that looks at one number at a time does the same on slices as on wholes, so any of torch's will do.
@@ -15,41 +15,54 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ...kernels.optimizer import gradient_norm
+from ...kernels.optimizer import add_squares
 from ...parallel import Mesh
+from ..offload import Offload
 from ..zero import local
 
 
 class Masters:
     """fp32 parameters by the module's names, for an optimizer to move."""
 
-    def __init__(self, module: nn.Module, names: Iterable[str], mesh: Mesh, narrow: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        names: Iterable[str],
+        mesh: Mesh,
+        narrow: torch.dtype | None = None,
+        offload: Offload | None = None,
+    ) -> None:
         """Of the parameters `names`; with `narrow`, the module's floating weights become that here."""
         found, self._mesh = dict(module.named_parameters()), mesh
+        self.offload = offload or Offload()
         self.weights = {name: found[name] for name in names}
-        self.copied = narrow is not None
-        self.params: dict[str, nn.Parameter] = {}
-        for name, weight in self.weights.items():
-            mine = local(weight.detach())
-            self.params[name] = nn.Parameter(mine.clone() if self.copied else mine)
+        away = self.offload.keeps_states and any(weight.device.type != "cpu" for weight in self.weights.values())
+        self.copied = narrow is not None or away
+        self.params = {name: nn.Parameter(self._made(name, weight)) for name, weight in self.weights.items()}
         if narrow is not None:
             for weight in found.values():
                 if weight.is_floating_point():
                     weight.data = weight.data.to(narrow)
         self._sums: dict[str, Tensor] = {}
 
+    def _made(self, name: str, weight: Tensor) -> Tensor:
+        mine = local(weight.detach())
+        if not self.copied:
+            return mine
+        if not self.offload.keeps_states:
+            return mine.clone()
+        return self.offload.zeros(f"master.{name}", mine.shape).copy_(mine)
+
     @torch.no_grad()
     def collect(self) -> None:
-        """After each backward pass: a 16-bit gradient goes into its fp32 sum."""
+        """After each backward pass: the gradient of what has a copy goes into its fp32 sum."""
         if not self.copied:
             return
         for name, weight in self.weights.items():
             if weight.grad is None:
                 continue
-            if name in self._sums:
-                self._sums[name] += weight.grad
-            else:
-                self._sums[name] = weight.grad.float()
+            grad = local(weight.grad).to(self.params[name].device, torch.float32)
+            self._sums[name] = self._sums[name].add_(grad) if name in self._sums else grad
             weight.grad = None
 
     @torch.no_grad()
@@ -62,15 +75,19 @@ class Masters:
                 continue
             master.data = local(weight.detach())  # FSDP2 may have moved it
             master.grad = None if weight.grad is None else local(weight.grad).contiguous()
-        norm = gradient_norm([master.grad for master in self.params.values() if master.grad is not None])
-        return norm if self._mesh.alone else math.sqrt(self._mesh.sum("norm", norm * norm)[0])
+        grads = [(name, master.grad) for name, master in self.params.items() if master.grad is not None]
+        squares = dict.fromkeys((name for name, _ in grads), 0.0)
+        if grads:
+            add_squares(squares, grads)
+        return math.sqrt(self._mesh.sum("norm", sum(squares.values()))[0])
 
     @torch.no_grad()
     def written(self) -> None:
         """After masters have moved: the module's weights follow."""
         if self.copied:
             for name, master in self.params.items():
-                self.weights[name].copy_(master)
+                local(self.weights[name].detach()).copy_(master)
+        self.offload.settle()
 
     def zero(self) -> None:
         """Let all gradients go."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...core import ConfigError
 from ...kernels.optimizer import Shard
+from ..offload import Offload
 from ..peers import Peers
 from ..rules import Adagrad, Adam, AdamW, Lamb, Lion, Muon, Rule, Sgd
 from .config import RuleConfig
@@ -25,13 +26,21 @@ NamedGroups = list[dict[str, Any]]
 
 
 class RuleOptimizer(torch.optim.Optimizer):
-    """A rule of `train/rules.py` over groups of masters; rates and betas are read from `param_groups` at each step."""
+    """A rule of `train/rules.py` over groups of masters; rates and betas are read from `param_groups` at each step.
+
+    What the rule keeps is in memory, or where `offload` keeps it, and then worked on tile by tile.
+    """
 
     def __init__(
-        self, groups: NamedGroups, config: RuleConfig, masters: Mapping[str, nn.Parameter], peers: Peers
+        self,
+        groups: NamedGroups,
+        config: RuleConfig,
+        masters: Mapping[str, nn.Parameter],
+        peers: Peers,
+        offload: Offload | None = None,
     ) -> None:
         self._names = {master: name for name, master in masters.items()}
-        self._peers = peers
+        self._peers, self._offload = peers, offload or Offload()
         split = [part for group in groups for part in _split(group, config, masters)]
         super().__init__([{**group, "params": [masters[name] for name in group["params"]]} for group in split], {})
 
@@ -43,13 +52,12 @@ class RuleOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             rule = self._rule(group)
             due = [master for master in group["params"] if master.grad is not None]
-            rule.step([self._shard(master, rule, group) for master in due], float(group["lr"]), scale)
+            shards = [self._shard(master, rule, group) for master in due]
+            for some in self._offload.tiles(shards, whole=not rule.elementwise):
+                rule.step(some, float(group["lr"]), scale)
 
     def _shard(self, master: nn.Parameter, rule: Rule, group: dict[str, Any]) -> Shard:
-        state = self.state[master]
-        if "step" not in state:
-            state["step"] = torch.zeros(())
-            state |= {key: torch.zeros_like(master) for key in rule.states}
+        state = self._state(master, rule)
         state["step"] += 1
         assert master.grad is not None
         return Shard(
@@ -60,6 +68,30 @@ class RuleOptimizer(torch.optim.Optimizer):
             decay=float(group["weight_decay"]),
             name=self._names[master],
         )
+
+    def _state(self, master: nn.Parameter, rule: Rule) -> dict[str, Any]:
+        """What is kept of a master, made when it is first asked for."""
+        state: dict[str, Any] = self.state[master]
+        if "step" not in state:
+            state["step"] = torch.zeros(())
+            state |= {key: self._zeros(f"{key}.{self._names[master]}", master) for key in rule.states}
+        return state
+
+    def _zeros(self, name: str, master: Tensor) -> Tensor:
+        return self._offload.zeros(name, master.shape) if self._offload.keeps_states else torch.zeros_like(master)
+
+    @torch.no_grad()
+    def fill(self, states: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
+        """Put states that were saved where states are; what has none begins anew."""
+        for group in self.param_groups:
+            rule = self._rule(group)
+            for master in group["params"]:
+                saved = states.get(master)
+                if saved is None and master not in self.state:
+                    continue
+                for key, place in self._state(master, rule).items():
+                    place.copy_(saved[key]) if saved is not None else place.zero_()
+        self._offload.settle()
 
     def _rule(self, group: dict[str, Any]) -> Rule:
         match group["rule"]:
