@@ -82,6 +82,8 @@ def run(engine: twofold.train.deepspeed.Engine, rank: int, world: int, first: in
             loss = engine(input_ids=mine, labels=mine)[0]
             summed += float(engine.backward(loss).detach())
             assert engine.is_gradient_accumulation_boundary() == (micro == GAS - 1)
+            with torch.no_grad():
+                engine(input_ids=mine, labels=mine)  # what this gathers must not be what the next step reads
             engine.step()
         told += [summed, engine.get_global_grad_norm()]
     return told
