@@ -268,6 +268,7 @@ def rest(rank: int, directory: Path) -> dict[str, Any]:
         "overflow": overflow(rank),
         "saved": save(rank, directory / "two", 3),
         "loaded": load(rank, directory / "two", 1),
+        "from one": load(rank, directory / "one", 3),
         "unsynced": unsynced(rank),
         "loader": loader(),
         "hybrid": train(rank, "net", settings(3) | {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}),
@@ -305,9 +306,13 @@ def loader() -> list[list[int]]:
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     directory = tmp_path_factory.mktemp("checkpoints")
+    engine, *_ = twofold.initialize(model=make("net"), config=ALONE)
+    run(engine, 0, 1, 0, 2)
+    engine.save_checkpoint(directory / "one")
     return directory, run_ranks(2, rest, directory)
 
 
+ALONE = settings(0) | {"train_micro_batch_size_per_gpu": 2 * MICRO}
 Others = tuple[Path, list[dict[str, Any]]]
 
 
@@ -345,12 +350,18 @@ def test_saved_at_two_ranks_gone_on_from_at_two_and_at_one(others: Others) -> No
         (path, state), told = rank["loaded"]
         assert Path(path).name == "global_step2" and state == {"epoch": 3, "seen": [1, 2]}
         assert told == pytest.approx(rank["saved"][4:], abs=1e-6)
-    engine, *_ = twofold.initialize(
-        model=make("net", seed=9), config=settings(0) | {"train_micro_batch_size_per_gpu": 2 * MICRO}
-    )
+    engine, *_ = twofold.initialize(model=make("net", seed=9), config=ALONE)
     engine.load_checkpoint(directory / "two")
     assert engine.global_steps == 2
     assert run(engine, 0, 1, 2, STEPS) == pytest.approx(undisturbed[4:], abs=1e-5)
+
+
+def test_saved_by_one_gone_on_from_by_two(others: Others) -> None:
+    undisturbed, _ = plain("net")
+    told = [rank["from one"][1] for rank in others[1]]
+    losses = [(told[0][at] + told[1][at]) / 2 for at in (0, 2)]
+    assert losses == pytest.approx(undisturbed[4::2], abs=1e-5)
+    assert told[0][1::2] == pytest.approx(undisturbed[5::2], rel=1e-5, abs=1e-5)
 
 
 def test_gradients_behind_no_sync_are_reduced_later(others: Others) -> None:

@@ -125,6 +125,7 @@ def test_an_unknown_key_is_told_with_the_nearest_name(config: dict[str, Any], hi
         ({"zero_optimization": {"stage": 4}}, "0, 1, 2 or 3"),
         ({"zero_optimization": {"stage": 2, "mics_shard_size": 2}}, "stage 3"),
         ({"zero_optimization": {"zero_quantized_weights": True}}, "go together"),
+        ({"zero_optimization": {"zero_quantized_weights": True, "zero_quantized_gradients": True}}, "stage 0 is none"),
         ({"gradient_allreduce_op": "max"}, "one of mean, sum"),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "both true"),
         ({"bf16": {"enabled": True}, "torch_autocast": {"enabled": True}}, "keep one"),

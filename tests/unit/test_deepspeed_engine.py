@@ -112,7 +112,7 @@ def test_an_optimizer_that_has_stepped_is_refused() -> None:
         start(model, optimizer=optimizer)
 
 
-def test_a_clients_schedule() -> None:
+def test_a_clients_schedule(capsys: pytest.CaptureFixture[str]) -> None:
     def schedule(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
 
@@ -121,6 +121,7 @@ def test_a_clients_schedule() -> None:
     advance(engine, 3)
     assert isinstance(found, torch.optim.lr_scheduler.LambdaLR)
     assert engine.get_lr() == pytest.approx([1e-2 / 4])
+    assert "not used is the ds_config's scheduler" in capsys.readouterr().out
 
 
 def test_arguments(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ meter.py       the share of the machine's matmul peak that a model reaches, and 
 schedule.py    the learning rate as a pure function of the step
 checkpoint.py  directories that are whole or not there: hashed, renamed into place, the damaged ones named
 pieces.py      what a rank holds of a tensor, written by any layout and read by any other
-state.py       what of a run goes into its checkpoints, and back
+places.py      where each tensor of a rank lies in the whole model
 journal.py     what happened, as JSON lines and as TensorBoard events
 tfevents.py    TensorBoard's file format, written by hand
 plot.py        a loss curve for the terminal and as SVG

@@ -27,7 +27,7 @@ from ...parallel import Mesh
 from ...parallel.messages import everyone, from_first
 from ..checkpoint import damage, seal
 from ..pieces import INDEX, Held, Piece, Stored, divide, file_of, index, pending, table
-from ..state import held
+from ..places import held
 from ..zero import local
 from .masters import Masters
 from .optimizer import RuleOptimizer
@@ -152,7 +152,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, masters: Masters, stored: S
             raise CheckpointError(f"{stored.directory.name} has '{key}' of '{owner}', which is not trained here")
         master, place = masters.params[owner], held(masters.weights[owner])
         value = stored.read(name, place if entry.shape == place.shape and entry.shape else None)
-        states.setdefault(master, {})[key] = value.to(master.device) if value.ndim else value
+        # a copy of its own: what is read may be a view of the file
+        states.setdefault(master, {})[key] = value.to(master.device if value.ndim else "cpu", copy=True)
     for name, values in told["rest"].items():
         states.setdefault(masters.params[name], {}).update(values)
     if isinstance(optimizer, RuleOptimizer):

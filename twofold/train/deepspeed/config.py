@@ -175,6 +175,10 @@ def _parallel(table: Values, world: int) -> ParallelConfig:
         raise ConfigError(
             "zero_quantized_weights and zero_quantized_gradients go together here, as int8 both ways: set both, or none"
         )
+    if weights and not stage:
+        raise ConfigError(
+            "zero_quantized_weights and _gradients narrow what ZeRO sends, and stage 0 is none: set a stage"
+        )
     node = max(table["zero_optimization.zero_hpz_partition_size"], table["zero_optimization.mics_shard_size"])
     if node > 1 and stage != 3:
         raise ConfigError(f"zero_hpz_partition_size and mics_shard_size are for stage 3, and the stage is {stage}")

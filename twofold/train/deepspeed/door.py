@@ -82,7 +82,11 @@ def initialize(
     engine = Engine(
         model, settings, mesh, zero, masters, ranks=ranks, device=device, optimizer=made, lr_scheduler=schedule
     )
-    for note in settings.notes:
+    handed = (("optimizer", optimizer, settings.optimizer), ("scheduler", lr_scheduler, settings.schedule))
+    unused = [
+        f"the ds_config's {what}: initialize was handed one" for what, one, other in handed if one is not None and other
+    ]
+    for note in (*settings.notes, *(f"not used is {text}" for text in unused)):
         engine.say(note)
     if training_data is not None:
         engine.training_dataloader = Loader(training_data, settings, mesh, collate_fn)

@@ -223,7 +223,7 @@ TABLE: tuple[Row, ...] = (
             "train_batch_size, micro-batches follow", enabled=False, max_train_batch_size=2000, micro_batch_sizes=list,
             min_gpus=1, max_gpus=10000, num_gpus_per_node=1, model_parallel_size=1, min_time=0,
             prefer_larger_batch=True, ignore_non_elastic_batch_info=False, version=0.2),
-    refused("sparse_attention", "a recipe's layers take layouts (docs/models.md); a module brings its own attention",
+    refused("sparse_attention", "a recipe's layers take layouts (docs/train.md); a module brings its own attention",
             mode=str, block=16, different_layout_per_head=False, num_local_blocks=4, num_global_blocks=1,
             attention="bidirectional", horizontal_global_attention=False, num_different_global_patterns=1,
             num_random_blocks=0, local_window_blocks=list, global_block_indices=list, global_block_end_indices=list,
