@@ -16,6 +16,7 @@ quantized.py which weights may be quantized, and the decoder with panels in thei
 calibration.py  a decoder as calibration sees it: blocks, weights, where scales can move
 shards.py    safetensors through a memory map
 weights.py   load, save, and weights by the checkpoint's names
+whole.py     a checkpoint's directory as parameters, one whole at a time
 """
 
 from .context import AttnContext

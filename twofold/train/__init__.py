@@ -6,9 +6,16 @@ init.py        the first weights: each tensor a function of the seed and its nam
 trainer.py     the loop: step, validate, sample, save; stopping and going on
 loss.py        cross-entropy in chunks of rows, forward and backward in one pass
 optimizer.py   AdamW over fp32 masters
+zero.py        parameters, gradients and states divided among ranks
+share.py       each rank's part of a batch
 recompute.py   keep a layer's input alone, and run it again for its gradient
 schedule.py    the learning rate as a pure function of the step
 checkpoint.py  directories that are whole or not there: hashed, renamed into place, the damaged ones named
+pieces.py      what a rank holds of a tensor, written by any layout and read by any other
+state.py       what of a run goes into its checkpoints, and back
+files.py       the model's own files, as Hugging Face lays them out
+courier.py     weights on their way from the ranks that hold them to those that write them
+saver.py       checkpoints written behind the run's back
 journal.py     what happened, as JSON lines and as TensorBoard events
 tfevents.py    TensorBoard's file format, written by hand
 plot.py        a loss curve for the terminal and as SVG

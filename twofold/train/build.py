@@ -1,42 +1,35 @@
 """From a recipe to what a run works with; the order of composition is fixed here and nowhere else.
 
-words (tokenizer, template) -> data -> spec -> decoder -> weights (fresh, from a directory, from a checkpoint)
--> recompute -> optimizer (launch.py)
+words (tokenizer, template) -> data -> spec -> decoder -> recompute -> ZeRO -> weights (fresh, from a directory, from a
+checkpoint) -> optimizer (launch.py). One process has its weights first, since nothing divides them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..core import ConfigError
 from ..data import ChatTemplate, PackedLoader, Tokenizer, prepare
 from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
-from .checkpoint import copy_files
+from ..models.whole import WholeParameters
+from ..parallel import Mesh
 from .config import Recipe
-from .init import init_weights
+from .files import ModelFiles
+from .init import FirstWeights, init_weights
+from .pieces import Held, Stored
 from .recompute import recompute_layers
+from .state import MASTER, Value, fill
 from .trainer import Data
+from .zero import Zero
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 
 
 @dataclass(frozen=True)
@@ -88,16 +81,20 @@ def build_data(recipe: Recipe, words: RecipeWords) -> tuple[Data, str]:
     return Data(train=train, valid=valid), fingerprint
 
 
-def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
-    """The decoder with its weights: those of `checkpoint` when a run goes on, else as the recipe begins.
+def build_model(recipe: Recipe, checkpoint: Path | None, mesh: Mesh) -> tuple[Decoder, Zero]:
+    """The decoder with its weights, divided over the mesh: those of `checkpoint` when a run goes on, else as it begins.
+
+    A rank among others never holds more than its part and one whole tensor. Its part is fp32 whatever the model's
+    dtype, which is what weights are gathered in.
 
     Raises:
         CheckpointError: the directory cannot be read, or the config describes no model of ours.
         ConfigError: sequences longer than the model's context.
     """
-    config, dtype = recipe.model, DTYPES[recipe.model.dtype]
-    source = checkpoint or config.from_
-    if source is not None:
+    dtype, source = DTYPES[recipe.model.dtype], checkpoint or recipe.model.from_
+    if not mesh.alone:
+        decoder = Decoder(weights.spec_from(hf_config(recipe)), device="meta")
+    elif source is not None:
         decoder = weights.load(source, dtype=dtype)
     else:
         decoder = Decoder(weights.spec_from(hf_config(recipe)), dtype=dtype)
@@ -107,9 +104,29 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
             f"data.seq_len is {recipe.data.seq_len}, the model's context {decoder.max_len}: shorten the one or "
             "raise max_position_embeddings"
         )
-    if config.recompute == "full":
+    if recipe.model.recompute == "full":
         recompute_layers(decoder)
-    return decoder
+    zero = Zero(decoder, mesh, None if dtype == torch.float32 else dtype)
+    if not mesh.alone:
+        fill(decoder, mesh.device, _values(recipe, source, checkpoint is not None))
+    return decoder, zero
+
+
+def _values(recipe: Recipe, source: Path | None, resumed: bool) -> Value:
+    """Where a rank's part of each parameter comes from: fp32 masters, where there are, before narrow weights."""
+    stored = Stored(source) if source and resumed else None
+    first: WholeParameters | FirstWeights
+    if source:
+        first = WholeParameters(source)
+    else:
+        first = FirstWeights(Decoder(weights.spec_from(hf_config(recipe)), device="meta"), recipe.run.seed)
+
+    def value(name: str, place: Held) -> Tensor:
+        if stored and MASTER + name in stored.entries:
+            return stored.read(MASTER + name, place)
+        return place.take(first[name])
+
+    return value
 
 
 def check_vocabulary(decoder: Decoder, words: RecipeWords) -> None:
@@ -127,22 +144,6 @@ def hf_config(recipe: Recipe) -> dict[str, Any]:
     return weights.read_config(recipe.model.from_)
 
 
-def writer(decoder: Decoder, recipe: Recipe) -> Callable[[Path], None]:
-    """A function that fills a directory with the model as Hugging Face lays it out, tokenizer included."""
-    config = hf_config(recipe)
-
-    def write(directory: Path) -> None:
-        weights.save(decoder, directory, config=config)
-        copy_files(recipe.model.tokenizer_dir, directory, TOKENIZER_FILES)
-
-    return write
-
-
-def exporter(decoder: Decoder, recipe: Recipe) -> Callable[[Path], None]:
-    """`writer` for the finished model, its weights in the recipe's `export_dtype`."""
-    dtype = DTYPES[recipe.run.export_dtype]
-    if decoder.dtype == dtype:
-        return writer(decoder, recipe)
-    copy = Decoder(decoder.spec, dtype=dtype, max_len=decoder.max_len)
-    copy.load_state_dict(decoder.state_dict())
-    return writer(copy, recipe)
+def model_files(recipe: Recipe) -> ModelFiles:
+    """The run's model as Hugging Face lays it out, tokenizer included."""
+    return ModelFiles(hf_config(recipe), recipe.model.tokenizer_dir)

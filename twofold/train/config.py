@@ -5,6 +5,7 @@ Recipe
 ├── data        what it reads, and how much of it a step and a micro-batch hold
 ├── optimizer   AdamW and the clip
 ├── schedule    how many steps, the warm-up, the cosine's floor
+├── parallel    how many processes divide the work (parallel/config.py)
 ├── run         where results go, how often to validate and save, threads and seed
 └── sample      prompts that the serving engine answers while the model trains
 """
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 from ..core import ConfigError, flatten
 from ..data.bpe import VocabularyConfig
+from ..parallel.config import ParallelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +130,15 @@ class RunConfig:
     eval_batches: int = 4
     save_every: int = 100
     keep_last: int = 2
+    keep_every: int | None = None
+    """Checkpoints of every so many steps stay for good, besides the newest `keep_last`."""
+    save_behind: bool = True
+    """Write checkpoints while the run goes on, from a copy; False spares the copy's memory and waits."""
     export_dtype: Literal["fp32", "bf16"] = "fp32"
     """How the finished model's weights are written to `output`/model."""
 
     def __post_init__(self) -> None:
-        _positive(self, "threads", "log_every", "eval_every", "eval_batches", "save_every", "keep_last")
+        _positive(self, "threads", "log_every", "eval_every", "eval_batches", "save_every", "keep_last", "keep_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +169,7 @@ class Recipe:
     """A vocabulary to train first, into `model.tokenizer`, when there is none yet."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def identity(self) -> dict[str, Any]:
         """The keys that decide the weights' bits, dotted; a run resumes only when all of them are unchanged."""
@@ -170,7 +177,7 @@ class Recipe:
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in flatten(self).items()
-            if key not in free and not key.startswith("sample.")
+            if key not in free and not key.startswith(("sample.", "parallel."))
         }
 
 

@@ -133,16 +133,17 @@ class Optimizer:
             if master is not self.weights[name]:
                 master.copy_(_take(left, f"master.{name}", master.shape))
             if f"step.{name}" in left:
-                shapes = {"step": torch.Size([]), "exp_avg": master.shape, "exp_avg_sq": master.shape}
+                shape = local(master).shape
+                shapes = {"step": torch.Size([]), "exp_avg": shape, "exp_avg_sq": shape}
                 self.moments[name] = {k: _take(left, f"{k}.{name}", shapes[k]).clone() for k in MOMENTS}
         if left:
-            raise CheckpointError(f"optimizer.safetensors has a tensor this model does not: {sorted(left)[0]}")
+            raise CheckpointError(f"the optimizer's state has a tensor this model does not: {sorted(left)[0]}")
 
 
 def _take(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
     if name not in tensors:
-        raise CheckpointError(f"optimizer.safetensors lacks '{name}'")
+        raise CheckpointError(f"the optimizer's state lacks '{name}'")
     found = tensors.pop(name)
     if found.shape != shape:
-        raise CheckpointError(f"optimizer.safetensors: '{name}' is {list(found.shape)}, the model's is {list(shape)}")
+        raise CheckpointError(f"the optimizer's state: '{name}' is {list(found.shape)}, the model's is {list(shape)}")
     return found

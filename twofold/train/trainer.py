@@ -15,11 +15,9 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from ..core import TwofoldError
 from ..data import Batch
@@ -28,13 +26,15 @@ from ..models.packed import PackedContext
 from ..parallel import Mesh
 from . import loss as losses
 from . import plot
-from .checkpoint import Checkpoints, Position
+from .checkpoint import Position
 from .config import Recipe, SampleConfig
 from .journal import Journal
 from .optimizer import Optimizer
 from .progress import Display
+from .saver import Saver, Snapshot
 from .schedule import lr_at
 from .share import share
+from .state import state_pieces, weight_pieces
 from .stop import Stop
 from .zero import Zero
 
@@ -91,10 +91,9 @@ class Trainer:
         data: Data,
         recipe: Recipe,
         *,
-        checkpoints: Checkpoints,
+        saver: Saver,
         journal: Journal,
         display: Display,
-        write_model: Callable[[Path], None],
         words: Words,
         sampler: Sampler | None = None,
         position: Position | None = None,
@@ -104,8 +103,8 @@ class Trainer:
         self.decoder, self.optimizer, self.data, self.recipe = decoder, optimizer, data, recipe
         self.mesh = mesh or Mesh()
         self.zero = zero or Zero(decoder, self.mesh)
-        self.checkpoints, self.journal, self.display = checkpoints, journal, display
-        self.write_model, self.words, self.sampler = write_model, words, sampler
+        self.saver, self.journal, self.display = saver, journal, display
+        self.words, self.sampler = words, sampler
         self.position = position or Position()
         self._saved_at = self.position.step if position else -1
 
@@ -164,13 +163,17 @@ class Trainer:
             clock = _Clock()
             while self.position.step < steps:
                 self._advance(clock)
-                asked = self.mesh.sum("world", float(stop.asked is not None))[0]
+                asked, failed = self.mesh.sum("world", float(stop.asked is not None), float(self.saver.failed))
+                if failed:
+                    self.saver.wait()
                 if asked and self.position.step < steps:
                     self.save()
+                    self.saver.wait()
                     why = stop.asked or "another rank was told to stop"
                     self.display.say(f"{why}: saved at step {self.position.step}; the same command goes on from here")
                     return STOPPED
             self.save()
+            self.saver.wait()
         return 0
 
     def _advance(self, clock: _Clock) -> None:
@@ -185,6 +188,7 @@ class Trainer:
             tokens=at.tokens + len(batch.ids_T),
             skipped=at.skipped + (done.skipped is not None),
             skips_in_row=at.skips_in_row + 1 if done.skipped else 0,
+            loss=at.loss if done.skipped else done.loss,
         )
         step, last = self.position.step, self.position.step == self.recipe.schedule.steps
         self._report(done, clock, step % run.log_every == 0 or last)
@@ -229,24 +233,29 @@ class Trainer:
             return
         config = self.recipe.sample
         prompts = [self.words.prompt(text) for text in config.prompts]
-        with torch.no_grad():
-            answers = self.sampler(self.decoder, prompts, config, self.words.eos_ids)
+        with torch.no_grad(), self.zero.whole() as decoder:
+            answers = self.sampler(decoder, prompts, config, self.words.eos_ids) if self.mesh.main else []
+        if not self.mesh.main:
+            return
         for prompt, ids in zip(config.prompts, answers, strict=True):
             text = self.words.text(ids)
             self.journal.add(self.position.step, prompt=prompt, text=text)
             self.display.say(f"  {prompt!r} -> {text!r}")
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless it is there."""
+        """Write a checkpoint of this step, unless it is there; what the run waits for is the saver's to say."""
         if self._saved_at == self.position.step:
             return
         self.journal.sync()
-        state: Tensor = torch.get_rng_state()
-        position = replace(self.position, rng=bytes(state.tolist()).hex())
-        self.checkpoints.save(position, self.optimizer.state(), self.write_model)
+        self.zero.settle()
+        dtype = self.zero.dtype
+        states = state_pieces(self.decoder, self.optimizer, self.mesh, dtype)
+        self.saver.save(Snapshot(position=self.position, weights=weight_pieces(self.decoder, dtype), states=states))
         self._saved_at = self.position.step
 
     def _draw(self) -> None:
+        if not self.mesh.main:
+            return
         curves = {"training": self.journal.curve("loss"), "validation": self.journal.curve("valid_loss")}
         picture = plot.svg(curves, title=f"{self.recipe.run.output.name}: loss")
         (self.recipe.run.output / "loss.svg").write_text(picture, encoding="utf-8")
