@@ -20,6 +20,7 @@ from twofold.kernels.attention import Attend
 from twofold.models import weights
 from twofold.models.decoder import Decoder
 from twofold.models.packed import PackedContext
+from twofold.parallel import Mesh
 from twofold.train import loss as losses
 from twofold.train.checkpoint import Checkpoints
 from twofold.train.config import (
@@ -36,6 +37,7 @@ from twofold.train.journal import Journal
 from twofold.train.optimizer import Optimizer
 from twofold.train.progress import Display
 from twofold.train.recompute import recompute_layers
+from twofold.train.saver import Saver
 from twofold.train.schedule import lr_at
 from twofold.train.share import cut
 from twofold.train.trainer import Data, Trainer
@@ -51,6 +53,16 @@ class Words:
 
     def text(self, ids: list[int]) -> str:
         return " ".join(map(str, ids))
+
+
+class NoFiles:
+    """A model that is not written."""
+
+    def plan(self, dtype, whole, writers):
+        return {}
+
+    def finish(self, directory: Path, dtype, files) -> None:
+        pass
 
 
 class Numbers:
@@ -84,10 +96,9 @@ def make_trainer(
         Optimizer(decoder, optimizer),
         Data(train=data, valid=[]),
         recipe,
-        checkpoints=Checkpoints(folder / "checkpoints", 1),
+        saver=Saver(Checkpoints(folder / "checkpoints", 1), NoFiles(), Mesh()),
         journal=Journal(folder),
         display=Display(steps),
-        write_model=lambda directory: None,
         words=Words(),
         **more,
     )
