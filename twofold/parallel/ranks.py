@@ -24,6 +24,8 @@ from ..core import ConfigError, WorkerError
 
 PORT = 29500
 LOOPBACK = "127.0.0.1"
+LINGER = 1.5
+"""Seconds that a failing rank keeps the store it holds, for the others to ask who failed first."""
 _OPEN = "OMPI_COMM_WORLD"
 MPI = {
     "Open MPI": (f"{_OPEN}_RANK", f"{_OPEN}_SIZE", f"{_OPEN}_LOCAL_RANK", f"{_OPEN}_LOCAL_SIZE"),
@@ -204,5 +206,9 @@ def joined(ranks: Ranks, device: str = "cpu", timeout: float = 600.0) -> Iterato
     )
     try:
         yield Meeting(store)
-    finally:
+    except BaseException:
         dist.destroy_process_group()
+        if ranks.main and not ranks.agent:
+            time.sleep(LINGER)
+        raise
+    dist.destroy_process_group()
