@@ -178,7 +178,7 @@ def test_what_one_rank_meets_is_told_with_its_number(recipe: Path, tmp_path: Pat
     finish(recipe, 2, run)
 
 
-def test_a_damaged_checkpoint_is_named_once_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     recipe: Path, pair: Path, tmp_path: Path
 ) -> None:
     run = begin(recipe, 2, tmp_path / "run")
