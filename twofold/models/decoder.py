@@ -25,6 +25,7 @@ from ..kernels.moe import experts, open_gate, route
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.quantized import quantized_experts
 from ..kernels.rope import rotate
+from ..platforms.pages import zeros
 from ..quant.linear import QuantLinear
 from .context import AttnContext
 from .rope import Angles
@@ -67,6 +68,12 @@ class Weight(nn.Module):
     def floats(self) -> Tensor:
         """The weight as one can multiply by it."""
         return self.weight
+
+    def logprobs(
+        self, hidden_RD: Tensor, ids_R: Tensor, multiplier: float, softcap: float | None, keep: bool = False
+    ) -> Tensor:
+        """log p [R] of one id for each row, this being the head."""
+        return token_logprobs(hidden_RD, self.weight, self.bias, ids_R, multiplier, softcap, keep)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -219,7 +226,7 @@ class Layer(nn.Module):
             q_THd = rotate(q_THd, cos_TR, sin_TR, mixer.position.interleaved)
             k_TKd = rotate(k_TKd, cos_TR, sin_TR, mixer.position.interleaved)
         mixed_THd = ctx.attend(self.index, q_THd, k_TKd, v_TKd, self.attend)
-        out: Tensor = self.out(mixed_THd.reshape(x_TD.shape[0], mixer.q_width))
+        out: Tensor = self.out(mixed_THd.flatten(1))
         return out
 
     def ffn(self, x_TD: Tensor) -> Tensor:
@@ -254,9 +261,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.max_len = max_len or spec.max_len
-        with torch.device(device):
+        with torch.device("meta"):
             self._build(spec)
-        self.to(dtype)
+        give_memory(self, device, dtype)
         self.angles = {rope: Angles(rope, self.max_len) for rope in _ropes(spec)}
 
     def _build(self, spec: ModelSpec) -> None:
@@ -332,7 +339,20 @@ class Decoder(nn.Module):
             return logprobs_of(self.logits(hidden_RD), ids_R)
         if self.spec.embedding.project:
             hidden_RD = self.head_project(hidden_RD)
-        return token_logprobs(hidden_RD, table.weight, table.bias, ids_R, head.multiplier, head.softcap, keep)
+        return table.logprobs(hidden_RD, ids_R, head.multiplier, head.softcap, keep)
+
+
+def give_memory(module: nn.Module, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
+    """Zeros for every parameter and buffer of a module that has none of its own yet; parameters become `dtype`.
+
+    What `to_empty` and `to` would do, without the copies on the meta device for which torch imports all of sympy.
+    """
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            fresh = zeros(tuple(parameter.shape), dtype or parameter.dtype, device)
+            part._parameters[name] = nn.Parameter(fresh, parameter.requires_grad)
+        for name, buffer in part.named_buffers(recurse=False):
+            part._buffers[name] = zeros(tuple(buffer.shape), buffer.dtype, device)
 
 
 def alibi_slopes(heads: int, scale: float = 1.0) -> tuple[float, ...]:
