@@ -217,8 +217,7 @@ def kernels(flags: Flags) -> Run:
 
 
 COMMANDS: dict[str, Command] = {
-    f.__name__: f
-    for f in (serve, chat, generate, quantize, train, checkpoint, launch, bench, plan, doctor, kernels)
+    f.__name__: f for f in (serve, chat, generate, quantize, train, checkpoint, launch, bench, plan, doctor, kernels)
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from tiny_recipe import write_recipe
 from transformers import AutoModelForCausalLM
 
+from twofold import cli
 from twofold.models import weights
 from twofold.models.packed import PackedContext
 from twofold.train import launch
@@ -178,9 +180,7 @@ def test_what_one_rank_meets_is_told_with_its_number(recipe: Path, tmp_path: Pat
     finish(recipe, 2, run)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    recipe: Path, pair: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(recipe: Path, pair: Path, tmp_path: Path) -> None:
     run = begin(recipe, 2, tmp_path / "run")
     run.until(12)
     run.kill(how=signal.SIGTERM)
@@ -194,3 +194,45 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert f"{steps[-1].name} is damaged ({file.name}: SHA-256 does not match)" in run.said()
     assert f"going on from {steps[-2].name}" in run.said() and run.said(1) == ""
     same(pair, run.output)
+
+
+def test_checkpoints_are_verified_listed_and_exported(pair: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pair / "checkpoints", run / "checkpoints")
+    assert cli.main(["checkpoint", "verify", str(run)]) == 0
+    assert "state-00002-of-00002.safetensors" in capsys.readouterr().out
+    assert cli.main(["checkpoint", "list", str(run)]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    step, _, unit, ranks, *_, loss = last.split()
+    assert (step, unit, ranks) == (str(STEPS), "KiB", "2") and float(loss) == pytest.approx(
+        read_losses(pair)[-1], abs=1e-4
+    )
+    for dtype in ("fp32", "bf16"):
+        output = tmp_path / dtype
+        assert cli.main(["checkpoint", "export", str(run), "--output", str(output), "--dtype", dtype]) == 0
+        found, truth = load_file(output / "model.safetensors"), load_file(pair / "model" / "model.safetensors")
+        assert found.keys() == truth.keys() and not (output / "state.index.json").exists()
+        assert all(torch.equal(found[name], tensor.to(found[name].dtype)) for name, tensor in truth.items())
+        AutoModelForCausalLM.from_pretrained(output)
+    damaged = run / LAST / "state-00001-of-00002.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    capsys.readouterr()
+    assert cli.main(["checkpoint", "verify", str(run)]) == 2
+    told = capsys.readouterr()
+    assert f"step-{STEPS:08d}/{damaged.name}: " in told.err and "were written" in told.err
+    assert cli.main(["checkpoint", "export", str(run), "--output", str(tmp_path / "before")]) == 0
+    assert "step-00000020" in capsys.readouterr().out, "of the newest that is whole"
+    assert cli.main(["checkpoint", "export", str(run)]) == 2
+    assert cli.main(["checkpoint", "list", str(tmp_path / "bf16")]) == 2
+    assert "holds no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("axes", [{"tp": 2, "zero": 1}, {"pp": 2, "zero": 3}], ids=str)
+def test_a_mesh_of_several_axes_is_trained_sampled_and_resumed(recipe: Path, alone: Path, tmp_path: Path, axes) -> None:
+    changes = {f"parallel__{axis}": size for axis, size in axes.items()}
+    run = begin(recipe, 4, tmp_path / "run", **changes, sample__prompts=["The fox"])
+    run.until(14)
+    run.kill(2)
+    assert 0 not in run.end()
+    finish(recipe, 2, run.output)
+    close(alone, run.output)

@@ -38,7 +38,7 @@ from twofold.kernels.loss import logprobs_of, token_logprobs
 from twofold.kernels.moe import experts, open_gate, route
 from twofold.kernels.norm import layer_norm, rms_norm
 from twofold.kernels.op import Op, all_ops
-from twofold.kernels.optimizer import Shard, adamw, gradient_norm
+from twofold.kernels.optimizer import Shard, adagrad, adam, adamw, gradient_norm, lion, sgd
 from twofold.kernels.paged import Panels, Spans, keep, paged_attention
 from twofold.kernels.quantized import Logical, Packed, pack, quantized_experts, quantized_linear, quantized_rows
 from twofold.kernels.rope import rotate
@@ -295,13 +295,26 @@ def likelihoods(draw: Draw) -> Iterable[Any]:
     yield logprobs_of(draw.floats(R, V, wild=True), ids)
 
 
-@case(adamw, gradient_norm)
+@case(adamw, adam, sgd, lion, adagrad, gradient_norm)
 def updates(draw: Draw) -> Iterable[Any]:
+    rule, states, settings = draw.choice(
+        (
+            (adamw, 2, {"betas": (0.9, 0.95), "eps": 1e-8}),
+            (adam, 2, {"betas": (0.9, 0.95), "eps": 1e-8}),
+            (sgd, 0, {}),
+            (sgd, 1, {"momentum": 0.9, "nesterov": draw.choice((True, False))}),
+            (lion, 1, {"betas": (0.9, 0.99)}),
+            (adagrad, 1, {"eps": 1e-10}),
+        )
+    )
     sizes = [draw.choice((0, 1, 17, 16_384, 40_000)) for _ in range(draw.randrange(5))]
-    made = [[draw.floats(size).contiguous() for _ in range(4)] for size in sizes]
-    shards = [Shard(w, g, m, v.square(), draw.randrange(1, 99), draw.choice((0.0, 0.1))) for w, g, m, v in made]
-    adamw(shards, rate=0.01, betas=(0.9, 0.95), eps=1e-8, scale=draw.choice((1.0, 0.3)))
-    yield from (part for shard in shards for part in (shard.weight, shard.mean, shard.square))
+    made = [[draw.floats(size).contiguous() for _ in range(2 + states)] for size in sizes]
+    shards = [
+        Shard(w, g, tuple(state.square() for state in kept), draw.randrange(1, 99), draw.choice((0.0, 0.1)))
+        for w, g, *kept in made
+    ]
+    rule(shards, rate=0.01, scale=draw.choice((1.0, 0.3)), **settings)
+    yield from (part for shard in shards for part in (shard.weight, *shard.states))
     yield gradient_norm([shard.grad for shard in shards])
 
 

@@ -25,7 +25,7 @@ paged.py       attention over keys and values kept in blocks
 moe.py         routing and experts
 backward.py    gradients of norms and activations by their own kernels
 loss.py        log-probabilities of given tokens, without the logits of the whole vocabulary
-optimizer.py   AdamW over all tensors in one pass, and the norm of all gradients
+optimizer.py   AdamW, Adam, SGD, Lion and Adagrad over all tensors in one pass, and the norm of all gradients
 sample.py      from logits to tokens, and log-probabilities of given ones
 sample_native.py  the sampler's stage: choices as plain structs
 lora.py        adapters: each token its own low-rank addition

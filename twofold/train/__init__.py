@@ -9,13 +9,16 @@ axes.py        what tensor, sequence and pipeline parallel change about a step
 pipeline.py    stages of layers on the schedules of torch
 share.py       how a step's batch is divided among ranks, in micro-batches
 zero.py        parameters, gradients and states divided among ranks, on FSDP2
-optimizer.py   AdamW over fp32 masters
-zero.py        parameters, gradients and states divided among ranks
-share.py       each rank's part of a batch
+optimizer.py   fp32 masters and what a rule keeps of them: collect, clip, step, zero
+rules.py       AdamW, Adam, SGD, Lion, LAMB, Adagrad, Muon
+peers.py       the ranks that hold the other slices of a tensor, for rules that must see it whole
+scaler.py      loss scaling for fp16, by DeepSpeed's rule
+fault.py       which module a number stopped being finite in
 recompute.py   keep a layer's input alone, and run it again for its gradient
 schedule.py    the learning rate as a pure function of the step
 checkpoint.py  directories that are whole or not there: hashed, renamed into place, the damaged ones named
 pieces.py      what a rank holds of a tensor, written by any layout and read by any other
+places.py      where each tensor of a rank lies in the whole model
 state.py       what of a run goes into its checkpoints, and back
 files.py       the model's own files, as Hugging Face lays them out
 courier.py     weights on their way from the ranks that hold them to those that write them

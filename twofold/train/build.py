@@ -1,7 +1,8 @@
 """From a recipe to what a run works with; the order of composition is fixed here and nowhere else.
 
-words (tokenizer, template) -> data -> spec -> decoder -> recompute -> ZeRO -> weights (fresh, from a directory, from a
-checkpoint) -> optimizer (launch.py). One process has its weights first, since nothing divides them.
+words (tokenizer, template) -> data -> spec -> decoder (of a tensor parallel rank, of a stage) -> recompute -> ZeRO ->
+weights (fresh, from a directory, from a checkpoint) -> optimizer (launch.py). One process has its weights first, since
+nothing divides them.
 """
 
 from __future__ import annotations
@@ -18,18 +19,23 @@ from ..data import ChatTemplate, PackedLoader, Tokenizer, prepare
 from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
+from ..models.layout import matrices
+from ..models.spec import ModelSpec
 from ..models.whole import WholeParameters
-from ..parallel import Mesh
+from .axes import Axes
 from .config import Recipe
 from .files import ModelFiles
 from .init import FirstWeights, init_weights
+from .optimizer import Norm, Optimizer
 from .pieces import Held, Stored
+from .places import Places
 from .recompute import recompute_layers
+from .scaler import LossScaler
 from .state import MASTER, Value, fill
 from .trainer import Data
 from .zero import Zero
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -81,19 +87,21 @@ def build_data(recipe: Recipe, words: RecipeWords) -> tuple[Data, str]:
     return Data(train=train, valid=valid), fingerprint
 
 
-def build_model(recipe: Recipe, checkpoint: Path | None, mesh: Mesh) -> tuple[Decoder, Zero]:
+def build_model(recipe: Recipe, checkpoint: Path | None, axes: Axes) -> tuple[Decoder, Zero, Places]:
     """The decoder with its weights, divided over the mesh: those of `checkpoint` when a run goes on, else as it begins.
 
-    A rank among others never holds more than its part and one whole tensor. Its part is fp32 whatever the model's
-    dtype, which is what weights are gathered in.
+    A rank among others never holds more than its part and one whole tensor. What ZeRO divides is fp32 whatever the
+    model's dtype, which is what it is gathered in.
 
     Raises:
         CheckpointError: the directory cannot be read, or the config describes no model of ours.
-        ConfigError: sequences longer than the model's context.
+        ConfigError: sequences longer than the model's context, or a model that cannot be divided so.
     """
-    dtype, source = DTYPES[recipe.model.dtype], checkpoint or recipe.model.from_
+    dtype, source, mesh = DTYPES[recipe.model.dtype], checkpoint or recipe.model.from_, axes.mesh
+    divided = mesh.size("data") * mesh.size("sp") > 1
     if not mesh.alone:
-        decoder = Decoder(weights.spec_from(hf_config(recipe)), device="meta")
+        held = torch.float32 if divided else dtype
+        decoder = axes.divide(weights.spec_from(hf_config(recipe)), device="meta", dtype=held)
     elif source is not None:
         decoder = weights.load(source, dtype=dtype)
     else:
@@ -106,10 +114,12 @@ def build_model(recipe: Recipe, checkpoint: Path | None, mesh: Mesh) -> tuple[De
         )
     if recipe.model.recompute == "full":
         recompute_layers(decoder)
-    zero = Zero(decoder, mesh, None if dtype == torch.float32 else dtype)
+    stages = axes.pipeline.stages if axes.pipeline else ()
+    zero = Zero(decoder, mesh, dtype if divided and dtype != torch.float32 else None, stages, recipe.parallel)
+    places = Places(decoder, axes)
     if not mesh.alone:
-        fill(decoder, mesh.device, _values(recipe, source, checkpoint is not None))
-    return decoder, zero
+        fill(decoder, stages or [decoder], mesh.device, _values(recipe, source, checkpoint is not None), places)
+    return decoder, zero, places
 
 
 def _values(recipe: Recipe, source: Path | None, resumed: bool) -> Value:
@@ -129,9 +139,19 @@ def _values(recipe: Recipe, source: Path | None, resumed: bool) -> Value:
     return value
 
 
-def check_vocabulary(decoder: Decoder, words: RecipeWords) -> None:
+def build_optimizer(decoder: Decoder, recipe: Recipe, norm: Norm | None = None) -> Optimizer:
+    """The recipe's rule over the decoder's weights; `norm` is asked where ranks hold the model between them."""
+    return Optimizer(decoder.named_parameters(), recipe.optimizer, matrices=matrices(decoder), norm=norm)
+
+
+def build_scaler(recipe: Recipe) -> LossScaler:
+    """The loss scale of an fp16 run; of the others it is 1."""
+    return LossScaler(recipe.fp16 if recipe.model.dtype == "fp16" else None)
+
+
+def check_vocabulary(spec: ModelSpec, words: RecipeWords) -> None:
     """Raises ConfigError when the tokenizer has ids that the model's embedding has not."""
-    have, need = decoder.spec.vocab, words.tokenizer.vocab_size
+    have, need = spec.vocab, words.tokenizer.vocab_size
     if need > have:
         raise ConfigError(f"the tokenizer has {need} ids, the model {have}: raise vocab_size to at least {need}")
 

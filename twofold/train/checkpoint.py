@@ -45,6 +45,7 @@ class Position:
     loss: float | None = None
     rng: str = ""
     """The random state, where a checkpoint has no state of it: those that one process alone wrote."""
+    scaler: dict[str, Any] = field(default_factory=dict)
     data: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
 

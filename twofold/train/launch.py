@@ -7,6 +7,7 @@ others wait for it and read.
 from __future__ import annotations
 
 import fcntl
+import math
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -24,10 +25,10 @@ from ..parallel.layout import lay_out
 from ..parallel.messages import everyone, from_first
 from ..parallel.ranks import Meeting
 from . import build, plot
+from .axes import Axes
 from .checkpoint import Checkpoints, Position, read_position
 from .config import Recipe
 from .journal import Journal, Unwritten
-from .optimizer import Optimizer
 from .pieces import Stored
 from .progress import Display
 from .saver import Saver
@@ -112,7 +113,9 @@ class _Run:
             status = trainer.fit()
             if status == 0:
                 dtype, export = trainer.zero.dtype, build.DTYPES[recipe.run.export_dtype]
-                trainer.saver.export(output / "model", weight_pieces(trainer.decoder, dtype, export), export)
+                trainer.saver.export(
+                    output / "model", weight_pieces(trainer.decoder, trainer.places, dtype, export), export
+                )
             if self.mesh.main:
                 say(plot.terminal(trainer.journal.curve("loss")))
             if status == 0:
@@ -135,14 +138,16 @@ class _Run:
                 f"the training data is not what {recipe.run.output} was trained on: bring the old files back, "
                 "give another run.output, or start over with --fresh"
             )
-        decoder, zero = build.build_model(recipe, found, mesh)
-        build.check_vocabulary(decoder, words)
-        total = None if mesh.alone else lambda squares: mesh.sum("norm", squares)[0]
-        optimizer = Optimizer(decoder, recipe.optimizer, total)
+        axes = Axes(mesh, recipe.parallel)
+        decoder, zero, places = build.build_model(recipe, found, axes)
+        build.check_vocabulary(places.spec, words)
+        optimizer = build.build_optimizer(decoder, recipe, None if mesh.alone else axes.norm)
+        scaler = build.build_scaler(recipe)
         if found and position:
-            restore(Stored(found), position, decoder, optimizer, mesh)
+            restore(Stored(found), position, decoder, places, optimizer, mesh)
+            scaler.load(position.scaler)
             display.say(f"going on from {found.name}")
-        parameters = sum(p.numel() for p in decoder.parameters())
+        parameters = sum(map(math.prod, places.whole.values()))
         many = "" if mesh.alone else f", {mesh.size('world')} ranks ({mesh.layout})"
         display.say(f"{recipe.run.output}: {parameters / 1e6:.2f}M parameters, {recipe.schedule.steps} steps{many}")
         step = position.step if position else 0
@@ -158,16 +163,17 @@ class _Run:
             words=words,
             sampler=sampler,
             position=position or Position(data=fingerprint, recipe=recipe.identity()),
-            mesh=mesh,
+            scaler=scaler,
+            axes=axes,
             zero=zero,
+            places=places,
         )
 
 
 def _same_recipe(recipe: Recipe, position: Position, output: Path) -> None:
-    new, old = recipe.identity(), position.recipe
-    changed = [key for key in sorted(new.keys() | old.keys()) if new.get(key) != old.get(key)]
+    changed = recipe.changes(position.recipe)
     if changed:
-        lines = "; ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in changed)
+        lines = "; ".join(f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items())
         raise ConfigError(
             f"{output} holds a run of another recipe: {lines}. Undo the change, give another run.output, "
             "or start over with --fresh"

@@ -55,7 +55,7 @@ class Pipeline:
     def __init__(self, spec: ModelSpec, mesh: Mesh, config: ParallelConfig) -> None:
         group = mesh.group("pp")
         assert group is not None, "a pipeline of one rank is none"
-        self.mesh, self.config, self.group = mesh, config, group
+        self.mesh, self.config, self.group, self.vocab = mesh, config, group, spec.vocab
         self.ranks, self.rank, self.tied = group.size(), group.rank(), spec.head.tied
         if config.pp_schedule in SINGLE and config.pp_stages > 1:
             raise ConfigError(
@@ -76,7 +76,7 @@ class Pipeline:
         self.stages: list[Stage] = []
         self._ends = self._both_ends()
         self._schedules: dict[tuple[int, int], Any] = {}
-        self._learning: tuple[Decoder, int, int, losses.Loss]
+        self._learning: tuple[Decoder, float, int, losses.Loss]
 
     def _both_ends(self) -> dist.ProcessGroup | None:
         """The group of the first and the last rank of this pipeline, for a tied table. All ranks make all of them."""
@@ -125,12 +125,12 @@ class Pipeline:
         """How many micro-batches a step of at least `parts` has: as many for each rank, so that none waits for long."""
         return -(-parts // self.ranks) * self.ranks
 
-    def run(self, parts: Sequence[Placed], total: int, decoder: Decoder, loss: losses.Loss) -> float:
+    def run(self, parts: Sequence[Placed], total: float, decoder: Decoder, loss: losses.Loss) -> float:
         """Forward and backward over all micro-batches, of equal length; the summed loss, on the last stage's rank."""
         ids, targets = torch.stack([part[0] for part in parts]), torch.stack([part[1] for part in parts])
         for stage in self.stages:
             stage.contexts = [part[2] for part in parts]
-        self._learning = decoder, total, decoder.spec.vocab, loss
+        self._learning = decoder, total, self.vocab, loss
         schedule = self._schedule(len(parts), ids.shape[1], decoder)
         found: list[Tensor] = []
         first, last = (any(getattr(stage, end) for stage in self.stages) for end in ("first", "last"))
@@ -186,7 +186,7 @@ class Pipeline:
                 held[number] = hidden_1LD
             out = stage(held.pop(number), torch.tensor([0]))
             if stage.last:
-                return losses.evaluate(decoder, out[0], targets, decoder.spec.vocab)
+                return losses.evaluate(decoder, out[0], targets, self.vocab)
             if owner == (number + 1) % self.ranks:
                 held[number + 1] = out
             else:
@@ -228,7 +228,7 @@ class _Learned(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_1LD: Tensor, targets_1L: Tensor, decoder: Decoder, total: int, vocab: int, loss: losses.Loss
+        ctx: Any, hidden_1LD: Tensor, targets_1L: Tensor, decoder: Decoder, total: float, vocab: int, loss: losses.Loss
     ) -> Tensor:
         leaf_LD = hidden_1LD[0].detach().requires_grad_()
         with torch.enable_grad():

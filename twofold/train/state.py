@@ -9,17 +9,21 @@ states    exp_avg.<parameter> ...   what the optimizer keeps, divided as the par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
 
 from ..core import CheckpointError
+from ..models.decoder import Decoder
+from ..models.spec import ModelSpec
 from ..parallel import Mesh
+from ..parallel.messages import everyone
 from .checkpoint import Position
+from .courier import Courier
 from .optimizer import Optimizer
-from .pieces import Held, Piece, Stored
+from .pieces import Held, Piece, Pieces, Stored, divide, table
+from .places import Places, named
 from .zero import local
 
 Value = Callable[[str, Held], Tensor]
@@ -28,82 +32,90 @@ Value = Callable[[str, Held], Tensor]
 MASTER, BUFFER, RANDOM = "master.", "buffer.", "rng."
 
 
-def held(tensor: Tensor) -> Held:
-    """What this rank has of a parameter: of one that FSDP2 divided, rows as torch.chunk deals them."""
-    box = [(0, size) for size in tensor.shape]
-    if isinstance(tensor, DTensor):
-        for axis, placement in enumerate(tensor.placements):
-            if isinstance(placement, Shard):
-                first, last = box[placement.dim]
-                ranks, rank = tensor.device_mesh.size(axis), tensor.device_mesh.get_local_rank(axis)
-                each = -(-(last - first) // ranks)
-                begin = min(first + rank * each, last)
-                box[placement.dim] = (begin, min(begin + each, last))
-    return Held.box(tensor.shape, tuple(box))
-
-
-def _named(decoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from decoder.named_parameters()
-    yield from decoder.named_buffers()
-
-
 @torch.no_grad()
-def fill(decoder: nn.Module, device: str, value: Value) -> None:
+def fill(decoder: nn.Module, roots: Sequence[nn.Module], device: str, value: Value, places: Places) -> None:
     """Memory for a decoder that was divided before it had any, and what `value` says of each part in it."""
-    decoder.to_empty(device=device)
-    for name, tensor in _named(decoder):
-        local(tensor).copy_(value(name, held(tensor)))
+    for root in roots:
+        root.to_empty(device=device)
+    for name, tensor in named(decoder):
+        local(tensor).copy_(value(name, places[name]))
 
 
-def weight_pieces(decoder: nn.Module, dtype: torch.dtype, wider: torch.dtype | None = None) -> dict[str, Piece]:
+def weight_pieces(
+    decoder: nn.Module, places: Places, dtype: torch.dtype, wider: torch.dtype | None = None
+) -> dict[str, Piece]:
     """The model's weights in its `dtype`; `wider` is what they are written in, when that is another."""
     pieces = {}
-    for name, tensor in _named(decoder):
-        mine, kept = local(tensor.detach()), dtype if isinstance(tensor, nn.Parameter) else tensor.dtype
-        wanted = (wider or dtype) if isinstance(tensor, nn.Parameter) else tensor.dtype
-        pieces[name] = Piece(held(tensor), mine.to(kept) if wanted != kept else mine, wanted)
+    for name, tensor in named(decoder):
+        mine = local(tensor.detach())
+        if isinstance(tensor, nn.Parameter):
+            pieces[name] = Piece(places[name], mine.to(dtype) if wider else mine, wider or dtype)
+        else:
+            pieces[name] = Piece(places[name], mine, mine.dtype)
     return pieces
 
 
-def state_pieces(decoder: nn.Module, optimizer: Optimizer, mesh: Mesh, dtype: torch.dtype) -> dict[str, Piece]:
+def state_pieces(
+    decoder: nn.Module, places: Places, optimizer: Optimizer, mesh: Mesh, dtype: torch.dtype
+) -> dict[str, Piece]:
     """Everything else that the next step depends on."""
-    places = {name: held(p) for name, p in decoder.named_parameters()}
     pieces = {}
     for name, tensor in optimizer.state().items():
         place = places.get(name.partition(".")[2])
-        whole = place is None or tuple(tensor.shape) != place.local
-        pieces[name] = Piece(Held.all(tensor.shape) if whole or place is None else place, tensor, tensor.dtype)
+        if place is None or tuple(tensor.shape) != place.local:
+            place = Held.all(tensor.shape)
+        pieces[name] = Piece(place, tensor, tensor.dtype)
     for name, parameter in decoder.named_parameters():
         if parameter.dtype != dtype:
             pieces[MASTER + name] = Piece(places[name], local(parameter.detach()), parameter.dtype)
     for name, buffer in decoder.named_buffers():
-        pieces[BUFFER + name] = Piece(Held.all(buffer.shape), buffer, buffer.dtype)
+        pieces[BUFFER + name] = Piece(places[name], buffer, buffer.dtype)
     random = torch.get_rng_state()
     pieces[f"{RANDOM}{mesh.rank_in_world}"] = Piece(Held.all(random.shape), random, random.dtype)
     return pieces
 
 
 @torch.no_grad()
-def restore(stored: Stored, position: Position, decoder: nn.Module, optimizer: Optimizer, mesh: Mesh) -> None:
+def restore(
+    stored: Stored, position: Position, decoder: nn.Module, places: Places, optimizer: Optimizer, mesh: Mesh
+) -> None:
     """Put the optimizer, the buffers and this rank's random state back to where a checkpoint has them.
 
     Raises:
         CheckpointError: a tensor is missing, left over, or has another shape; it is named.
     """
-    places = {name: held(p) for name, p in decoder.named_parameters()}
     own = {name for name, p in decoder.named_parameters() if p.dtype == torch.float32}  # filled from its master already
     buffers, taken = dict(decoder.named_buffers()), {}
     for name, entry in stored.entries.items():
         owner = name.partition(".")[2]
+        place = places.get(owner)
+        if name.startswith(RANDOM) or (name.startswith(MASTER) and owner in own):
+            continue
+        if place is None and owner in places.whole:
+            continue  # it is another rank's
         if name.startswith(BUFFER):
             if owner not in buffers:
                 raise CheckpointError(f"{stored.directory.name} has a buffer this model does not: {owner}")
-            buffers[owner].copy_(stored.read(name))
-        elif not name.startswith(RANDOM) and not (name.startswith(MASTER) and owner in own):
-            place = places.get(owner)
+            buffers[owner].copy_(stored.read(name, place))
+        else:
             taken[name] = stored.read(name, place if place is not None and place.shape == entry.shape else None)
     optimizer.load(taken)
     _random(stored, position, mesh)
+
+
+def gathered(pieces: Pieces, spec: ModelSpec, dtype: torch.dtype, mesh: Mesh) -> Decoder | None:
+    """The whole model on the main rank, of what all hold between them; None on the others. A collective."""
+    group = mesh.group("world")
+    wholes = divide(everyone(table(pieces), group))
+    courier = Courier(pieces, wholes, mesh.rank_in_world, group)
+    courier.send([(name, 0) for name in wholes])
+    decoder = Decoder(spec, dtype=dtype) if mesh.main else None
+    if decoder is not None:
+        tensors = dict(named(decoder))
+        for name in wholes:
+            tensors[name].copy_(courier.whole(name))
+    courier.finish()
+    return decoder
 
 
 def _random(stored: Stored, position: Position, mesh: Mesh) -> None:

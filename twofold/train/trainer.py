@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -22,17 +23,19 @@ import torch
 from ..core import TwofoldError
 from ..data import Batch
 from ..models.decoder import Decoder
+from . import fault, plot
 from . import loss as losses
-from . import plot
 from .axes import Axes
 from .checkpoint import Position
 from .config import Recipe, SampleConfig
 from .journal import Journal
 from .optimizer import Optimizer
+from .places import Places
 from .progress import Display
 from .saver import Saver, Snapshot
+from .scaler import LossScaler
 from .schedule import lr_at
-from .state import state_pieces, weight_pieces
+from .state import gathered, state_pieces, weight_pieces
 from .stop import Stop
 from .zero import Zero
 
@@ -62,13 +65,17 @@ class Words(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one step did: mean loss in nats a target, targets, gradient norm before the clip, and why it was skipped."""
+    """What one step did: mean loss in nats a target, targets, gradient norm before the clip, and why it was skipped.
+
+    `overflow`: because the loss scale was too large, which happens now and then, and has been seen to.
+    """
 
     loss: float
     targets: int
     lr: float
     grad_norm: float
     skipped: str | None = None
+    overflow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +101,20 @@ class Trainer:
         display: Display,
         words: Words,
         sampler: Sampler | None = None,
+        scaler: LossScaler | None = None,
         position: Position | None = None,
         axes: Axes | None = None,
         zero: Zero | None = None,
+        places: Places | None = None,
     ) -> None:
         self.decoder, self.optimizer, self.data, self.recipe = decoder, optimizer, data, recipe
         self.axes = axes or Axes()
         self.mesh = self.axes.mesh
         self.zero = zero or Zero(decoder, self.mesh)
+        self.places = places or Places(decoder, self.axes)
         self.saver, self.journal, self.display = saver, journal, display
         self.words, self.sampler = words, sampler
+        self.scaler = scaler or LossScaler()
         self.position = position or Position()
         self._saved_at = self.position.step if position else -1
 
@@ -113,6 +124,9 @@ class Trainer:
 
         The loss is the sum over all targets divided by their number, whatever the split. A step whose loss or gradient
         is not finite changes no weight, on any rank.
+
+        Raises:
+            TwofoldError: the gradient overflowed at the least loss scale.
         """
         config = self.recipe.optimizer
         lr = lr_at(self.position.step, config.lr, self.recipe.schedule)
@@ -120,31 +134,47 @@ class Trainer:
         if not targets:
             return Step(loss=0.0, targets=0, lr=lr, grad_norm=0.0, skipped="the batch has no target")
         self.optimizer.zero()
-        summed = self._pass(batch, targets, loss)
+        summed = self._pass(batch, targets / self.scaler.scale, loss)
         self.axes.collect(self.decoder)
+        self.optimizer.collect()  # what a pipeline leaves where it is
         mean = self.mesh.sum("loss", summed)[0] / targets
-        norm = self.optimizer.clip()
-        fault = None
-        if not math.isfinite(mean):
-            fault = "the loss is not finite"
-        elif not math.isfinite(norm):
-            fault = "the gradient is not finite"
-        else:
+        done = Step(loss=mean, targets=targets, lr=lr, grad_norm=self.optimizer.clip(self.scaler.scale))
+        if math.isfinite(done.loss) and math.isfinite(done.grad_norm):
             self.optimizer.step(lr)
+            self.scaler.update(None)
+        else:
+            done = self._skip(done, batch)
         self.optimizer.zero()
-        return Step(loss=mean, targets=targets, lr=lr, grad_norm=norm, skipped=fault)
+        return done
 
-    def _pass(self, batch: Batch, targets: int, loss: losses.Loss) -> float:
-        """Forward and backward over this rank's share of a batch; its part of the summed loss."""
+    def _skip(self, done: Step, batch: Batch) -> Step:
+        """The step as one that changed nothing: what was not finite and where first, and the next loss scale."""
+        spoiled, scale = not math.isfinite(done.loss), self.scaler.scale
+        parts = self.axes.share(batch, self.recipe.data.micro_tokens)
+        why = fault.explain(
+            self.decoder,
+            ((name, self.optimizer.gradient(name)) for name in self.optimizer.weights),
+            lambda: [self._score(part) for part in (parts if spoiled else parts[:1])],
+            spoiled,
+            lambda flags: self.mesh.sum("replicate", *self.mesh.sum("zero", *self.mesh.sum("tp", *flags))),
+        )
+        why += f" (batch {self.position.step})"
+        self.scaler.update(why)
+        if self.scaler.dynamic:
+            why += f", at loss scale {scale:g}, from here {self.scaler.scale:g}"
+        return replace(done, skipped=why, overflow=self.scaler.dynamic and not spoiled)
+
+    def _pass(self, batch: Batch, total: float, loss: losses.Loss) -> float:
+        """Forward and backward over this rank's share of a batch, of (sum / `total`); its part of the summed loss."""
         parts = self.axes.share(batch, self.recipe.data.micro_tokens)
         if self.axes.pipeline:
-            return self.axes.pipeline.run([self.axes.place(part) for part in parts], targets, self.decoder, loss)
+            return self.axes.pipeline.run([self.axes.place(part) for part in parts], total, self.decoder, loss)
         summed = 0.0
         for number, part in enumerate(parts, 1):
             self.zero.micro_batch(last=number == len(parts))
             ids_T, targets_T, ctx = self.axes.place(part)
             hidden_TD = self.decoder(ids_T, ctx)
-            summed += losses.backward(self.decoder, hidden_TD, targets_T, targets, self.decoder.spec.vocab, loss)
+            summed += losses.backward(self.decoder, hidden_TD, targets_T, total, self.places.spec.vocab, loss)
             self.optimizer.collect()
         return summed
 
@@ -154,15 +184,18 @@ class Trainer:
         summed, count = 0.0, 0.0
         for batch in self.data.valid:
             for part in self.axes.share(batch, self.recipe.data.micro_tokens):
-                ids_T, targets_T, ctx = placed = self.axes.place(part)
-                if self.axes.pipeline:
-                    more, rows = self.axes.pipeline.evaluate(placed, self.decoder)
-                else:
-                    hidden_TD = self.decoder(ids_T, ctx)
-                    more, rows = losses.evaluate(self.decoder, hidden_TD, targets_T, self.decoder.spec.vocab)
+                more, rows = self._score(part)
                 summed, count = summed + more, count + rows
         summed, count = self.mesh.sum("loss", summed, count)
         return summed / count if count else math.nan
+
+    def _score(self, part: Batch) -> tuple[float, int]:
+        """The summed loss and the number of targets of one micro-batch; called without gradients."""
+        ids_T, targets_T, ctx = placed = self.axes.place(part)
+        if self.axes.pipeline:
+            return self.axes.pipeline.evaluate(placed, self.decoder)
+        hidden_TD = self.decoder(ids_T, ctx)
+        return losses.evaluate(self.decoder, hidden_TD, targets_T, self.places.spec.vocab)
 
     # ---------------------------------------------------------------------------------------- the loop
     def fit(self) -> int:
@@ -196,7 +229,7 @@ class Trainer:
             step=at.step + 1,
             tokens=at.tokens + len(batch.ids_T),
             skipped=at.skipped + (done.skipped is not None),
-            skips_in_row=at.skips_in_row + 1 if done.skipped else 0,
+            skips_in_row=at.skips_in_row + (not done.overflow) if done.skipped else 0,
             loss=at.loss if done.skipped else done.loss,
         )
         step, last = self.position.step, self.position.step == self.recipe.schedule.steps
@@ -231,6 +264,7 @@ class Trainer:
                 grad_norm=done.grad_norm,
                 tokens=self.position.tokens,
                 tokens_per_second=round(speed, 1),
+                **({"loss_scale": self.scaler.scale} if self.scaler.dynamic else {}),
             )
         left = clock.seconds_per_step * (self.recipe.schedule.steps - step)
         self.display.step(step, loss=done.loss, lr=done.lr, grad_norm=done.grad_norm, speed=speed, seconds_left=left)
@@ -242,8 +276,10 @@ class Trainer:
             return
         config = self.recipe.sample
         prompts = [self.words.prompt(text) for text in config.prompts]
-        with torch.no_grad(), self.zero.whole() as decoder:
-            answers = self.sampler(decoder, prompts, config, self.words.eos_ids) if self.mesh.main else []
+        answers: list[list[int]] = []
+        with torch.no_grad(), self._whole() as decoder:
+            if self.mesh.main and decoder is not None:
+                answers = self.sampler(decoder, prompts, config, self.words.eos_ids)
         if not self.mesh.main:
             return
         for prompt, ids in zip(config.prompts, answers, strict=True):
@@ -251,15 +287,31 @@ class Trainer:
             self.journal.add(self.position.step, prompt=prompt, text=text)
             self.display.say(f"  {prompt!r} -> {text!r}")
 
+    @contextmanager
+    def _whole(self) -> Iterator[Decoder | None]:
+        """The decoder that the main rank samples from: as ZeRO gathers it, or put together from every axis."""
+        if self.axes.tensor or self.axes.pipeline:
+            self.zero.settle()
+            pieces = weight_pieces(self.decoder, self.places, self.zero.dtype)
+            yield gathered(pieces, self.places.spec, self.zero.dtype, self.mesh)
+            return
+        with self.zero.whole() as decoder:
+            yield decoder
+
     def save(self) -> None:
         """Write a checkpoint of this step, unless it is there; what the run waits for is the saver's to say."""
         if self._saved_at == self.position.step:
             return
         self.journal.sync()
         self.zero.settle()
-        dtype = self.zero.dtype
-        states = state_pieces(self.decoder, self.optimizer, self.mesh, dtype)
-        self.saver.save(Snapshot(position=self.position, weights=weight_pieces(self.decoder, dtype), states=states))
+        dtype, places = self.zero.dtype, self.places
+        self.saver.save(
+            Snapshot(
+                position=replace(self.position, scaler=self.scaler.state()),
+                weights=weight_pieces(self.decoder, places, dtype),
+                states=state_pieces(self.decoder, places, self.optimizer, self.mesh, dtype),
+            )
+        )
         self._saved_at = self.position.step
 
     def _draw(self) -> None:

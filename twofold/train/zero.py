@@ -43,7 +43,7 @@ class Zero:
         `dtype` is what weights are multiplied in; the shards that the optimizer moves stay as the decoder has them.
         `roots` are the modules whose forwards are called: the decoder's own, or the stages of a pipeline.
         """
-        self.decoder, self.stage, self.dtype = decoder, mesh.layout.stage, dtype or decoder.dtype
+        self.decoder, self.stage, self.dtype = decoder, mesh.layout.stage, dtype or next(decoder.parameters()).dtype
         self.parts: list[FSDPModule] = []
         if mesh.size("data") * mesh.size("sp") == 1:
             return
