@@ -36,7 +36,7 @@ from twofold.train.state import MASTER, gathered, restore, weight_pieces
 from twofold.train.trainer import Data, Trainer
 from twofold.train.zero import local
 
-SAVED, STEPS = 3, 5
+SAVED, STEPS = 2, 4
 ONE = ParallelConfig()
 ZERO = ParallelConfig(zero=3)
 BF16 = torch.bfloat16
@@ -113,7 +113,6 @@ def zero(stage, node: int | None = None) -> ParallelConfig:
 GOES_ON = [
     [(4, zero(3)), (1, ONE), (2, zero(0)), (3, zero(3))],
     [(4, zero("hybrid", 2)), (3, zero(1))],
-    [(2, zero(2)), (4, zero("hybrid", 2))],
     [(3, zero(0)), (2, ParallelConfig(tp=2))],
     [(4, ParallelConfig(tp=2, zero=3)), (2, ParallelConfig(pp=2))],
     [(4, ParallelConfig(pp=2, tp=2)), (1, ONE), (4, ParallelConfig(sp=2, zero=2))],
