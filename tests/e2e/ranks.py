@@ -56,6 +56,13 @@ class Run:
             assert alive and time.monotonic() < ends, f"step {step} was not reached:\n{self.said()}"
             time.sleep(0.005)
 
+    def saved(self, step: int) -> None:
+        """Wait for a checkpoint, which is written behind the run's back."""
+        ends = time.monotonic() + LIMIT
+        while not (self.output / "checkpoints" / f"step-{step:08d}").exists():
+            assert time.monotonic() < ends, f"step {step} was not saved:\n{self.said()}"
+            time.sleep(0.005)
+
     def kill(self, *ranks: int, how: signal.Signals = signal.SIGKILL) -> None:
         """A signal to these ranks, or to all."""
         for rank in ranks or range(len(self.ranks)):

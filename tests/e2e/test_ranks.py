@@ -85,9 +85,10 @@ def close(expected: Path, run: Path) -> None:
 def test_two_ranks_under_torchrun_train_what_one_process_does(recipe: Path, alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "twofold"]
+    changes = [f"--set={key}={value}" for key, value in (SHORT | {"run.output": run}).items()]
     path = os.pathsep.join(filter(None, sys.path))
     ended = subprocess.run(
-        [*command, "train", str(recipe), *(f"--set={key}={value}" for key, value in (SHORT | {"run.output": run}).items())],
+        [*command, "train", str(recipe), *changes],
         capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
@@ -147,6 +148,7 @@ def test_killed_and_resumed(recipe: Path, pair: Path, tmp_path: Path, what: str)
 def test_four_ranks_then_two_then_three_then_one(recipe: Path, alone: Path, tmp_path: Path) -> None:
     run = begin(recipe, 4, tmp_path / "run")
     run.until(5)
+    run.saved(3)
     run.kill(3)
     assert 0 not in run.end()
     run = begin(recipe, 2, run.output, parallel__zero=1)

@@ -37,8 +37,8 @@ def test_killed_at_random_steps(undisturbed, tmp_path: Path) -> None:
     first = random.SystemRandom().randrange(1, 12)
     second = random.SystemRandom().randrange(13, 23)
     print(f"killed at steps {first} and {second}")
-    kill_after(undisturbed[0], run, first)
-    kill_after(undisturbed[0], run, second)
+    kill_after(undisturbed[0], run, first, saved=False)
+    kill_after(undisturbed[0], run, second, saved=False)
     status, said = finish(start(undisturbed[0], f"run.output={run}"))
     assert status == 0, said
     newest = second // 5 * 5  # which may have been in the middle of its write
