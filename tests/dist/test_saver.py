@@ -64,7 +64,7 @@ def assembled(
     axes, store = Axes(mesh, parallel), Checkpoints(folder / "checkpoints", 9)
     found = store.path(step) if step else None
     decoder, zero, places = build_model(recipe, found, axes)
-    optimizer = build_optimizer(decoder, recipe, None if mesh.alone else axes.norm)
+    optimizer = build_optimizer(decoder, recipe, axes)
     position = Position()
     if found:
         position = read_position(found)

@@ -26,7 +26,8 @@ from .axes import Axes
 from .config import Recipe
 from .files import ModelFiles
 from .init import FirstWeights, init_weights
-from .optimizer import Norm, Optimizer
+from .optimizer import Optimizer
+from .peers import peers_of
 from .pieces import Held, Stored
 from .places import Places
 from .recompute import recompute_layers
@@ -139,9 +140,13 @@ def _values(recipe: Recipe, source: Path | None, resumed: bool) -> Value:
     return value
 
 
-def build_optimizer(decoder: Decoder, recipe: Recipe, norm: Norm | None = None) -> Optimizer:
-    """The recipe's rule over the decoder's weights; `norm` is asked where ranks hold the model between them."""
-    return Optimizer(decoder.named_parameters(), recipe.optimizer, matrices=matrices(decoder), norm=norm)
+def build_optimizer(decoder: Decoder, recipe: Recipe, axes: Axes | None = None) -> Optimizer:
+    """The recipe's rule over this rank's part of the decoder, which `axes` divided and Zero, if it does, has sliced."""
+    axes = axes or Axes()
+    named = dict(decoder.named_parameters())
+    whole = Decoder(axes.tensor.whole, device="meta") if axes.tensor else decoder
+    peers = peers_of(named, axes.tensor)
+    return Optimizer(named.items(), recipe.optimizer, matrices=matrices(whole), peers=peers, norm=axes.norm)
 
 
 def build_scaler(recipe: Recipe) -> LossScaler:

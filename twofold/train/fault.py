@@ -80,9 +80,10 @@ def explain(
 
 
 def _places(parameters: Iterable[str], order: Sequence[str]) -> dict[str, tuple[float, int]]:
-    """Where in the forward pass each module with weights is. Tables whose rows are looked up are called by nobody:
+    """Where in the forward pass each module with weights is: (call, place in the list).
 
-    those listed before all that is called are at its begin, the others (the head) behind it.
+    Tables whose rows are looked up are never called: those listed before all that is (embeddings) are at the begin,
+    the others (the head) at the end.
     """
     last = {name: at for at, name in enumerate(order)}
     places: dict[str, tuple[float, int]] = {}

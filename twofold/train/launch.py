@@ -141,7 +141,7 @@ class _Run:
         axes = Axes(mesh, recipe.parallel)
         decoder, zero, places = build.build_model(recipe, found, axes)
         build.check_vocabulary(places.spec, words)
-        optimizer = build.build_optimizer(decoder, recipe, None if mesh.alone else axes.norm)
+        optimizer = build.build_optimizer(decoder, recipe, axes)
         scaler = build.build_scaler(recipe)
         if found and position:
             restore(Stored(found), position, decoder, places, optimizer, mesh)

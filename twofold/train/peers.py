@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from ..models.parallel import TensorParallel
+from ..parallel import comm
 
 
 class Peers(Protocol):
@@ -80,6 +84,35 @@ class Sliced:
         return [weight.device_mesh.get_group(axis) for axis in cut]
 
 
-def peers_of(weights: Mapping[str, Tensor]) -> Peers:
-    """Those that the parameters' own meshes name."""
-    return Sliced(weights) if any(isinstance(weight, DTensor) for weight in weights.values()) else Alone()
+class Divided:
+    """Tensors that tensor parallel ranks divide, each rank's part as `inner` has it."""
+
+    def __init__(self, tensor: TensorParallel, inner: Peers) -> None:
+        self.tensor, self.inner = tensor, inner
+
+    def sum(self, names: Sequence[str], values: Tensor) -> Tensor:
+        out = self.inner.sum(names, values).clone()
+        cut = [row for row, name in enumerate(names) if self.tensor.cut(name).segments]
+        part = out[cut]
+        dist.all_reduce(part, group=self.tensor.group)
+        out[cut] = part
+        return out
+
+    def gather(self, name: str, shard: Tensor) -> Tensor:
+        """The parts of each fused piece end to end; parts are of one size, as those of a layer's matrices are."""
+        mine, cut, ranks = self.inner.gather(name, shard), self.tensor.cut(name), self.tensor.ranks
+        if not cut.segments:
+            return mine
+        joined = comm.together(mine, self.tensor.group, 0).view(ranks, *mine.shape)
+        parts = [part.split([size // ranks for size in cut.segments], cut.dim) for part in joined]
+        return torch.cat([piece for pieces in zip(*parts, strict=True) for piece in pieces], cut.dim)
+
+    def scatter(self, name: str, whole: Tensor) -> Tensor:
+        return self.inner.scatter(name, self.tensor.part(name, whole))
+
+
+def peers_of(weights: Mapping[str, Tensor], tensor: TensorParallel | None = None) -> Peers:
+    """Those that the parameters' own meshes name, and the ranks of tensor parallel."""
+    sliced = any(isinstance(weight, DTensor) for weight in weights.values())
+    inner: Peers = Sliced(weights) if sliced else Alone()
+    return inner if tensor is None else Divided(tensor, inner)
