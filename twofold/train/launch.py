@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 
 from ..core import ConfigError, TwofoldError, WorkerError, load_config
@@ -182,7 +183,7 @@ def _same_recipe(recipe: Recipe, position: Position, output: Path) -> None:
 
 def _named(error: Exception, ranks: Ranks) -> Exception:
     """The error with the rank that met it, where there are others."""
-    if isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL")):
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
         return WorkerError(
             f"rank {ranks.rank} lost another rank ({str(error).splitlines()[0]}); what it said is above, or in what "
             "started it. The same command goes on from the newest checkpoint"
