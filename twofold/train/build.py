@@ -22,6 +22,7 @@ from ..models.decoder import Decoder
 from ..models.layout import matrices
 from ..models.spec import ModelSpec
 from ..models.whole import WholeParameters
+from . import kept
 from .axes import Axes
 from .config import Recipe
 from .files import ModelFiles
@@ -98,13 +99,14 @@ def build_model(recipe: Recipe, checkpoint: Path | None, axes: Axes) -> tuple[De
         CheckpointError: the directory cannot be read, or the config describes no model of ours.
         ConfigError: sequences longer than the model's context, or a model that cannot be divided so.
     """
-    dtype, source, mesh = DTYPES[recipe.model.dtype], checkpoint or recipe.model.from_, axes.mesh
+    config, dtype, mesh = recipe.model, DTYPES[recipe.model.dtype], axes.mesh
+    source = checkpoint or config.from_
     divided = mesh.size("data") * mesh.size("sp") > 1
     if not mesh.alone:
         held = torch.float32 if divided else dtype
         decoder = axes.divide(weights.spec_from(hf_config(recipe)), device="meta", dtype=held)
     elif source is not None:
-        decoder = weights.load(source, dtype=dtype)
+        decoder = weights.load(source, dtype=dtype, sparse=config.sparse_attention)
     else:
         decoder = Decoder(weights.spec_from(hf_config(recipe)), dtype=dtype)
         init_weights(decoder, recipe.run.seed)
@@ -113,8 +115,8 @@ def build_model(recipe: Recipe, checkpoint: Path | None, axes: Axes) -> tuple[De
             f"data.seq_len is {recipe.data.seq_len}, the model's context {decoder.max_len}: shorten the one or "
             "raise max_position_embeddings"
         )
-    if recipe.model.recompute == "full":
-        recompute_layers(decoder)
+    keeper = None if config.activations == "device" else kept.keeper(config.activations, recipe.run.output)
+    recompute_layers(decoder, config.recompute, config.recompute_layers, keeper)
     stages = axes.pipeline.stages if axes.pipeline else ()
     zero = Zero(decoder, mesh, dtype if divided and dtype != torch.float32 else None, stages, recipe.parallel)
     places = Places(decoder, axes)
@@ -163,10 +165,11 @@ def check_vocabulary(spec: ModelSpec, words: RecipeWords) -> None:
 
 def hf_config(recipe: Recipe) -> dict[str, Any]:
     """The config.json that this run's checkpoints carry."""
-    if recipe.model.config is not None:
-        return recipe.model.config
-    assert recipe.model.from_ is not None
-    return weights.read_config(recipe.model.from_)
+    config, sparse = recipe.model.config, recipe.model.sparse_attention
+    if config is None:
+        assert recipe.model.from_ is not None
+        config = weights.read_config(recipe.model.from_)
+    return config if sparse is None else config | {weights.SPARSE: sparse}
 
 
 def model_files(recipe: Recipe) -> ModelFiles:

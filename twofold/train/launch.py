@@ -10,7 +10,7 @@ import fcntl
 import math
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,9 @@ from .axes import Axes
 from .checkpoint import Checkpoints, Position, read_position
 from .config import Recipe
 from .journal import Journal, Unwritten
+from .meter import Meter
 from .pieces import Stored
+from .profile import around
 from .progress import Display
 from .saver import Saver
 from .state import restore, weight_pieces
@@ -50,12 +52,14 @@ def run(
     fresh: bool = False,
     sampler: Sampler | None = None,
     console: Console | None = None,
+    profiles: Collection[str] = (),
 ) -> int:
     """Train `recipe_path` to its end, from its newest whole checkpoint when there is one.
 
     `overrides` maps dotted keys ("optimizer.lr") to values that win over the file. `fresh` removes the run's
-    checkpoints and log first. Returns 0 when the run is finished, 75 when a signal stopped it and it saved. Of several
-    ranks that fail the first to do so raises, and the others return 1.
+    checkpoints and log first. `profiles` ("modules", "collectives") are said after a few steps. Returns 0 when the run
+    is finished, 75 when a signal stopped it and it saved. Of several ranks that fail the first to do so raises, and the
+    others return 1.
 
     Raises:
         ConfigError: the recipe is wrong, differs from the run it would continue, or its directory is in use.
@@ -75,7 +79,7 @@ def run(
             mesh = Mesh(layout, ranks.rank)
             display = Display(recipe.schedule.steps, console if ranks.main else Console(quiet=True))
             with _held(recipe.run.output, mesh) as attempt:
-                return _Run(recipe, mesh, meeting, display, attempt).to_its_end(fresh, sampler)
+                return _Run(recipe, mesh, meeting, display, attempt).to_its_end(fresh, sampler, profiles)
         except Exception as error:
             if not ranks.main:
                 time.sleep(GRACE)
@@ -92,7 +96,7 @@ class _Run:
     display: Display
     attempt: str
 
-    def to_its_end(self, fresh: bool, sampler: Sampler | None) -> int:
+    def to_its_end(self, fresh: bool, sampler: Sampler | None, profiles: Collection[str]) -> int:
         recipe, say, output = self.recipe, self.display.say, self.recipe.run.output
         for line in self.mesh.layout.why:
             say(line)
@@ -110,6 +114,7 @@ class _Run:
                 say(f"{output}: finished, all {position.step} steps are done; the model is {output}/model")
                 return 0
         trainer = self._assemble(found, position, checkpoints, sampler)
+        trainer.around = around(profiles, trainer.decoder, output, say)
         try:
             status = trainer.fit()
             if status == 0:
@@ -169,6 +174,7 @@ class _Run:
             zero=zero,
             places=places,
         )
+            meter=Meter.of(places.spec, decoder) if mesh.main else None,
 
 
 def _same_recipe(recipe: Recipe, position: Position, output: Path) -> None:
