@@ -173,8 +173,8 @@ class _Run:
             axes=axes,
             zero=zero,
             places=places,
-        )
             meter=Meter.of(places.spec, decoder) if mesh.main else None,
+        )
 
 
 def _same_recipe(recipe: Recipe, position: Position, output: Path) -> None:
