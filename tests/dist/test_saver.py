@@ -23,7 +23,7 @@ from twofold.parallel import Mesh, ParallelConfig
 from twofold.parallel.layout import lay_out
 from twofold.train import saver as saving
 from twofold.train.axes import Axes
-from twofold.train.build import build_model, build_optimizer
+from twofold.train.build import build_model, build_offload, build_optimizer
 from twofold.train.checkpoint import Checkpoints, Position, damage, read_position
 from twofold.train.config import DataConfig, ModelConfig, OptimizerConfig, Recipe, RunConfig, ScheduleConfig
 from twofold.train.files import ModelFiles
@@ -63,8 +63,8 @@ def assembled(
     mesh = Mesh(lay_out(parallel, world), rank)
     axes, store = Axes(mesh, parallel), Checkpoints(folder / "checkpoints", 9)
     found = store.path(step) if step else None
-    decoder, zero, places = build_model(recipe, found, axes)
-    optimizer = build_optimizer(decoder, recipe, axes)
+    decoder, zero, places = build_model(recipe, found, axes, build_offload(recipe, mesh))
+    optimizer = build_optimizer(decoder, recipe, axes, build_offload(recipe, mesh))
     position = Position()
     if found:
         position = read_position(found)

@@ -128,13 +128,15 @@ def load(
     device: torch.device | str = "cpu",
     max_len: int | None = None,
     quantization: str | None = None,
+    memory: Callable[[Decoder], None] | None = None,
     sparse: Mapping[str, Any] | None = None,
 ) -> Decoder:
     """Build the decoder of a checkpoint's directory and fill it; `max_len` is the context to build for.
 
     `quantization` names a number format (`quant.names`) that float weights are rounded to as they come, so that only
     one weight is ever whole; `dtype` is that of what stays float. `sparse` is a table like config.json's
-    `sparse_attention`, in place of the checkpoint's own.
+    `sparse_attention`, in place of the checkpoint's own. `memory` gives the parameters theirs, where it is not to be
+    fresh memory of `device`.
 
     Raises:
         CheckpointError: anything missing, left over, of another shape, damaged or unsafe, named.
@@ -157,7 +159,7 @@ def load(
     ]
     filler.finish()
 
-    give_memory(decoder, device)
+    (memory or partial(give_memory, device=device))(decoder)
     filler = Filler(decoder, stored)
     heads = []
     with torch.no_grad():
@@ -204,11 +206,19 @@ def decoder_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
         yield item.name, item.values()
 
 
-def save(decoder: Decoder, path: str | Path, *, config: Mapping[str, Any], shard_bytes: int = SHARD_BYTES) -> None:
+def save(
+    decoder: Decoder,
+    path: str | Path,
+    *,
+    config: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """Write a checkpoint that transformers and Twofold load back equal.
 
-    `config` is the config.json to write (its dtype is set to the weights'); it must describe this decoder. A file of an
-    earlier checkpoint in the same directory that the new one does not overwrite is removed.
+    `config` is the config.json to write (its dtype is set to the weights'); it must describe this decoder. Float
+    weights are written as `dtype`, one at a time, else as they are. A file of an earlier checkpoint in the same
+    directory that the new one does not overwrite is removed.
 
     Raises:
         CheckpointError: `config` describes another model.
@@ -219,14 +229,17 @@ def save(decoder: Decoder, path: str | Path, *, config: Mapping[str, Any], shard
         )
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    files = plan_files(decoder, shard_bytes)
+    files = plan_files(decoder, shard_bytes, dtype=dtype)
     for file, items in files.items():
         write_shard(path / file, items)
-    write_rest(path, decoder, config, files)
+    write_rest(path, decoder, config, files, dtype)
 
 
 def plan_files(
-    decoder: Decoder, shard_bytes: int = SHARD_BYTES, whole: Callable[[str], Tensor] | None = None
+    decoder: Decoder,
+    shard_bytes: int = SHARD_BYTES,
+    whole: Callable[[str], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, list[Pending]]:
     """Which tensors go to which file of a checkpoint, in order, a file cut where it would outgrow `shard_bytes`.
 
@@ -234,7 +247,7 @@ def plan_files(
     """
     shards: list[list[Pending]] = [[]]
     size = 0
-    for item in _pending(decoder, whole):
+    for item in _pending(decoder, whole, dtype):
         if shards[-1] and size + item.nbytes > shard_bytes:
             shards.append([])
             size = 0
@@ -245,7 +258,13 @@ def plan_files(
     return {f"model-{n + 1:05}-of-{len(shards):05}.safetensors": items for n, items in enumerate(shards)}
 
 
-def write_rest(path: Path, decoder: Decoder, config: Mapping[str, Any], files: Mapping[str, list[Pending]]) -> None:
+def write_rest(
+    path: Path,
+    decoder: Decoder,
+    config: Mapping[str, Any],
+    files: Mapping[str, list[Pending]],
+    dtype: torch.dtype | None = None,
+) -> None:
     """What a checkpoint has besides its tensors: the index of several files, and config.json."""
     if len(files) > 1:
         where = {item.name: file for file, items in files.items() for item in items}
@@ -257,13 +276,15 @@ def write_rest(path: Path, decoder: Decoder, config: Mapping[str, Any], files: M
             old.unlink()
     written = {key: value for key, value in config.items() if key not in ("torch_dtype", KEY)}
     told = config_of(decoder)
-    floats = next((p.dtype for p in decoder.parameters()), decoder.dtype)
+    floats = dtype or next((p.dtype for p in decoder.parameters()), decoder.dtype)
     written |= {"dtype": str(floats).removeprefix("torch.")} | ({KEY: told} if told else {})
     _write_json(path / CONFIG, written)
 
 
-def _pending(decoder: Decoder, whole: Callable[[str], Tensor] | None = None) -> Iterator[Pending]:
-    """Every tensor of the checkpoint, its values made when they are asked for."""
+def _pending(
+    decoder: Decoder, whole: Callable[[str], Tensor] | None = None, dtype: torch.dtype | None = None
+) -> Iterator[Pending]:
+    """Every tensor of the checkpoint, its values made when they are asked for; float ones to be written as `dtype`."""
     parameters = dict(decoder.named_parameters())
     quantized = quantized_modules(decoder)
     for name, slot in Layouts(decoder).slots.items():
@@ -274,7 +295,7 @@ def _pending(decoder: Decoder, whole: Callable[[str], Tensor] | None = None) -> 
         else:
             parameter = parameters[slot.inner].detach()
             values = partial(_read, slot, whole or {slot.inner: parameter}.__getitem__)
-            yield Pending(name=name, dtype=parameter.dtype, shape=slot.shape, values=values, source=slot.inner)
+            yield Pending(name=name, dtype=dtype or parameter.dtype, shape=slot.shape, values=values, source=slot.inner)
 
 
 def _take(piece: Piece, module: QuantLinear) -> Tensor:

@@ -9,6 +9,10 @@ axes.py        what tensor, sequence and pipeline parallel change about a step
 pipeline.py    stages of layers on the schedules of torch
 share.py       how a step's batch is divided among ranks, in micro-batches
 zero.py        parameters, gradients and states divided among ranks, on FSDP2
+offload.py     where optimizer states, gradients and weights are while nobody works on them
+offload_config.py     its settings
+offload_gradients.py  gradients that leave as soon as they are there
+offload_weights.py    weights that come when their layer is run
 optimizer.py   fp32 masters and what a rule keeps of them: collect, clip, step, zero
 rules.py       AdamW, Adam, SGD, Lion, LAMB, Adagrad, Muon
 peers.py       the ranks that hold the other slices of a tensor, for rules that must see it whole

@@ -7,6 +7,7 @@ Recipe
 ├── schedule    how many steps, the warm-up, the way down
 ├── parallel    how many processes divide the work (parallel/config.py)
 ├── fp16        dynamic loss scaling, where model.dtype is fp16
+├── offload     what is kept in the host's memory or on disk
 ├── run         where results go, how often to validate and save, threads and seed
 └── sample      prompts that the serving engine answers while the model trains
 """
@@ -23,6 +24,7 @@ from ..core import ConfigError, flatten
 from ..data.bpe import VocabularyConfig
 from ..parallel.config import ParallelConfig
 from . import policies
+from .offload_config import OffloadConfig
 from .policies import Place
 from .scaler import LossScaleConfig
 
@@ -267,6 +269,7 @@ class Recipe:
     """A vocabulary to train first, into `model.tokenizer`, when there is none yet."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     fp16: LossScaleConfig = field(default_factory=LossScaleConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -297,7 +300,7 @@ def _decides(key: str) -> bool:
     table, _, name = key.partition(".")
     if table == "model":  # gradients are the same bits whatever is kept
         return name not in ("recompute", "recompute_layers", "activations")
-    return table not in ("sample", "parallel") and (table != "run" or name in ("seed", "threads"))
+    return table not in ("sample", "offload", "parallel") and (table != "run" or name in ("seed", "threads"))
 
 
 def _defaults(cls: type, prefix: str = "") -> dict[str, Any]:

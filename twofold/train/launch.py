@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from ..core import ConfigError, TwofoldError, WorkerError, load_config
+from ..core import CapacityError, ConfigError, TwofoldError, WorkerError, load_config
 from ..parallel import Mesh, Ranks, discover, joined
 from ..parallel.layout import lay_out
 from ..parallel.messages import everyone, from_first
 from ..parallel.ranks import Meeting
+from ..platforms.memory import shortage
 from . import build, plot
 from .axes import Axes
 from .checkpoint import Checkpoints, Position, read_position
@@ -113,21 +114,22 @@ class _Run:
             if position.step == recipe.schedule.steps and there:
                 say(f"{output}: finished, all {position.step} steps are done; the model is {output}/model")
                 return 0
-        trainer = self._assemble(found, position, checkpoints, sampler)
-        trainer.around = around(profiles, trainer.decoder, output, say)
-        try:
-            status = trainer.fit()
-            if status == 0:
-                dtype, export = trainer.zero.dtype, build.DTYPES[recipe.run.export_dtype]
-                trainer.saver.export(
-                    output / "model", weight_pieces(trainer.decoder, trainer.places, dtype, export), export
-                )
-            if self.mesh.main:
-                say(plot.terminal(trainer.journal.curve("loss")))
-            if status == 0:
-                say(f"finished {recipe.schedule.steps} steps; the model is {output / 'model'}")
-        finally:
-            trainer.journal.close()
+        with _what_would_fit(recipe):
+            trainer = self._assemble(found, position, checkpoints, sampler)
+            trainer.around = around(profiles, trainer.decoder, output, say)
+            try:
+                status = trainer.fit()
+                if status == 0:
+                    dtype, export = trainer.zero.dtype, build.DTYPES[recipe.run.export_dtype]
+                    pieces = weight_pieces(trainer.decoder, trainer.places, dtype, export)
+                    trainer.saver.export(output / "model", pieces, export)
+                if self.mesh.main:
+                    say(plot.terminal(trainer.journal.curve("loss")))
+                if status == 0:
+                    say(f"finished {recipe.schedule.steps} steps; the model is {output / 'model'}")
+            finally:
+                trainer.journal.close()
+                trainer.optimizer.offload.close()
         self.mesh.wait()
         return status
 
@@ -144,10 +146,10 @@ class _Run:
                 f"the training data is not what {recipe.run.output} was trained on: bring the old files back, "
                 "give another run.output, or start over with --fresh"
             )
-        axes = Axes(mesh, recipe.parallel)
-        decoder, zero, places = build.build_model(recipe, found, axes)
+        axes, offload = Axes(mesh, recipe.parallel), build.build_offload(recipe, mesh)
+        decoder, zero, places = build.build_model(recipe, found, axes, offload)
         build.check_vocabulary(places.spec, words)
-        optimizer = build.build_optimizer(decoder, recipe, axes)
+        optimizer = build.build_optimizer(decoder, recipe, axes, offload)
         scaler = build.build_scaler(recipe)
         if found and position:
             restore(Stored(found), position, decoder, places, optimizer, mesh)
@@ -157,7 +159,7 @@ class _Run:
         many = "" if mesh.alone else f", {mesh.size('world')} ranks ({mesh.layout})"
         display.say(f"{recipe.run.output}: {parameters / 1e6:.2f}M parameters, {recipe.schedule.steps} steps{many}")
         step = position.step if position else 0
-        files, behind = build.model_files(recipe), recipe.run.save_behind
+        files, behind = build.model_files(recipe), recipe.run.save_behind and recipe.offload == type(recipe.offload)()
         return Trainer(
             decoder,
             optimizer,
@@ -229,6 +231,24 @@ def _met(output: Path, mesh: Mesh) -> str:
             "all machines share"
         )
     return attempt
+
+
+@contextmanager
+def _what_would_fit(recipe: Recipe) -> Iterator[None]:
+    """Turn an allocation that failed into one line that says what would need less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        lacked = shortage(error)
+        if lacked is None:
+            raise
+        advice = [
+            f'offload.{f.name} = "disk"' for f in fields(recipe.offload) if getattr(recipe.offload, f.name) == "none"
+        ]
+        if recipe.model.recompute == "none":
+            advice.append('model.recompute = "full"')
+        advice.append("fewer data.micro_tokens")
+        raise CapacityError(f"out of memory: {lacked}. What would need less: {', '.join(advice)}") from None
 
 
 @contextmanager

@@ -248,6 +248,7 @@ class Trainer:
             self.sample()
         if step % run.save_every == 0:
             self.save()
+        self.optimizer.offload.settle()
 
     def _report(self, done: Step, clock: _Clock, log: bool) -> None:
         step = self.position.step
