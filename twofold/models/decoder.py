@@ -92,17 +92,35 @@ class Normalise(nn.Module):
         return layer_norm(x, self.weight, self.bias, self.spec.eps)
 
 
+class Choice(nn.Module):
+    """What a Mixture that is `biased` adds to its experts' probabilities when it chooses: fp32 in every model."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.bias: Tensor
+        self.register_buffer("bias", torch.zeros(1, experts))
+
+
 class Experts(nn.Module):
-    """The experts of a Mixture, one tensor for each of their two multiplications, and a shared one where there is."""
+    """The experts of a Mixture, one tensor for each of their two multiplications.
+
+    `exchange`, where there is one, brings tokens to experts that live in other processes (models/exchange.py).
+    """
 
     def __init__(self, spec: Mixture, hidden: int) -> None:
         super().__init__()
         self.spec = spec
         self.gate_up = Weight(spec.experts, 2 * spec.width, hidden)
         self.down = Weight(spec.experts, hidden, spec.width)
+        self.exchange: Callable[[Experts, Tensor, Tensor, Tensor], Tensor] | None = None
 
-    def forward(self, x_TD: Tensor, logits_TE: Tensor) -> Tensor:
-        weights_TC, experts_TC = route(logits_TE, self.spec.top_k, self.spec.renormalise)
+    def forward(self, x_TD: Tensor, weights_TC: Tensor, experts_TC: Tensor) -> Tensor:
+        if self.exchange is not None:
+            return self.exchange(self, x_TD, weights_TC, experts_TC)
+        return self.multiply(x_TD, weights_TC, experts_TC)
+
+    def multiply(self, x_TD: Tensor, weights_TC: Tensor, experts_TC: Tensor) -> Tensor:
+        """The weighted sum of each token's experts, of those that are here; a negative choice is none."""
         if isinstance(self.gate_up, QuantLinear) and isinstance(self.down, QuantLinear):
             panels = self.gate_up.packed, self.down.packed
             return quantized_experts(x_TD, *panels, weights_TC, experts_TC, self.spec.act)
@@ -133,10 +151,12 @@ class Layer(nn.Module):
     norm4: Normalise
     q_norm: Normalise
     k_norm: Normalise
+    routing: Callable[[Tensor, AttnContext], tuple[Tensor, Tensor]] | None
+    """What a trainer puts in the place of `route` while it takes a step (train/moe.py)."""
 
     def __init__(self, index: int, spec: LayerSpec, hidden: int) -> None:
         super().__init__()
-        self.index, self.spec = index, spec
+        self.index, self.spec, self.routing = index, spec, None
         mixer = spec.mixer
         width = mixer.q_width + 2 * mixer.kv_width
         self.qkv = Weight(width, hidden, bias=width if mixer.qkv_bias else 0)
@@ -164,10 +184,13 @@ class Layer(nn.Module):
                 self.down = Weight(hidden, width, bias=hidden if bias else 0)
             case Mixture() as mixture:
                 self.router = Weight(mixture.experts, hidden)
+                if mixture.biased:
+                    self.choice = Choice(mixture.experts)
                 self.experts = Experts(mixture, hidden)
                 if mixture.shared_width:
                     self.shared = SharedExpert(mixture.shared_width, mixture.act, hidden)
-                    self.shared_gate = Weight(1, hidden)
+                    if mixture.shared_gate:
+                        self.shared_gate = Weight(1, hidden)
 
     def forward(self, x_TD: Tensor, ctx: AttnContext, angles: AnglesOf) -> Tensor:
         residual = self.spec.residual
@@ -181,20 +204,20 @@ class Layer(nn.Module):
         match self.spec.norms:
             case Pre():
                 x_TD = add(x_TD, attention(self.norm1(x_TD)))
-                return add(x_TD, self.ffn(self.norm2(x_TD)))
+                return add(x_TD, self.ffn(self.norm2(x_TD), ctx))
             case Parallel(shared=shared):
                 first = self.norm1(x_TD)
                 second = first if shared else self.norm2(x_TD)
-                return add(x_TD, attention(first) + self.ffn(second))
+                return add(x_TD, attention(first) + self.ffn(second, ctx))
             case PostOutput():
                 x_TD = add(x_TD, self.norm1(attention(x_TD)))
-                return add(x_TD, self.norm2(self.ffn(x_TD)))
+                return add(x_TD, self.norm2(self.ffn(x_TD, ctx)))
             case Sandwich():
                 x_TD = add(x_TD, self.norm2(attention(self.norm1(x_TD))))
-                return add(x_TD, self.norm4(self.ffn(self.norm3(x_TD))))
+                return add(x_TD, self.norm4(self.ffn(self.norm3(x_TD), ctx)))
             case PostResidual():
                 x_TD = self.norm1(add(x_TD, attention(x_TD)))
-                out: Tensor = self.norm2(add(x_TD, self.ffn(x_TD)))
+                out: Tensor = self.norm2(add(x_TD, self.ffn(x_TD, ctx)))
                 return out
 
     def projected(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,18 +245,22 @@ class Layer(nn.Module):
         out: Tensor = self.out(mixed_THd.reshape(x_TD.shape[0], mixer.q_width))
         return out
 
-    def ffn(self, x_TD: Tensor) -> Tensor:
+    def ffn(self, x_TD: Tensor, ctx: AttnContext) -> Tensor:
         """The feed-forward of normed hidden states [T, D]."""
         ffn = self.spec.ffn
         out: Tensor
         if isinstance(ffn, Mixture):
-            out = self.experts(x_TD, self.router(x_TD))
-            if ffn.shared_width:
-                out = open_gate(out, self.shared(x_TD), self.shared_gate(x_TD))
-            return out
+            out = self.experts(x_TD, *(self.routing(x_TD, ctx) if self.routing else self.route(x_TD, ffn)))
+            if ffn.shared_width and ffn.shared_gate:
+                return open_gate(out, self.shared(x_TD), self.shared_gate(x_TD))
+            return out + self.shared(x_TD) if ffn.shared_width else out
         inner = gated(self.gate_up(x_TD), ffn.act) if isinstance(ffn, Gated) else activate(self.up(x_TD), ffn.act)
         out = self.down(inner)
         return out
+
+    def route(self, x_TD: Tensor, ffn: Mixture) -> tuple[Tensor, Tensor]:
+        """Each token's experts and their weights, as a served model chooses: (weights [T, C], experts [T, C])."""
+        return route(self.router(x_TD), ffn.top_k, ffn.renormalise, self.choice.bias[0] if ffn.biased else None)
 
 
 class Decoder(nn.Module):
@@ -257,6 +284,9 @@ class Decoder(nn.Module):
         with torch.device(device):
             self._build(spec)
         self.to(dtype)
+        for layer in self.layers:
+            if isinstance(layer.spec.ffn, Mixture) and layer.spec.ffn.biased:
+                layer.choice.float()
         self.angles = {rope: Angles(rope, self.max_len) for rope in _ropes(spec)}
 
     def _build(self, spec: ModelSpec) -> None:

@@ -14,13 +14,18 @@ from ..kernels.attention import Attend, packed_attention
 class PackedContext:
     """Sequences of `lengths` tokens that fill the flat axis, none looking at another. Implements AttnContext.
 
-    `kv_dtype` rounds keys and values as an engine does whose cache is kept in it, so that both have the same bits.
+    `first` is the place of the first token in its step's batch: with it, what is drawn for a token depends on neither
+    micro-batches nor ranks. `kv_dtype` rounds keys and values as an engine does whose cache is kept in it, so that both have the same bits.
     """
 
     def __init__(
-        self, lengths: Sequence[int], device: torch.device | str = "cpu", kv_dtype: torch.dtype | None = None
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        kv_dtype: torch.dtype | None = None,
+        first: int = 0,
     ) -> None:
-        self.lengths = tuple(lengths)
+        self.lengths, self.first = tuple(lengths), first
         self.kv_dtype = kv_dtype
         places = [torch.arange(n, device=device) for n in self.lengths]
         self.positions_T = torch.cat(places) if places else torch.empty(0, dtype=torch.int64, device=device)

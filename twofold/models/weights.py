@@ -28,7 +28,7 @@ from ..quant.linear import QuantLinear
 from .decoder import Decoder
 from .families import FAMILIES
 from .filler import Filler
-from .layout import Layouts, Piece, quantized_modules
+from .layout import Layouts, Piece, held, quantized_modules
 from .quantized import KEY, check_config, config_of, formats, prepare, stored_formats
 from .reader import Reader
 from .shards import Pending, Shard, write_shard
@@ -245,7 +245,7 @@ def _plan_shards(decoder: Decoder, shard_bytes: int) -> list[list[Pending]]:
 
 def _pending(decoder: Decoder) -> Iterator[Pending]:
     """Every tensor of the checkpoint, its values made when they are asked for."""
-    parameters = dict(decoder.named_parameters())
+    parameters = held(decoder)
     quantized = quantized_modules(decoder)
     for name, slot in Layouts(decoder).slots.items():
         if isinstance(slot, Piece):
