@@ -37,7 +37,8 @@ from twofold.train.optimizer import Optimizer
 from twofold.train.progress import Display
 from twofold.train.recompute import recompute_layers
 from twofold.train.schedule import lr_at
-from twofold.train.trainer import Data, Trainer, split
+from twofold.train.share import cut
+from twofold.train.trainer import Data, Trainer
 
 VOCAB = 97
 
@@ -239,11 +240,11 @@ def test_chunks_of_rows_change_no_loss(monkeypatch) -> None:
 
 def test_splitting_keeps_sequences_whole_and_in_order() -> None:
     batch = Numbers((30, 2, 90, 61, 1, 44)).batch(0)
-    parts = split(batch, 92)
+    parts = cut(batch, 92)
     assert [part.lengths for part in parts] == [(30, 2), (90,), (61, 1), (44,)]
     assert torch.equal(torch.cat([part.ids_T for part in parts]), batch.ids_T)
     assert torch.equal(torch.cat([part.targets_T for part in parts]), batch.targets_T)
-    assert split(batch, None) == [batch]
+    assert cut(batch, None) == [batch]
 
 
 def test_the_trainers_forward_log_probabilities_are_the_evaluators(tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def backward(
     `total` is the number of targets of the whole step, so that the split into micro-batches changes nothing.
     """
     rows_R = (targets_T != IGNORE).nonzero().squeeze(1)
-    if not len(rows_R):
+    if not len(rows_R):  # nothing to learn, but ranks reduce together: a gradient of zeros for every weight
+        nothing = loss(decoder, hidden_TD[:1], targets_T[:1] * 0) * 0.0
+        torch.autograd.backward(nothing)
         return 0.0
     every = len(rows_R) == len(targets_T)
     picked_RD = hidden_TD if every else hidden_TD.index_select(0, rows_R)

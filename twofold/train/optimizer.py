@@ -6,7 +6,7 @@ Gradients are summed over micro-batches in fp32 in both cases, and clipped by th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core import CheckpointError
 from ..kernels.optimizer import Shard, adamw, gradient_norm
 from .config import OptimizerConfig
+from .zero import local
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -30,8 +31,11 @@ def decay_groups(named: Iterable[tuple[str, Tensor]]) -> tuple[list[str], list[s
 class Optimizer:
     """The masters, their moments, and the four moves of a step: collect, clip, step, zero."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
-        self.config = config
+    def __init__(
+        self, model: nn.Module, config: OptimizerConfig, total: Callable[[float], float] | None = None
+    ) -> None:
+        """`total` adds up the squares of the gradient over the ranks that hold the model between them."""
+        self.config, self._total = config, total
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.masters: dict[str, Tensor] = {
             name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float())
@@ -62,7 +66,9 @@ class Optimizer:
 
         The gradients themselves are not touched: the factor is part of the step's one pass.
         """
-        norm = gradient_norm([m.grad for m in self.masters.values() if m.grad is not None])
+        norm = gradient_norm([local(m.grad) for m in self.masters.values() if m.grad is not None])
+        if self._total is not None:
+            norm = math.sqrt(self._total(norm * norm))
         self._scale = min(1.0, self.config.clip / (norm + 1e-6)) if math.isfinite(norm) else 1.0
         return norm
 
@@ -83,14 +89,15 @@ class Optimizer:
                     weight.copy_(self.masters[name])
 
     def _shard(self, name: str, master: Tensor, grad: Tensor) -> Shard:
+        weight = local(master.detach())
         if name not in self.moments:
-            zeros = {key: torch.zeros_like(master) for key in MOMENTS[1:]}
+            zeros = {key: torch.zeros_like(weight) for key in MOMENTS[1:]}
             self.moments[name] = {"step": torch.zeros(()), **zeros}
         moments = self.moments[name]
         moments["step"] += 1
         return Shard(
-            weight=master.detach(),
-            grad=grad.contiguous(),
+            weight=weight,
+            grad=local(grad).contiguous(),
             mean=moments["exp_avg"],
             square=moments["exp_avg_sq"],
             steps=int(moments["step"]),

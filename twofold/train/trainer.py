@@ -25,6 +25,7 @@ from ..core import TwofoldError
 from ..data import Batch
 from ..models.decoder import Decoder
 from ..models.packed import PackedContext
+from ..parallel import Mesh
 from . import loss as losses
 from . import plot
 from .checkpoint import Checkpoints, Position
@@ -33,7 +34,9 @@ from .journal import Journal
 from .optimizer import Optimizer
 from .progress import Display
 from .schedule import lr_at
+from .share import share
 from .stop import Stop
+from .zero import Zero
 
 STOPPED = 75
 """Exit status of a run that was asked to stop and saved first (EX_TEMPFAIL: run it again to go on)."""
@@ -95,8 +98,12 @@ class Trainer:
         words: Words,
         sampler: Sampler | None = None,
         position: Position | None = None,
+        mesh: Mesh | None = None,
+        zero: Zero | None = None,
     ) -> None:
         self.decoder, self.optimizer, self.data, self.recipe = decoder, optimizer, data, recipe
+        self.mesh = mesh or Mesh()
+        self.zero = zero or Zero(decoder, self.mesh)
         self.checkpoints, self.journal, self.display = checkpoints, journal, display
         self.write_model, self.words, self.sampler = write_model, words, sampler
         self.position = position or Position()
@@ -104,10 +111,10 @@ class Trainer:
 
     # ---------------------------------------------------------------------------------------- one step
     def step(self, batch: Batch, loss: losses.Loss = losses.next_token) -> Step:
-        """One optimizer step over all of `batch`, in micro-batches of whole sequences.
+        """One optimizer step over all of `batch`, in micro-batches of whole sequences, each rank its share.
 
         The loss is the sum over all targets divided by their number, whatever the split. A step whose loss or gradient
-        is not finite changes no weight.
+        is not finite changes no weight, on any rank.
         """
         config = self.recipe.optimizer
         lr = lr_at(self.position.step, config.lr, self.recipe.schedule)
@@ -116,11 +123,13 @@ class Trainer:
             return Step(loss=0.0, targets=0, lr=lr, grad_norm=0.0, skipped="the batch has no target")
         self.optimizer.zero()
         summed = 0.0
-        for part in split(batch, self.recipe.data.micro_tokens):
+        parts = self._share(batch)
+        for number, part in enumerate(parts, 1):
+            self.zero.micro_batch(last=number == len(parts))
             hidden_TD = self.decoder(part.ids_T, PackedContext(part.lengths))
             summed += losses.backward(self.decoder, hidden_TD, part.targets_T, targets, self.decoder.spec.vocab, loss)
             self.optimizer.collect()
-        mean = summed / targets
+        mean = self.mesh.sum("loss", summed)[0] / targets
         norm = self.optimizer.clip()
         fault = None
         if not math.isfinite(mean):
@@ -132,15 +141,19 @@ class Trainer:
         self.optimizer.zero()
         return Step(loss=mean, targets=targets, lr=lr, grad_norm=norm, skipped=fault)
 
+    def _share(self, batch: Batch) -> list[Batch]:
+        return share(batch, self.mesh.size("data"), self.mesh.rank("data"), self.recipe.data.micro_tokens)
+
     @torch.no_grad()
     def evaluate(self) -> float:
         """Mean loss over the held-out batches, in nats a target."""
-        summed, count = 0.0, 0
+        summed, count = 0.0, 0.0
         for batch in self.data.valid:
-            for part in split(batch, self.recipe.data.micro_tokens):
+            for part in self._share(batch):
                 hidden_TD = self.decoder(part.ids_T, PackedContext(part.lengths))
                 more, rows = losses.evaluate(self.decoder, hidden_TD, part.targets_T, self.decoder.spec.vocab)
                 summed, count = summed + more, count + rows
+        summed, count = self.mesh.sum("loss", summed, count)
         return summed / count if count else math.nan
 
     # ---------------------------------------------------------------------------------------- the loop
@@ -151,11 +164,11 @@ class Trainer:
             clock = _Clock()
             while self.position.step < steps:
                 self._advance(clock)
-                if stop.asked and self.position.step < steps:
+                asked = self.mesh.sum("world", float(stop.asked is not None))[0]
+                if asked and self.position.step < steps:
                     self.save()
-                    self.display.say(
-                        f"{stop.asked}: saved at step {self.position.step}; the same command goes on from here"
-                    )
+                    why = stop.asked or "another rank was told to stop"
+                    self.display.say(f"{why}: saved at step {self.position.step}; the same command goes on from here")
                     return STOPPED
             self.save()
         return 0
@@ -256,21 +269,3 @@ class _Clock:
         self.seconds_per_step = old + (seconds - old) * 0.1 if old else seconds
         rate = self.tokens_per_second
         self.tokens_per_second = rate + (tokens / seconds - rate) * 0.1 if rate else tokens / seconds
-
-
-def split(batch: Batch, tokens: int | None) -> list[Batch]:
-    """A batch as micro-batches of whole sequences, each of at most `tokens` tokens (or one longer sequence)."""
-    if tokens is None or len(batch.ids_T) <= tokens:
-        return [batch]
-    parts: list[Batch] = []
-    first, start, lengths = 0, 0, list(batch.lengths)
-    for last in range(len(lengths)):
-        size = sum(lengths[first : last + 1])
-        if last + 1 < len(lengths) and size + lengths[last + 1] <= tokens:
-            continue
-        piece = slice(start, start + size)
-        parts.append(
-            Batch(ids_T=batch.ids_T[piece], targets_T=batch.targets_T[piece], lengths=tuple(lengths[first : last + 1]))
-        )
-        first, start = last + 1, start + size
-    return parts

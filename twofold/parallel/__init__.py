@@ -1,0 +1,15 @@
+"""Many processes acting as one: who they are, how they are laid out, and what they say to each other.
+
+comm.py    collectives that autograd goes through
+config.py  ParallelConfig: the sizes of the axes, free of torch
+layout.py  Layout: which rank stands where, and whether that is legal; plain Python
+mesh.py    Mesh: the process groups of a layout
+ranks.py   Ranks: who this process is, from what its launcher left in the environment; joining the others
+"""
+
+from .config import ParallelConfig
+from .layout import Layout
+from .mesh import Mesh
+from .ranks import Ranks, discover, joined
+
+__all__ = ["Layout", "Mesh", "ParallelConfig", "Ranks", "discover", "joined"]

@@ -1,0 +1,95 @@
+"""Mesh: the process groups of a layout, made once and asked for by the name of an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from .layout import Axis, Layout
+
+
+class Mesh:
+    """Where this rank stands in a Layout. Alone it has no groups, and every sum is what was put in.
+
+    Making one is a collective: all ranks make the same.
+    """
+
+    def __init__(self, layout: Layout | None = None, rank: int = 0, device: str = "cpu") -> None:
+        self.layout = layout or Layout()
+        self.rank_in_world, self.device = rank, device
+        self._groups: dict[str, dist.ProcessGroup] = {}
+        self._known: dict[tuple[int, ...], dist.ProcessGroup] = {}
+        if self.layout.world > 1:
+            for axis in ("pp", "replicate", "shard", "sp", "tp", "data", "zero", "ep", "edp", "loss", "norm", "world"):
+                self._make(axis)
+
+    def _make(self, axis: Axis) -> None:
+        for ranks in self.layout.groups(axis):
+            if len(ranks) == 1 and axis not in ("replicate", "zero", "edp"):
+                continue  # fully_shard asks for a group even of one
+            key = tuple(ranks)
+            if key not in self._known:
+                self._known[key] = dist.new_group(ranks)
+            if self.rank_in_world in ranks:
+                self._groups[axis] = self._known[key]
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank speaks for all."""
+        return self.rank_in_world == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.layout.world == 1
+
+    def size(self, axis: Axis) -> int:
+        return self.layout.size(axis)
+
+    def rank(self, axis: Axis) -> int:
+        """This rank's place along an axis."""
+        return self.layout.place(self.rank_in_world, axis)
+
+    def group(self, axis: Axis) -> dist.ProcessGroup | None:
+        """The group along an axis; None where this rank is alone on it."""
+        return self._groups.get(axis) if self.size(axis) > 1 else None
+
+    def sharded(self, *, experts: bool = False) -> DeviceMesh:
+        """The (replicate, zero) mesh that FSDP2 divides parameters over; for experts (replicate, edp)."""
+        inner: Axis = "edp" if experts else "zero"
+        rows = [self.layout.groups(inner)[self._row(inner)]]
+        ranks = torch.tensor(self._block(rows[0], inner))
+        groups = [self._groups["replicate"], self._groups[inner]]
+        return DeviceMesh.from_group(groups, self.device, ranks, mesh_dim_names=("replicate", inner))
+
+    def _row(self, axis: Axis) -> int:
+        return next(i for i, group in enumerate(self.layout.groups(axis)) if self.rank_in_world in group)
+
+    def _block(self, mine: Sequence[int], inner: Axis) -> list[list[int]]:
+        """The ranks of all copies of what `mine` share, a row a copy."""
+        copies = {rank: group for group in self.layout.groups("replicate") for rank in group}
+        return [[copies[rank][copy] for rank in mine] for copy in range(self.layout.replicate)]
+
+    def sum(self, axis: Axis, *values: float) -> tuple[float, ...]:
+        """Numbers added up along an axis, in double; the same on every rank of it."""
+        group = self.group(axis)
+        if group is None:
+            return values
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=group)
+        return tuple(total.tolist())
+
+    def broadcast(self, tensor: Tensor, axis: Axis = "world") -> Tensor:
+        """A tensor of the axis's first rank, on all of it."""
+        group = self.group(axis)
+        if group is not None:
+            dist.broadcast(tensor, group=group, group_src=0)
+        return tensor
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if not self.alone:
+            dist.barrier(group=self.group("world"))

@@ -1,0 +1,79 @@
+"""Zero: parameters, gradients and optimizer states divided among ranks, on PyTorch's FSDP2.
+
+    stage   what a rank keeps       gathered                    reduced          volume of m micro-batches
+    0       everything              never                       after the last   2Ψ
+    1       1/N of the states       once, at the first forward  after the last   2Ψ
+    2       and of the gradients    once                        after each       (1 + m)Ψ
+    3       and of the parameters   at each forward, backward   after each       3mΨ
+
+(Rajbhandari et al. 2020; Ψ numbers of the model.) Gradients are added up, not averaged: a step's loss is already
+divided by its global number of targets. "hybrid" is stage 3 over the ranks of a node, with a copy on every node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from ..models.decoder import Decoder
+from ..parallel import Mesh
+
+
+class Zero:
+    """A decoder divided over a mesh. Alone it is the decoder as it was."""
+
+    def __init__(self, decoder: Decoder, mesh: Mesh, dtype: torch.dtype | None = None) -> None:
+        """Divide `decoder` in place, a group of parameters for each layer and one for the rest.
+
+        `dtype` is what weights are multiplied in; the shards that the optimizer moves stay as the decoder has them.
+        """
+        self.decoder, self.stage = decoder, mesh.layout.stage
+        self.parts: list[FSDPModule] = []
+        if mesh.size("data") * mesh.size("sp") == 1:
+            return
+        devices = mesh.sharded()
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for module in (*decoder.layers, decoder):
+            last = module is decoder  # the loss reads its weights behind the forward
+            again = self.stage == 3 and not last
+            fully_shard(module, mesh=devices, reshard_after_forward=again, mp_policy=policy)
+            part = cast(FSDPModule, module)
+            part.set_force_sum_reduction_for_comms(True)  # gloo has no averages
+            part.set_gradient_divide_factor(1.0)
+            self.parts.append(part)
+
+    def micro_batch(self, last: bool) -> None:
+        """Before a micro-batch's forward: what of it is to be reduced and let go, by the stage."""
+        if not self.parts:
+            return
+        root = self.parts[-1]
+        root.set_is_last_backward(last)
+        root.set_requires_gradient_sync(last or self.stage >= 2)
+        root.set_reshard_after_backward(last or self.stage == 3)
+
+    @contextmanager
+    def whole(self) -> Iterator[Decoder]:
+        """The decoder with all its parameters on every rank, for saving and sampling; a collective."""
+        for part in self.parts:
+            part.unshard()
+        try:
+            yield self.decoder
+        finally:
+            for part in self.parts:
+                part.reshard()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def shards(model: nn.Module) -> dict[str, Tensor]:
+    """This rank's part of every parameter that is trained, by name."""
+    return {name: local(p.detach()) for name, p in model.named_parameters() if p.requires_grad}
