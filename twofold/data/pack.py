@@ -31,12 +31,13 @@ class Batch:
     """Whole sequences end to end on T tokens.
 
     `ids_T` int64 [T]; `targets_T` int64 [T], the id that follows each, -100 where there is nothing to learn; `lengths`
-    of the sequences, summing to T.
+    of the sequences, summing to T; `first`, where in a step's batch a part of it begins.
     """
 
     ids_T: Tensor
     targets_T: Tensor
     lengths: tuple[int, ...]
+    first: int = 0
 
 
 def permutation(size: int, key: int) -> npt.NDArray[np.int64]:

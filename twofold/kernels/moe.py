@@ -27,9 +27,7 @@ from .quantized import Packed, quantized_experts
 
 
 @op
-def route(
-    logits_TE: Tensor, top_k: int, renormalise: bool, bias_E: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def route(logits_TE: Tensor, top_k: int, renormalise: bool, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Softmax over all experts, the `top_k` best and their weights: (weights [T, C] fp32, experts [T, C]).
 
     Best first; of equals the lower expert is the better. A `bias_E` (fp32) is added to the probabilities for the choice
@@ -78,9 +76,7 @@ def open_gate(out_TD: Tensor, y_TD: Tensor, gate_T1: Tensor) -> Tensor:
 
 # ----------------------------------------------------------------------------------------------------- native
 @route.on("native", why="one pass over a row, sums in sixteen lanes and one tree", missing=native.missing, bits="own")
-def _route(
-    logits_TE: Tensor, top_k: int, renormalise: bool, bias_E: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def _route(logits_TE: Tensor, top_k: int, renormalise: bool, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
     if logits_TE.device.type != "cpu":
         return route.reference(logits_TE, top_k, renormalise, bias_E)
     _check(top_k, logits_TE.shape[1])

@@ -14,6 +14,7 @@ layout.py    where each tensor of a checkpoint lies in the decoder
 filler.py    tensors put into their places one at a time, and what is still missing
 quantized.py which weights may be quantized, and the decoder with panels in their places
 calibration.py  a decoder as calibration sees it: blocks, weights, where scales can move
+exchange.py  a decoder whose experts are divided among ranks
 shards.py    safetensors through a memory map
 weights.py   load, save, and weights by the checkpoint's names
 """

@@ -15,7 +15,8 @@ class PackedContext:
     """Sequences of `lengths` tokens that fill the flat axis, none looking at another. Implements AttnContext.
 
     `first` is the place of the first token in its step's batch: with it, what is drawn for a token depends on neither
-    micro-batches nor ranks. `kv_dtype` rounds keys and values as an engine does whose cache is kept in it, so that both have the same bits.
+    micro-batches nor ranks. `kv_dtype` rounds keys and values as an engine does whose cache is kept in it, so that both
+    have the same bits.
     """
 
     def __init__(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..core import ConfigError
 from ..kernels import stages
 from ..kernels.grouped import Matrices, Places
 from ..kernels.linear import stage_of as linear_stage
@@ -239,6 +240,8 @@ class Writer:
         self._linear(layer.down, self.inner_TF, out)
 
     def _mixture(self, layer: Layer, ffn: Mixture, source: Tensor, out: Tensor) -> None:
+        if layer.experts.exchange is not None:
+            raise ConfigError("experts that live in several processes cannot be served: gather them first")
         mixing = self._mixing(ffn)
         logits_TE = self._shared("router", ffn.experts)
         self._linear(layer.router, source, logits_TE)

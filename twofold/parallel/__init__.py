@@ -2,6 +2,7 @@
 
 comm.py    collectives that autograd goes through
 config.py  ParallelConfig: the sizes of the axes, free of torch
+expert.py  experts on several ranks: tokens go to them and come back
 layout.py  Layout: which rank stands where, and whether that is legal; plain Python
 mesh.py    Mesh: the process groups of a layout
 ranks.py   Ranks: who this process is, from what its launcher left in the environment; joining the others

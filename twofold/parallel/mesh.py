@@ -24,7 +24,7 @@ class Mesh:
         self._groups: dict[str, dist.ProcessGroup] = {}
         self._known: dict[tuple[int, ...], dist.ProcessGroup] = {}
         if self.layout.world > 1:
-            for axis in ("pp", "replicate", "shard", "sp", "tp", "data", "zero", "ep", "edp", "loss", "norm", "world"):
+            for axis in ("pp", "replicate", "shard", "sp", "tp", "data", "zero", "ep", "edp", "tokens", "loss", "norm", "world"):
                 self._make(axis)
 
     def _make(self, axis: Axis) -> None:

@@ -6,6 +6,9 @@ init.py        the first weights: each tensor a function of the seed and its nam
 trainer.py     the loop: step, validate, sample, save; stopping and going on
 loss.py        cross-entropy in chunks of rows, forward and backward in one pass
 optimizer.py   AdamW over fp32 masters
+moe.py         a decoder's mixtures while they train: the recipe's rules, put in force for a step
+moe_config.py  the table of those rules
+routing.py     the rules themselves: noise, capacity, balance
 recompute.py   keep a layer's input alone, and run it again for its gradient
 schedule.py    the learning rate as a pure function of the step
 checkpoint.py  directories that are whole or not there: hashed, renamed into place, the damaged ones named

@@ -5,6 +5,7 @@ Recipe
 ├── data        what it reads, and how much of it a step and a micro-batch hold
 ├── optimizer   AdamW and the clip
 ├── schedule    how many steps, the warm-up, the cosine's floor
+├── moe         how a mixture's tokens are dealt to its experts
 ├── run         where results go, how often to validate and save, threads and seed
 └── sample      prompts that the serving engine answers while the model trains
 """
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 from ..core import ConfigError, flatten
 from ..data.bpe import VocabularyConfig
+from .moe_config import MoeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +164,7 @@ class Recipe:
     tokenizer: VocabularyConfig | None = None
     """A vocabulary to train first, into `model.tokenizer`, when there is none yet."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    moe: MoeConfig = field(default_factory=MoeConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def identity(self) -> dict[str, Any]:

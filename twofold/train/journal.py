@@ -25,6 +25,10 @@ TAGS = {
     "grad_norm": "train/grad_norm",
     "tokens_per_second": "train/tokens_per_second",
     "valid_loss": "valid/loss",
+    "moe_busiest": "moe/busiest",
+    "moe_dropped": "moe/dropped",
+    "moe_balance": "moe/balance",
+    "moe_z": "moe/z",
 }
 
 

@@ -47,9 +47,7 @@ class Routers:
         ConfigError: rules for a model without mixtures, or biases for a family whose checkpoints have none.
     """
 
-    def __init__(
-        self, decoder: Decoder, config: MoeConfig, seed: int, group: dist.ProcessGroup | None = None
-    ) -> None:
+    def __init__(self, decoder: Decoder, config: MoeConfig, seed: int, group: dist.ProcessGroup | None = None) -> None:
         self.config, self.seed, self.group = config, seed, group
         self.mixtures = {
             layer: layer.spec.ffn
@@ -151,12 +149,12 @@ class Routers:
         else:
             weights_TC, experts_TC = route(logits_TE, ffn.top_k, ffn.renormalise, bias_E)
         seen = self._see(layer, first, experts_TC)
-        weights_TC = self._with_losses(weights_TC, logits_TE.float(), seen)
+        weights_TC = self._with_losses(weights_TC, logits_TE.float(), seen, self._real(first))
         if config.capacity is None:
             return weights_TC, experts_TC
         most = routing.capacity_of(experts_TC.numel(), ffn.experts, config.capacity, config.min_capacity)
         fits_TC = routing.within(weights_TC, experts_TC, ffn.experts, most, config.drop)
-        seen.dropped = (~fits_TC).sum().double()
+        seen.dropped = (~fits_TC).sum().double() * self._real(first)
         return weights_TC * fits_TC, torch.where(fits_TC, experts_TC, -1)
 
     def _see(self, layer: Layer, first: int, experts_TC: Tensor) -> _Seen:
@@ -164,7 +162,7 @@ class Routers:
         known = self._seen.get((layer.index, first))
         if known is not None:
             return known
-        counts_E = judged_E = routing.counts_of(experts_TC, self.mixtures[layer].experts)
+        counts_E = judged_E = routing.counts_of(experts_TC, self.mixtures[layer].experts) * self._real(first)
         if self.config.over == "step" and self.config.balance_loss:
             if self.group is not None:
                 judged_E = counts_E.clone()
@@ -176,15 +174,19 @@ class Routers:
         self._seen[layer.index, first] = seen
         return seen
 
-    def _with_losses(self, weights_TC: Tensor, logits_TE: Tensor, seen: _Seen) -> Tensor:
+    def _real(self, first: int) -> int:
+        """1, or 0 for a token that only keeps a rank company which no sequence fell to: its place is behind all."""
+        return int(first < self._tokens)
+
+    def _with_losses(self, weights_TC: Tensor, logits_TE: Tensor, seen: _Seen, real: int) -> Tensor:
         """The weights, and behind them the gradients of the losses: sums over tokens, divided by the whole step's."""
         config, losses = self.config, []
         if config.balance_loss:
-            balance = routing.balance_loss(logits_TE, seen.judged_E)
+            balance = routing.balance_loss(logits_TE, seen.judged_E) * real
             seen.balance = balance.detach().double()
             losses.append(balance * (config.balance_loss / self._tokens))
         if config.z_loss:
-            z = routing.z_loss(logits_TE)
+            z = routing.z_loss(logits_TE) * real
             seen.z = z.detach().double()
             losses.append(z * (config.z_loss / self._tokens))
         return routing.carry(weights_TC, torch.stack(losses).sum(), self._loss_scale) if losses else weights_TC

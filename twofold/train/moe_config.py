@@ -18,14 +18,14 @@ class MoeConfig:
     balance_loss: float = 0.0
     """Times E · Σ_e f_e · p_e of each layer (Switch, GShard), f the share of choices and p the mean probability: 1 when
     all experts are used alike. transformers' `router_aux_loss_coef` is this divided by the experts of a token."""
-    over: Literal["micro", "step"] = "micro"
-    """Whose choices f counts. micro: of the micro-batch alone, which no number of ranks changes; step: of all ranks, and
-    of the step's micro-batches up to this one (Qiu et al. 2025), the whole batch when a rank has one micro-batch."""
+    over: Literal["micro", "step"] = "step"
+    """Whose choices f counts. step: those of all ranks and of the step's micro-batches so far, so the whole batch when
+    a rank has one micro-batch (Qiu et al. 2025); micro: those of the micro-batch alone, with no communication."""
     z_loss: float = 0.0
     """Times the mean of log²(Σ exp(logits)) of each layer (ST-MoE): keeps a router's logits small."""
     bias_rate: float = 0.0
-    """How far an expert's bias moves after each step, towards the mean load (DeepSeek-V3): a balance without a loss, for
-    the families whose checkpoints have such a bias (Ernie4_5_MoeForCausalLM)."""
+    """How far an expert's bias moves after each step, towards the mean load (DeepSeek-V3): a balance without a loss,
+    for families whose checkpoints have such a bias (Ernie4_5_MoeForCausalLM)."""
     capacity: float | None = None
     """An expert takes at most this many times its even share of a micro-batch's choices; the rest is dropped."""
     min_capacity: int = 4

@@ -83,7 +83,7 @@ def within(
 def counts_of(experts_TC: Tensor, experts: int) -> Tensor:
     """How many pairs chose each expert, int64 [E], without waiting for the device."""
     flat_P = experts_TC.reshape(-1)
-    return torch.zeros(experts, dtype=torch.int64, device=flat_P.device).scatter_add_(0, flat_P, torch.ones_like(flat_P))
+    return flat_P.new_zeros(experts).scatter_add_(0, flat_P, torch.ones_like(flat_P))
 
 
 def balance_loss(logits_TE: Tensor, counts_E: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def balance_loss(logits_TE: Tensor, counts_E: Tensor) -> Tensor:
 
     Counts have no gradient; the loss pulls probability away from the experts with many (Fedus et al. 2021).
     """
-    f_E = counts_E / counts_E.sum()
+    f_E = counts_E / counts_E.sum().clamp(min=1)
     return len(f_E) * (torch.softmax(logits_TE, -1) * f_E.to(logits_TE.dtype)).sum()
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +31,7 @@ from . import plot
 from .checkpoint import Checkpoints, Position
 from .config import Recipe, SampleConfig
 from .journal import Journal
+from .moe import Routers
 from .optimizer import Optimizer
 from .progress import Display
 from .schedule import lr_at
@@ -71,6 +72,8 @@ class Step:
     lr: float
     grad_norm: float
     skipped: str | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    """What else the journal keeps: how a mixture's experts were used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,7 @@ class Trainer:
         self.checkpoints, self.journal, self.display = checkpoints, journal, display
         self.write_model, self.words, self.sampler = write_model, words, sampler
         self.position = position or Position()
+        self.routers = Routers(decoder, recipe.moe, recipe.run.seed, self.mesh.group("tokens"))
         self._saved_at = self.position.step if position else -1
 
     # ---------------------------------------------------------------------------------------- one step
@@ -122,11 +126,12 @@ class Trainer:
         if not targets:
             return Step(loss=0.0, targets=0, lr=lr, grad_norm=0.0, skipped="the batch has no target")
         self.optimizer.zero()
+        self.routers.begin(self.position.step, len(batch.ids_T))
         summed = 0.0
         parts = self._share(batch)
         for number, part in enumerate(parts, 1):
             self.zero.micro_batch(last=number == len(parts))
-            hidden_TD = self.decoder(part.ids_T, PackedContext(part.lengths))
+            hidden_TD = self.decoder(part.ids_T, PackedContext(part.lengths, first=part.first))
             summed += losses.backward(self.decoder, hidden_TD, part.targets_T, targets, self.decoder.spec.vocab, loss)
             self.optimizer.collect()
         mean = self.mesh.sum("loss", summed)[0] / targets
@@ -139,7 +144,8 @@ class Trainer:
         else:
             self.optimizer.step(lr)
         self.optimizer.zero()
-        return Step(loss=mean, targets=targets, lr=lr, grad_norm=norm, skipped=fault)
+        figures = self.routers.end(moved=fault is None)
+        return Step(loss=mean, targets=targets, lr=lr, grad_norm=norm, skipped=fault, figures=figures)
 
     def _share(self, batch: Batch) -> list[Batch]:
         return share(batch, self.mesh.size("data"), self.mesh.rank("data"), self.recipe.data.micro_tokens)
@@ -218,6 +224,7 @@ class Trainer:
                 grad_norm=done.grad_norm,
                 tokens=self.position.tokens,
                 tokens_per_second=round(speed, 1),
+                **done.figures,
             )
         left = clock.seconds_per_step * (self.recipe.schedule.steps - step)
         self.display.step(step, loss=done.loss, lr=done.lr, grad_norm=done.grad_norm, speed=speed, seconds_left=left)

@@ -69,9 +69,7 @@ def _combine(share, weights, experts, experts_order, out, D, C, BLOCK: tl.conste
     tl.store(out + token * D + d, total.to(out.dtype.element_ty), live)
 
 
-def route(
-    logits_TE: Tensor, top_k: int, renormalise: bool, bias_E: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def route(logits_TE: Tensor, top_k: int, renormalise: bool, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`kernels.moe.route` on CUDA; of equals the lowest expert is chosen."""
     T, E = logits_TE.shape
     weights_TC = torch.empty(T, top_k, dtype=torch.float32, device=logits_TE.device)
@@ -98,7 +96,7 @@ def route(
 
 
 def runs(experts_TC: Tensor, num_experts: int, rows: int) -> Runs:
-    """Sort the choices by expert and cut each expert's run into tiles of `rows` places; negative ones are in no tile."""
+    """Sort the choices by expert and cut each expert's run into tiles of `rows` places; negative ones have no tile."""
     T, C = experts_TC.shape
     flat_P = experts_TC.reshape(-1)
     flat_P = torch.where(flat_P < 0, num_experts, flat_P)  # behind all others

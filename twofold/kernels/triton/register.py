@@ -34,9 +34,7 @@ def _serve(op: Op[..., Any], module: str, why: str, gradient: Callable[..., Tens
     op.implementations = {"triton": op.implementations.pop("triton"), **op.implementations}
 
 
-def _route(
-    logits_TE: Tensor, top_k: int, renormalise: bool, bias_E: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def _route(logits_TE: Tensor, top_k: int, renormalise: bool, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
     kernel: Callable[..., tuple[Tensor, Tensor]] = import_module(f"{__package__}.experts").route
     weights_TC, experts_TC = kernel(logits_TE.detach(), top_k, renormalise, bias_E)
     weights_TC = with_reference_gradient(lambda *_: weights_TC, moe.weights_of, logits_TE, experts_TC, renormalise)
