@@ -284,9 +284,9 @@ class Decoder(nn.Module):
         with torch.device(device):
             self._build(spec)
         self.to(dtype)
-        for layer in self.layers:
-            if isinstance(layer.spec.ffn, Mixture) and layer.spec.ffn.biased:
-                layer.choice.float()
+        for module in self.modules():
+            if isinstance(module, Choice):
+                module.float()
         self.angles = {rope: Angles(rope, self.max_len) for rope in _ropes(spec)}
 
     def _build(self, spec: ModelSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,7 @@ class Mesh:
         self._groups: dict[str, dist.ProcessGroup] = {}
         self._known: dict[tuple[int, ...], dist.ProcessGroup] = {}
         if self.layout.world > 1:
-            for axis in ("pp", "replicate", "shard", "sp", "tp", "data", "zero", "ep", "edp", "tokens", "loss", "norm", "world"):
+            for axis in get_args(Axis):
                 self._make(axis)
 
     def _make(self, axis: Axis) -> None:

@@ -44,13 +44,14 @@ def _mixed(x: Tensor) -> Tensor:
 
 def jitter(x_TD: Tensor, key: int, first: int, width: float) -> Tensor:
     """x times numbers drawn evenly from 1 ± `width` (Switch Transformer)."""
-    u_TD = uniform(key, first, *x_TD.shape, device=x_TD.device)
+    u_TD = uniform(key, first, x_TD.shape[0], x_TD.shape[1], x_TD.device)
     return x_TD * (1.0 + width * (2.0 * u_TD - 1.0)).to(x_TD.dtype)
 
 
 def gumbel(logits_TE: Tensor, key: int, first: int) -> Tensor:
     """Logits with Gumbel noise: their k largest are k experts drawn by their probabilities without replacement."""
-    return logits_TE.float() - uniform(key, first, *logits_TE.shape, device=logits_TE.device).log().neg().log()
+    u_TE = uniform(key, first, logits_TE.shape[0], logits_TE.shape[1], logits_TE.device)
+    return logits_TE.float() - u_TE.log().neg().log()
 
 
 # ----------------------------------------------------------------------------------------------------- capacity

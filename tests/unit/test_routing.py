@@ -1,0 +1,171 @@
+"""The rules of a mixture in training, each against its definition written out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from twofold.core import ConfigError
+from twofold.kernels.moe import experts, route
+from twofold.train import routing
+from twofold.train.moe_config import MoeConfig
+
+
+# ------------------------------------------------------------------------------------------------------------- noise
+def test_a_tokens_numbers_are_a_function_of_its_place() -> None:
+    whole = routing.uniform(key=77, first=0, rows=50, columns=9)
+    parts = [routing.uniform(77, first, rows, 9) for first, rows in ((0, 13), (13, 1), (14, 36))]
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(routing.uniform(77, 0, 50, 9), whole)
+    assert not torch.equal(routing.uniform(78, 0, 50, 9), whole)
+    assert torch.equal(routing.uniform(77, 0, 50, 4), whole[:, :4])
+
+
+def test_the_numbers_are_even_and_strangers_to_one_another() -> None:
+    u = routing.uniform(routing.key_of(0, 3, 1), 0, 4000, 16).double()
+    assert 0.0 < float(u.min()) < 1e-3 and 1.0 - 1e-3 < float(u.max()) < 1.0
+    assert abs(float(u.mean()) - 0.5) < 0.005 and abs(float(u.var()) - 1 / 12) < 0.002
+    counts = torch.histc(u, bins=50, min=0, max=1)
+    assert float(((counts - 1280) ** 2 / 1280).sum()) < 90  # chi-squared, 49 degrees of freedom
+    centred = u - 0.5
+    for other in (centred.roll(1, 0), centred.roll(1, 1), routing.uniform(routing.key_of(0, 4, 1), 0, 4000, 16) - 0.5):
+        assert abs(float((centred * other).mean())) * 12 < 0.015
+
+
+def test_jitter_multiplies_within_its_width() -> None:
+    x = torch.randn(300, 8)
+    ratio = routing.jitter(x, 5, 0, 0.01) / x
+    assert 0.99 <= float(ratio.min()) < 0.9905 and 1.0095 < float(ratio.max()) <= 1.0101
+    assert torch.equal(routing.jitter(x, 5, 0, 0.01)[40:], routing.jitter(x[40:], 5, 40, 0.01))
+
+
+def test_gumbel_draws_experts_by_their_probabilities() -> None:
+    logits = torch.tensor([0.0, 1.0, -1.0, 2.0]).expand(40_000, 4)
+    drawn = routing.gumbel(logits, 9, 0).argmax(-1)
+    share = torch.bincount(drawn, minlength=4) / len(drawn)
+    torch.testing.assert_close(share, logits[0].softmax(-1), atol=0.01, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------------------------- capacity
+def test_capacity_is_a_multiple_of_the_even_share_and_never_less_than_asked() -> None:
+    assert routing.capacity_of(pairs=100, experts=8, factor=1.25, least=4) == 16  # 15.6 rounded up
+    assert routing.capacity_of(pairs=16, experts=8, factor=1.0, least=4) == 4
+    assert routing.capacity_of(pairs=16, experts=8, factor=1.0, least=1) == 2
+
+
+def queued(weights: Tensor, chosen: Tensor, capacity: int, by: str) -> Tensor:
+    """The definition, expert by expert."""
+    fits = torch.zeros_like(chosen, dtype=torch.bool)
+    for expert in chosen.unique().tolist():
+        pairs = (chosen == expert).nonzero().tolist()
+        if by == "probs":
+            pairs.sort(key=lambda pair: -float(weights[pair[0], pair[1]]))
+        for t, c in pairs[:capacity]:
+            fits[t, c] = True
+    return fits
+
+
+@pytest.mark.parametrize("by", ["probs", "position"])
+@pytest.mark.parametrize("capacity", [1, 4, 11, 200])
+def test_a_full_expert_drops_the_least_or_the_last(by: str, capacity: int) -> None:
+    logits = torch.randn(60, 5) + torch.tensor([2.0, 0.0, 0.0, 0.0, -1.0])
+    logits[:20] = logits[:20].round()  # equal weights: the earlier token is before
+    weights, chosen = route(logits, 2, True)
+    fits = routing.within(weights, chosen, 5, capacity, by)
+    assert torch.equal(fits, queued(weights, chosen, capacity, by))
+    assert int(fits.sum()) == sum(min(capacity, n) for n in routing.counts_of(chosen, 5).tolist())
+
+
+def test_dropped_pairs_are_not_computed() -> None:
+    x, up, down = torch.randn(4, 6), torch.randn(3, 10, 6), torch.randn(3, 6, 5)
+    up[2] = torch.nan  # whoever looks at this expert shows it
+    weights = torch.tensor([[0.7, 0.3], [0.6, 0.4], [0.5, 0.5], [1.0, 0.0]])
+    chosen = torch.tensor([[0, -1], [-1, 1], [1, 0], [-1, -1]])
+    for way in (experts, experts.reference):
+        out = way(x, up, down, weights, chosen, "silu")
+        assert torch.isfinite(out).all() and torch.equal(out[3], torch.zeros(6))
+        alone = way(x[:1], up, down, weights[:1, :1], chosen[:1, :1], "silu")
+        torch.testing.assert_close(out[:1], alone)
+
+
+def test_dropped_pairs_have_no_gradient() -> None:
+    x, up, down = (torch.randn(*shape, requires_grad=True) for shape in ((5, 6), (3, 10, 6), (3, 6, 5)))
+    weights = torch.rand(5, 2, requires_grad=True)
+    chosen = torch.tensor([[0, -1], [-1, 1], [1, 0], [-1, -1], [0, 1]])
+    for way in (experts, experts.reference):
+        grads = torch.autograd.grad(way(x, up, down, weights, chosen, "silu").square().sum(), (x, up, down, weights))
+        assert float(grads[0][3].abs().max()) == 0 and float(grads[0][0].abs().max()) > 0
+        assert float(grads[1][2].abs().max()) == 0 and float(grads[2][2].abs().max()) == 0
+        assert torch.equal(grads[3] == 0, chosen < 0)
+
+
+# ----------------------------------------------------------------------------------------------------------- balance
+def test_counts() -> None:
+    assert routing.counts_of(torch.tensor([[0, 3], [3, 1], [3, 0]]), 5).tolist() == [2, 1, 0, 3, 0]
+
+
+def test_the_balance_loss_by_hand() -> None:
+    """Two tokens, three experts: f = (3/4, 1/4, 0), p summed over the tokens = (1.1, 0.5, 0.4)."""
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.2, 0.2]], dtype=torch.float64)
+    loss = routing.balance_loss(p.log(), torch.tensor([3, 1, 0]))
+    assert float(loss) == pytest.approx(3 * (0.75 * 1.1 + 0.25 * 0.5))
+    even = routing.balance_loss(torch.zeros(7, 4), torch.tensor([2, 2, 2, 2]))
+    assert float(even) / 7 == pytest.approx(1.0)
+
+
+def test_the_z_loss_by_hand() -> None:
+    logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]], dtype=torch.float64)
+    assert float(routing.z_loss(logits)) == pytest.approx(math.log(2) ** 2 + math.log(4) ** 2)
+
+
+def test_biases_move_towards_the_mean_load() -> None:
+    bias = torch.tensor([[0.5, 0.0, -0.25, 0.0]])
+    after = routing.moved(bias, torch.tensor([8, 4, 0, 4]), 0.001)
+    torch.testing.assert_close(after, torch.tensor([[0.499, 0.0, -0.249, 0.0]]))
+
+
+def test_a_bias_moves_the_choice_and_no_weight() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    p = logits.softmax(-1)[0]
+    bias = torch.tensor([-1.0, 0.0, 0.0, 0.5])
+    for way in (route, route.reference):
+        weights, chosen = way(logits, 2, False, bias)
+        assert chosen.tolist() == [[3, 1]]
+        torch.testing.assert_close(weights[0], p[[3, 1]])
+        assert way(logits, 2, False, torch.zeros(4))[1].tolist() == [[0, 1]]
+        assert way(torch.zeros(1, 20), 4, True, torch.zeros(20))[1].tolist() == [[0, 1, 2, 3]]
+
+
+# ------------------------------------------------------------------------------------------------------------- carry
+def test_a_carried_loss_joins_the_backward_pass_of_another() -> None:
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+
+    def parts(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.sin().sum(), (x**3).sum() * 0.1
+
+    main, extra = parts(x)
+    (apart,) = torch.autograd.grad(main + 4.0 * extra, x)
+    carried = routing.carry(x, parts(x)[1], scale=4.0)
+    assert torch.equal(carried, x)
+    (together,) = torch.autograd.grad(carried.sin().sum(), x)
+    torch.testing.assert_close(together, apart)
+
+
+# ---------------------------------------------------------------------------------------------------------- settings
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"balance_loss": -1.0}, "moe.balance_loss must be 0 or more"),
+        ({"z_loss": -0.1}, "moe.z_loss"),
+        ({"bias_rate": -0.1}, "moe.bias_rate"),
+        ({"capacity": 0.0}, "moe.capacity must be more than 0, not 0.0; leave it out"),
+        ({"min_capacity": 0}, "moe.min_capacity"),
+        ({"jitter": 1.0}, "moe.jitter must be more than 0 and less than 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        MoeConfig(**change)
