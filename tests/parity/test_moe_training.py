@@ -195,7 +195,7 @@ def test_biases_that_training_moved_choose_in_transformers_too(tmp_path: Path, d
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     before = [layer.choice.bias.clone() for layer in model.layers[1:]]
     for number in range(5):
-        _, figures = step(model, MoeConfig(bias_rate=0.02), number=number)
+        step(model, MoeConfig(bias_rate=0.02), number=number)
     for layer, bias in zip(model.layers[1:], before):
         assert layer.choice.bias.dtype == torch.float32
         assert not torch.equal(layer.choice.bias, bias)
