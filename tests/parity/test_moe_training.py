@@ -69,7 +69,7 @@ def test_the_balance_loss_has_the_gradients_of_transformers(tmp_path: Path, name
     hidden_TD = ours(ids[0], PackedContext((ids.shape[1],)))
     targets = torch.cat((ids[0, 1:], torch.tensor([losses.IGNORE])))
     losses.backward(ours, hidden_TD, targets, ids.shape[1] - 1, ours.spec.vocab)
-    assert routers.end()["moe_balance"] * 2 == pytest.approx(float(out.aux_loss), rel=1e-5)
+    assert routers.end()["moe_balance"] * 2 == pytest.approx(float(out.aux_loss.detach()), rel=1e-5)
 
     wanted = Decoder(ours.spec)
     load_tensors(wanted, ((key, p.grad) for key, p in theirs.named_parameters()))
@@ -93,8 +93,8 @@ def test_the_losses_are_added_to_the_trainers_by_autograd() -> None:
     found, figures = step(model, MoeConfig(balance_loss=0.5, z_loss=0.2), scale=8.0)
     for (name, grad), wanted in zip(found.items(), truth, strict=True):
         torch.testing.assert_close(grad, wanted, atol=1e-5, rtol=1e-4, msg=name)
-    assert figures["moe_balance"] == pytest.approx(float(6 * (p.mean(0) * f).sum()), rel=1e-5)
-    assert figures["moe_z"] == pytest.approx(float(lse.square().mean()), rel=1e-5)
+    assert figures["moe_balance"] == pytest.approx(float(6 * (p.detach().mean(0) * f).sum()), rel=1e-5)
+    assert figures["moe_z"] == pytest.approx(float(lse.detach().square().mean()), rel=1e-5)
     assert figures["moe_busiest"] == pytest.approx(float(f.max()))
 
 
@@ -142,8 +142,7 @@ def test_capacity_drops_what_the_figures_say() -> None:
     _, roomy = step(decoder(SPECS["moe"]), MoeConfig(capacity=6.0))
     grads, tight = step(decoder(SPECS["moe"]), MoeConfig(capacity=0.5, min_capacity=1))
     assert roomy["moe_dropped"] == 0.0
-    assert 0.5 <= tight["moe_dropped"] < 0.7  # six experts take 17 each of 200 choices
-    assert tight["moe_dropped"] == pytest.approx((200 - 6 * 17) / 200)
+    assert tight["moe_dropped"] == pytest.approx((200 - 6 * 17) / 200)  # all six are full at 17 of 200 choices
     assert tight["moe_busiest"] == roomy["moe_busiest"]  # counted before anything is dropped
     assert all(torch.isfinite(grad).all() for grad in grads.values())
 
@@ -167,6 +166,7 @@ def test_outside_a_step_and_without_rules_the_bits_are_those_that_are_served() -
 
 ERNIE = {
     "architectures": ["Ernie4_5_MoeForCausalLM"],
+    "model_type": "ernie4_5_moe",
     "vocab_size": 131,
     "hidden_size": 32,
     "intermediate_size": 40,
