@@ -33,7 +33,7 @@ METHODS = {
     "none": MoeConfig(),
     "loss": MoeConfig(balance_loss=0.02),
     "loss and z-loss": MoeConfig(balance_loss=0.02, z_loss=1e-3),
-    "bias": MoeConfig(bias_rate=2e-3),
+    "bias": MoeConfig(bias_rate=5e-3),
     "gumbel": MoeConfig(noise="gumbel"),
     "jitter and loss": MoeConfig(balance_loss=0.02, noise="jitter"),
 }

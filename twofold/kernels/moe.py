@@ -19,7 +19,7 @@ from ..core import ConfigError
 from . import grouped_stages, native, panels
 from .activation import gated
 from .gradient import with_reference_gradient
-from .grouped import Matrices, Places, choices_of, in_lines, run
+from .grouped import Matrices, Places, choices_of, in_lines, present, run
 from .linear import fits, linear
 from .op import op
 from .panels import Rounding
@@ -61,11 +61,6 @@ def experts(
         share = linear(hidden, down_EDF[expert]) * weights_TC[token, choice, None].to(x_TD.dtype)
         out_TD = out_TD.index_add(0, token, share)
     return out_TD
-
-
-def present(experts_TC: Tensor) -> list[int]:
-    """The experts that anyone chose, in order."""
-    return [expert for expert in experts_TC.unique().tolist() if expert >= 0]
 
 
 @op
