@@ -111,6 +111,9 @@ class Match:
                 except RunnerEnded as reason:
                     self.out(engine, str(reason))
                     continue
+                if found:
+                    said = ", ".join(f"{key} {figure:.4g} {CELLS[key].unit}" for key, figure in found.items())
+                    print(f"    turn {turn + 1}: {engine}: {said}", flush=True)
                 if engine == OURS.name:
                     ours = found
                     for key, figure in found.items():

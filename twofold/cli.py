@@ -128,6 +128,25 @@ def train(flags: Flags) -> Run:
     return run
 
 
+def launch(flags: Flags) -> Run:
+    """Print the file that starts a run on many machines: Slurm, Kubernetes, or ssh from a hostfile."""
+    from .parallel.launching import LaunchConfig
+
+    kinds = ("slurm", "k8s", "hostfile")
+    flags.positional("kind", f"one of {', '.join(kinds)}", choices=kinds)
+    flags.positional("recipe", "a recipe, such as recipes/pybot/pretrain.toml")
+    flags.add("set", "change one key of the recipe: --set optimizer.lr=3e-4", many=True)
+    flags.add("hostfile", "machines, a line 'host slots=4' each")
+    flags.settings(LaunchConfig)
+
+    def run(given: Given) -> int:
+        from .commands.launch import launch
+
+        return launch(given.kind, given.recipe, given.set or [], given.settings(LaunchConfig), given.hostfile)
+
+    return run
+
+
 def bench(flags: Flags) -> Run:
     """Measure throughput, latency or this machine's limits; further flags go to the benchmark."""
     from .commands.bench import BENCHMARKS
@@ -183,7 +202,7 @@ def kernels(flags: Flags) -> Run:
 
 
 COMMANDS: dict[str, Command] = {
-    f.__name__: f for f in (serve, chat, generate, quantize, train, bench, plan, doctor, kernels)
+    f.__name__: f for f in (serve, chat, generate, quantize, train, launch, bench, plan, doctor, kernels)
 }
 
 

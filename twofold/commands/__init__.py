@@ -7,6 +7,7 @@ doctor.py    what this machine offers, what is missing, and what that costs
 flags.py     command lines read from settings dataclasses, wrong names refused with the nearest
 generate.py  a prompt continued as the checkpoint says
 kernels.py   every op, and which implementation serves it here
+launch.py    the file that starts a run on many machines
 model.py     where the bundled model lies, and a model opened for a command
 plan.py      what a model needs and what fits, before it is loaded
 quantize.py  a checkpoint rounded to int8 or int4, and what it costs

@@ -7,6 +7,10 @@ rope.py      the angle of each position
 decoder.py   the model
 compile.py   Program: a decoder as one list of stages for the CPU kernels
 write.py     how a decoder's layers are written as stages
+cuts.py      how tensor parallel ranks divide a model, and whether they can
+parallel.py  one tensor parallel rank's part of a decoder
+sequence.py  the contexts of a part of every sequence: Ulysses and ring
+ring.py      attention whose keys and values go round the ranks
 fused.py     its forward on CUDA, with fewer passes over memory
 reader.py    config.json with a memory: what nobody reads is an error
 families/    config.json to spec, one short file for each family

@@ -68,6 +68,12 @@ class Weight(nn.Module):
         """The weight as one can multiply by it."""
         return self.weight
 
+    def logprobs(
+        self, hidden_RD: Tensor, ids_R: Tensor, multiplier: float, softcap: float | None, keep: bool = False
+    ) -> Tensor:
+        """log p [R] of one id for each row, this being the head."""
+        return token_logprobs(hidden_RD, self.weight, self.bias, ids_R, multiplier, softcap, keep)
+
     @property
     def dtype(self) -> torch.dtype:
         return self.weight.dtype
@@ -242,7 +248,7 @@ class Layer(nn.Module):
             q_THd = rotate(q_THd, cos_TR, sin_TR, mixer.position.interleaved)
             k_TKd = rotate(k_TKd, cos_TR, sin_TR, mixer.position.interleaved)
         mixed_THd = ctx.attend(self.index, q_THd, k_TKd, v_TKd, self.attend)
-        out: Tensor = self.out(mixed_THd.reshape(x_TD.shape[0], mixer.q_width))
+        out: Tensor = self.out(mixed_THd.flatten(1))
         return out
 
     def ffn(self, x_TD: Tensor, ctx: AttnContext) -> Tensor:
@@ -362,7 +368,7 @@ class Decoder(nn.Module):
             return logprobs_of(self.logits(hidden_RD), ids_R)
         if self.spec.embedding.project:
             hidden_RD = self.head_project(hidden_RD)
-        return token_logprobs(hidden_RD, table.weight, table.bias, ids_R, head.multiplier, head.softcap, keep)
+        return table.logprobs(hidden_RD, ids_R, head.multiplier, head.softcap, keep)
 
 
 def alibi_slopes(heads: int, scale: float = 1.0) -> tuple[float, ...]:

@@ -14,9 +14,8 @@ from ..kernels.attention import Attend, packed_attention
 class PackedContext:
     """Sequences of `lengths` tokens that fill the flat axis, none looking at another. Implements AttnContext.
 
-    `first` is the place of the first token in its step's batch: with it, what is drawn for a token depends on neither
-    micro-batches nor ranks. `kv_dtype` rounds keys and values as an engine does whose cache is kept in it, so that both
-    have the same bits.
+    `kv_dtype` rounds keys and values as an engine does whose cache is kept in it, so that both have the same bits.
+    `places_T` is where each token stands in its training step's batch (`Batch.places`), whatever part of it is here.
     """
 
     def __init__(
@@ -24,9 +23,9 @@ class PackedContext:
         lengths: Sequence[int],
         device: torch.device | str = "cpu",
         kv_dtype: torch.dtype | None = None,
-        first: int = 0,
+        places_T: Tensor | None = None,
     ) -> None:
-        self.lengths, self.first = tuple(lengths), first
+        self.lengths, self.places_T = tuple(lengths), places_T
         self.kv_dtype = kv_dtype
         places = [torch.arange(n, device=device) for n in self.lengths]
         self.positions_T = torch.cat(places) if places else torch.empty(0, dtype=torch.int64, device=device)

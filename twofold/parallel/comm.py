@@ -14,7 +14,7 @@ takes any numbers of rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -23,6 +23,10 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 Group = dist.ProcessGroup | None
+
+# torch 2.13 gave both new names
+all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+sum_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 
 
 def copy_to(x: Tensor, group: Group) -> Tensor:
@@ -74,7 +78,7 @@ def part_of(x: Tensor, group: dist.ProcessGroup, dim: int) -> Tensor:
 def together(x: Tensor, group: dist.ProcessGroup, dim: int) -> Tensor:
     first = x.movedim(dim, 0).contiguous()
     out = first.new_empty((group.size() * first.shape[0], *first.shape[1:]))
-    dist.all_gather_into_tensor(out, first, group=group)
+    all_gather(out, first, group=group)
     return out.movedim(0, dim).contiguous()
 
 
@@ -83,7 +87,7 @@ def added_part(x: Tensor, group: dist.ProcessGroup, dim: int) -> Tensor:
     if first.shape[0] % group.size():
         raise ValueError(f"{x.shape[dim]} along dimension {dim} cannot be divided among {group.size()} ranks")
     out = first.new_empty((first.shape[0] // group.size(), *first.shape[1:]))
-    dist.reduce_scatter_tensor(out, first, group=group)
+    sum_scatter(out, first, group=group)
     return out.movedim(0, dim).contiguous()
 
 

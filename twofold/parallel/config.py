@@ -37,6 +37,8 @@ class ParallelConfig:
     """Expert parallel: of the ranks that share parameters, those with different experts (Lepikhin et al. 2020)."""
     comm: Literal["plain", "int8", "int4", "onebit"] = "plain"
     """How gathered parameters and reduced gradients travel (Wang et al. 2023; Tang et al. 2021)."""
+    comm_warmup: int = 100
+    """Reductions of each layer that travel whole before "onebit" begins, while gradients are still wild."""
     timeout: float = 600.0
     """Seconds that a collective may take before the run says who is missing."""
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import get_args
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -25,7 +22,21 @@ class Mesh:
         self._groups: dict[str, dist.ProcessGroup] = {}
         self._known: dict[tuple[int, ...], dist.ProcessGroup] = {}
         if self.layout.world > 1:
-            for axis in get_args(Axis):
+            for axis in (
+                "pp",
+                "replicate",
+                "shard",
+                "sp",
+                "tp",
+                "data",
+                "zero",
+                "ep",
+                "edp",
+                "tokens",
+                "loss",
+                "norm",
+                "world",
+            ):
                 self._make(axis)
 
     def _make(self, axis: Axis) -> None:
@@ -59,20 +70,15 @@ class Mesh:
         return self._groups.get(axis) if self.size(axis) > 1 else None
 
     def sharded(self, *, experts: bool = False) -> DeviceMesh:
-        """The (replicate, zero) mesh that FSDP2 divides parameters over; for experts (replicate, edp)."""
+        """What FSDP2 divides parameters over: (zero) or (replicate, zero); for experts edp in place of zero."""
         inner: Axis = "edp" if experts else "zero"
-        rows = [self.layout.groups(inner)[self._row(inner)]]
-        ranks = torch.tensor(self._block(rows[0], inner))
-        groups = [self._groups["replicate"], self._groups[inner]]
-        return DeviceMesh.from_group(groups, self.device, ranks, mesh_dim_names=("replicate", inner))
-
-    def _row(self, axis: Axis) -> int:
-        return next(i for i, group in enumerate(self.layout.groups(axis)) if self.rank_in_world in group)
-
-    def _block(self, mine: Sequence[int], inner: Axis) -> list[list[int]]:
-        """The ranks of all copies of what `mine` share, a row a copy."""
+        mine = next(group for group in self.layout.groups(inner) if self.rank_in_world in group)
+        if self.layout.replicate == 1:
+            return DeviceMesh.from_group(self._groups[inner], self.device, mine, mesh_dim_names=(inner,))
         copies = {rank: group for group in self.layout.groups("replicate") for rank in group}
-        return [[copies[rank][copy] for rank in mine] for copy in range(self.layout.replicate)]
+        block = [[copies[rank][copy] for rank in mine] for copy in range(self.layout.replicate)]
+        groups = [self._groups["replicate"], self._groups[inner]]
+        return DeviceMesh.from_group(groups, self.device, torch.tensor(block), mesh_dim_names=("replicate", inner))
 
     def sum(self, axis: Axis, *values: float) -> tuple[float, ...]:
         """Numbers added up along an axis, in double; the same on every rank of it."""

@@ -5,6 +5,10 @@ build.py       recipe to model, optimizer and data, and the order in which they 
 init.py        the first weights: each tensor a function of the seed and its name
 trainer.py     the loop: step, validate, sample, save; stopping and going on
 loss.py        cross-entropy in chunks of rows, forward and backward in one pass
+axes.py        what tensor, sequence and pipeline parallel change about a step
+pipeline.py    stages of layers on the schedules of torch
+share.py       how a step's batch is divided among ranks, in micro-batches
+zero.py        parameters, gradients and states divided among ranks, on FSDP2
 optimizer.py   AdamW over fp32 masters
 moe.py         a decoder's mixtures while they train: the recipe's rules, put in force for a step
 moe_config.py  the table of those rules

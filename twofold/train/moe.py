@@ -5,71 +5,69 @@ rules and count; outside a step the decoder chooses as it is served.
         forward of each micro-batch           choose -> count -> losses join the backward pass -> drop
     end(moved)                                counts of all ranks -> biases move -> figures for the journal
 
-What a layer saw is kept by the place of the micro-batch's first token, so that a layer that is run again for its
-gradient counts once and meets the same noise and the same loss.
+What a layer saw is kept with the context of its micro-batch, so that a layer that is run again for its gradient counts
+once and is judged by the same counts.
 
 Shapes: T tokens, D hidden size, E experts, C experts chosen for a token.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..core import ConfigError
+from ..data.pack import NOBODY
 from ..kernels.moe import route, weights_of
 from ..models.context import AttnContext
 from ..models.decoder import Decoder, Layer
 from ..models.spec import Mixture
+from ..parallel.comm import part_of
 from . import routing
 from .moe_config import MoeConfig
 
-
-@dataclass(kw_only=True)
-class _Seen:
-    """What one layer saw of one micro-batch: its choices, those that its balance is judged by, and three sums."""
-
-    counts_E: Tensor
-    judged_E: Tensor
-    dropped: Tensor
-    balance: Tensor
-    z: Tensor
+Group = dist.ProcessGroup | None
 
 
 class Routers:
-    """The mixtures of a decoder, dealt by `config`; `group` are the ranks that read other tokens of the same step.
+    """The mixtures of a decoder, dealt by `config`.
+
+    `group` are the ranks that have other tokens of the same layers, `within` those that keep parts of each other's
+    tokens between the matrices of tensor parallel.
 
     Raises:
         ConfigError: rules for a model without mixtures, or biases for a family whose checkpoints have none.
     """
 
-    def __init__(self, decoder: Decoder, config: MoeConfig, seed: int, group: dist.ProcessGroup | None = None) -> None:
-        self.config, self.seed, self.group = config, seed, group
+    def __init__(
+        self, decoder: Decoder, config: MoeConfig, seed: int, group: Group = None, within: Group = None
+    ) -> None:
+        self.config, self.seed, self.group, self.within = config, seed, group, within
+        spec = decoder.spec
+        every = [layer.ffn for layer in spec.layers if isinstance(layer.ffn, Mixture)]
+        if not every and config != MoeConfig():
+            raise ConfigError(f"{spec.architecture} has no mixture of experts: take the table [moe] out of the recipe")
+        if config.bias_rate and not all(ffn.biased for ffn in every):
+            raise ConfigError(
+                f"moe.bias_rate: checkpoints of {spec.architecture} have no bias for the choice of experts, so the "
+                "model would be served by other experts than it was trained with: give model.config the architecture "
+                "Ernie4_5_MoeForCausalLM, or use moe.balance_loss"
+            )
         self.mixtures = {
             layer: layer.spec.ffn
             for layer in decoder.layers
             if isinstance(layer, Layer) and isinstance(layer.spec.ffn, Mixture)
         }
-        if not self.mixtures and config != MoeConfig():
-            raise ConfigError(
-                f"{decoder.spec.architecture} has no mixture of experts: take the table [moe] out of the recipe"
-            )
-        if config.bias_rate and not all(ffn.biased for ffn in self.mixtures.values()):
-            raise ConfigError(
-                f"moe.bias_rate: checkpoints of {decoder.spec.architecture} have no bias for the choice of experts, so "
-                "the model would be served by other experts than it was trained with: give model.config the "
-                "architecture Ernie4_5_MoeForCausalLM, or use moe.balance_loss"
-            )
         self._step, self._tokens, self._loss_scale = 0, 1, 1.0
-        self._seen: dict[tuple[int, int], _Seen] = {}
+        self._judged: WeakKeyDictionary[AttnContext, dict[int, Tensor]] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[AttnContext, set[int]] = WeakKeyDictionary()
+        self._counts: dict[int, Tensor] = {}
+        self._sums: dict[int, Tensor] = {}
         self._so_far: dict[int, Tensor] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self.mixtures)
 
     def begin(self, step: int, tokens: int, loss_scale: float = 1.0) -> None:
         """Put the rules in force for step `step`, whose batch has `tokens` tokens on all ranks together.
@@ -77,8 +75,8 @@ class Routers:
         `loss_scale` is what the step's loss is multiplied by before its backward pass.
         """
         self._step, self._tokens, self._loss_scale = step, tokens, loss_scale
-        self._seen.clear()
-        self._so_far.clear()
+        for held in (self._judged, self._kept, self._counts, self._sums, self._so_far):
+            held.clear()
         for layer in self.mixtures:
             layer.routing = partial(self._route, layer)
 
@@ -97,10 +95,21 @@ class Routers:
         if self.config.bias_rate and moved:
             for layer, (counts_E, _) in totals.items():
                 bias = layer.choice.bias
-                bias.copy_(routing.moved(bias, counts_E.to(bias.device), self.config.bias_rate))
-        self._seen.clear()
-        self._so_far.clear()
+                bias.copy_(routing.moved(bias, counts_E, self.config.bias_rate))
         return self._figures([(counts_E.tolist(), sums.tolist()) for counts_E, sums in totals.values()])
+
+    def _totals(self) -> dict[Layer, tuple[Tensor, Tensor]]:
+        """Each layer's counts [E] and sums [3] over the step's micro-batches and ranks, in one message."""
+        rows: list[Tensor] = []
+        for layer, ffn in self.mixtures.items():
+            none = torch.zeros(ffn.experts + 3, dtype=torch.float64, device=layer.router.device)
+            counts, sums = self._counts.get(layer.index), self._sums.get(layer.index)
+            rows.append(none if counts is None or sums is None else torch.cat((counts.double(), sums)))
+        if not rows:
+            return {}
+        flat = self._added(torch.cat(rows))
+        parts: list[Tensor] = list(torch.split(flat, [len(row) for row in rows]))
+        return {layer: (part[:-3], part[-3:]) for layer, part in zip(self.mixtures, parts)}
 
     def _figures(self, totals: list[tuple[list[float], list[float]]]) -> dict[str, float]:
         pairs = [sum(counts) for counts, _ in totals]
@@ -117,76 +126,87 @@ class Routers:
             figures["moe_z"] = z * per_token
         return figures
 
-    def _totals(self) -> dict[Layer, tuple[Tensor, Tensor]]:
-        """Each layer's counts [E] and sums [3] over the step's micro-batches and ranks, in one message."""
-        rows: list[Tensor] = []
-        for layer, ffn in self.mixtures.items():
-            total = torch.zeros(ffn.experts + 3, dtype=torch.float64, device=layer.router.device)
-            for (index, _), seen in self._seen.items():
-                if index == layer.index:
-                    total += torch.cat((seen.counts_E.double(), torch.stack((seen.dropped, seen.balance, seen.z))))
-            rows.append(total)
-        flat = torch.cat(rows) if rows else torch.empty(0)
-        if self.group is not None and rows:
-            dist.all_reduce(flat, group=self.group)
-        parts = flat.split([len(row) for row in rows])
-        return {layer: (part[:-3], part[-3:]) for layer, part in zip(self.mixtures, parts)}
+    def _added(self, x: Tensor) -> Tensor:
+        """The sum over all ranks that have other tokens."""
+        x = x.clone()
+        for group in (self.group, self.within):
+            if group is not None:
+                dist.all_reduce(x, group=group)
+        return x
 
     # ------------------------------------------------------------------------------------------ one layer's forward
     def _route(self, layer: Layer, x_TD: Tensor, ctx: AttnContext) -> tuple[Tensor, Tensor]:
         """Each token's experts and their weights by the rules; stands in for `Layer.route`."""
         config, ffn = self.config, self.mixtures[layer]
-        first: int = getattr(ctx, "first", 0)
+        places_T = self._places(ctx, x_TD)
         key = routing.key_of(self.seed, self._step, layer.index)
         if config.noise == "jitter":
-            x_TD = routing.jitter(x_TD, key, first, config.jitter)
+            x_TD = routing.jitter(x_TD, key, places_T, config.jitter)
         logits_TE = layer.router(x_TD)
         bias_E = layer.choice.bias[0] if ffn.biased else None
         if config.noise == "gumbel":
-            drawn_TE = routing.gumbel(logits_TE.detach(), key, first)
+            drawn_TE = routing.gumbel(logits_TE.detach(), key, places_T)
             _, experts_TC = route(drawn_TE, ffn.top_k, False, bias_E)
             weights_TC = weights_of(logits_TE, experts_TC, ffn.renormalise)
         else:
             weights_TC, experts_TC = route(logits_TE, ffn.top_k, ffn.renormalise, bias_E)
-        seen = self._see(layer, first, experts_TC)
-        weights_TC = self._with_losses(weights_TC, logits_TE.float(), seen, self._real(first))
-        if config.capacity is None:
-            return weights_TC, experts_TC
-        most = routing.capacity_of(experts_TC.numel(), ffn.experts, config.capacity, config.min_capacity)
-        fits_TC = routing.within(weights_TC, experts_TC, ffn.experts, most, config.drop)
-        seen.dropped = (~fits_TC).sum().double() * self._real(first)
-        return weights_TC * fits_TC, torch.where(fits_TC, experts_TC, -1)
+        counted_TC = torch.where((places_T != NOBODY)[:, None], experts_TC, -1)
+        weights_TC, sums = self._with_losses(layer, ctx, weights_TC, logits_TE.float(), counted_TC)
+        if config.capacity is not None:
+            most = routing.capacity_of(experts_TC.numel(), ffn.experts, config.capacity, config.min_capacity)
+            fits_TC = routing.within(weights_TC, counted_TC, ffn.experts, most, config.drop)
+            sums[0] = ((counted_TC >= 0) & ~fits_TC).sum()
+            weights_TC, experts_TC = weights_TC * fits_TC, torch.where(fits_TC, experts_TC, -1)
+        self._keep(layer, ctx, counted_TC, sums)
+        return weights_TC, experts_TC
 
-    def _see(self, layer: Layer, first: int, experts_TC: Tensor) -> _Seen:
-        """Count a micro-batch's choices, once."""
-        known = self._seen.get((layer.index, first))
-        if known is not None:
-            return known
-        counts_E = judged_E = routing.counts_of(experts_TC, self.mixtures[layer].experts) * self._real(first)
-        if self.config.over == "step" and self.config.balance_loss:
-            if self.group is not None:
-                judged_E = counts_E.clone()
-                dist.all_reduce(judged_E, group=self.group)
-            judged_E = judged_E + self._so_far.get(layer.index, 0)
-            self._so_far[layer.index] = judged_E
-        none = torch.zeros((), dtype=torch.float64, device=counts_E.device)
-        seen = _Seen(counts_E=counts_E, judged_E=judged_E, dropped=none, balance=none, z=none)
-        self._seen[layer.index, first] = seen
-        return seen
+    def _places(self, ctx: AttnContext, x_TD: Tensor) -> Tensor:
+        """Where each token stands in the step's batch."""
+        known: Tensor | None = getattr(ctx, "places_T", None)
+        places_T = torch.arange(len(x_TD)) if known is None else known
+        if self.within is not None:
+            places_T = part_of(places_T, self.within, 0)
+        return places_T.to(x_TD.device)
 
-    def _real(self, first: int) -> int:
-        """1, or 0 for a token that only keeps a rank company which no sequence fell to: its place is behind all."""
-        return int(first < self._tokens)
+    def _with_losses(
+        self, layer: Layer, ctx: AttnContext, weights_TC: Tensor, logits_TE: Tensor, counted_TC: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The weights, with the losses' gradients behind them; and (room for the dropped, balance, z), sums over tokens.
 
-    def _with_losses(self, weights_TC: Tensor, logits_TE: Tensor, seen: _Seen, real: int) -> Tensor:
-        """The weights, and behind them the gradients of the losses: sums over tokens, divided by the whole step's."""
+        The losses are divided by the whole step's tokens.
+        """
         config, losses = self.config, []
+        sums = torch.zeros(3, dtype=torch.float64, device=logits_TE.device)
+        real_T = counted_TC[:, 0] >= 0
         if config.balance_loss:
-            balance = routing.balance_loss(logits_TE, seen.judged_E) * real
-            seen.balance = balance.detach().double()
+            balance = (routing.balance_loss(logits_TE, self._judge(layer, ctx, counted_TC)) * real_T).sum()
+            sums[1] = balance.detach()
             losses.append(balance * (config.balance_loss / self._tokens))
         if config.z_loss:
-            z = routing.z_loss(logits_TE) * real
-            seen.z = z.detach().double()
+            z = (routing.z_loss(logits_TE) * real_T).sum()
+            sums[2] = z.detach()
             losses.append(z * (config.z_loss / self._tokens))
-        return routing.carry(weights_TC, torch.stack(losses).sum(), self._loss_scale) if losses else weights_TC
+        if losses:
+            weights_TC = routing.carry(weights_TC, torch.stack(losses).sum(), self._loss_scale)
+        return weights_TC, sums
+
+    def _judge(self, layer: Layer, ctx: AttnContext, counted_TC: Tensor) -> Tensor:
+        """The counts that this micro-batch's balance is judged by."""
+        known = self._judged.setdefault(ctx, {})
+        if layer.index not in known:
+            counts_E = routing.counts_of(counted_TC, self.mixtures[layer].experts)
+            if self.config.over == "step":
+                counts_E = self._added(counts_E) + self._so_far.get(layer.index, 0)
+                self._so_far[layer.index] = counts_E
+            known[layer.index] = counts_E
+        return known[layer.index]
+
+    def _keep(self, layer: Layer, ctx: AttnContext, counted_TC: Tensor, sums: Tensor) -> None:
+        """Add up what was seen, the first time that it is."""
+        seen, index = self._kept.setdefault(ctx, set()), layer.index
+        if index in seen:
+            return
+        seen.add(index)
+        counts_E = routing.counts_of(counted_TC, self.mixtures[layer].experts)
+        self._counts[index] = self._counts.get(index, 0) + counts_E
+        self._sums[index] = self._sums.get(index, 0) + sums

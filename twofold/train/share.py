@@ -66,10 +66,14 @@ def _spans(lengths: tuple[int, ...], parts: int) -> list[tuple[int, int]]:
 def _piece(batch: Batch, first: int, last: int) -> Batch:
     """Sequences first to last."""
     if first == last:
-        behind = len(batch.ids_T)  # it is nobody's token
-        return Batch(ids_T=batch.ids_T[:1], targets_T=torch.tensor([IGNORE]), lengths=(1,), first=behind)
+        return nothing(batch)
     start = sum(batch.lengths[:first])
     tokens = slice(start, start + sum(batch.lengths[first:last]))
     return Batch(
         ids_T=batch.ids_T[tokens], targets_T=batch.targets_T[tokens], lengths=batch.lengths[first:last], first=start
     )
+
+
+def nothing(batch: Batch) -> Batch:
+    """One token with nothing to learn."""
+    return Batch(ids_T=batch.ids_T[:1], targets_T=torch.tensor([IGNORE]), lengths=(1,), padding=1)

@@ -24,10 +24,9 @@ from torch import Tensor
 from ..core import TwofoldError
 from ..data import Batch
 from ..models.decoder import Decoder
-from ..models.packed import PackedContext
-from ..parallel import Mesh
 from . import loss as losses
 from . import plot
+from .axes import Axes
 from .checkpoint import Checkpoints, Position
 from .config import Recipe, SampleConfig
 from .journal import Journal
@@ -35,7 +34,6 @@ from .moe import Routers
 from .optimizer import Optimizer
 from .progress import Display
 from .schedule import lr_at
-from .share import share
 from .stop import Stop
 from .zero import Zero
 
@@ -101,16 +99,18 @@ class Trainer:
         words: Words,
         sampler: Sampler | None = None,
         position: Position | None = None,
-        mesh: Mesh | None = None,
+        axes: Axes | None = None,
         zero: Zero | None = None,
     ) -> None:
         self.decoder, self.optimizer, self.data, self.recipe = decoder, optimizer, data, recipe
-        self.mesh = mesh or Mesh()
+        self.axes = axes or Axes()
+        self.mesh = self.axes.mesh
         self.zero = zero or Zero(decoder, self.mesh)
         self.checkpoints, self.journal, self.display = checkpoints, journal, display
         self.write_model, self.words, self.sampler = write_model, words, sampler
         self.position = position or Position()
-        self.routers = Routers(decoder, recipe.moe, recipe.run.seed, self.mesh.group("tokens"))
+        within = self.mesh.group("tp") if self.axes.config.sequence else None
+        self.routers = Routers(decoder, recipe.moe, recipe.run.seed, self.mesh.group("tokens"), within)
         self._saved_at = self.position.step if position else -1
 
     # ---------------------------------------------------------------------------------------- one step
@@ -127,13 +127,8 @@ class Trainer:
             return Step(loss=0.0, targets=0, lr=lr, grad_norm=0.0, skipped="the batch has no target")
         self.optimizer.zero()
         self.routers.begin(self.position.step, len(batch.ids_T))
-        summed = 0.0
-        parts = self._share(batch)
-        for number, part in enumerate(parts, 1):
-            self.zero.micro_batch(last=number == len(parts))
-            hidden_TD = self.decoder(part.ids_T, PackedContext(part.lengths, first=part.first))
-            summed += losses.backward(self.decoder, hidden_TD, part.targets_T, targets, self.decoder.spec.vocab, loss)
-            self.optimizer.collect()
+        summed = self._pass(batch, targets, loss)
+        self.axes.collect(self.decoder)
         mean = self.mesh.sum("loss", summed)[0] / targets
         norm = self.optimizer.clip()
         fault = None
@@ -147,17 +142,32 @@ class Trainer:
         figures = self.routers.end(moved=fault is None)
         return Step(loss=mean, targets=targets, lr=lr, grad_norm=norm, skipped=fault, figures=figures)
 
-    def _share(self, batch: Batch) -> list[Batch]:
-        return share(batch, self.mesh.size("data"), self.mesh.rank("data"), self.recipe.data.micro_tokens)
+    def _pass(self, batch: Batch, targets: int, loss: losses.Loss) -> float:
+        """Forward and backward over this rank's share of a batch; its part of the summed loss."""
+        parts = self.axes.share(batch, self.recipe.data.micro_tokens)
+        if self.axes.pipeline:
+            return self.axes.pipeline.run([self.axes.place(part) for part in parts], targets, self.decoder, loss)
+        summed = 0.0
+        for number, part in enumerate(parts, 1):
+            self.zero.micro_batch(last=number == len(parts))
+            ids_T, targets_T, ctx = self.axes.place(part)
+            hidden_TD = self.decoder(ids_T, ctx)
+            summed += losses.backward(self.decoder, hidden_TD, targets_T, targets, self.decoder.spec.vocab, loss)
+            self.optimizer.collect()
+        return summed
 
     @torch.no_grad()
     def evaluate(self) -> float:
         """Mean loss over the held-out batches, in nats a target."""
         summed, count = 0.0, 0.0
         for batch in self.data.valid:
-            for part in self._share(batch):
-                hidden_TD = self.decoder(part.ids_T, PackedContext(part.lengths))
-                more, rows = losses.evaluate(self.decoder, hidden_TD, part.targets_T, self.decoder.spec.vocab)
+            for part in self.axes.share(batch, self.recipe.data.micro_tokens):
+                ids_T, targets_T, ctx = placed = self.axes.place(part)
+                if self.axes.pipeline:
+                    more, rows = self.axes.pipeline.evaluate(placed, self.decoder)
+                else:
+                    hidden_TD = self.decoder(ids_T, ctx)
+                    more, rows = losses.evaluate(self.decoder, hidden_TD, targets_T, self.decoder.spec.vocab)
                 summed, count = summed + more, count + rows
         summed, count = self.mesh.sum("loss", summed, count)
         return summed / count if count else math.nan

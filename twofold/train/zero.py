@@ -12,7 +12,7 @@ divided by its global number of targets. "hybrid" is stage 3 over the ranks of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -21,17 +21,27 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from ..models.decoder import Decoder
-from ..parallel import Mesh
+from ..core import ConfigError
+from ..models.decoder import Decoder, Layer
+from ..parallel import Mesh, ParallelConfig
+from ..parallel.compress import NarrowGather, NarrowReduce
 
 
 class Zero:
     """A decoder divided over a mesh. Alone it is the decoder as it was."""
 
-    def __init__(self, decoder: Decoder, mesh: Mesh, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        mesh: Mesh,
+        dtype: torch.dtype | None = None,
+        roots: Sequence[nn.Module] = (),
+        config: ParallelConfig | None = None,
+    ) -> None:
         """Divide `decoder` in place, a group of parameters for each layer and one for the rest.
 
         `dtype` is what weights are multiplied in; the shards that the optimizer moves stay as the decoder has them.
+        `roots` are the modules whose forwards are called: the decoder's own, or the stages of a pipeline.
         """
         self.decoder, self.stage = decoder, mesh.layout.stage
         self.parts: list[FSDPModule] = []
@@ -39,13 +49,15 @@ class Zero:
             return
         devices = mesh.sharded()
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for module in (*decoder.layers, decoder):
-            last = module is decoder  # the loss reads its weights behind the forward
+        layers = [layer for layer in decoder.layers if isinstance(layer, Layer)]
+        for module in (*layers, *(roots or [decoder])):
+            last = not isinstance(module, Layer)  # the loss reads its weights behind the forward
             again = self.stage == 3 and not last
             fully_shard(module, mesh=devices, reshard_after_forward=again, mp_policy=policy)
             part = cast(FSDPModule, module)
             part.set_force_sum_reduction_for_comms(True)  # gloo has no averages
             part.set_gradient_divide_factor(1.0)
+            _narrow(part, config or ParallelConfig(), mesh)
             self.parts.append(part)
 
     def micro_batch(self, last: bool) -> None:
@@ -67,6 +79,20 @@ class Zero:
         finally:
             for part in self.parts:
                 part.reshard()
+
+
+def _narrow(part: FSDPModule, config: ParallelConfig, mesh: Mesh) -> None:
+    """Let a group of parameters travel in fewer bits where the recipe says so."""
+    if config.comm == "plain":
+        return
+    if mesh.size("zero") == 1:
+        raise ConfigError(
+            f'parallel.comm = "{config.comm}" narrows what ZeRO gathers and reduces, and stage 0 does neither: '
+            "set parallel.zero to 1 or more"
+        )
+    part.set_custom_reduce_scatter(NarrowReduce(config.comm, config.comm_warmup if config.comm == "onebit" else 0))  # type: ignore[arg-type]
+    if config.comm != "onebit":
+        part.set_custom_all_gather(NarrowGather())  # type: ignore[arg-type]
 
 
 def local(tensor: Tensor) -> Tensor:
