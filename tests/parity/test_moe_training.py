@@ -45,7 +45,7 @@ def step(
     for count in cuts:
         lengths = LENGTHS[sequence : sequence + count]
         place = slice(at, at + sum(lengths))
-        hidden_TD = model(ids[place], PackedContext(lengths, first=at))
+        hidden_TD = model(ids[place], PackedContext(lengths, places_T=torch.arange(at, place.stop)))
         losses.backward(model, hidden_TD, targets[place], len(ids), model.spec.vocab)
         at, sequence = place.stop, sequence + count
     figures = routers.end()

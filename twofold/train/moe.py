@@ -171,7 +171,7 @@ class Routers:
     def _with_losses(
         self, layer: Layer, ctx: AttnContext, weights_TC: Tensor, logits_TE: Tensor, counted_TC: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The weights, with the losses' gradients behind them; and (room for the dropped, balance, z), sums over tokens.
+        """The weights, the losses' gradients behind them, and sums over tokens: (room for the dropped, balance, z).
 
         The losses are divided by the whole step's tokens.
         """
