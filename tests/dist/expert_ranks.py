@@ -13,7 +13,7 @@ from torch import Tensor
 from world import run_ranks
 
 from twofold.models.decoder import Decoder
-from twofold.models.exchange import expert_rows, split_experts, whole_experts
+from twofold.models.exchange import expert_rows, joined, split_experts
 from twofold.models.packed import PackedContext
 from twofold.models.spec import Attention, Gated, Head, LayerSpec, Mixture, ModelSpec, Names, Norm, Pre, Rope
 from twofold.train import loss as losses
@@ -110,10 +110,13 @@ def compare(rank: int, world: int, ep: int, config: MoeConfig, *, together: bool
         dist.all_reduce(grad, group=same[rank % ep] if name in rows else dist.group.WORLD)
         wanted = expected[name].grad
         torch.testing.assert_close(grad, wanted[rows[name].slice] if name in rows else wanted, **close, msg=name)
-    whole = dict(whole_experts(decoder, group))
-    assert whole.keys() == rows.keys()
-    for name, weight in whole.items():
-        assert torch.equal(weight, expected[name])
+    before = {name: parameter.detach().clone() for name, parameter in decoder.named_parameters()}
+    with joined(decoder):
+        for name, parameter in decoder.named_parameters():
+            assert torch.equal(parameter, expected[name]), name
+        served_TD = decoder(tokens(rank)[0], PackedContext(LENGTHS[rank]))
+    torch.testing.assert_close(served_TD, alone(tokens(rank)[0], PackedContext(LENGTHS[rank])), atol=0, rtol=0)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in decoder.named_parameters())
 
 
 def run(world: int, ep: int, config: MoeConfig, **how: bool) -> None:

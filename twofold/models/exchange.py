@@ -9,6 +9,7 @@ All else is whole on every rank: routers choose among all experts.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -54,14 +55,33 @@ def expert_rows(decoder: Decoder, ranks: int, rank: int) -> dict[str, Rows]:
     return found
 
 
-def whole_experts(decoder: Decoder, group: dist.ProcessGroup) -> Iterator[tuple[str, Tensor]]:
-    """Each divided parameter, whole, by name, one at a time; a collective of the group."""
+def whole_experts(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
+    """Each divided parameter, whole, by name, one at a time; a collective of the ranks that share them."""
     for name, experts in mixtures(decoder):
-        for last in ("gate_up", "down"):
-            part = getattr(experts, last).weight.detach().contiguous()
-            out = part.new_empty((group.size() * part.shape[0], *part.shape[1:]))
-            dist.all_gather_into_tensor(out, part, group=group)
-            yield f"{name}.{last}.weight", out
+        for last in ("gate_up", "down") if isinstance(experts.exchange, Exchange) else ():
+            assert isinstance(experts.exchange, Exchange)
+            yield f"{name}.{last}.weight", experts.exchange.whole(getattr(experts, last).weight.detach())
+
+
+@contextmanager
+def joined(decoder: Decoder) -> Iterator[None]:
+    """While entered, every rank has all experts, as a decoder that can be saved and served; a collective."""
+    parts: list[tuple[Weight, nn.Parameter]] = []
+    exchanges = [(experts, experts.exchange) for _, experts in mixtures(decoder)]
+    for name, whole in whole_experts(decoder):
+        weight = decoder.get_submodule(name.removesuffix(".weight"))
+        assert isinstance(weight, Weight)
+        parts.append((weight, weight.weight))
+        weight._parameters["weight"] = nn.Parameter(whole, requires_grad=False)
+    for experts, _ in exchanges:
+        experts.exchange = None
+    try:
+        yield
+    finally:
+        for weight, part in parts:
+            weight._parameters["weight"] = part
+        for experts, exchange in exchanges:
+            experts.exchange = exchange
 
 
 def mixtures(decoder: Decoder) -> Iterator[tuple[str, Experts]]:
@@ -76,6 +96,12 @@ class Exchange:
 
     def __init__(self, group: dist.ProcessGroup, each: int) -> None:
         self.group, self.each = group, each
+
+    def whole(self, part: Tensor) -> Tensor:
+        """The parts of a tensor that the ranks have, in order."""
+        out = part.new_empty((self.group.size() * part.shape[0], *part.shape[1:]))
+        dist.all_gather_into_tensor(out, part.contiguous(), group=self.group)
+        return out
 
     def __call__(self, experts: Experts, x_TD: Tensor, weights_TC: Tensor, experts_TC: Tensor) -> Tensor:
         return through(x_TD, weights_TC, experts_TC, self.each, self.group, experts.multiply)
