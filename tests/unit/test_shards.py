@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,28 @@ def test_read_what_the_library_wrote(tmp_path: Path) -> None:
         assert torch.equal(shard.tensor(name), tensor)
         shard.release(name)
         assert torch.equal(shard.tensor(name), tensor)
+
+
+def test_read_straight_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces smaller than a tensor, from offsets that no dtype is aligned to."""
+    monkeypatch.setattr("twofold.models.shards.PIECE", 7)
+    save_file(tensors(), tmp_path / "x.safetensors")
+    text = (tmp_path / "x.safetensors").read_bytes()
+    length = int.from_bytes(text[:8], "little")
+    raw(tmp_path / "y.safetensors", text[8 : 8 + length] + b" ", text[8 + length :])
+    for name in ("x.safetensors", "y.safetensors"):
+        places = {name: torch.full_like(tensor, 9) for name, tensor in tensors().items()}
+        Shard(tmp_path / name).read_into(places)
+        assert all(torch.equal(places[name], tensor) for name, tensor in tensors().items())
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(tensors(), path)
+    shard = Shard(path)
+    os.truncate(path, path.stat().st_size - 4)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors ended at byte \d+"):
+        shard.read_into({name: torch.empty_like(tensor) for name, tensor in tensors().items()})
 
 
 def test_the_library_reads_what_we_wrote(tmp_path: Path) -> None:

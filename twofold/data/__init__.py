@@ -15,7 +15,6 @@ pack.py        batches of whole sequences without padding; the loader's state is
 
 from typing import TYPE_CHECKING, Any
 
-from .chat import ChatTemplate
 from .corpus import Corpus, Split, prepare
 from .dataset import SOURCES, Document, documents
 from .detokenize import TextStream
@@ -24,6 +23,7 @@ from .stdlib import stdlib_source
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from .chat import ChatTemplate
     from .pack import Batch, PackedLoader
 
 __all__ = [
@@ -45,9 +45,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`pack` alone needs torch, and whoever only tokenises does not wait for it."""
+    """`pack` alone needs torch and `chat` alone jinja2, and whoever only tokenises waits for neither."""
     if name in ("Batch", "PackedLoader"):
         from . import pack
 
         return getattr(pack, name)
+    if name == "ChatTemplate":
+        from . import chat
+
+        return chat.ChatTemplate
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

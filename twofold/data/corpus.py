@@ -15,15 +15,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from ..core import ConfigError
-from .chat import ChatTemplate
 from .dataset import Chat, Completion, Document, Text, documents
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .chat import ChatTemplate
 
 _FORMAT = b"twofold corpus 1"
 _SPLITS = ("train", "valid")

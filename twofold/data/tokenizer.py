@@ -42,9 +42,8 @@ class Tokenizer:
 
         `parsed` is a backend made of `source`, to take over: a large vocabulary takes a fifth of a second to parse.
         """
+        self._source = source
         self._exact = _unbounded(parsed or Backend.from_str(source))
-        self._plain = _unbounded(Backend.from_str(source))
-        self._plain.encode_special_tokens = True
         self.settings = settings
         self.eos_ids = eos_ids
         self.bos_id = bos_id
@@ -56,6 +55,13 @@ class Tokenizer:
         self.spelling: Spelling = spelling_of(_decoder_table(self._exact))
         self._added = {place: token.content for place, token in added.items()}
         _follow_settings(self._exact, settings, bos_id, eos_ids)
+
+    @cached_property
+    def _plain(self) -> Backend:
+        """The backend of what users wrote, parsed at their first text: a prompt of `generate` never needs it."""
+        backend = _unbounded(Backend.from_str(self._source))
+        backend.encode_special_tokens = True
+        return backend
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:

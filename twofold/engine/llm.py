@@ -8,18 +8,16 @@ for answer in llm.generate(["def fib(n):"], SamplingParams(temperature=0, max_to
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any
 
 from ..core import RequestError, build
-from ..data import ChatTemplate, TextStream, Tokenizer
+from ..data import TextStream, Tokenizer
 from ..models.weights import load, read_formats, read_spec
 from ..platforms import free_on
 from .capacity import DTYPES, forecast, resolve
@@ -27,6 +25,9 @@ from .config import EngineConfig
 from .engine import Engine
 from .request import Output, Request, State, TokenOut
 from .sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from ..data import ChatTemplate
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
@@ -88,6 +89,8 @@ class LLM:
     @cached_property
     def template(self) -> ChatTemplate:
         """The checkpoint's chat template, read at the first chat: a base model has none."""
+        from ..data import ChatTemplate
+
         return ChatTemplate.load(self.model)
 
     def generate(
@@ -172,16 +175,8 @@ class LLM:
 
     def _drive(self, live: dict[str, _Sample], progress: bool) -> None:
         """Step until every sample has ended, taking each out of `live` as it does."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:,.0f} tokens/s"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True), disable=not progress, transient=True) as bar:
-            task = bar.add_task("generating", total=len(live), rate=0.0)
-            tokens = 0
+        total, tokens = len(live), 0
+        with _bar(total) if progress else nullcontext(lambda ended, tokens: None) as tell:
             while live:
                 for output in self.engine.step():
                     made = live.get(output.request_id)
@@ -192,8 +187,7 @@ class LLM:
                     if made.ended:
                         self.engine.abort(output.request_id)  # a stop string: the engine does not know
                         del live[output.request_id]
-                        bar.advance(task)
-                bar.update(task, rate=tokens / max(bar.tasks[0].elapsed or 0.0, 1e-3))
+                tell(total - len(live), tokens)
 
 
 class _Sample:
@@ -244,6 +238,28 @@ class _Sample:
             logprobs=tuple(self.tokens) if self.request.params.logprobs is not None else None,
             error=error,
         )
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, moved by telling how many samples have ended and how many tokens came."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("generating", total=total, rate=0.0)
+
+        def tell(ended: int, tokens: int) -> None:
+            bar.update(task, completed=ended, rate=tokens / max(bar.tasks[0].elapsed or 0.0, 1e-3))
+
+        yield tell
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

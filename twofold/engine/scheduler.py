@@ -161,6 +161,8 @@ class Scheduler:
 
     def _admit(self, left: int) -> None:
         """Start waiting requests in order, while budget, seats and blocks last."""
+        if not self.waiting:
+            return
         pool = self.pool
         owed = sum(pool.blocks_for(row.request.num_tokens) - len(row.blocks) for row in self.running)
         place = 0

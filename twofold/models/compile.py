@@ -13,8 +13,10 @@ Shapes: T tokens of a step, R rows whose logits are wanted, D hidden size, V voc
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -77,7 +79,7 @@ class Program:
         writer = Writer(decoder, caches, self._step, tokens, rows)
         self._written = (writer.body(), writer.head())
         self._body, self._head = (library.bind(part) for part in self._written)
-        self._hidden_TD, self._logits_RV = writer.hidden_TD, writer.logits_RV
+        self._hidden_TD, self._logits_RV = _Top(writer.hidden_TD), _Top(writer.logits_RV)
         self._writer = writer  # keeps alive what the stages point at
 
     @property
@@ -90,7 +92,7 @@ class Program:
         kept = self._fill(step)
         self._go(self._body)
         del kept
-        return self._hidden_TD[: len(step.ids)]
+        return self._hidden_TD.rows(len(step.ids))
 
     def finite(self) -> bytes:
         """For each token of the last step 1 when its hidden state is all finite, else 0."""
@@ -98,28 +100,40 @@ class Program:
 
     def logits(self, wanted: Sequence[int]) -> Tensor:
         """Logits [R, V] of some of the last step's tokens, at most `rows`; good until the next call."""
-        rows = _int32(wanted)
-        self._step.wanted, self._step.rows = len(wanted), ctypes.addressof(rows)
+        rows = array("i", wanted)
+        self._step.wanted, self._step.rows = len(wanted), rows.buffer_info()[0]
         self._go(self._head)
-        return self._logits_RV[: len(wanted)]
+        return self._logits_RV.rows(len(wanted))
 
     def _go(self, part: ctypes.Array[stages.Stage]) -> None:
         self._library.run(part, torch.get_num_threads())
 
-    def _fill(self, step: Spans) -> list[object]:
+    def _fill(self, step: Spans) -> list[array[int]]:
         """Write the step's figures where the stages look for them; what is returned must outlive the run."""
-        positions = [p for start, count in zip(step.starts, step.counts) for p in range(start, start + count)]
-        first = [0]
-        for count in step.counts:
-            first.append(first[-1] + count)
-        stride = max((len(blocks) for blocks in step.blocks), default=0)
-        table = [block for blocks in step.blocks for block in (*blocks, *(0,) * (stride - len(blocks)))]
-        arrays = [_int32(values) for values in (step.ids, positions, first, step.starts, table)]
+        spans = zip(step.starts, step.counts)
+        positions = array("i", chain.from_iterable(range(start, start + count) for start, count in spans))
+        table = array("i")
+        stride = max(map(len, step.blocks), default=0)
+        for blocks in step.blocks:
+            table.extend(blocks)
+            table.extend((0,) * (stride - len(blocks)))
+        first = array("i", accumulate(step.counts, initial=0))
+        kept = [array("i", step.ids), positions, first, array("i", step.starts), table]
         now = self._step
         now.tokens, now.spans, now.table_stride = len(step.ids), len(step.starts), stride
-        now.ids, now.positions, now.first, now.start, now.table = map(ctypes.addressof, arrays)
-        return list(arrays)
+        now.ids, now.positions, now.first, now.start, now.table = (numbers.buffer_info()[0] for numbers in kept)
+        return kept
 
 
-def _int32(values: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
-    return (ctypes.c_int32 * len(values))(*values)
+class _Top:
+    """The first rows of a tensor. The view is kept while their number is the same, as it is from decode to decode:
+    making one takes tens of microseconds when the weights have just gone through the caches.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._x, self._view, self._count = x, x, len(x)
+
+    def rows(self, count: int) -> Tensor:
+        if count != self._count:
+            self._view, self._count = self._x[:count], count
+        return self._view

@@ -27,6 +27,7 @@ from ..kernels.quantized import quantized_experts
 from ..kernels.rope import rotate
 from ..quant.linear import QuantLinear
 from .context import AttnContext
+from .memory import give_memory
 from .rope import Angles
 from .spec import (
     Alibi,
@@ -287,12 +288,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.max_len = max_len or spec.max_len
-        with torch.device(device):
+        with torch.device("meta"):
             self._build(spec)
-        self.to(dtype)
-        for module in self.modules():
-            if isinstance(module, Choice):
-                module.float()
+        give_memory(self, device, dtype)
         self.angles = {rope: Angles(rope, self.max_len) for rope in _ropes(spec)}
 
     def _build(self, spec: ModelSpec) -> None:

@@ -74,6 +74,17 @@ class Filler:
         """Whether this is the head of a model whose head is its embedding."""
         return name in self.layouts.tied_heads
 
+    def place(self, name: str, slot: Slot, dtype: torch.dtype) -> Tensor | None:
+        """Where the bytes of a claimed tensor of this dtype belong as they are in the file.
+
+        None when they must be widened, turned, rounded or compared, or lie on another device.
+        """
+        if slot.layout != "plain" or slot.inner in self._staged or self.is_tied_head(name):
+            return None
+        place = slot.read(self._parameters[slot.inner].detach())
+        as_it_is = place.dtype == dtype and place.is_cpu and place.is_contiguous() and place.shape == slot.shape
+        return place if as_it_is else None
+
     def put(self, name: str, slot: Slot, tensor: Tensor) -> None:
         """Copy a claimed tensor into place; a tied head is only compared.
 

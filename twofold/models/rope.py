@@ -39,6 +39,10 @@ class Angles:
         angle_TR = positions_T[:, None].float() * self._frequencies(positions_T)
         return torch.cos(angle_TR) * self.temperature, torch.sin(angle_TR) * self.temperature
 
+    def room(self, length: int) -> tuple[Tensor, Tensor]:
+        """Tensors like those that a call with so many positions gives, with nothing computed."""
+        return torch.empty(length, len(self.frequency_R)), torch.empty(length, len(self.frequency_R))
+
     def to(self, device: torch.device | str) -> None:
         """Keep the tables on a device, so that no step copies them there."""
         self._exponent_R, self.frequency_R = self._exponent_R.to(device), self.frequency_R.to(device)

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, unknown
-from ..platforms.pages import zeros
 from ..quant.compressed import Stored
 from ..quant.format import Format
 from ..quant.linear import QuantLinear
@@ -29,6 +28,7 @@ from .decoder import Decoder
 from .families import FAMILIES
 from .filler import Filler
 from .layout import Layouts, Piece, held, quantized_modules
+from .memory import give_memory
 from .quantized import KEY, check_config, config_of, formats, prepare, stored_formats
 from .reader import Reader
 from .shards import Pending, Shard, write_shard
@@ -137,33 +137,25 @@ def load(
     ]
     filler.finish()
 
-    _give_memory(decoder, device)
+    give_memory(decoder, device)
     filler = Filler(decoder, stored)
     heads = []
     with torch.no_grad():
         for shard, names in zip(shards, slots, strict=True):
-            for name, slot in names.items():
-                if slot is None:
-                    continue
+            carried = {name: slot for name, slot in names.items() if slot is not None}
+            placed = {name: filler.place(name, slot, shard.entries[name].dtype) for name, slot in carried.items()}
+            straight = {name: place for name, place in placed.items() if place is not None}
+            shard.read_into(straight)
+            for name, slot in carried.items():
                 if filler.is_tied_head(name):
                     heads.append((shard, name, slot))
-                    continue
-                filler.put(name, slot, shard.tensor(name))
-                shard.release(name)
+                elif name not in straight:
+                    filler.put(name, slot, shard.tensor(name))
+                    shard.release(name)
         for shard, name, slot in heads:
             filler.put(name, slot, shard.tensor(name))
             shard.release(name)
     return decoder
-
-
-def _give_memory(decoder: Decoder, device: torch.device | str) -> None:
-    """Memory for a decoder that was built without; what `to_empty` does, without importing half of torch."""
-    for module in decoder.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            fresh = zeros(tuple(parameter.shape), parameter.dtype, device)
-            module._parameters[name] = nn.Parameter(fresh, parameter.requires_grad)
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = zeros(tuple(buffer.shape), buffer.dtype, device)
 
 
 def load_tensors(decoder: Decoder, tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -361,9 +361,10 @@ class Writer:
         return self._keep(torch.empty(shape))
 
     def _turn(self, rope: Rope) -> tuple[Tensor, Tensor]:
-        """cos and sin of every position that the decoder is built for."""
+        """cos and sin of every position that the decoder is built for; their room alone where bytes are counted."""
         if rope not in self._turns:
-            cos, sin = self.decoder.angles[rope](torch.arange(self.decoder.max_len))
+            angles, length = self.decoder.angles[rope], self.decoder.max_len
+            cos, sin = angles.room(length) if self.x_TD.is_meta else angles(torch.arange(length))
             self._turns[rope] = (cos.contiguous(), sin.contiguous())
         return self._turns[rope]
 

@@ -27,6 +27,7 @@ class Texts:
         self.tokenizer = tokenizer
         self.template = template
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        tokenizer.encode("")  # makes what it makes at the first text, while the model loads and nobody waits for it
 
     @classmethod
     def load(cls, config: ServeConfig) -> Texts:

@@ -112,7 +112,7 @@ bool in_parts(const Attention& it, const Plan& plan, const Piece& piece, Desk& d
     std::copy_n(desk.m_block, run.last, records.m(i));
     std::copy_n(desk.l_block, run.last, records.l(i));
   }
-  if (crew.tickets->done[piece.unit].fetch_add(1, std::memory_order_acq_rel) != parts - 1) return false;
+  if (crew.door->done[piece.unit].fetch_add(1, std::memory_order_acq_rel) != parts - 1) return false;
   for (int64_t i = 0; i < seen; i++) {
     std::copy_n(records.m(i), run.last, desk.m_block);
     std::copy_n(records.l(i), run.last, desk.l_block);

@@ -130,7 +130,7 @@ class Plan {
   void split(const Attention& it, int threads) {
     int64_t units = 0, need = 0;
     for (const Group& group : groups) units += int64_t(group.tiles) * it.cache.kv_heads;
-    if (threads == 1 || units > Tickets::COUNTERS || units >= 3 * threads) return;
+    if (threads == 1 || units > Door::COUNTERS || units >= 3 * threads) return;
     for (Group& group : groups) {
       const int64_t blocks = group.blocks - oldest(group), rows = divide_up(group.rows, group.tiles);
       const int64_t room = group.tiles * it.cache.kv_heads * blocks * record(rows, divide_up(it.cache.dim, LANES) * LANES);

@@ -69,7 +69,7 @@ void do_piece(const Grouped& it, int group, int64_t number, int64_t each, Crew& 
   const int outputs = int(std::min(each, panels - p0));
   int64_t column[16];
   for (int p = 0; p < outputs; p++) column[p] = (p0 + p) * LANES, column[outputs + p] = matrix.n + (p0 + p) * LANES;
-  const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column, it.from};
+  const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column, it.from, column[0] + outputs * LANES};
   const Product product{matrix.n, matrix.k, it.act, it.gated, Numbers{}, it.a, it.a_stride};
   const float* sum = sums_of_piece(it, matrix, product, piece, *crew.scratch);
   finish(product, piece, outputs, sum, [&](int m, int64_t n, int count, V16 x) {

@@ -1,10 +1,8 @@
 // The library's doors: run a program of stages on a team of threads.
 #include <pthread.h>
 
-#include <memory>
 #include <mutex>
 
-#include "stages.h"
 #include "team.h"
 
 #define TF_EXPORT extern "C" __attribute__((visibility("default")))
@@ -32,31 +30,17 @@ Team& team_of(int threads) {
   return *team;
 }
 
-thread_local Scratch scratch;
-
 }  // namespace
 
 // Runs `count` stages, each after the one before is done. A second caller while the team is busy works alone: the same
 // bits, only slower. Nothing is thrown and nothing returned; arguments were checked where the program was written.
 TF_EXPORT void tf_run(const Stage* stages, int32_t count, int32_t threads) {
-  std::unique_ptr<Tickets[]> tickets(new Tickets[count > 0 ? count : 1]);
   std::mutex* mutex = team_mutex;
   std::unique_lock<std::mutex> lock(*mutex, std::defer_lock);
-  if (threads > 1 && lock.try_lock()) {
-    Team& crew_team = team_of(threads);
-    auto work = [&](int thread) {
-      for (int32_t i = 0; i < count; i++) {
-        Crew crew{thread, threads, &tickets[i], &scratch};
-        stages[i].run(stages[i].args, crew);
-        crew_team.barrier();
-      }
-    };
-    crew_team.run(work);
-    return;
-  }
+  if (threads > 1 && lock.try_lock()) return team_of(threads).run(stages, count);
   for (int32_t i = 0; i < count; i++) {
-    Crew crew{0, 1, &tickets[i], &scratch};
-    stages[i].run(stages[i].args, crew);
+    Door door;
+    run_stage(stages[i], door, 1);
   }
 }
 

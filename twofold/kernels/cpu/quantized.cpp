@@ -164,7 +164,7 @@ void multiply_rounded(const QuantizedLinear& it, Crew& crew) {
     int64_t column[16];
     for (int p = 0; p < outputs; p++) column[p] = (p0 + p) * LANES, column[outputs + p] = it.n + (p0 + p) * LANES;
     const int64_t m0 = rows * block / blocks, m1 = rows * (block + 1) / blocks;
-    const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column, nullptr};
+    const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column, nullptr, 0};
     sums_of_rounded(it.rounded, it.w, piece, sum);
     finish(it, piece, outputs, sum);
   }

@@ -21,6 +21,7 @@ struct Piece {
   int m, panels;
   const int64_t* column;  // [panels]
   const int32_t* from;    // null: the rows themselves
+  int64_t following;      // the row of w where this thread's next piece most likely begins
 
   int64_t row(int i) const { return from ? from[m0 + i] : m0 + i; }
 };
@@ -136,19 +137,20 @@ struct Lying {
     fill_panel(w, stride, row, rows, k0, k, ahead, to);
   }
 
-  // The sums of a piece of M rows by one panel in one pass over the weights, which are turned in registers.
+  // The sums of a piece of M rows by one panel in one pass over the weights, which are turned in registers. Meanwhile the
+  // sixteen rows from `next` on come into the cache, in the order in which they lie: rows are too many streams for the
+  // processor to foresee, and memory likes to be read along.
   template <int M>
-  void stream(const float* const* a, int64_t row, float* sum, int64_t sum_stride) const {
-    constexpr int LINE = 64 / sizeof(W), AHEAD = 4 * LINE;
-    const W* from = w + row * stride;
+  void stream(const float* const* a, int64_t row, int64_t next, float* sum, int64_t sum_stride) const {
+    constexpr int LINE = 64 / sizeof(W);
+    const W *from = w + row * stride, *ahead = w + next * stride;
     const int whole = k_all / LANES * LANES;
+    const int64_t step = stride == k_all ? LINE : stride, along = stride == k_all ? LANES : 1;
     V16 c[M];
     TF_UNROLL for (int m = 0; m < M; m++) c[m] = all(0.0f);
     for (int i = 0; i < whole; i += LANES) {
-      if (i % LINE == 0) {
-        const int64_t next = i + AHEAD < whole ? i + AHEAD : LANES * stride + i + AHEAD - whole;
-        for (int j = 0; j < LANES; j++) prefetch(from + j * stride + next);
-      }
+      if (i % LINE == 0)
+        for (int j = 0; j < LANES; j++) prefetch(ahead + j * step + i * along);
       add_rows16<M>(from, stride, a, i, c);
     }
     for (int i = whole; i < k_all; i++) {
@@ -184,9 +186,10 @@ bool streamed(const L& it, const Piece& piece, const Lying<W>& weights, float* s
   const int64_t sum_stride = int64_t(piece.panels) * LANES;
   for (int p = 0; p < piece.panels; p++) {
     float* to = sum + p * LANES;
-    if (piece.m == 1) weights.template stream<1>(a, piece.column[p], to, sum_stride);
-    else if (piece.m == 2) weights.template stream<2>(a, piece.column[p], to, sum_stride);
-    else weights.template stream<3>(a, piece.column[p], to, sum_stride);
+    const int64_t row = piece.column[p], next = p + 1 < piece.panels ? piece.column[p + 1] : piece.following;
+    if (piece.m == 1) weights.template stream<1>(a, row, next, to, sum_stride);
+    else if (piece.m == 2) weights.template stream<2>(a, row, next, to, sum_stride);
+    else weights.template stream<3>(a, row, next, to, sum_stride);
   }
   return true;
 }
@@ -263,7 +266,8 @@ void multiply_by_panels(const L& it, Crew& crew, Fill fill) {
     for (int p = 0; p < outputs; p++) column[p] = (p0 + p) * LANES, column[outputs + p] = it.n + (p0 + p) * LANES;
     // Rows are shared out evenly, so that no piece is a remainder of a few.
     const int64_t m0 = rows * block / blocks, m1 = rows * (block + 1) / blocks;
-    const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column, nullptr};
+    const int64_t following = std::min(column[0] + crew.threads * each * LANES, int64_t(it.n) - 1);
+    const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column, nullptr, following};
     sums_of(it, piece, fill, slab, panel, sum);
     finish(it, piece, outputs, sum);
   }
