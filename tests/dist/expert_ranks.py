@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from world import run_ranks
 
+from twofold.kernels.moe import experts
 from twofold.models.decoder import Decoder
 from twofold.models.exchange import expert_rows, joined, split_experts
 from twofold.models.packed import PackedContext
@@ -79,7 +80,12 @@ def step(decoder: Decoder, routers: Routers, parts: list[list[int]], total: int)
 
 
 def compare(rank: int, world: int, ep: int, config: MoeConfig, *, together: bool, crowded: bool, again: bool) -> None:
-    """One rank's step against one process; `together`: all sequences are one micro-batch there."""
+    """One rank's step against one process; `together`: all sequences are one micro-batch there.
+
+    Crowded ones run the definition, in which experts that nobody chose leave nothing for a gradient to come back by.
+    """
+    if crowded:
+        experts.use("reference")
     total = first_of(world)
     alone = model(crowded)
     parts = [list(range(world))] if together else [[r] for r in range(world)]

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from twofold.core import ConfigError
+from twofold.data.pack import NOBODY, Batch
 from twofold.kernels.moe import experts, route
 from twofold.train import routing
+from twofold.train.axes import pad
 from twofold.train.moe_config import MoeConfig
+from twofold.train.share import share
 
 
 # ------------------------------------------------------------------------------------------------------------- noise
@@ -48,6 +51,19 @@ def test_gumbel_draws_experts_by_their_probabilities() -> None:
     drawn = routing.gumbel(logits, 9, torch.arange(40_000)).argmax(-1)
     share = torch.bincount(drawn, minlength=4) / len(drawn)
     torch.testing.assert_close(share, logits[0].softmax(-1), atol=0.01, rtol=0)
+
+
+def test_every_token_of_a_batch_has_one_place_whoever_has_it() -> None:
+    lengths = (9, 1, 14, 3, 20, 6)
+    ids = torch.arange(sum(lengths))
+    whole = Batch(ids_T=ids, targets_T=ids, lengths=lengths)
+    for ranks, tokens in ((1, None), (1, 21), (3, None), (3, 9), (9, None)):
+        places = torch.cat([part.places() for rank in range(ranks) for part in share(whole, ranks, rank, tokens)])
+        assert places[places != NOBODY].tolist() == ids.tolist()
+    padded = pad(share(whole, 3, 1, None)[0], 8)
+    real = padded.places() != NOBODY
+    assert len(real) % 8 == 0 and 0 < int(real.sum()) < len(real)
+    assert torch.equal(padded.places()[real], padded.ids_T[real])
 
 
 # ---------------------------------------------------------------------------------------------------------- capacity
