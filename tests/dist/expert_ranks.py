@@ -28,8 +28,8 @@ LENGTHS = ((17, 9), (30,), (5, 5, 11), (24, 2))  # the sequences of each rank
 
 def spec() -> ModelSpec:
     rms = Norm(kind="rms", eps=1e-6)
-    mixer = Attention(heads=2, kv_heads=1, head_dim=12, position=Rope(theta=1e4, dim=12))
-    mixture = Mixture(experts=8, top_k=3, width=13, act="silu", biased=True, shared_width=10)
+    mixer = Attention(heads=2, kv_heads=2, head_dim=12, position=Rope(theta=1e4, dim=12))
+    mixture = Mixture(experts=8, top_k=3, width=14, act="silu", biased=True, shared_width=10)
     dense = LayerSpec(mixer=mixer, ffn=Gated(width=20, act="silu"), norms=Pre(norm=rms))
     mixed = replace(dense, ffn=mixture)
     return ModelSpec(
