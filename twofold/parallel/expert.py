@@ -73,7 +73,7 @@ def through(
     receive_N = exchanged(send_N, group, [1] * group.size(), [1] * group.size())
     send, receive = send_N.tolist(), receive_N.tolist()
     x_RD = exchange(x_TD[token_S], group, send, receive)
-    weights_RC = exchange(weights_TC[token_S] * there_SC, group, send, receive)
+    weights_RC = exchange(weights_TC[token_S], group, send, receive)
     local_RC = exchanged(local_SC, group, send, receive)
     y_RD = compute(x_RD, weights_RC, local_RC)
     if torch.is_grad_enabled():
