@@ -113,7 +113,7 @@ def pass_over(decoder: Decoder, routers: Routers, batch: tuple[Tensor, Tensor], 
 def train(config: MoeConfig, size: Size) -> dict[str, float]:
     """One method, from the first weights to the figures of what was held out."""
     decoder, corpus = model(size), Corpus(size)
-    optimizer = Optimizer(decoder, OptimizerConfig(lr=1e-2))
+    optimizer = Optimizer(decoder.named_parameters(), OptimizerConfig(lr=1e-2))
     routers, busiest = Routers(decoder, config, seed=0), 0.0
     for number in range(size.steps):
         pass_over(decoder, routers, corpus.batch(number), size, number)

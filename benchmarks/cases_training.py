@@ -65,12 +65,12 @@ def adamw(sizes: Sizes) -> Iterator[Case]:
 
         def shard(shape: tuple[int, ...]) -> Any:
             weight, grad, mean = (torch.randn(shape) for _ in range(3))
-            return Shard(weight, grad, mean, torch.rand(shape), 10, 0.1)
+            return Shard(weight, grad, (mean, torch.rand(shape)), 10, 0.1)
 
         return ([shard(shape) for shape in LAYER],)
 
     def fused(shards: Any, *, rate: float, betas: tuple[float, float], eps: float) -> None:
-        columns = [[getattr(it, name) for it in shards] for name in ("weight", "grad", "mean", "square")]
+        columns = [list(column) for column in zip(*((it.weight, it.grad, *it.states) for it in shards))]
         steps = [torch.tensor(10.0) for _ in shards]
         settings = {"lr": rate, "beta1": betas[0], "beta2": betas[1], "weight_decay": 0.1, "eps": eps}
         torch._fused_adamw_(*columns, [], steps, amsgrad=False, maximize=False, **settings)

@@ -14,6 +14,7 @@ from twofold.models.packed import PackedContext
 from twofold.models.weights import spec_from
 from twofold.parallel import Layout, Mesh
 from twofold.train import loss as losses
+from twofold.train.axes import Axes
 from twofold.train.config import OptimizerConfig
 from twofold.train.init import init_weights
 from twofold.train.moe import Routers
@@ -49,7 +50,7 @@ def train(rank: int, layout: Layout, again: bool) -> tuple[list[tuple[float, ...
     if again:
         recompute_layers(decoder)
     zero = Zero(decoder, mesh)
-    optimizer = Optimizer(decoder, OptimizerConfig(lr=1e-2), total=lambda x: mesh.sum("norm", x)[0])
+    optimizer = Optimizer(decoder.named_parameters(), OptimizerConfig(lr=1e-2), norm=Axes(mesh).norm)
     routers = Routers(decoder, RULES, 3, mesh.group("tokens"))
     told = []
     for step in range(6):

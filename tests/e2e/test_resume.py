@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 from pathlib import Path
 
 import pytest
-from tiny_recipe import finish, start, write_recipe
+from tiny_recipe import bits, finish, kill_after, start, write_recipe
 
 from twofold.core import ConfigError
 from twofold.train import launch
 from twofold.train.journal import read_rows
-
-CLOCKS = ("time", "tokens_per_second")
 
 
 @pytest.fixture(scope="module")
@@ -28,35 +25,11 @@ def undisturbed(tmp_path_factory) -> tuple[Path, Path]:
     return recipe, folder / "run"
 
 
-def bits(run: Path) -> dict[str, bytes]:
-    """Everything that must be equal, clocks left out."""
-    last = run / "checkpoints" / "step-00000024"
-    found = {f.name: f.read_bytes() for f in last.iterdir() if f.name != "manifest.json"}
-    found |= {f"model/{f.name}": f.read_bytes() for f in (run / "model").iterdir()}
-    position = json.loads(found["trainer.json"])
-    position["recipe"] = None  # names the run's own directories
-    found["trainer.json"] = json.dumps(position).encode()
-    rows = [{k: v for k, v in row.items() if k not in CLOCKS} for row in read_rows(run / "log.jsonl")]
-    found["log"] = json.dumps(rows).encode()
-    return found
-
-
 def same(undisturbed: tuple[Path, Path], run: Path) -> None:
     expected, found = bits(undisturbed[1]), bits(run)
     assert expected.keys() == found.keys()
     for name in expected:
         assert expected[name] == found[name], f"{name} differs"
-
-
-def kill_after(recipe: Path, run: Path, step: int) -> None:
-    process = start(recipe, f"run.output={run}")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(f"step {step}/"):
-            process.kill()
-            break
-    finish(process)
-    assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
 
 
 def test_killed_at_random_steps(undisturbed, tmp_path: Path) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from twofold.data.bpe import VocabularyConfig, train_tokenizer
+from twofold.train.journal import read_rows
+
+CLOCKS = ("time", "tokens_per_second", "peak_share", "memory")
 
 SENTENCES = [
     f"The {animal} {verb} {count} {thing} before the {place} opens."
@@ -110,3 +114,28 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Its exit status and all that it said."""
     said, _ = process.communicate(timeout=120)
     return process.returncode, said
+
+
+def kill_after(recipe: Path, run: Path, step: int, *changes: str) -> None:
+    """Run it into `run`, and kill it when it says that it did `step`."""
+    process = start(recipe, f"run.output={run}", *changes)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"step {step}/"):
+            process.kill()
+            break
+    finish(process)
+    assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+
+
+def bits(run: Path) -> dict[str, bytes]:
+    """Everything that must be equal, clocks left out."""
+    last = run / "checkpoints" / "step-00000024"
+    found = {f.name: f.read_bytes() for f in last.iterdir() if f.name != "manifest.json"}
+    found |= {f"model/{f.name}": f.read_bytes() for f in (run / "model").iterdir()}
+    position = json.loads(found["trainer.json"])
+    position["recipe"] = None  # names the run's own directories
+    found["trainer.json"] = json.dumps(position).encode()
+    rows = [{k: v for k, v in row.items() if k not in CLOCKS} for row in read_rows(run / "log.jsonl")]
+    found["log"] = json.dumps(rows).encode()
+    return found

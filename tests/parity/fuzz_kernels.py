@@ -28,9 +28,11 @@ import torch
 from torch import Tensor
 
 from tests.parity import tiny
+from twofold.core.sparse import BigBird, Fixed, Local
 from twofold.kernels import native, panels
 from twofold.kernels.activation import ACTIVATIONS, activate, gated, soft_cap
 from twofold.kernels.attention import packed_attention
+from twofold.kernels.blocksparse import Sparse
 from twofold.kernels.grouped import run
 from twofold.kernels.linear import linear, product, stage_of
 from twofold.kernels.lora import Adapter, lora
@@ -38,7 +40,7 @@ from twofold.kernels.loss import logprobs_of, token_logprobs
 from twofold.kernels.moe import experts, open_gate, route
 from twofold.kernels.norm import layer_norm, rms_norm
 from twofold.kernels.op import Op, all_ops
-from twofold.kernels.optimizer import Shard, adamw, gradient_norm
+from twofold.kernels.optimizer import Shard, adagrad, adam, adamw, gradient_norm, lion, sgd
 from twofold.kernels.paged import Panels, Spans, keep, paged_attention
 from twofold.kernels.quantized import Logical, Packed, pack, quantized_experts, quantized_linear, quantized_rows
 from twofold.kernels.rope import rotate
@@ -80,6 +82,16 @@ class Draw(Random):
         """How many rows of `width`: now and then more than one piece of work has."""
         many = self.choice((400, 1500)) if self.random() < 0.1 else self.size()
         return min(many, LARGEST // max(1, width))
+
+    def layout(self, heads: int, length: int) -> Sparse | None:
+        """Blocks of keys for positions up to `length` and no further, half the time."""
+        block, each = self.choice((16, 32, 48, 64, 128, 256)), self.maybe()
+        kinds = (
+            Local(block=block),
+            Fixed(block=block, num_different_global_patterns=2 if each else 1, different_layout_per_head=each),
+            BigBird(block=block, different_layout_per_head=each, seed=self.randrange(100)),
+        )
+        return Sparse(self.choice(kinds), heads, length) if self.maybe() else None
 
     def maybe(self, chance: float = 0.5) -> bool:
         return self.random() < chance
@@ -225,6 +237,7 @@ def looking_back(draw: Draw) -> Iterable[Any]:
         window=draw.choice((None, 1, 37, 200)),
         softcap=draw.choice((None, 4.0)),
         slopes=tuple(2.0**-i for i in range(all_heads)) if draw.maybe(0.3) else None,
+        sparse=draw.layout(all_heads, max(start + count for start, count, _ in spans.spans)),
     )
     sinks = draw.floats(all_heads) if draw.maybe(0.3) else None
     logsums = torch.empty(spans.tokens, all_heads)
@@ -244,6 +257,7 @@ def whole_sequences(draw: Draw) -> Iterable[Any]:
         softcap=draw.choice((None, 4.0)),
         slopes=tuple(2.0**-i for i in range(all_heads)) if draw.maybe(0.3) else None,
         kept=draw.choice((None, torch.bfloat16, torch.int8)),
+        sparse=draw.layout(all_heads, max(lengths)),
     )
     q, k, v = (draw.floats(tokens, count, dim).requires_grad_() for count in (all_heads, heads, heads))
     pairs = draw.randint(0, dim // 2)
@@ -297,13 +311,26 @@ def likelihoods(draw: Draw) -> Iterable[Any]:
     yield logprobs_of(draw.floats(R, V, wild=True), ids)
 
 
-@case(adamw, gradient_norm)
+@case(adamw, adam, sgd, lion, adagrad, gradient_norm)
 def updates(draw: Draw) -> Iterable[Any]:
+    rule, states, settings = draw.choice(
+        (
+            (adamw, 2, {"betas": (0.9, 0.95), "eps": 1e-8}),
+            (adam, 2, {"betas": (0.9, 0.95), "eps": 1e-8}),
+            (sgd, 0, {}),
+            (sgd, 1, {"momentum": 0.9, "nesterov": draw.choice((True, False))}),
+            (lion, 1, {"betas": (0.9, 0.99)}),
+            (adagrad, 1, {"eps": 1e-10}),
+        )
+    )
     sizes = [draw.choice((0, 1, 17, 16_384, 40_000)) for _ in range(draw.randrange(5))]
-    made = [[draw.floats(size).contiguous() for _ in range(4)] for size in sizes]
-    shards = [Shard(w, g, m, v.square(), draw.randrange(1, 99), draw.choice((0.0, 0.1))) for w, g, m, v in made]
-    adamw(shards, rate=0.01, betas=(0.9, 0.95), eps=1e-8, scale=draw.choice((1.0, 0.3)))
-    yield from (part for shard in shards for part in (shard.weight, shard.mean, shard.square))
+    made = [[draw.floats(size).contiguous() for _ in range(2 + states)] for size in sizes]
+    shards = [
+        Shard(w, g, tuple(state.square() for state in kept), draw.randrange(1, 99), draw.choice((0.0, 0.1)))
+        for w, g, *kept in made
+    ]
+    rule(shards, rate=0.01, scale=draw.choice((1.0, 0.3)), **settings)
+    yield from (part for shard in shards for part in (shard.weight, *shard.states))
     yield gradient_norm([shard.grad for shard in shards])
 
 

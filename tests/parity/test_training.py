@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_trainer import VOCAB, Numbers, make_trainer
 from tiny import SPECS, decoder
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -21,76 +24,12 @@ from twofold.models import weights
 from twofold.models.decoder import Decoder
 from twofold.models.packed import PackedContext
 from twofold.train import loss as losses
-from twofold.train.checkpoint import Checkpoints
-from twofold.train.config import (
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Recipe,
-    RunConfig,
-    SampleConfig,
-    ScheduleConfig,
-)
+from twofold.train.config import SampleConfig
 from twofold.train.init import init_weights
-from twofold.train.journal import Journal
-from twofold.train.optimizer import Optimizer
-from twofold.train.progress import Display
 from twofold.train.recompute import recompute_layers
 from twofold.train.schedule import lr_at
 from twofold.train.share import cut
-from twofold.train.trainer import Data, Trainer
-
-VOCAB = 97
-
-
-class Words:
-    eos_ids = (1,)
-
-    def prompt(self, text: str) -> list[int]:
-        return [len(text), 2, 3]
-
-    def text(self, ids: list[int]) -> str:
-        return " ".join(map(str, ids))
-
-
-class Numbers:
-    """Batches of sequences of given lengths, some targets left out."""
-
-    def __init__(self, lengths: tuple[int, ...], *, hide: float = 0.0, vocab: int = VOCAB) -> None:
-        self.lengths, self.hide, self.vocab = lengths, hide, vocab
-
-    def batch(self, index: int) -> Batch:
-        generator = torch.Generator().manual_seed(index)
-        ids = torch.randint(0, self.vocab, (sum(self.lengths),), generator=generator)
-        targets = torch.randint(0, self.vocab, ids.shape, generator=generator)
-        targets[torch.rand(ids.shape, generator=generator) < self.hide] = losses.IGNORE
-        return Batch(ids, targets, self.lengths)
-
-
-def make_trainer(
-    decoder: Decoder, folder: Path, data: Numbers, *, micro: int | None = None, steps: int = 8, **more
-) -> Trainer:
-    optimizer = OptimizerConfig(lr=3e-3, clip=0.5, max_skips=3)
-    recipe = Recipe(
-        kind="pretrain",
-        model=ModelConfig(from_=folder),
-        data=DataConfig(train=("x",), seq_len=1, tokens_per_step=64, micro_tokens=micro),
-        schedule=ScheduleConfig(steps=steps, warmup=2),
-        run=RunConfig(output=folder, eval_every=4, save_every=100),
-        optimizer=optimizer,
-    )
-    return Trainer(
-        decoder,
-        Optimizer(decoder, optimizer),
-        Data(train=data, valid=[]),
-        recipe,
-        checkpoints=Checkpoints(folder / "checkpoints", 1),
-        journal=Journal(folder),
-        display=Display(steps),
-        write_model=lambda directory: None,
-        words=Words(),
-        **more,
-    )
+from twofold.train.trainer import Data
 
 
 def llama(tmp_path: Path) -> LlamaForCausalLM:
@@ -158,6 +97,9 @@ class Dense:
             hidden = gap > 0
             if how.window is not None:
                 hidden |= gap <= -how.window
+            if how.sparse is not None:
+                place = torch.arange(len(q))
+                hidden = hidden | how.sparse.table().absent(place[None], place, q.shape[1])[0, :, :, 0]
             out.append(torch.einsum("hln,nhd->lhd", s_HLN.masked_fill(hidden, -torch.inf).softmax(-1), v))
         return torch.cat(out)
 
@@ -280,6 +222,47 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_in_a_row_fatal(tmp_pat
     assert skipped == [2, 4, 5, 6] and trainer.position.skipped == 4
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert any(not torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    st.lists(st.booleans(), min_size=12, max_size=12),
+    st.floats(0.0, 0.9),
+)
+def test_any_split_into_micro_batches_gives_the_same_gradient(
+    lengths: list[int], cuts: list[bool], hide: float
+) -> None:
+    """To 1e-6 of its norm, whatever the sequences, the places of the cuts and the share of tokens without a target."""
+    model = decoder(SPECS["llama"])
+    batch = Numbers(tuple(lengths), hide=hide, vocab=131).batch(len(lengths))
+    total = max(1, int((batch.targets_T != losses.IGNORE).sum()))
+
+    def gradient(parts: list[Batch]) -> tuple[Tensor, float]:
+        model.zero_grad()
+        summed = 0.0
+        for part in parts:
+            hidden_TD = model(part.ids_T, PackedContext(part.lengths))
+            summed += losses.backward(model, hidden_TD, part.targets_T, total, 131)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        return torch.cat([grad.flatten().double() for grad in grads]), summed
+
+    whole, loss = gradient([batch])
+    parts, summed = gradient(at_places(batch, cuts))
+    assert float((parts - whole).norm()) <= 1e-6 * float(whole.norm())
+    assert summed == pytest.approx(loss, rel=1e-6)
+
+
+def at_places(batch: Batch, cuts: list[bool]) -> list[Batch]:
+    """Micro-batches that end after each sequence whose cut is true."""
+    ends = [n + 1 for n, end in zip(range(len(batch.lengths)), cuts) if end or n + 1 == len(batch.lengths)]
+    parts, first, start = [], 0, 0
+    for end in ends:
+        lengths = batch.lengths[first:end]
+        piece = slice(start, start + sum(lengths))
+        parts.append(Batch(ids_T=batch.ids_T[piece], targets_T=batch.targets_T[piece], lengths=lengths))
+        first, start = end, piece.stop
+    return parts
 
 
 def test_a_batch_without_targets_changes_nothing(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def run(weights: list[Tensor], updates: int, scale: float) -> list[Tensor]:
     moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in weights]
     for update in range(1, updates + 1):
         shards = [
-            Shard(w, grad, mean, square, update, 0.1 * (place % 2))
+            Shard(w, grad, (mean, square), update, 0.1 * (place % 2))
             for place, (w, grad, (mean, square)) in enumerate(zip(weights, numbers(update), moments))
         ]
         adamw(shards, rate=0.01 * update, betas=(0.9, 0.95), eps=1e-8, scale=scale)
@@ -81,5 +81,5 @@ def test_tensors_that_are_not_contiguous_are_updated_too() -> None:
     wide = torch.randn(6, 8)
     weight, plain, grad = wide[:, ::2], wide[:, ::2].clone(), torch.randn(6, 4)
     for w in (weight, plain):
-        adamw([Shard(w, grad, torch.zeros(6, 4), torch.zeros(6, 4), 1, 0.0)], rate=0.1, betas=(0.9, 0.99), eps=1e-8)
+        adamw([Shard(w, grad, (torch.zeros(6, 4), torch.zeros(6, 4)), 1, 0.0)], rate=0.1, betas=(0.9, 0.99), eps=1e-8)
     torch.testing.assert_close(weight, plain)

@@ -38,6 +38,8 @@ def test_from_is_read_though_python_keeps_the_word() -> None:
         ({"data": {"train": ["a"], "seq_len": 64, "tokens_per_step": 32}}, "less than one sequence of 64"),
         ({"data": {"train": ["a"], "micro_tokens": 32}}, "data.micro_tokens is 32, less than one sequence of 512"),
         ({"optimizer": {"betas": [0.9]}}, "two numbers"),
+        ({"optimizer": {"name": "adamax"}}, "'optimizer.name': unknown value 'adamax'"),
+        ({"fp16": {"hysteresis": 1}}, r"\[fp16\] is about scaling the loss, and model.dtype is fp32"),
         ({"run": {"output": "o", "save_every": 0}}, "run.save_every must be more than 0, not 0"),
         ({"sample": {"temperature": 9}}, "sample.temperature"),
     ],
@@ -62,3 +64,19 @@ def test_identity_leaves_out_what_changes_no_weight() -> None:
     assert build(Recipe, same).identity() == base
     for other in (plain(run={"output": "out", "seed": 1}), plain(run={"output": "out", "threads": 2})):
         assert build(Recipe, other).identity() != base
+
+
+def test_a_run_that_knew_fewer_keys_goes_on_while_they_are_at_their_defaults() -> None:
+    recipe = build(Recipe, plain())
+    old = {key: value for key, value in recipe.identity().items() if not key.startswith(("fp16.", "schedule.k"))}
+    del old["optimizer.name"], old["optimizer.trust"]
+    assert recipe.changes(old) == {}
+    assert build(Recipe, plain(optimizer={"betas": [0.9, 0.95], "name": "adamw"})).changes(old) == {}
+    other = build(Recipe, plain(optimizer={"name": "lion"}, model={"from": "some/dir", "dtype": "fp16"}))
+    assert other.changes(old) == {
+        "model.dtype": ("fp32", "fp16"),
+        "optimizer.betas": ([0.9, 0.95], [0.9, 0.99]),
+        "optimizer.eps": (1e-8, None),
+        "optimizer.name": ("adamw", "lion"),
+    }
+    assert recipe.changes(old | {"optimizer.gone": 3}) == {"optimizer.gone": (3, None)}

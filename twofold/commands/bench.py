@@ -9,7 +9,18 @@ from pathlib import Path
 
 from ..core import ConfigError
 
-BENCHMARKS = ("throughput", "latency", "limits", "quality", "serving", "kernels", "gpu", "balance")
+BENCHMARKS = (
+    "throughput",
+    "latency",
+    "limits",
+    "quality",
+    "serving",
+    "kernels",
+    "sparse",
+    "gpu",
+    "recompute",
+    "balance",
+)
 
 
 def bench(name: str, flags: list[str]) -> int:

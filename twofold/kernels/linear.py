@@ -1,6 +1,7 @@
 """Linear layers whose rows have one bit pattern, in training and in serving.
 
-Activations and results are fp32 on the CPU whatever the weights are kept in; bf16 weights are widened exactly.
+Activations and results are fp32 on the CPU whatever the weights are kept in; bf16 weights are widened exactly, and so
+are those in fp16, a whole weight at a time.
 
 Shapes: T tokens, K inputs, N outputs, F outputs of a gated product (2F rows of weights).
 """
@@ -37,7 +38,7 @@ def linear(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None = None) -> Tensor:
     bits="own",
 )
 def _native(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None = None) -> Tensor:
-    if not fits(x_TK, w_NK):
+    if not (fits(x_TK, w_NK) or (w_NK.dtype == torch.float16 and fits(x_TK, x_TK))):
         return _rows(x_TK, w_NK, b_N)
     if torch.is_grad_enabled() and (x_TK.requires_grad or w_NK.requires_grad):
         out: Tensor = _Linear.apply(x_TK, w_NK, b_N, product)
@@ -62,6 +63,7 @@ def product(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None = None, *, act: str =
     """act(x Wᵀ + b) by the native kernel; `gated`: weights [2F, K], gates first, give act(gate) · up [T, F]."""
     library = native.library()
     assert library is not None, "asked for only where it is there"
+    w_NK, b_N = _known(w_NK), None if b_N is None else _known(b_N)
     x_TK = x_TK if x_TK.stride(-1) == 1 else x_TK.contiguous()
     w_NK = w_NK if w_NK.stride(-1) == 1 else w_NK.contiguous()
     b_N = None if b_N is None else b_N.contiguous()
@@ -92,6 +94,11 @@ def stage_of(
         out=out.data_ptr(),
         out_stride=out.stride(0),
     )
+
+
+def _known(w: Tensor) -> Tensor:
+    """In a type that the native product reads."""
+    return w.float() if w.dtype == torch.float16 else w
 
 
 def _wide(w_NK: Tensor) -> Tensor:

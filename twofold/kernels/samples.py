@@ -20,7 +20,7 @@ from .lora import Adapter, lora
 from .loss import logprobs_of, token_logprobs
 from .moe import experts, open_gate, route
 from .norm import layer_norm, rms_norm
-from .optimizer import Shard, adamw, gradient_norm
+from .optimizer import Shard, adagrad, adam, adamw, gradient_norm, lion, orthogonalised, sgd
 from .paged import Panels, Spans, keep, paged_attention
 from .quantized import Logical, Packed, pack, quantize_rows, quantized_experts, quantized_linear, quantized_rows
 from .rope import rotate
@@ -125,13 +125,38 @@ def _logprobs_of() -> tuple[Any, ...]:
     return torch.randn(T, V), torch.randint(0, V, (T,))
 
 
-@adamw.sample
-def _adamw() -> tuple[Any, ...]:
+def _shards(states: int) -> list[Shard]:
     def shard() -> Shard:
-        weight, grad, mean, square = (torch.rand(F, D) for _ in range(4))
-        return Shard(weight, grad, mean, square, steps=3, decay=0.1)
+        weight, grad, *kept = (torch.rand(F, D) for _ in range(2 + states))
+        return Shard(weight, grad, tuple(kept), steps=3, decay=0.1)
 
-    return [shard(), shard()], 1e-3, (0.9, 0.95), 1e-8
+    return [shard(), shard()]
+
+
+@adamw.sample
+@adam.sample
+def _adam() -> tuple[Any, ...]:
+    return _shards(2), 1e-3, (0.9, 0.95), 1e-8
+
+
+@sgd.sample
+def _sgd() -> tuple[Any, ...]:
+    return _shards(1), 1e-3, 0.9, True
+
+
+@lion.sample
+def _lion() -> tuple[Any, ...]:
+    return _shards(1), 1e-4, (0.9, 0.99)
+
+
+@adagrad.sample
+def _adagrad() -> tuple[Any, ...]:
+    return _shards(1), 1e-2, 1e-10
+
+
+@orthogonalised.sample
+def _orthogonalised() -> tuple[Any, ...]:
+    return (torch.randn(D, D),)
 
 
 @gradient_norm.sample

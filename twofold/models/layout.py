@@ -21,7 +21,7 @@ from ..core.errors import CheckpointError
 from ..quant.codes import Quantized
 from ..quant.compressed import Part, Stored, is_packed, part_of
 from ..quant.linear import QuantLinear
-from .decoder import Choice, Decoder
+from .decoder import Choice, Decoder, Weight
 from .spec import Attention, Layout, ModelSpec
 
 Index = tuple[int | slice, ...]
@@ -229,6 +229,22 @@ def held(decoder: Decoder) -> dict[str, Tensor]:
     """What a decoder holds as plain numbers, by name: its parameters, and the biases of its choices of experts."""
     biases = {f"{name}.bias": m.bias for name, m in decoder.named_modules() if isinstance(m, Choice)}
     return {**dict(decoder.named_parameters()), **biases}
+
+
+def matrices(decoder: Decoder) -> dict[str, tuple[Index, ...]]:
+    """The matrices of the layers' weights, by the parameter's name: q, k, v, gate and up alone, each expert alone.
+
+    What is no matrix (norms, and a gate of one row) and what is in no layer (embeddings, the head) is left out.
+    """
+    found: dict[str, tuple[Index, ...]] = {}
+    for name, module in decoder.named_modules():
+        if not (isinstance(module, Weight) and name.startswith("layers.")) or min(module.weight.shape[-2:]) < 2:
+            continue
+        layer, part, shape = int(name.split(".")[1]), name.rpartition(".")[2], module.weight.shape
+        pieces = [rows for _, rows in _pieces(decoder.spec, layer, part, shape[-2])]
+        stack = [(expert,) for expert in range(shape[0])] if len(shape) == 3 else [()]
+        found[f"{name}.weight"] = tuple((*expert, rows) for expert in stack for rows in pieces)
+    return found
 
 
 def quantized_modules(decoder: Decoder) -> dict[str, QuantLinear]:

@@ -18,13 +18,19 @@ from ..data import ChatTemplate, PackedLoader, Tokenizer, prepare
 from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
+from ..models.layout import matrices
+from . import kept
+from .axes import Axes
 from .checkpoint import copy_files
 from .config import Recipe
 from .init import init_weights
+from .optimizer import Optimizer
+from .peers import peers_of
 from .recompute import recompute_layers
+from .scaler import LossScaler
 from .trainer import Data
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -98,7 +104,7 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
     config, dtype = recipe.model, DTYPES[recipe.model.dtype]
     source = checkpoint or config.from_
     if source is not None:
-        decoder = weights.load(source, dtype=dtype)
+        decoder = weights.load(source, dtype=dtype, sparse=config.sparse_attention)
     else:
         decoder = Decoder(weights.spec_from(hf_config(recipe)), dtype=dtype)
         init_weights(decoder, recipe.run.seed)
@@ -107,9 +113,23 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
             f"data.seq_len is {recipe.data.seq_len}, the model's context {decoder.max_len}: shorten the one or "
             "raise max_position_embeddings"
         )
-    if config.recompute == "full":
-        recompute_layers(decoder)
+    keeper = None if config.activations == "device" else kept.keeper(config.activations, recipe.run.output)
+    recompute_layers(decoder, config.recompute, config.recompute_layers, keeper)
     return decoder
+
+
+def build_optimizer(decoder: Decoder, recipe: Recipe, axes: Axes | None = None) -> Optimizer:
+    """The recipe's rule over this rank's part of the decoder, which `axes` divided and Zero, if it does, has sliced."""
+    axes = axes or Axes()
+    named = dict(decoder.named_parameters())
+    whole = Decoder(axes.tensor.whole, device="meta") if axes.tensor else decoder
+    peers = peers_of(named, axes.tensor)
+    return Optimizer(named.items(), recipe.optimizer, matrices=matrices(whole), peers=peers, norm=axes.norm)
+
+
+def build_scaler(recipe: Recipe) -> LossScaler:
+    """The loss scale of an fp16 run; of the others it is 1."""
+    return LossScaler(recipe.fp16 if recipe.model.dtype == "fp16" else None)
 
 
 def check_vocabulary(decoder: Decoder, words: RecipeWords) -> None:
@@ -121,10 +141,11 @@ def check_vocabulary(decoder: Decoder, words: RecipeWords) -> None:
 
 def hf_config(recipe: Recipe) -> dict[str, Any]:
     """The config.json that this run's checkpoints carry."""
-    if recipe.model.config is not None:
-        return recipe.model.config
-    assert recipe.model.from_ is not None
-    return weights.read_config(recipe.model.from_)
+    config, sparse = recipe.model.config, recipe.model.sparse_attention
+    if config is None:
+        assert recipe.model.from_ is not None
+        config = weights.read_config(recipe.model.from_)
+    return config if sparse is None else config | {weights.SPARSE: sparse}
 
 
 def writer(decoder: Decoder, recipe: Recipe) -> Callable[[Path], None]:

@@ -41,6 +41,7 @@ class Position:
     skipped: int = 0
     skips_in_row: int = 0
     rng: str = ""
+    scaler: dict[str, Any] = field(default_factory=dict)
     data: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
 

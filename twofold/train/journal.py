@@ -6,7 +6,7 @@ is written anew from what is left, so a killed and resumed run leaves the log of
     {"step": 7, "loss": 2.31, "lr": 0.001, "grad_norm": 0.8, "tokens": 57344, "tokens_per_second": 31000, "time": ...}
     {"step": 100, "valid_loss": 2.1, "time": ...}
     {"step": 100, "prompt": "def add(", "text": "a, b):", "time": ...}
-    {"step": 12, "skipped": "the gradient is not finite", "time": ...}
+    {"step": 12, "skipped": "the gradient is not finite, first in layers.3.down (batch 11)", "time": ...}
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ TAGS = {
     "lr": "train/lr",
     "grad_norm": "train/grad_norm",
     "tokens_per_second": "train/tokens_per_second",
+    "loss_scale": "train/loss_scale",
+    "peak_share": "train/peak_share",
+    "memory": "train/memory",
     "valid_loss": "valid/loss",
     "moe_busiest": "moe/busiest",
     "moe_dropped": "moe/dropped",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from . import build, plot
 from .checkpoint import Checkpoints, Position, read_optimizer, read_position, replace_directory
 from .config import Recipe
 from .journal import Journal
-from .optimizer import Optimizer
+from .meter import Meter
+from .profile import around
 from .progress import Display
 from .trainer import Sampler, Trainer
 
@@ -28,11 +29,13 @@ def run(
     fresh: bool = False,
     sampler: Sampler | None = None,
     console: Console | None = None,
+    profiles: Collection[str] = (),
 ) -> int:
     """Train `recipe_path` to its end, from its newest whole checkpoint when there is one.
 
     `overrides` maps dotted keys ("optimizer.lr") to values that win over the file. `fresh` removes the run's
-    checkpoints and log first. Returns 0 when the run is finished, 75 when a signal stopped it and it saved.
+    checkpoints and log first. `profiles` ("modules", "collectives") are said after a few steps. Returns 0 when the run
+    is finished, 75 when a signal stopped it and it saved.
 
     Raises:
         ConfigError: the recipe is wrong, differs from the run it would continue, or its directory is in use.
@@ -57,6 +60,7 @@ def run(
                 display.say(f"{recipe_path}: finished, all {position.step} steps are done; the model is {output}/model")
                 return 0
         trainer = _assemble(recipe, found, position, checkpoints, display, sampler)
+        trainer.around = around(profiles, trainer.decoder, output, display.say)
         try:
             status = trainer.fit()
             display.say(plot.terminal(trainer.journal.curve("loss")))
@@ -86,9 +90,10 @@ def _assemble(
         )
     decoder = build.build_model(recipe, found)
     build.check_vocabulary(decoder, words)
-    optimizer = Optimizer(decoder, recipe.optimizer)
+    optimizer, scaler = build.build_optimizer(decoder, recipe), build.build_scaler(recipe)
     if found and position:
         optimizer.load(read_optimizer(found))
+        scaler.load(position.scaler)
         torch.set_rng_state(torch.tensor(list(bytes.fromhex(position.rng)), dtype=torch.uint8))
         display.say(f"going on from {found.name}")
     parameters = sum(p.numel() for p in decoder.parameters())
@@ -104,15 +109,16 @@ def _assemble(
         write_model=build.writer(decoder, recipe),
         words=words,
         sampler=sampler,
+        scaler=scaler,
         position=position or Position(data=fingerprint, recipe=recipe.identity()),
+        meter=Meter.of(decoder.spec, decoder),
     )
 
 
 def _same_recipe(recipe: Recipe, position: Position, output: Path) -> None:
-    new, old = recipe.identity(), position.recipe
-    changed = [key for key in sorted(new.keys() | old.keys()) if new.get(key) != old.get(key)]
+    changed = recipe.changes(position.recipe)
     if changed:
-        lines = "; ".join(f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in changed)
+        lines = "; ".join(f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items())
         raise ConfigError(
             f"{output} holds a run of another recipe: {lines}. Undo the change, give another run.output, "
             "or start over with --fresh"

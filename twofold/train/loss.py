@@ -35,11 +35,12 @@ def next_token(decoder: Readout, hidden_CD: Tensor, targets_C: Tensor) -> Tensor
 
 
 def backward(
-    decoder: Readout, hidden_TD: Tensor, targets_T: Tensor, total: int, vocab: int, loss: Loss = next_token
+    decoder: Readout, hidden_TD: Tensor, targets_T: Tensor, total: float, vocab: int, loss: Loss = next_token
 ) -> float:
     """Add the gradient of (sum of losses / `total`) to every weight; the sum of losses over this micro-batch.
 
-    `total` is the number of targets of the whole step, so that the split into micro-batches changes nothing.
+    `total` is the number of targets of the whole step, so that the split into micro-batches changes nothing; where the
+    loss is scaled (scaler.py) it is so many times smaller.
     """
     rows_R = (targets_T != IGNORE).nonzero().squeeze(1)
     if not len(rows_R):  # nothing to learn, but ranks reduce together: a gradient of zeros for every weight

@@ -1,22 +1,31 @@
-"""AdamW over fp32 masters: the model's own weights in an fp32 run, copies of them in a bf16 run.
+"""Optimizer: fp32 masters, what the rule keeps of them, and the four moves of a step: collect, clip, step, zero.
 
-Gradients are summed over micro-batches in fp32 in both cases, and clipped by their global norm.
+    fp32 run       weight (this rank's slice) ◀── rule ◀── its gradient
+    16-bit run     weight ◀─round─ master ◀── rule ◀── gradients of all micro-batches, summed in fp32
+
+Masters are the model's own weights in an fp32 run. Everything is by the parameter's name; of a DTensor, only this
+rank's slice is ever touched, as a plain tensor.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import CheckpointError
-from ..kernels.optimizer import Shard, adamw, gradient_norm
+from ..kernels.optimizer import Shard, gradient_norm
 from .config import OptimizerConfig
+from .peers import Peers, peers_of
+from .rules import Parts, rules_for
 from .zero import local
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+Norm = Callable[[Mapping[str, Tensor]], float]
+"""This rank's slices of the gradient by name to the Euclidean norm of the whole model's."""
+States = Callable[[str, torch.Size], Tensor]
+"""(name, shape) to an fp32 tensor of zeros: where the numbers that a rule keeps, and masters, are held."""
 
 
 def decay_groups(named: Iterable[tuple[str, Tensor]]) -> tuple[list[str], list[str]]:
@@ -29,96 +38,118 @@ def decay_groups(named: Iterable[tuple[str, Tensor]]) -> tuple[list[str], list[s
 
 
 class Optimizer:
-    """The masters, their moments, and the four moves of a step: collect, clip, step, zero."""
+    """The masters, their states, and the four moves of a step.
+
+    `matrices` are the parts that Muon turns (`models.layout.matrices`). `peers` hold the other slices of the tensors
+    (left out: those that DTensors name); `norm` is of the whole model's gradient, from this rank's slices by name.
+    `states` gives the memory for what is kept.
+    """
 
     def __init__(
-        self, model: nn.Module, config: OptimizerConfig, total: Callable[[float], float] | None = None
+        self,
+        named: Iterable[tuple[str, Tensor]],
+        config: OptimizerConfig,
+        *,
+        matrices: Mapping[str, Parts] | None = None,
+        peers: Peers | None = None,
+        norm: Norm | None = None,
+        states: States | None = None,
     ) -> None:
-        """`total` adds up the squares of the gradient over the ranks that hold the model between them."""
-        self.config, self._total = config, total
-        self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.masters: dict[str, Tensor] = {
-            name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float())
-            for name, p in self.weights.items()
-        }
-        self.mixed = any(self.masters[name] is not p for name, p in self.weights.items())
-        self.decay = dict.fromkeys(decay_groups(self.masters.items())[0], config.weight_decay)
-        self.moments: dict[str, dict[str, Tensor]] = {}
-        self._scale = 1.0
+        self.config, self.norm = config, norm
+        self.weights = {name: weight for name, weight in named if weight.requires_grad}
+        self.groups = rules_for(config, self.weights, matrices=matrices, peers=peers or peers_of(self.weights))
+        self.rules = {name: rule for rule, names in self.groups for name in names}
+        decay = config.numbers()["weight_decay"]
+        self.decay = dict.fromkeys(decay_groups(self.weights.items())[0], decay)
+        self.kept: dict[str, dict[str, Tensor]] = {}
+        self.steps: dict[str, int] = {}
+        self._make = states or self._zeros
+        self._copies = {name: self._copy(name) for name, w in self.weights.items() if w.dtype != torch.float32}
+        self._sums: dict[str, Tensor] = {}
+        self._factor = 1.0
+
+    def master(self, name: str) -> Tensor:
+        """This rank's slice of a weight in fp32."""
+        copy = self._copies.get(name)
+        return local(self.weights[name].detach()) if copy is None else copy
+
+    def gradient(self, name: str) -> Tensor | None:
+        """What `step` will read: the slice's gradient, as many times too large as the loss was scaled."""
+        if name in self._copies:
+            return self._sums.get(name)
+        grad = self.weights[name].grad
+        return None if grad is None else local(grad)
 
     @torch.no_grad()
     def collect(self) -> None:
-        """After each micro-batch of a bf16 run: add its gradients to the masters' in fp32 and let them go."""
-        if not self.mixed:
-            return
-        for name, weight in self.weights.items():
-            master = self.masters[name]
-            if weight is master or weight.grad is None:
+        """After each micro-batch of a 16-bit run: add its gradients to the sums in fp32 and let them go."""
+        for name in self._copies:
+            weight = self.weights[name]
+            if weight.grad is None:
                 continue
-            if master.grad is None:
-                master.grad = weight.grad.float()
+            if name in self._sums:
+                self._sums[name] += local(weight.grad)
             else:
-                master.grad += weight.grad
+                self._sums[name] = local(weight.grad).float()
             weight.grad = None
 
-    def clip(self) -> float:
-        """The gradients' global norm, not finite when they are not; the next step clips by it.
+    def clip(self, scale: float = 1.0) -> float:
+        """The gradients' global norm, the same on every rank; not finite when one of them is not.
 
+        The loss was multiplied by `scale`: the norm is without it, and so is the next step, which clips by the norm.
         The gradients themselves are not touched: the factor is part of the step's one pass.
         """
-        norm = gradient_norm([local(m.grad) for m in self.masters.values() if m.grad is not None])
-        if self._total is not None:
-            norm = math.sqrt(self._total(norm * norm))
-        self._scale = min(1.0, self.config.clip / (norm + 1e-6)) if math.isfinite(norm) else 1.0
+        grads = {name: grad for name in self.weights if (grad := self.gradient(name)) is not None}
+        norm = (gradient_norm(list(grads.values())) if self.norm is None else self.norm(grads)) / scale
+        self._factor = min(1.0, self.config.clip / (norm + 1e-6)) / scale if math.isfinite(norm) else 1.0
         return norm
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One AdamW update at rate `lr`; in a bf16 run the model's weights are rounded from the masters."""
-        adamw(
-            [self._shard(name, m, m.grad) for name, m in self.masters.items() if m.grad is not None],
-            rate=lr,
-            betas=(self.config.betas[0], self.config.betas[1]),
-            eps=self.config.eps,
-            scale=self._scale,
-        )
-        self._scale = 1.0
-        if self.mixed:
-            for name, weight in self.weights.items():
-                if weight is not self.masters[name]:
-                    weight.copy_(self.masters[name])
+        """One update at rate `lr`; in a 16-bit run the model's weights are rounded from the masters."""
+        for rule, names in self.groups:
+            due = [(name, grad) for name in names if (grad := self.gradient(name)) is not None]
+            for name, _ in due:
+                self.steps[name] = self.steps.get(name, 0) + 1
+            rule.step([self.shard(name, grad) for name, grad in due], lr, self._factor)
+        self._factor = 1.0
+        for name, copy in self._copies.items():
+            local(self.weights[name].detach()).copy_(copy)
 
-    def _shard(self, name: str, master: Tensor, grad: Tensor) -> Shard:
-        weight = local(master.detach())
-        if name not in self.moments:
-            zeros = {key: torch.zeros_like(weight) for key in MOMENTS[1:]}
-            self.moments[name] = {"step": torch.zeros(()), **zeros}
-        moments = self.moments[name]
-        moments["step"] += 1
+    def shard(self, name: str, grad: Tensor) -> Shard:
+        """What the rule updates: master, gradient, and what it keeps."""
         return Shard(
-            weight=weight,
-            grad=local(grad).contiguous(),
-            mean=moments["exp_avg"],
-            square=moments["exp_avg_sq"],
-            steps=int(moments["step"]),
+            weight=self.master(name),
+            grad=grad.contiguous(),
+            states=tuple(self.keeps(name).values()),
+            steps=self.steps.get(name, 0),
             decay=self.decay.get(name, 0.0),
+            name=name,
         )
+
+    def keeps(self, name: str) -> dict[str, Tensor]:
+        """What the rule keeps of a weight, by the rule's names for it; made when it is first asked for."""
+        if name not in self.kept:
+            shape = self.master(name).shape
+            self.kept[name] = {key: self._make(f"{key}.{name}", shape) for key in self.rules[name].states}
+        return self.kept[name]
 
     def zero(self) -> None:
         """Let all gradients go."""
-        self._scale = 1.0
-        for name, weight in self.weights.items():
+        self._factor = 1.0
+        self._sums.clear()
+        for weight in self.weights.values():
             weight.grad = None
-            self.masters[name].grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """Everything to go on from, by name: moments, and the masters of a bf16 run."""
+        """Everything to go on from, by name: what the rule keeps, and the masters of a 16-bit run."""
         out: dict[str, Tensor] = {}
-        for name, master in self.masters.items():
-            for key, value in self.moments.get(name, {}).items():
-                out[f"{key}.{name}"] = value
-            if master is not self.weights[name]:
-                out[f"master.{name}"] = master.detach()
+        for name in self.weights:
+            if name in self.steps:
+                out[f"step.{name}"] = torch.tensor(float(self.steps[name]))
+            out |= {f"{key}.{name}": value for key, value in self.kept.get(name, {}).items()}
+            if name in self._copies:
+                out[f"master.{name}"] = self._copies[name]
         return out
 
     @torch.no_grad()
@@ -129,14 +160,24 @@ class Optimizer:
             CheckpointError: a tensor is missing, left over, or has another shape; it is named.
         """
         left = dict(tensors)
-        for name, master in self.masters.items():
-            if master is not self.weights[name]:
+        for name in self.weights:
+            master = self.master(name)
+            if name in self._copies:
                 master.copy_(_take(left, f"master.{name}", master.shape))
             if f"step.{name}" in left:
-                shapes = {"step": torch.Size([]), "exp_avg": master.shape, "exp_avg_sq": master.shape}
-                self.moments[name] = {k: _take(left, f"{k}.{name}", shapes[k]).clone() for k in MOMENTS}
+                self.steps[name] = int(_take(left, f"step.{name}", torch.Size([])))
+                for key, kept in self.keeps(name).items():
+                    kept.copy_(_take(left, f"{key}.{name}", master.shape))
         if left:
             raise CheckpointError(f"optimizer.safetensors has a tensor this model does not: {sorted(left)[0]}")
+
+    def _zeros(self, name: str, shape: torch.Size) -> Tensor:
+        return torch.zeros(shape, device=next(iter(self.weights.values())).device)
+
+    @torch.no_grad()
+    def _copy(self, name: str) -> Tensor:
+        weight = local(self.weights[name].detach())
+        return self._make(f"master.{name}", weight.shape).copy_(weight)
 
 
 def _take(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:

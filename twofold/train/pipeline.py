@@ -76,7 +76,7 @@ class Pipeline:
         self.stages: list[Stage] = []
         self._ends = self._both_ends()
         self._schedules: dict[tuple[int, int], Any] = {}
-        self._learning: tuple[Decoder, int, int, losses.Loss]
+        self._learning: tuple[Decoder, float, int, losses.Loss]
 
     def _both_ends(self) -> dist.ProcessGroup | None:
         """The group of the first and the last rank of this pipeline, for a tied table. All ranks make all of them."""
@@ -125,7 +125,7 @@ class Pipeline:
         """How many micro-batches a step of at least `parts` has: as many for each rank, so that none waits for long."""
         return -(-parts // self.ranks) * self.ranks
 
-    def run(self, parts: Sequence[Placed], total: int, decoder: Decoder, loss: losses.Loss) -> float:
+    def run(self, parts: Sequence[Placed], total: float, decoder: Decoder, loss: losses.Loss) -> float:
         """Forward and backward over all micro-batches, of equal length; the summed loss, on the last stage's rank."""
         ids, targets = torch.stack([part[0] for part in parts]), torch.stack([part[1] for part in parts])
         for stage in self.stages:
@@ -228,7 +228,7 @@ class _Learned(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_1LD: Tensor, targets_1L: Tensor, decoder: Decoder, total: int, vocab: int, loss: losses.Loss
+        ctx: Any, hidden_1LD: Tensor, targets_1L: Tensor, decoder: Decoder, total: float, vocab: int, loss: losses.Loss
     ) -> Tensor:
         leaf_LD = hidden_1LD[0].detach().requires_grad_()
         with torch.enable_grad():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -24,15 +25,17 @@ from torch import Tensor
 from ..core import TwofoldError
 from ..data import Batch
 from ..models.decoder import Decoder
+from . import fault, plot
 from . import loss as losses
-from . import plot
 from .axes import Axes
 from .checkpoint import Checkpoints, Position
 from .config import Recipe, SampleConfig
 from .journal import Journal
+from .meter import Meter
 from .moe import Routers
 from .optimizer import Optimizer
 from .progress import Display
+from .scaler import LossScaler
 from .schedule import lr_at
 from .stop import Stop
 from .zero import Zero
@@ -63,13 +66,17 @@ class Words(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one step did: mean loss in nats a target, targets, gradient norm before the clip, and why it was skipped."""
+    """What one step did: mean loss in nats a target, targets, gradient norm before the clip, and why it was skipped.
+
+    `overflow`: because the loss scale was too large, which happens now and then, and has been seen to.
+    """
 
     loss: float
     targets: int
     lr: float
     grad_norm: float
     skipped: str | None = None
+    overflow: bool = False
     figures: dict[str, float] = field(default_factory=dict)
     """What else the journal keeps: how a mixture's experts were used."""
 
@@ -98,16 +105,21 @@ class Trainer:
         write_model: Callable[[Path], None],
         words: Words,
         sampler: Sampler | None = None,
+        scaler: LossScaler | None = None,
         position: Position | None = None,
         axes: Axes | None = None,
         zero: Zero | None = None,
+        meter: Meter | None = None,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        self.meter, self.around = meter, around
         self.decoder, self.optimizer, self.data, self.recipe = decoder, optimizer, data, recipe
         self.axes = axes or Axes()
         self.mesh = self.axes.mesh
         self.zero = zero or Zero(decoder, self.mesh)
         self.checkpoints, self.journal, self.display = checkpoints, journal, display
         self.write_model, self.words, self.sampler = write_model, words, sampler
+        self.scaler = scaler or LossScaler()
         self.position = position or Position()
         within = self.mesh.group("tp") if self.axes.config.sequence else None
         self.routers = Routers(decoder, recipe.moe, recipe.run.seed, self.mesh.group("tokens"), within)
@@ -119,6 +131,9 @@ class Trainer:
 
         The loss is the sum over all targets divided by their number, whatever the split. A step whose loss or gradient
         is not finite changes no weight, on any rank.
+
+        Raises:
+            TwofoldError: the gradient overflowed at the least loss scale.
         """
         config = self.recipe.optimizer
         lr = lr_at(self.position.step, config.lr, self.recipe.schedule)
@@ -126,33 +141,50 @@ class Trainer:
         if not targets:
             return Step(loss=0.0, targets=0, lr=lr, grad_norm=0.0, skipped="the batch has no target")
         self.optimizer.zero()
-        self.routers.begin(self.position.step, len(batch.ids_T))
-        summed = self._pass(batch, targets, loss)
+        self.routers.begin(self.position.step, len(batch.ids_T), self.scaler.scale)
+        summed = self._pass(batch, targets / self.scaler.scale, loss)
         self.axes.collect(self.decoder)
+        self.optimizer.collect()  # what a pipeline leaves where it is
         mean = self.mesh.sum("loss", summed)[0] / targets
-        norm = self.optimizer.clip()
-        fault = None
-        if not math.isfinite(mean):
-            fault = "the loss is not finite"
-        elif not math.isfinite(norm):
-            fault = "the gradient is not finite"
-        else:
+        done = Step(loss=mean, targets=targets, lr=lr, grad_norm=self.optimizer.clip(self.scaler.scale))
+        finite = math.isfinite(done.loss) and math.isfinite(done.grad_norm)
+        done = replace(done, figures=self.routers.end(moved=finite))
+        if finite:
             self.optimizer.step(lr)
+            self.scaler.update(None)
+        else:
+            done = self._skip(done, batch)
         self.optimizer.zero()
-        figures = self.routers.end(moved=fault is None)
-        return Step(loss=mean, targets=targets, lr=lr, grad_norm=norm, skipped=fault, figures=figures)
+        return done
 
-    def _pass(self, batch: Batch, targets: int, loss: losses.Loss) -> float:
-        """Forward and backward over this rank's share of a batch; its part of the summed loss."""
+    def _skip(self, done: Step, batch: Batch) -> Step:
+        """The step as one that changed nothing: what was not finite and where first, and the next loss scale."""
+        spoiled, scale = not math.isfinite(done.loss), self.scaler.scale
+        parts = self.axes.share(batch, self.recipe.data.micro_tokens)
+        why = fault.explain(
+            self.decoder,
+            ((name, self.optimizer.gradient(name)) for name in self.optimizer.weights),
+            lambda: [self._score(part) for part in (parts if spoiled else parts[:1])],
+            spoiled,
+            lambda flags: self.mesh.sum("replicate", *self.mesh.sum("zero", *self.mesh.sum("tp", *flags))),
+        )
+        why += f" (batch {self.position.step})"
+        self.scaler.update(why)
+        if self.scaler.dynamic:
+            why += f", at loss scale {scale:g}, from here {self.scaler.scale:g}"
+        return replace(done, skipped=why, overflow=self.scaler.dynamic and not spoiled)
+
+    def _pass(self, batch: Batch, total: float, loss: losses.Loss) -> float:
+        """Forward and backward over this rank's share of a batch, of (sum / `total`); its part of the summed loss."""
         parts = self.axes.share(batch, self.recipe.data.micro_tokens)
         if self.axes.pipeline:
-            return self.axes.pipeline.run([self.axes.place(part) for part in parts], targets, self.decoder, loss)
+            return self.axes.pipeline.run([self.axes.place(part) for part in parts], total, self.decoder, loss)
         summed = 0.0
         for number, part in enumerate(parts, 1):
             self.zero.micro_batch(last=number == len(parts))
             ids_T, targets_T, ctx = self.axes.place(part)
             hidden_TD = self.decoder(ids_T, ctx)
-            summed += losses.backward(self.decoder, hidden_TD, targets_T, targets, self.decoder.spec.vocab, loss)
+            summed += losses.backward(self.decoder, hidden_TD, targets_T, total, self.decoder.spec.vocab, loss)
             self.optimizer.collect()
         return summed
 
@@ -162,15 +194,18 @@ class Trainer:
         summed, count = 0.0, 0.0
         for batch in self.data.valid:
             for part in self.axes.share(batch, self.recipe.data.micro_tokens):
-                ids_T, targets_T, ctx = placed = self.axes.place(part)
-                if self.axes.pipeline:
-                    more, rows = self.axes.pipeline.evaluate(placed, self.decoder)
-                else:
-                    hidden_TD = self.decoder(ids_T, ctx)
-                    more, rows = losses.evaluate(self.decoder, hidden_TD, targets_T, self.decoder.spec.vocab)
+                more, rows = self._score(part)
                 summed, count = summed + more, count + rows
         summed, count = self.mesh.sum("loss", summed, count)
         return summed / count if count else math.nan
+
+    def _score(self, part: Batch) -> tuple[float, int]:
+        """The summed loss and the number of targets of one micro-batch; called without gradients."""
+        ids_T, targets_T, ctx = placed = self.axes.place(part)
+        if self.axes.pipeline:
+            return self.axes.pipeline.evaluate(placed, self.decoder)
+        hidden_TD = self.decoder(ids_T, ctx)
+        return losses.evaluate(self.decoder, hidden_TD, targets_T, self.decoder.spec.vocab)
 
     # ---------------------------------------------------------------------------------------- the loop
     def fit(self) -> int:
@@ -193,14 +228,15 @@ class Trainer:
         run, at = self.recipe.run, self.position
         clock.start()
         batch = self.data.train.batch(at.step)
-        done = self.step(batch)
-        clock.stop(len(batch.ids_T))
+        with self.around():
+            done = self.step(batch)
+        clock.stop(len(batch.ids_T), self.meter.work(batch.lengths, done.targets) if self.meter else 0)
         self.position = replace(
             at,
             step=at.step + 1,
             tokens=at.tokens + len(batch.ids_T),
             skipped=at.skipped + (done.skipped is not None),
-            skips_in_row=at.skips_in_row + 1 if done.skipped else 0,
+            skips_in_row=at.skips_in_row + (not done.overflow) if done.skipped else 0,
         )
         step, last = self.position.step, self.position.step == self.recipe.schedule.steps
         self._report(done, clock, step % run.log_every == 0 or last)
@@ -226,6 +262,7 @@ class Trainer:
                 )
             return
         speed = clock.tokens_per_second
+        machine = self.meter.figures(clock.flops_per_second / self.mesh.layout.world) if self.meter else {}
         if log:
             self.journal.add(
                 step,
@@ -235,9 +272,13 @@ class Trainer:
                 tokens=self.position.tokens,
                 tokens_per_second=round(speed, 1),
                 **done.figures,
+                **({"loss_scale": self.scaler.scale} if self.scaler.dynamic else {}),
+                **machine,
             )
         left = clock.seconds_per_step * (self.recipe.schedule.steps - step)
-        self.display.step(step, loss=done.loss, lr=done.lr, grad_norm=done.grad_norm, speed=speed, seconds_left=left)
+        self.display.step(
+            step, loss=done.loss, lr=done.lr, grad_norm=done.grad_norm, speed=speed, seconds_left=left, **machine
+        )
 
     # ---------------------------------------------------------------------------------------- besides stepping
     def sample(self) -> None:
@@ -259,7 +300,7 @@ class Trainer:
             return
         self.journal.sync()
         state: Tensor = torch.get_rng_state()
-        position = replace(self.position, rng=bytes(state.tolist()).hex())
+        position = replace(self.position, rng=bytes(state.tolist()).hex(), scaler=self.scaler.state())
         self.checkpoints.save(position, self.optimizer.state(), self.write_model)
         self._saved_at = self.position.step
 
@@ -275,14 +316,18 @@ class _Clock:
     def __init__(self) -> None:
         self.seconds_per_step = 0.0
         self.tokens_per_second = 0.0
+        self.flops_per_second = 0.0
         self._began = 0.0
 
     def start(self) -> None:
         self._began = time.perf_counter()
 
-    def stop(self, tokens: int) -> None:
+    def stop(self, tokens: int, flops: int = 0) -> None:
         seconds = max(time.perf_counter() - self._began, 1e-9)
-        old = self.seconds_per_step
-        self.seconds_per_step = old + (seconds - old) * 0.1 if old else seconds
-        rate = self.tokens_per_second
-        self.tokens_per_second = rate + (tokens / seconds - rate) * 0.1 if rate else tokens / seconds
+        self.seconds_per_step = _smooth(self.seconds_per_step, seconds)
+        self.tokens_per_second = _smooth(self.tokens_per_second, tokens / seconds)
+        self.flops_per_second = _smooth(self.flops_per_second, flops / seconds)
+
+
+def _smooth(old: float, new: float) -> float:
+    return old + (new - old) * 0.1 if old else new
