@@ -7,6 +7,7 @@ Recipe
 ├── schedule    how many steps, the warm-up, the way down
 ├── fp16        dynamic loss scaling, where model.dtype is fp16
 ├── offload     what is kept in the host's memory or on disk
+├── moe         how a mixture's tokens are dealt to its experts
 ├── run         where results go, how often to validate and save, threads and seed
 └── sample      prompts that the serving engine answers while the model trains
 """
@@ -22,6 +23,7 @@ from typing import Any, Literal, get_type_hints
 from ..core import ConfigError, flatten
 from ..data.bpe import VocabularyConfig
 from . import policies
+from .moe_config import MoeConfig
 from .offload_config import OffloadConfig
 from .policies import Place
 from .scaler import LossScaleConfig
@@ -264,6 +266,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     fp16: LossScaleConfig = field(default_factory=LossScaleConfig)
     offload: OffloadConfig = field(default_factory=OffloadConfig)
+    moe: MoeConfig = field(default_factory=MoeConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
