@@ -26,10 +26,11 @@ from ..core.sparse import sparse_attention
 from ..quant.compressed import Stored
 from ..quant.format import Format
 from ..quant.linear import QuantLinear
-from .decoder import Decoder, give_memory
+from .decoder import Decoder
 from .families import FAMILIES
 from .filler import Filler
-from .layout import Layouts, Piece, Slot, quantized_modules
+from .layout import Layouts, Piece, Slot, held, quantized_modules
+from .memory import give_memory
 from .quantized import KEY, check_config, config_of, formats, prepare, stored_formats
 from .reader import Reader
 from .shards import Pending, Shard, write_shard
@@ -285,7 +286,7 @@ def _pending(
     decoder: Decoder, whole: Callable[[str], Tensor] | None = None, dtype: torch.dtype | None = None
 ) -> Iterator[Pending]:
     """Every tensor of the checkpoint, its values made when they are asked for; float ones to be written as `dtype`."""
-    parameters = dict(decoder.named_parameters())
+    parameters, exact = held(decoder), dict(decoder.named_buffers())
     quantized = quantized_modules(decoder)
     for name, slot in Layouts(decoder).slots.items():
         if isinstance(slot, Piece):
@@ -295,7 +296,8 @@ def _pending(
         else:
             parameter = parameters[slot.inner].detach()
             values = partial(_read, slot, whole or {slot.inner: parameter}.__getitem__)
-            yield Pending(name=name, dtype=dtype or parameter.dtype, shape=slot.shape, values=values, source=slot.inner)
+            kind = parameter.dtype if slot.inner in exact else dtype or parameter.dtype
+            yield Pending(name=name, dtype=kind, shape=slot.shape, values=values, source=slot.inner)
 
 
 def _take(piece: Piece, module: QuantLinear) -> Tensor:

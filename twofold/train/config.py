@@ -8,6 +8,7 @@ Recipe
 ├── parallel    how many processes divide the work (parallel/config.py)
 ├── fp16        dynamic loss scaling, where model.dtype is fp16
 ├── offload     what is kept in the host's memory or on disk
+├── moe         how a mixture's tokens are dealt to its experts
 ├── run         where results go, how often to validate and save, threads and seed
 └── sample      prompts that the serving engine answers while the model trains
 """
@@ -24,6 +25,7 @@ from ..core import ConfigError, flatten
 from ..data.bpe import VocabularyConfig
 from ..parallel.config import ParallelConfig
 from . import policies
+from .moe_config import MoeConfig
 from .offload_config import OffloadConfig
 from .policies import Place
 from .scaler import LossScaleConfig
@@ -270,6 +272,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     fp16: LossScaleConfig = field(default_factory=LossScaleConfig)
     offload: OffloadConfig = field(default_factory=OffloadConfig)
+    moe: MoeConfig = field(default_factory=MoeConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 

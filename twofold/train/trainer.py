@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -30,6 +30,7 @@ from .checkpoint import Position
 from .config import Recipe, SampleConfig
 from .journal import Journal
 from .meter import Meter
+from .moe import Routers
 from .optimizer import Optimizer
 from .places import Places
 from .progress import Display
@@ -77,6 +78,8 @@ class Step:
     grad_norm: float
     skipped: str | None = None
     overflow: bool = False
+    figures: dict[str, float] = field(default_factory=dict)
+    """What else the journal keeps: how a mixture's experts were used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +123,8 @@ class Trainer:
         self.words, self.sampler = words, sampler
         self.scaler = scaler or LossScaler()
         self.position = position or Position()
+        within = self.mesh.group("tp") if self.axes.config.sequence else None
+        self.routers = Routers(decoder, recipe.moe, recipe.run.seed, self.mesh.group("tokens"), within)
         self._saved_at = self.position.step if position else -1
 
     # ---------------------------------------------------------------------------------------- one step
@@ -138,12 +143,15 @@ class Trainer:
         if not targets:
             return Step(loss=0.0, targets=0, lr=lr, grad_norm=0.0, skipped="the batch has no target")
         self.optimizer.zero()
+        self.routers.begin(self.position.step, len(batch.ids_T), self.scaler.scale)
         summed = self._pass(batch, targets / self.scaler.scale, loss)
         self.axes.collect(self.decoder)
         self.optimizer.collect()  # what a pipeline leaves where it is
         mean = self.mesh.sum("loss", summed)[0] / targets
         done = Step(loss=mean, targets=targets, lr=lr, grad_norm=self.optimizer.clip(self.scaler.scale))
-        if math.isfinite(done.loss) and math.isfinite(done.grad_norm):
+        finite = math.isfinite(done.loss) and math.isfinite(done.grad_norm)
+        done = replace(done, figures=self.routers.end(moved=finite))
+        if finite:
             self.optimizer.step(lr)
             self.scaler.update(None)
         else:
@@ -271,6 +279,7 @@ class Trainer:
                 grad_norm=done.grad_norm,
                 tokens=self.position.tokens,
                 tokens_per_second=round(speed, 1),
+                **done.figures,
                 **({"loss_scale": self.scaler.scale} if self.scaler.dynamic else {}),
                 **machine,
             )
