@@ -128,8 +128,10 @@ def mixtures(draw: Draw) -> Iterable[Any]:
     E, D, F = draw.choice((1, 2, 7, 16, 33)), draw.size(100, 1), draw.size(64, 1)
     top_k, T = draw.randint(1, min(E, 8)), min(draw.rows(D), 700)
     logits, x = draw.floats(T, E, wild=True), draw.floats(T, D, wild=True)
-    weights, chosen = route(logits, top_k, draw.maybe())
+    weights, chosen = route(logits, top_k, draw.maybe(), draw.floats(E) if draw.maybe(0.3) else None)
     yield from (weights, chosen)
+    if draw.maybe(0.3):
+        chosen = torch.where(chosen % 3 == 1, -1, chosen)  # dropped
     dtype, act = draw.choice(FLOATS), draw.choice(list(ACTIVATIONS))
     yield experts(x, draw.floats(E, 2 * F, D, dtype=dtype), draw.floats(E, D, F, dtype=dtype), weights, chosen, act)
     yield quantized_experts(x, draw.packed(E, 2 * F, D), draw.packed(E, D, F), weights, chosen, act)

@@ -20,6 +20,7 @@ BENCHMARKS = (
     "gpu",
     "recompute",
     "offload",
+    "balance",
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -75,9 +76,10 @@ class Axes:
         batch = pad(batch, self._multiple)
         group = self.mesh.group("sp")
         if group is None:
-            return batch.ids_T, batch.targets_T, PackedContext(batch.lengths)
+            return batch.ids_T, batch.targets_T, PackedContext(batch.lengths, places_T=batch.places())
         kind = RingContext if self.config.sp_kind == "ring" else UlyssesContext
         ctx: DividedContext = kind(batch.lengths, group)
+        ctx.places_T = ctx.mine(batch.places())
         return ctx.mine(batch.ids_T), ctx.mine(batch.targets_T), ctx
 
     def collect(self, decoder: Decoder) -> None:
@@ -105,4 +107,6 @@ def pad(batch: Batch, multiple: int) -> Batch:
     if not lacking:
         return batch
     ids, targets = F.pad(batch.ids_T, (0, lacking)), F.pad(batch.targets_T, (0, lacking), value=IGNORE)
-    return Batch(ids_T=ids, targets_T=targets, lengths=(*batch.lengths, lacking))
+    return replace(
+        batch, ids_T=ids, targets_T=targets, lengths=(*batch.lengths, lacking), padding=batch.padding + lacking
+    )

@@ -13,7 +13,7 @@ divided by its global number of targets. "hybrid" is stage 3 over the ranks of a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Generic, TypeVar, cast
 
 import torch
@@ -22,7 +22,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ..core import ConfigError
-from ..models.decoder import Decoder, Layer
+from ..models.decoder import Decoder, Experts, Layer
+from ..models.exchange import joined, mixtures
 from ..parallel import Mesh, ParallelConfig
 from ..parallel.compress import NarrowGather, NarrowReduce
 
@@ -46,17 +47,18 @@ class Zero(Generic[M]):
         `dtype` is what weights are multiplied in; the shards that the optimizer moves stay as the decoder has them.
         `roots` are the modules whose forwards are called: the decoder's own, or the stages of a pipeline.
         """
-        self.decoder, self.stage = decoder, mesh.layout.stage
+        self.decoder, self.stage, self.dtype = decoder, mesh.layout.stage, dtype or next(decoder.parameters()).dtype
         self.parts: list[FSDPModule] = []
         if mesh.size("data") * mesh.size("sp") == 1:
             return
-        devices = mesh.sharded()
+        devices, holders = mesh.sharded(), mesh.sharded(experts=True)
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        blocks = _layers(decoder) if blocks is None else blocks
+        blocks = _blocks(decoder) if blocks is None else blocks
         for number, module in enumerate((*blocks, *(roots or [decoder]))):
             last = number >= len(blocks)  # the loss reads its weights behind the forward
             again = self.stage == 3 and not last
-            fully_shard(module, mesh=devices, reshard_after_forward=again, mp_policy=policy)
+            among = holders if isinstance(module, Experts) else devices  # those that have the same experts
+            fully_shard(module, mesh=among, reshard_after_forward=again, mp_policy=policy)
             part = cast(FSDPModule, module)
             part.set_force_sum_reduction_for_comms(True)  # gloo has no averages
             part.set_gradient_divide_factor(1.0)
@@ -74,12 +76,16 @@ class Zero(Generic[M]):
 
     @contextmanager
     def whole(self) -> Iterator[M]:
-        """The decoder with all its parameters on every rank, for saving and sampling; a collective."""
+        """The decoder with all its parameters on every rank; a collective. Inside, a rank may run it on its own."""
         for part in self.parts:
             part.unshard()
+            part.set_reshard_after_forward(False, recurse=False)
         try:
-            yield self.decoder
+            with joined(self.decoder) if isinstance(self.decoder, Decoder) else nullcontext():
+                yield self.decoder
         finally:
+            for part in self.parts:
+                part.set_reshard_after_forward(self.stage == 3 and part is not self.parts[-1], recurse=False)
             self.settle()
 
     def settle(self) -> None:
@@ -88,8 +94,12 @@ class Zero(Generic[M]):
             part.reshard()
 
 
-def _layers(module: nn.Module) -> list[nn.Module]:
-    return [layer for layer in module.layers if isinstance(layer, Layer)] if isinstance(module, Decoder) else []
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """A decoder's layers, and before them the experts that ranks have between them."""
+    if not isinstance(module, Decoder):
+        return []
+    apart = [experts for _, experts in mixtures(module) if experts.exchange is not None]
+    return [*apart, *(layer for layer in module.layers if isinstance(layer, Layer))]
 
 
 def _narrow(part: FSDPModule, config: ParallelConfig, mesh: Mesh) -> None:
