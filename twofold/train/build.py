@@ -161,6 +161,11 @@ def build_optimizer(
 ) -> Optimizer:
     """The recipe's rule over this rank's part of the decoder, which `axes` divided and Zero, if it does, has sliced."""
     axes = axes or Axes()
+    if axes.experts and recipe.optimizer.name == "lamb":
+        raise ConfigError(
+            "optimizer.name is lamb, whose norms are of whole tensors, and parallel.ep keeps experts apart: "
+            "set ep = 1, or take another optimizer"
+        )
     named = dict(decoder.named_parameters())
     whole = Decoder(axes.tensor.whole, device="meta") if axes.tensor else decoder
     peers = peers_of(named, axes.tensor)
