@@ -28,9 +28,11 @@ import torch
 from torch import Tensor
 
 from tests.parity import tiny
+from twofold.core.sparse import BigBird, Fixed, Local
 from twofold.kernels import native, panels
 from twofold.kernels.activation import ACTIVATIONS, activate, gated, soft_cap
 from twofold.kernels.attention import packed_attention
+from twofold.kernels.blocksparse import Sparse
 from twofold.kernels.grouped import run
 from twofold.kernels.linear import linear, product, stage_of
 from twofold.kernels.lora import Adapter, lora
@@ -80,6 +82,16 @@ class Draw(Random):
         """How many rows of `width`: now and then more than one piece of work has."""
         many = self.choice((400, 1500)) if self.random() < 0.1 else self.size()
         return min(many, LARGEST // max(1, width))
+
+    def layout(self, heads: int, length: int) -> Sparse | None:
+        """Blocks of keys for positions up to `length` and no further, half the time."""
+        block, each = self.choice((16, 32, 48, 64, 128, 256)), self.maybe()
+        kinds = (
+            Local(block=block),
+            Fixed(block=block, num_different_global_patterns=2 if each else 1, different_layout_per_head=each),
+            BigBird(block=block, different_layout_per_head=each, seed=self.randrange(100)),
+        )
+        return Sparse(self.choice(kinds), heads, length) if self.maybe() else None
 
     def maybe(self, chance: float = 0.5) -> bool:
         return self.random() < chance
@@ -223,6 +235,7 @@ def looking_back(draw: Draw) -> Iterable[Any]:
         window=draw.choice((None, 1, 37, 200)),
         softcap=draw.choice((None, 4.0)),
         slopes=tuple(2.0**-i for i in range(all_heads)) if draw.maybe(0.3) else None,
+        sparse=draw.layout(all_heads, max(start + count for start, count, _ in spans.spans)),
     )
     sinks = draw.floats(all_heads) if draw.maybe(0.3) else None
     logsums = torch.empty(spans.tokens, all_heads)
@@ -242,6 +255,7 @@ def whole_sequences(draw: Draw) -> Iterable[Any]:
         softcap=draw.choice((None, 4.0)),
         slopes=tuple(2.0**-i for i in range(all_heads)) if draw.maybe(0.3) else None,
         kept=draw.choice((None, torch.bfloat16, torch.int8)),
+        sparse=draw.layout(all_heads, max(lengths)),
     )
     q, k, v = (draw.floats(tokens, count, dim).requires_grad_() for count in (all_heads, heads, heads))
     pairs = draw.randint(0, dim // 2)

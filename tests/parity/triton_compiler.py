@@ -17,7 +17,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from twofold.core.sparse import Local
 from twofold.kernels.attention import Attend
+from twofold.kernels.blocksparse import Sparse
 from twofold.kernels.sample import Choice
 from twofold.kernels.triton import activation, attention, experts, linear, norm, quantize, rope, sampling, tiles
 from twofold.quant import named
@@ -94,6 +96,7 @@ def everything() -> None:
     rope.keep(k, codes, empty(64, dtype=torch.int64), scales)
     how = Attend(0.1, window=300, softcap=30.0, slopes=(0.1,) * 8)
     attention.packed_attention(q, k, k, (64,), Attend(0.1))
+    attention.packed_attention(q, k, k, (64,), Attend(0.1, sparse=Sparse(Local(), 8, 64)))
     queries = attention.Queries.of([(0, 40, 1)], 4, "cpu", 2048)
     table = empty(1, 9, dtype=torch.int32)
     attention.attend(q, attention.Keys(cache, cache, table), queries, how, q, empty(8, dtype=torch.float32))

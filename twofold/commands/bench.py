@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..core import ConfigError
 
-BENCHMARKS = ("throughput", "latency", "limits", "quality", "serving", "kernels", "gpu")
+BENCHMARKS = ("throughput", "latency", "limits", "quality", "serving", "kernels", "sparse", "gpu", "recompute")
 
 
 def bench(name: str, flags: list[str]) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..kernels.activation import activate, gated, soft_cap
 from ..kernels.attention import Attend
+from ..kernels.blocksparse import Sparse
 from ..kernels.linear import linear
 from ..kernels.loss import logprobs_of, token_logprobs
 from ..kernels.moe import experts, open_gate, route
@@ -141,7 +142,7 @@ class Layer(nn.Module):
     q_norm: Normalise
     k_norm: Normalise
 
-    def __init__(self, index: int, spec: LayerSpec, hidden: int) -> None:
+    def __init__(self, index: int, spec: LayerSpec, hidden: int, max_len: int) -> None:
         super().__init__()
         self.index, self.spec = index, spec
         mixer = spec.mixer
@@ -156,6 +157,7 @@ class Layer(nn.Module):
             window=mixer.window,
             softcap=mixer.softcap,
             slopes=alibi_slopes(mixer.heads, mixer.position.scale) if isinstance(mixer.position, Alibi) else None,
+            sparse=Sparse(mixer.sparse, mixer.heads, max_len) if mixer.sparse else None,
         )
         self._add_ffn(spec.ffn, hidden)
         for name in _norm_names(spec):
@@ -182,23 +184,24 @@ class Layer(nn.Module):
         def add(x: Tensor, y: Tensor) -> Tensor:
             return x + (y if residual == 1.0 else y * residual)
 
-        def attention(x: Tensor) -> Tensor:
-            return self._attention(x, ctx, angles)
+        def attention(x: Tensor, norm: Normalise | None = None) -> Tensor:
+            return self.attention(x, ctx, angles, norm)
 
         match self.spec.norms:
             case Pre():
-                x_TD = add(x_TD, attention(self.norm1(x_TD)))
-                return add(x_TD, self.ffn(self.norm2(x_TD)))
-            case Parallel(shared=shared):
-                first = self.norm1(x_TD)
-                second = first if shared else self.norm2(x_TD)
-                return add(x_TD, attention(first) + self.ffn(second))
+                x_TD = add(x_TD, attention(x_TD, self.norm1))
+                return add(x_TD, self.ffn(x_TD, self.norm2))
+            case Parallel(shared=True):
+                normed_TD = self.norm1(x_TD)
+                return add(x_TD, attention(normed_TD) + self.ffn(normed_TD))
+            case Parallel():
+                return add(x_TD, attention(x_TD, self.norm1) + self.ffn(x_TD, self.norm2))
             case PostOutput():
                 x_TD = add(x_TD, self.norm1(attention(x_TD)))
                 return add(x_TD, self.norm2(self.ffn(x_TD)))
             case Sandwich():
-                x_TD = add(x_TD, self.norm2(attention(self.norm1(x_TD))))
-                return add(x_TD, self.norm4(self.ffn(self.norm3(x_TD))))
+                x_TD = add(x_TD, self.norm2(attention(x_TD, self.norm1)))
+                return add(x_TD, self.norm4(self.ffn(x_TD, self.norm3)))
             case PostResidual():
                 x_TD = self.norm1(add(x_TD, attention(x_TD)))
                 out: Tensor = self.norm2(add(x_TD, self.ffn(x_TD)))
@@ -218,9 +221,10 @@ class Layer(nn.Module):
             q_THd, k_TKd = self.q_norm(q_THd), self.k_norm(k_TKd)
         return q_THd, k_TKd, v_TKd
 
-    def _attention(self, x_TD: Tensor, ctx: AttnContext, angles: AnglesOf) -> Tensor:
+    def attention(self, x_TD: Tensor, ctx: AttnContext, angles: AnglesOf, norm: Normalise | None = None) -> Tensor:
+        """What attention makes of hidden states [T, D], passed through `norm` first."""
         mixer = self.spec.mixer
-        q_THd, k_TKd, v_TKd = self.projected(x_TD)
+        q_THd, k_TKd, v_TKd = self.projected(x_TD if norm is None else norm(x_TD))
         if isinstance(mixer.position, Rope):
             cos_TR, sin_TR = angles[mixer.position]
             q_THd = rotate(q_THd, cos_TR, sin_TR, mixer.position.interleaved)
@@ -229,9 +233,10 @@ class Layer(nn.Module):
         out: Tensor = self.out(mixed_THd.flatten(1))
         return out
 
-    def ffn(self, x_TD: Tensor) -> Tensor:
-        """The feed-forward of normed hidden states [T, D]."""
+    def ffn(self, x_TD: Tensor, norm: Normalise | None = None) -> Tensor:
+        """What the feed-forward makes of hidden states [T, D], passed through `norm` first."""
         ffn = self.spec.ffn
+        x_TD = x_TD if norm is None else norm(x_TD)
         out: Tensor
         if isinstance(ffn, Mixture):
             out = self.experts(x_TD, self.router(x_TD))
@@ -277,7 +282,7 @@ class Decoder(nn.Module):
         if embedding.project:
             self.embed_project = Weight(spec.hidden, width)
             self.head_project = Weight(width, spec.hidden)
-        self.layers = nn.ModuleList(Layer(i, layer, spec.hidden) for i, layer in enumerate(spec.layers))
+        self.layers = nn.ModuleList(Layer(i, layer, spec.hidden, self.max_len) for i, layer in enumerate(spec.layers))
         if spec.norm:
             self.norm = Normalise(spec.norm, spec.hidden)
         if not spec.head.tied:

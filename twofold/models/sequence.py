@@ -51,6 +51,8 @@ class UlyssesContext:
         if how.slopes is not None:
             own = heads // ranks
             how = replace(how, slopes=how.slopes[rank * own : (rank + 1) * own])
+        if how.sparse is not None:
+            how = replace(how, sparse=how.sparse.part(rank, ranks))
         mixed_THD = packed_attention(q_THD, k_TKD, v_TKD, self.lengths, how)
         return self._heads(mixed_THD)
 

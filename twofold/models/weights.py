@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, unknown
+from ..core.sparse import sparse_attention
 from ..quant.compressed import Stored
 from ..quant.format import Format
 from ..quant.linear import QuantLinear
@@ -34,6 +36,7 @@ from .shards import Pending, Shard, write_shard
 from .spec import ModelSpec
 
 CONFIG = "config.json"
+SPARSE = "sparse_attention"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 JSON_LIMIT = 64 << 20
@@ -65,9 +68,24 @@ def spec_from(config: Mapping[str, Any]) -> ModelSpec:
         raise CheckpointError("config.json: " + unknown("architecture", names[0], FAMILIES))
     reader = Reader(config)
     check_config(reader.get(dict, KEY, default=None))
+    sparse = reader.get(dict, SPARSE, default=None)
     spec = FAMILIES[names[0]](reader)
     reader.finish()
-    return spec
+    return spec if sparse is None else sparsified(spec, sparse)
+
+
+def sparsified(spec: ModelSpec, table: Mapping[str, Any]) -> ModelSpec:
+    """The spec with block-sparse attention as the table says (`core/sparse.py`), its other layers dense.
+
+    Raises:
+        CheckpointError: what is wrong with the table.
+    """
+    try:
+        sparse = sparse_attention(table, len(spec.layers))
+    except ConfigError as error:
+        raise CheckpointError(f"config.json: {error}") from None
+    made = (replace(its, mixer=replace(its.mixer, sparse=sparse.at(i))) for i, its in enumerate(spec.layers))
+    return replace(spec, layers=tuple(made))
 
 
 def read_spec(path: str | Path) -> ModelSpec:
@@ -110,11 +128,13 @@ def load(
     device: torch.device | str = "cpu",
     max_len: int | None = None,
     quantization: str | None = None,
+    sparse: Mapping[str, Any] | None = None,
 ) -> Decoder:
     """Build the decoder of a checkpoint's directory and fill it; `max_len` is the context to build for.
 
     `quantization` names a number format (`quant.names`) that float weights are rounded to as they come, so that only
-    one weight is ever whole; `dtype` is that of what stays float.
+    one weight is ever whole; `dtype` is that of what stays float. `sparse` is a table like config.json's
+    `sparse_attention`, in place of the checkpoint's own.
 
     Raises:
         CheckpointError: anything missing, left over, of another shape, damaged or unsafe, named.
@@ -122,6 +142,7 @@ def load(
     """
     path = Path(path)
     spec = read_spec(path)
+    spec = spec if sparse is None else sparsified(spec, sparse)
     positions = spec.embedding.positions
     if max_len is not None and positions is not None and max_len > positions.size:
         raise CheckpointError(f"this model has {positions.size} position vectors; a context of {max_len} needs more")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import stages
+from ..kernels.attention import Attend
 from ..kernels.grouped import Matrices, Places
 from ..kernels.linear import stage_of as linear_stage
 from ..kernels.moe import Mixing, gate_stage, route_stage
@@ -203,6 +204,7 @@ class Writer:
                 scale=how.scale,
                 softcap=how.softcap or 0.0,
                 slopes=self._keep(torch.tensor(how.slopes)).data_ptr() if how.slopes else None,
+                sparse=self._sparse(how),
             )
         )
         self._linear(layer.out, self.mixed_T, out)
@@ -349,6 +351,13 @@ class Writer:
     def _keep(self, x: Tensor) -> Tensor:
         self._kept.append(x)
         return x
+
+    def _sparse(self, how: Attend) -> stages.Sparse:
+        if how.sparse is None:
+            return stages.Sparse()
+        table = how.sparse.table()
+        self._kept += [table.bits_PIB, table.pattern_H]
+        return table.struct()
 
     def _kept_tensor(self, *shape: int) -> Tensor:
         return self._keep(torch.empty(shape))

@@ -14,7 +14,16 @@ rules.py       AdamW, Adam, SGD, Lion, LAMB, Adagrad, Muon
 peers.py       the ranks that hold the other slices of a tensor, for rules that must see it whole
 scaler.py      loss scaling for fp16, by DeepSpeed's rule
 fault.py       which module a number stopped being finite in
-recompute.py   keep a layer's input alone, and run it again for its gradient
+policies.py    what of a layer is kept for its backward pass: the words of a recipe
+recompute.py   the policies, put into the layers of a decoder
+selective.py   tensors that an op made in one pass, kept as recipes
+kept.py        where activations wait: the device, host memory, a file
+held.py        how much a layer holds between its passes, a forecast from its spec
+live.py        bytes of all tensors that are alive, and who made them
+profile.py     FLOPs, time and memory of each module of a step
+profile_tree.py  a profile as a tree of modules, and as a table
+collectives.py bytes, calls and time of what is said to other ranks in a step
+meter.py       the share of the machine's matmul peak that a model reaches, and memory
 schedule.py    the learning rate as a pure function of the step
 checkpoint.py  directories that are whole or not there: hashed, renamed into place, the damaged ones named
 journal.py     what happened, as JSON lines and as TensorBoard events

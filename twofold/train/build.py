@@ -19,6 +19,7 @@ from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
 from ..models.layout import matrices
+from . import kept
 from .axes import Axes
 from .checkpoint import copy_files
 from .config import Recipe
@@ -103,7 +104,7 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
     config, dtype = recipe.model, DTYPES[recipe.model.dtype]
     source = checkpoint or config.from_
     if source is not None:
-        decoder = weights.load(source, dtype=dtype)
+        decoder = weights.load(source, dtype=dtype, sparse=config.sparse_attention)
     else:
         decoder = Decoder(weights.spec_from(hf_config(recipe)), dtype=dtype)
         init_weights(decoder, recipe.run.seed)
@@ -112,8 +113,8 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
             f"data.seq_len is {recipe.data.seq_len}, the model's context {decoder.max_len}: shorten the one or "
             "raise max_position_embeddings"
         )
-    if config.recompute == "full":
-        recompute_layers(decoder)
+    keeper = None if config.activations == "device" else kept.keeper(config.activations, recipe.run.output)
+    recompute_layers(decoder, config.recompute, config.recompute_layers, keeper)
     return decoder
 
 
@@ -140,10 +141,11 @@ def check_vocabulary(decoder: Decoder, words: RecipeWords) -> None:
 
 def hf_config(recipe: Recipe) -> dict[str, Any]:
     """The config.json that this run's checkpoints carry."""
-    if recipe.model.config is not None:
-        return recipe.model.config
-    assert recipe.model.from_ is not None
-    return weights.read_config(recipe.model.from_)
+    config, sparse = recipe.model.config, recipe.model.sparse_attention
+    if config is None:
+        assert recipe.model.from_ is not None
+        config = weights.read_config(recipe.model.from_)
+    return config if sparse is None else config | {weights.SPARSE: sparse}
 
 
 def writer(decoder: Decoder, recipe: Recipe) -> Callable[[Path], None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from . import build, plot
 from .checkpoint import Checkpoints, Position, read_optimizer, read_position, replace_directory
 from .config import Recipe
 from .journal import Journal
+from .meter import Meter
+from .profile import around
 from .progress import Display
 from .trainer import Sampler, Trainer
 
@@ -27,11 +29,13 @@ def run(
     fresh: bool = False,
     sampler: Sampler | None = None,
     console: Console | None = None,
+    profiles: Collection[str] = (),
 ) -> int:
     """Train `recipe_path` to its end, from its newest whole checkpoint when there is one.
 
     `overrides` maps dotted keys ("optimizer.lr") to values that win over the file. `fresh` removes the run's
-    checkpoints and log first. Returns 0 when the run is finished, 75 when a signal stopped it and it saved.
+    checkpoints and log first. `profiles` ("modules", "collectives") are said after a few steps. Returns 0 when the run
+    is finished, 75 when a signal stopped it and it saved.
 
     Raises:
         ConfigError: the recipe is wrong, differs from the run it would continue, or its directory is in use.
@@ -56,6 +60,7 @@ def run(
                 display.say(f"{recipe_path}: finished, all {position.step} steps are done; the model is {output}/model")
                 return 0
         trainer = _assemble(recipe, found, position, checkpoints, display, sampler)
+        trainer.around = around(profiles, trainer.decoder, output, display.say)
         try:
             status = trainer.fit()
             display.say(plot.terminal(trainer.journal.curve("loss")))
@@ -106,6 +111,7 @@ def _assemble(
         sampler=sampler,
         scaler=scaler,
         position=position or Position(data=fingerprint, recipe=recipe.identity()),
+        meter=Meter.of(decoder.spec, decoder),
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +31,7 @@ from .axes import Axes
 from .checkpoint import Checkpoints, Position
 from .config import Recipe, SampleConfig
 from .journal import Journal
+from .meter import Meter
 from .optimizer import Optimizer
 from .progress import Display
 from .scaler import LossScaler
@@ -104,7 +106,10 @@ class Trainer:
         position: Position | None = None,
         axes: Axes | None = None,
         zero: Zero | None = None,
+        meter: Meter | None = None,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        self.meter, self.around = meter, around
         self.decoder, self.optimizer, self.data, self.recipe = decoder, optimizer, data, recipe
         self.axes = axes or Axes()
         self.mesh = self.axes.mesh
@@ -215,8 +220,9 @@ class Trainer:
         run, at = self.recipe.run, self.position
         clock.start()
         batch = self.data.train.batch(at.step)
-        done = self.step(batch)
-        clock.stop(len(batch.ids_T))
+        with self.around():
+            done = self.step(batch)
+        clock.stop(len(batch.ids_T), self.meter.work(batch.lengths, done.targets) if self.meter else 0)
         self.position = replace(
             at,
             step=at.step + 1,
@@ -248,6 +254,7 @@ class Trainer:
                 )
             return
         speed = clock.tokens_per_second
+        machine = self.meter.figures(clock.flops_per_second / self.mesh.layout.world) if self.meter else {}
         if log:
             self.journal.add(
                 step,
@@ -257,9 +264,12 @@ class Trainer:
                 tokens=self.position.tokens,
                 tokens_per_second=round(speed, 1),
                 **({"loss_scale": self.scaler.scale} if self.scaler.dynamic else {}),
+                **machine,
             )
         left = clock.seconds_per_step * (self.recipe.schedule.steps - step)
-        self.display.step(step, loss=done.loss, lr=done.lr, grad_norm=done.grad_norm, speed=speed, seconds_left=left)
+        self.display.step(
+            step, loss=done.loss, lr=done.lr, grad_norm=done.grad_norm, speed=speed, seconds_left=left, **machine
+        )
 
     # ---------------------------------------------------------------------------------------- besides stepping
     def sample(self) -> None:
@@ -297,14 +307,18 @@ class _Clock:
     def __init__(self) -> None:
         self.seconds_per_step = 0.0
         self.tokens_per_second = 0.0
+        self.flops_per_second = 0.0
         self._began = 0.0
 
     def start(self) -> None:
         self._began = time.perf_counter()
 
-    def stop(self, tokens: int) -> None:
+    def stop(self, tokens: int, flops: int = 0) -> None:
         seconds = max(time.perf_counter() - self._began, 1e-9)
-        old = self.seconds_per_step
-        self.seconds_per_step = old + (seconds - old) * 0.1 if old else seconds
-        rate = self.tokens_per_second
-        self.tokens_per_second = rate + (tokens / seconds - rate) * 0.1 if rate else tokens / seconds
+        self.seconds_per_step = _smooth(self.seconds_per_step, seconds)
+        self.tokens_per_second = _smooth(self.tokens_per_second, tokens / seconds)
+        self.flops_per_second = _smooth(self.flops_per_second, flops / seconds)
+
+
+def _smooth(old: float, new: float) -> float:
+    return old + (new - old) * 0.1 if old else new

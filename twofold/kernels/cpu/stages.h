@@ -157,6 +157,18 @@ struct Heads {
   const float *cos, *sin;  // [positions][pairs]
 };
 
+// Which keys there are at all for each query: bits[pattern of the head][position / block][key / 128], a bit for sixteen
+// keys. All are there when bits is null. There is a row for each position, and a byte for each key, of the step.
+struct Sparse {
+  const uint8_t* bits;     // [patterns][rows][stride]
+  const int32_t* pattern;  // [heads]
+  int32_t block, rows, stride, unused;
+
+  const uint8_t* row(int head, int64_t position) const {
+    return bits ? bits + (int64_t(pattern[head]) * rows + position / block) * stride : nullptr;
+  }
+};
+
 // Each query looks back over its own sequence's cache, in blocks of 128 keys.
 struct Attention {
   const Step* step;
@@ -170,6 +182,7 @@ struct Attention {
   const float* slopes;   // [heads] or null
   const float* sinks;    // [heads] or null: a score that takes part in the sum and has no value
   float* lse;            // [tokens][heads] or null
+  Sparse sparse;
 };
 
 enum class Report : int32_t { none = 0, raw = 1, processed = 2, given = 3 };
@@ -337,6 +350,7 @@ struct AttentionBackward {
   const float* slopes;
   const float *q, *k, *v, *out, *grad, *lse;
   float *dq, *dk, *dv;
+  Sparse sparse;
 };
 
 // One stage of a program: the function that does a thread's share of it, and its arguments.
