@@ -53,11 +53,15 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How parameters are divided: over `ranks`, by `stage`; not `divided` where nothing is copied or shared."""
+    """How parameters are divided: over `ranks`, by `stage`, `copies` of all; FSDP2 divides only where there are any."""
 
     stage: int = 0
     ranks: int = 1
-    divided: bool = False
+    copies: int = 1
+
+    @property
+    def divided(self) -> bool:
+        return self.ranks * self.copies > 1
 
 
 class Group(NamedTuple):
@@ -141,7 +145,9 @@ class _Walk:
         peak = max(self._moments(), key=lambda moment: moment.total)
         return Memory(built=self.built, kept=self.weights + self.optimizer, peak=peak)
 
-    def _moment(self, name: str, gathered: int = 0, gradients: int = 0, activations: int = 0, working: int = 0) -> Moment:
+    def _moment(
+        self, name: str, gathered: int = 0, gradients: int = 0, activations: int = 0, working: int = 0
+    ) -> Moment:
         return Moment(
             name=name, weights=self.weights, optimizer=self.optimizer, gathered=gathered, gradients=gradients,
             activations=activations, working=working,
@@ -162,38 +168,52 @@ class _Walk:
         fresh = self.table * (self.load.size + self._widened())
         working = rows * self.spec.vocab * self.load.act + self.spec.hidden * self.each + fresh
         return self._moment(
-            "head", self._held_whole(len(self.layers)), self._waiting() + again + self._left(), self._kept_outside() + sum(self.before), working
+            "head",
+            self._held_whole(len(self.layers)),
+            self._waiting() + again + self._left(),
+            self._kept_outside() + sum(self.before),
+            working,
         )
 
     def _backward(self) -> Iterator[Moment]:
         """Each layer from the last one on."""
         frames = 2 * self.spec.hidden * self.each  # the loss's gradients in pieces and as one
-        head = self.table * self._grad_size()
+        head = self.table * self._grad_size() if self._collects() or self.cut.divided else 0
         reduced, coming = 0, self._left()
         for index in reversed(range(len(self.layers))):
             layer, group = self.layers[index], self.groups[index]
-            below = self._kept_outside() + sum(self.before[:index]) + (self.load.flight - 1) * self.before[index] // self.load.flight
+            below = (
+                self._kept_outside()
+                + sum(self.before[:index])
+                + (self.load.flight - 1) * self.before[index] // self.load.flight
+            )
             held, grads, most = self._rebuilt(layer, self.policies[index]), 0, 0
             kept = 0
             for node in nodes(layer, self.spec.hidden):
-                here = held * self.each + node.live * self.each + grads + node.weights * (self.load.size + self._widened())
+                here = (
+                    held * self.each + node.live * self.each + grads + node.weights * (self.load.size + self._widened())
+                )
                 if here > most:
                     most, kept = here, held * self.each
                 held -= node.frees
                 grads += node.weights * self.load.size if self._collects() else 0
             gathered = self._held_whole(index)
             yield self._moment(
-                f"layer {index}", gathered, self._waiting(index) + head + reduced + coming, below + kept, most - kept + frames
+                f"layer {index}",
+                gathered,
+                self._waiting(index) + head + reduced + coming,
+                below + kept,
+                most - kept + frames,
             )
             if not self.cut.divided:
-                reduced += group.numbers * self.load.size
+                reduced += group.numbers * self.load.size if self._collects() else 0
                 continue
             coming = group.shard * self.cut.ranks * FULL
             again = self.several and self.at_once  # slices of earlier micro-batches take what is added
             sums = self._waiting(index) + head + reduced + coming + (group.shard * FULL if again else 0)
             grads = max(group.numbers * self._grad_size(), self._output(group))
             yield self._moment(f"reduce {index}", gathered, sums + grads, below, self.spec.hidden * self.each + frames)
-            reduced += 0 if again else group.shard * FULL
+            reduced += 0 if again and (self.cut.copies == 1 or self.load.parts > 2) else group.shard * FULL
 
     def _end(self) -> Iterator[Moment]:
         """The embedding's gradient, and the reduction of what is in no layer; alone: sums of narrow gradients."""
@@ -201,7 +221,7 @@ class _Walk:
         frames = 4 * self.spec.hidden * self.each
         behind = 0 if self.several and self.at_once else sum(group.shard for group in self.groups) * FULL
         if not self.cut.divided:
-            grads = self.numbers * load.size
+            grads = self.numbers * load.size if self._collects() else 0
             working = self.table * (load.size if self.spec.head.tied or self.several else 0) + frames
             yield self._moment("root", 0, grads + self._waiting(), 0, working)
             if load.size < FULL:
@@ -235,8 +255,8 @@ class _Walk:
             return 0
         if not self.cut.divided:
             return self.numbers * FULL
-        if self.at_once:
-            return self.shards * FULL
+        if self.at_once:  # FSDP2 holds what copies have added up until the group's next sum
+            return self.shards * FULL * (2 if self.cut.copies > 1 and self.load.parts > 2 else 1)
         left = self.groups if index is None else self.groups[: index + 1]
         return sum(group.numbers for group in left) * FULL
 
@@ -273,7 +293,7 @@ class _Walk:
 
 
 class Node(NamedTuple):
-    """A call of a layer's backward pass: numbers a token of gradients alive in it, of what it frees, and its weights."""
+    """A call of a layer's backward pass: numbers a token of gradients alive in it and of what it frees; its weights."""
 
     live: int
     frees: int
