@@ -113,7 +113,10 @@ PASSES = frozenset(
 )
 """Ops that pass over their numbers once."""
 
-UNCOUNTED = frozenset({"paged_attention", "keep", "draw", "choose", "score", "adamw", "gradient_norm"})
+UNCOUNTED = frozenset(
+    {"paged_attention", "keep", "draw", "choose", "score"}
+    | {"adamw", "adam", "sgd", "lion", "adagrad", "orthogonalised", "square_sums"}
+)
 """Ops of serving, whose work hangs on what is cached, and of the optimizer: no part of a forward or backward pass."""
 
 

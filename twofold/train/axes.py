@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import Batch
-from ..kernels.optimizer import gradient_norm
 from ..models.decoder import Decoder
 from ..models.packed import PackedContext
 from ..models.parallel import TensorParallel
@@ -76,9 +76,10 @@ class Axes:
         batch = pad(batch, self._multiple)
         group = self.mesh.group("sp")
         if group is None:
-            return batch.ids_T, batch.targets_T, PackedContext(batch.lengths)
+            return batch.ids_T, batch.targets_T, PackedContext(batch.lengths, places_T=batch.places())
         kind = RingContext if self.config.sp_kind == "ring" else UlyssesContext
         ctx: DividedContext = kind(batch.lengths, group)
+        ctx.places_T = ctx.mine(batch.places())
         return ctx.mine(batch.ids_T), ctx.mine(batch.targets_T), ctx
 
     def collect(self, decoder: Decoder) -> None:
@@ -92,15 +93,12 @@ class Axes:
         """How many ranks hold a parameter, apart from copies of the whole model."""
         return (self.tensor.copies(name) if self.tensor else 1) * (self.pipeline.copies(name) if self.pipeline else 1)
 
-    def norm(self, grads: Mapping[str, Tensor]) -> float:
-        """The Euclidean norm of the whole model's gradient, from this rank's part of it by name."""
+    def norm(self, squares: Mapping[str, float]) -> float:
+        """The Euclidean norm of the whole model's gradient, from the squares of this rank's part of it by name."""
         if self.mesh.alone:
-            return gradient_norm(list(grads.values()))
-        by_copies: dict[int, list[Tensor]] = {}
-        for name, grad in grads.items():
-            by_copies.setdefault(self._copies(name), []).append(grad)
-        squares = sum(gradient_norm(found) ** 2 / copies for copies, found in by_copies.items())
-        return math.sqrt(self.mesh.sum("norm", squares)[0])
+            return math.sqrt(sum(squares.values()))
+        mine = sum(square / self._copies(name) for name, square in squares.items())
+        return math.sqrt(self.mesh.sum("norm", mine)[0])
 
 
 def pad(batch: Batch, multiple: int) -> Batch:
@@ -109,4 +107,6 @@ def pad(batch: Batch, multiple: int) -> Batch:
     if not lacking:
         return batch
     ids, targets = F.pad(batch.ids_T, (0, lacking)), F.pad(batch.targets_T, (0, lacking), value=IGNORE)
-    return Batch(ids_T=ids, targets_T=targets, lengths=(*batch.lengths, lacking))
+    return replace(
+        batch, ids_T=ids, targets_T=targets, lengths=(*batch.lengths, lacking), padding=batch.padding + lacking
+    )

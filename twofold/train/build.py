@@ -1,7 +1,7 @@
 """From a recipe to what a run works with; the order of composition is fixed here and nowhere else.
 
-words (tokenizer, template) -> data -> spec -> decoder -> weights (fresh, from a directory, from a checkpoint)
--> recompute -> optimizer (launch.py)
+words (tokenizer, template) -> data -> where things are kept -> spec -> decoder -> weights (fresh, from a directory,
+from a checkpoint) -> recompute -> optimizer (launch.py)
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .axes import Axes
 from .checkpoint import copy_files
 from .config import Recipe
 from .init import init_weights
+from .offload import Offload
 from .optimizer import Optimizer
 from .peers import peers_of
 from .recompute import recompute_layers
@@ -94,7 +95,12 @@ def build_data(recipe: Recipe, words: RecipeWords) -> tuple[Data, str]:
     return Data(train=train, valid=valid), fingerprint
 
 
-def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
+def build_offload(recipe: Recipe) -> Offload:
+    """Where the run keeps what it is not working on; files are in its output when the recipe names no directory."""
+    return Offload(recipe.offload, recipe.run.output)
+
+
+def build_model(recipe: Recipe, checkpoint: Path | None, offload: Offload) -> Decoder:
     """The decoder with its weights: those of `checkpoint` when a run goes on, else as the recipe begins.
 
     Raises:
@@ -104,10 +110,14 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
     config, dtype = recipe.model, DTYPES[recipe.model.dtype]
     source = checkpoint or config.from_
     if source is not None:
-        decoder = weights.load(source, dtype=dtype, sparse=config.sparse_attention)
+        memory = offload.place_weights if offload.keeps_weights else None
+        decoder = weights.load(source, dtype=dtype, sparse=config.sparse_attention, memory=memory)
     else:
-        decoder = Decoder(weights.spec_from(hf_config(recipe)), dtype=dtype)
-        init_weights(decoder, recipe.run.seed)
+        device = "meta" if offload.keeps_weights else "cpu"
+        decoder = Decoder(weights.spec_from(hf_config(recipe)), dtype=dtype, device=device)
+        if offload.keeps_weights:
+            offload.place_weights(decoder)
+        init_weights(decoder, recipe.run.seed, offload.let_go)
     if recipe.data.seq_len > decoder.max_len:
         raise ConfigError(
             f"data.seq_len is {recipe.data.seq_len}, the model's context {decoder.max_len}: shorten the one or "
@@ -118,13 +128,17 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
     return decoder
 
 
-def build_optimizer(decoder: Decoder, recipe: Recipe, axes: Axes | None = None) -> Optimizer:
+def build_optimizer(
+    decoder: Decoder, recipe: Recipe, axes: Axes | None = None, offload: Offload | None = None
+) -> Optimizer:
     """The recipe's rule over this rank's part of the decoder, which `axes` divided and Zero, if it does, has sliced."""
     axes = axes or Axes()
     named = dict(decoder.named_parameters())
     whole = Decoder(axes.tensor.whole, device="meta") if axes.tensor else decoder
     peers = peers_of(named, axes.tensor)
-    return Optimizer(named.items(), recipe.optimizer, matrices=matrices(whole), peers=peers, norm=axes.norm)
+    return Optimizer(
+        named.items(), recipe.optimizer, matrices=matrices(whole), peers=peers, norm=axes.norm, offload=offload
+    )
 
 
 def build_scaler(recipe: Recipe) -> LossScaler:
@@ -148,12 +162,12 @@ def hf_config(recipe: Recipe) -> dict[str, Any]:
     return config if sparse is None else config | {weights.SPARSE: sparse}
 
 
-def writer(decoder: Decoder, recipe: Recipe) -> Callable[[Path], None]:
+def writer(decoder: Decoder, recipe: Recipe, dtype: torch.dtype | None = None) -> Callable[[Path], None]:
     """A function that fills a directory with the model as Hugging Face lays it out, tokenizer included."""
     config = hf_config(recipe)
 
     def write(directory: Path) -> None:
-        weights.save(decoder, directory, config=config)
+        weights.save(decoder, directory, config=config, dtype=dtype)
         copy_files(recipe.model.tokenizer_dir, directory, TOKENIZER_FILES)
 
     return write
@@ -161,9 +175,4 @@ def writer(decoder: Decoder, recipe: Recipe) -> Callable[[Path], None]:
 
 def exporter(decoder: Decoder, recipe: Recipe) -> Callable[[Path], None]:
     """`writer` for the finished model, its weights in the recipe's `export_dtype`."""
-    dtype = DTYPES[recipe.run.export_dtype]
-    if decoder.dtype == dtype:
-        return writer(decoder, recipe)
-    copy = Decoder(decoder.spec, dtype=dtype, max_len=decoder.max_len)
-    copy.load_state_dict(decoder.state_dict())
-    return writer(copy, recipe)
+    return writer(decoder, recipe, DTYPES[recipe.run.export_dtype])

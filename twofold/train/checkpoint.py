@@ -22,11 +22,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..core import CheckpointError
+from ..models.shards import Pending, Shard, write_shard
 
 MANIFEST, POSITION, OPTIMIZER = "manifest.json", "trainer.json", "optimizer.safetensors"
 _TEMPORARY, _OLD, _DAMAGED = ".tmp-", ".old-", "damaged-"
@@ -69,7 +68,7 @@ class Checkpoints:
         temporary = self.directory / f"{_TEMPORARY}{final.name}"
         temporary.mkdir()
         write_model(temporary)
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary / OPTIMIZER)
+        write_shard(temporary / OPTIMIZER, [_pending(name, tensor.detach()) for name, tensor in tensors.items()])
         text = json.dumps(asdict(position), indent=1, default=str)
         (temporary / POSITION).write_text(text + "\n", encoding="utf-8")
         seal(temporary)
@@ -122,11 +121,9 @@ def read_position(directory: Path) -> Position:
 
 
 def read_optimizer(directory: Path) -> dict[str, Tensor]:
-    """The optimizer's tensors by name."""
-    try:
-        return load_file(directory / OPTIMIZER)
-    except SafetensorError as error:
-        raise CheckpointError(f"{directory / OPTIMIZER} cannot be read: {error}") from None
+    """The optimizer's tensors by name, views of the file: they take memory when they are read."""
+    shard = Shard(directory / OPTIMIZER)
+    return {name: shard.tensor(name) for name in shard.entries}
 
 
 def seal(directory: Path) -> None:
@@ -193,6 +190,10 @@ def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def _pending(name: str, tensor: Tensor) -> Pending:
+    return Pending(name=name, dtype=tensor.dtype, shape=tuple(tensor.shape), values=lambda: tensor)
 
 
 def _own_digest(files: Any) -> str:

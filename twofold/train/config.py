@@ -6,6 +6,8 @@ Recipe
 ├── optimizer   the rule, its numbers, and the clip
 ├── schedule    how many steps, the warm-up, the way down
 ├── fp16        dynamic loss scaling, where model.dtype is fp16
+├── offload     what is kept in the host's memory or on disk
+├── moe         how a mixture's tokens are dealt to its experts
 ├── run         where results go, how often to validate and save, threads and seed
 └── sample      prompts that the serving engine answers while the model trains
 """
@@ -21,6 +23,8 @@ from typing import Any, Literal, get_type_hints
 from ..core import ConfigError, flatten
 from ..data.bpe import VocabularyConfig
 from . import policies
+from .moe_config import MoeConfig
+from .offload_config import OffloadConfig
 from .policies import Place
 from .scaler import LossScaleConfig
 
@@ -261,6 +265,8 @@ class Recipe:
     """A vocabulary to train first, into `model.tokenizer`, when there is none yet."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     fp16: LossScaleConfig = field(default_factory=LossScaleConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
+    moe: MoeConfig = field(default_factory=MoeConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
@@ -290,7 +296,7 @@ def _decides(key: str) -> bool:
     table, _, name = key.partition(".")
     if table == "model":  # gradients are the same bits whatever is kept
         return name not in ("recompute", "recompute_layers", "activations")
-    return table != "sample" and (table != "run" or name in ("seed", "threads"))
+    return table not in ("sample", "offload") and (table != "run" or name in ("seed", "threads"))
 
 
 def _defaults(cls: type, prefix: str = "") -> dict[str, Any]:

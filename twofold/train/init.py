@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -15,8 +16,11 @@ RESIDUAL = ("out", "down")
 
 
 @torch.no_grad()
-def init_weights(decoder: Decoder, seed: int) -> None:
-    """Fill every parameter: matrices from N(0, 0.02²), scaled for residual projections (GPT-2), norms to identity."""
+def init_weights(decoder: Decoder, seed: int, done: Callable[..., None] | None = None) -> None:
+    """Fill every parameter: matrices from N(0, 0.02²), scaled for residual projections (GPT-2), norms to identity.
+
+    `done` is told of those of each module when they are filled.
+    """
     scale = (2 * len(decoder.spec.layers)) ** -0.5
     for name, module in decoder.named_modules():
         if isinstance(module, Weight):
@@ -26,6 +30,8 @@ def init_weights(decoder: Decoder, seed: int) -> None:
             module.weight.fill_(0.0 if module.spec.offset else 1.0)
         if isinstance(module, Weight | Normalise) and module.bias is not None:
             module.bias.zero_()
+        if done is not None:
+            done(*module.parameters(recurse=False))
 
 
 def _normal(weight: nn.Parameter, std: float, seed: int, name: str) -> None:

@@ -28,6 +28,10 @@ TAGS = {
     "peak_share": "train/peak_share",
     "memory": "train/memory",
     "valid_loss": "valid/loss",
+    "moe_busiest": "moe/busiest",
+    "moe_dropped": "moe/dropped",
+    "moe_balance": "moe/balance",
+    "moe_z": "moe/z",
 }
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from ..core import ConfigError, load_config
+from ..core import CapacityError, ConfigError, load_config
+from ..platforms.memory import shortage
 from . import build, plot
 from .checkpoint import Checkpoints, Position, read_optimizer, read_position, replace_directory
 from .config import Recipe
@@ -59,16 +61,18 @@ def run(
             if position.step == recipe.schedule.steps and (output / "model").is_dir():
                 display.say(f"{recipe_path}: finished, all {position.step} steps are done; the model is {output}/model")
                 return 0
-        trainer = _assemble(recipe, found, position, checkpoints, display, sampler)
-        trainer.around = around(profiles, trainer.decoder, output, display.say)
-        try:
-            status = trainer.fit()
-            display.say(plot.terminal(trainer.journal.curve("loss")))
-            if status == 0:
-                replace_directory(output / "model", build.exporter(trainer.decoder, recipe))
-                display.say(f"finished {recipe.schedule.steps} steps; the model is {output / 'model'}")
-        finally:
-            trainer.journal.close()
+        with _what_would_fit(recipe):
+            trainer = _assemble(recipe, found, position, checkpoints, display, sampler)
+            trainer.around = around(profiles, trainer.decoder, output, display.say)
+            try:
+                status = trainer.fit()
+                display.say(plot.terminal(trainer.journal.curve("loss")))
+                if status == 0:
+                    replace_directory(output / "model", build.exporter(trainer.decoder, recipe))
+                    display.say(f"finished {recipe.schedule.steps} steps; the model is {output / 'model'}")
+            finally:
+                trainer.journal.close()
+                trainer.optimizer.offload.close()
         return status
 
 
@@ -88,9 +92,10 @@ def _assemble(
             f"the training data is not what {recipe.run.output} was trained on: bring the old files back, "
             "give another run.output, or start over with --fresh"
         )
-    decoder = build.build_model(recipe, found)
+    offload = build.build_offload(recipe)
+    decoder = build.build_model(recipe, found, offload)
     build.check_vocabulary(decoder, words)
-    optimizer, scaler = build.build_optimizer(decoder, recipe), build.build_scaler(recipe)
+    optimizer, scaler = build.build_optimizer(decoder, recipe, offload=offload), build.build_scaler(recipe)
     if found and position:
         optimizer.load(read_optimizer(found))
         scaler.load(position.scaler)
@@ -123,6 +128,24 @@ def _same_recipe(recipe: Recipe, position: Position, output: Path) -> None:
             f"{output} holds a run of another recipe: {lines}. Undo the change, give another run.output, "
             "or start over with --fresh"
         )
+
+
+@contextmanager
+def _what_would_fit(recipe: Recipe) -> Iterator[None]:
+    """Turn an allocation that failed into one line that says what would need less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        lacked = shortage(error)
+        if lacked is None:
+            raise
+        advice = [
+            f'offload.{f.name} = "disk"' for f in fields(recipe.offload) if getattr(recipe.offload, f.name) == "none"
+        ]
+        if recipe.model.recompute == "none":
+            advice.append('model.recompute = "full"')
+        advice.append("fewer data.micro_tokens")
+        raise CapacityError(f"out of memory: {lacked}. What would need less: {', '.join(advice)}") from None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +32,7 @@ from .checkpoint import Checkpoints, Position
 from .config import Recipe, SampleConfig
 from .journal import Journal
 from .meter import Meter
+from .moe import Routers
 from .optimizer import Optimizer
 from .progress import Display
 from .scaler import LossScaler
@@ -76,6 +77,8 @@ class Step:
     grad_norm: float
     skipped: str | None = None
     overflow: bool = False
+    figures: dict[str, float] = field(default_factory=dict)
+    """What else the journal keeps: how a mixture's experts were used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +121,8 @@ class Trainer:
         self.write_model, self.words, self.sampler = write_model, words, sampler
         self.scaler = scaler or LossScaler()
         self.position = position or Position()
+        within = self.mesh.group("tp") if self.axes.config.sequence else None
+        self.routers = Routers(decoder, recipe.moe, recipe.run.seed, self.mesh.group("tokens"), within)
         self._saved_at = self.position.step if position else -1
 
     # ---------------------------------------------------------------------------------------- one step
@@ -136,12 +141,15 @@ class Trainer:
         if not targets:
             return Step(loss=0.0, targets=0, lr=lr, grad_norm=0.0, skipped="the batch has no target")
         self.optimizer.zero()
+        self.routers.begin(self.position.step, len(batch.ids_T), self.scaler.scale)
         summed = self._pass(batch, targets / self.scaler.scale, loss)
         self.axes.collect(self.decoder)
         self.optimizer.collect()  # what a pipeline leaves where it is
         mean = self.mesh.sum("loss", summed)[0] / targets
         done = Step(loss=mean, targets=targets, lr=lr, grad_norm=self.optimizer.clip(self.scaler.scale))
-        if math.isfinite(done.loss) and math.isfinite(done.grad_norm):
+        finite = math.isfinite(done.loss) and math.isfinite(done.grad_norm)
+        done = replace(done, figures=self.routers.end(moved=finite))
+        if finite:
             self.optimizer.step(lr)
             self.scaler.update(None)
         else:
@@ -241,6 +249,7 @@ class Trainer:
             self.sample()
         if step % run.save_every == 0:
             self.save()
+        self.optimizer.offload.settle()
 
     def _report(self, done: Step, clock: _Clock, log: bool) -> None:
         step = self.position.step
@@ -263,6 +272,7 @@ class Trainer:
                 grad_norm=done.grad_norm,
                 tokens=self.position.tokens,
                 tokens_per_second=round(speed, 1),
+                **done.figures,
                 **({"loss_scale": self.scaler.scale} if self.scaler.dynamic else {}),
                 **machine,
             )
