@@ -57,9 +57,7 @@ def measure(rank: int, layout: Layout, dtype: str, policy: str, parts: int, tied
     return found
 
 
-def step(
-    alive: Storages, mesh: Mesh, decoder: Decoder, zero: Zero, optimizer: Optimizer, parts: int
-) -> dict[str, int]:
+def step(alive: Storages, mesh: Mesh, decoder: Decoder, zero: Zero, optimizer: Optimizer, parts: int) -> dict[str, int]:
     ids = torch.randint(0, 1001, (TOKENS * mesh.size("data") * parts,))
     batch = Batch(ids_T=ids, targets_T=ids.roll(-1), lengths=(LENGTH,) * (len(ids) // LENGTH))
     data = 2 * ids.nbytes

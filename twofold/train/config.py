@@ -22,6 +22,7 @@ from typing import Any, Literal, get_type_hints
 
 from ..core import ConfigError, flatten
 from ..data.bpe import VocabularyConfig
+from ..parallel.config import ParallelConfig
 from . import policies
 from .moe_config import MoeConfig
 from .offload_config import OffloadConfig
@@ -268,6 +269,7 @@ class Recipe:
     offload: OffloadConfig = field(default_factory=OffloadConfig)
     moe: MoeConfig = field(default_factory=MoeConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         if self.fp16 != LossScaleConfig() and self.model.dtype != "fp16":
@@ -296,7 +298,7 @@ def _decides(key: str) -> bool:
     table, _, name = key.partition(".")
     if table == "model":  # gradients are the same bits whatever is kept
         return name not in ("recompute", "recompute_layers", "activations")
-    return table not in ("sample", "offload") and (table != "run" or name in ("seed", "threads"))
+    return table not in ("sample", "offload", "parallel") and (table != "run" or name in ("seed", "threads"))
 
 
 def _defaults(cls: type, prefix: str = "") -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from ..models.cuts import local_spec
 from ..models.decoder import Decoder
-from ..models.spec import Gated, LayerSpec, Mixture, ModelSpec, Plain
+from ..models.spec import Gated, LayerSpec, Mixture, ModelSpec, Plain, Rope
 from .held import layer_numbers
 from .loss import CHUNK_NUMBERS, CHUNK_ROWS
 from .policies import Policy
@@ -97,14 +97,26 @@ class Memory:
     peak: Moment
 
 
-def groups_of(spec: ModelSpec, ranks: int, layers: range | None = None) -> list[Group]:
-    """A group for each of `layers` (all of them), then one of all parameters in none, each cut among `ranks`."""
+FIRST = ("embed", "positions", "embed_norm", "embed_project")
+LAST = ("norm", "head", "head_project")
+
+
+def groups_of(spec: ModelSpec, ranks: int, layers: Sequence[int] | None = None) -> list[Group]:
+    """A group for each of `layers` (all of them), then one of what is in none, each cut among `ranks`.
+
+    What is before the layers is where the first one is, what is behind them where the last one is, a tied table in both.
+    """
     shapes: dict[int, list[tuple[int, ...]]] = {}
-    for name, parameter in Decoder(spec, device="meta").named_parameters():
-        index = int(name.split(".")[1]) if name.startswith("layers.") else -1
-        shapes.setdefault(index, []).append(tuple(parameter.shape))
     own = range(len(spec.layers)) if layers is None else layers
-    return [_group(shapes[index], ranks) for index in (*own, -1)]
+    needed = {*(FIRST if 0 in own else ()), *(LAST if len(spec.layers) - 1 in own else ())}
+    needed |= {"embed"} if spec.head.tied and "head" in needed else set()
+    for name, parameter in Decoder(spec, device="meta").named_parameters():
+        part, _, rest = name.partition(".")
+        if part != "layers" and part not in needed:
+            continue
+        index = int(rest.split(".")[0]) if part == "layers" else -1
+        shapes.setdefault(index, []).append(tuple(parameter.shape))
+    return [_group(shapes.get(index, []), ranks) for index in (*own, -1)]
 
 
 def _group(shapes: Iterable[tuple[int, ...]], ranks: int) -> Group:
@@ -113,16 +125,16 @@ def _group(shapes: Iterable[tuple[int, ...]], ranks: int) -> Group:
     return Group(sum(map(math.prod, shapes)), shard)
 
 
-def memory(spec: ModelSpec, cut: Cut, load: Load, *, tp: int = 1, layers: range | None = None) -> Memory:
+def memory(spec: ModelSpec, cut: Cut, load: Load, *, tp: int = 1, layers: Sequence[int] | None = None) -> Memory:
     """What a rank holds of a model with `spec`, of whose `layers` it has some and whose matrices `tp` ranks divide."""
     own = local_spec(spec, tp, 0) if tp > 1 else spec
-    return _Walk(own, cut, load, layers or range(len(spec.layers))).result()
+    return _Walk(own, cut, load, range(len(spec.layers)) if layers is None else layers).result()
 
 
 class _Walk:
     """One step, from the loss backwards. `moments` are the fullest times of each part of it."""
 
-    def __init__(self, spec: ModelSpec, cut: Cut, load: Load, layers: range) -> None:
+    def __init__(self, spec: ModelSpec, cut: Cut, load: Load, layers: Sequence[int]) -> None:
         self.spec, self.cut, self.load = spec, cut, load
         self.layers = [spec.layers[index] for index in layers]
         self.policies = [load.policies[index] for index in layers]
@@ -135,7 +147,8 @@ class _Walk:
         self.built = self.weights + masters
         self.optimizer = masters + lost + self.shards * load.states * FULL
         self.each = load.tokens * load.act  # bytes of one number a token
-        self.table = spec.vocab * (spec.embedding.project or spec.hidden)
+        self.last = len(spec.layers) - 1 in layers
+        self.table = spec.vocab * (spec.embedding.project or spec.hidden) if self.root.numbers else 0
         self.several = load.parts > 1
         self.at_once = cut.stage >= 2  # each micro-batch's gradients are reduced
         self.before = [load.flight * layer_numbers(layer, spec.hidden, policy) * self.each
@@ -154,7 +167,8 @@ class _Walk:
         )  # fmt: skip
 
     def _moments(self) -> Iterator[Moment]:
-        yield self._head()
+        if self.last:
+            yield self._head()
         yield from self._backward()
         yield from self._end()
         yield self._moment("update", gradients=self.shards * FULL)
@@ -266,7 +280,7 @@ class _Walk:
 
     def _kept_outside(self) -> int:
         """The last norm's input, the hidden states that the loss reads, positions and their angles."""
-        dims = [layer.mixer.position.dim for layer in self.spec.layers if hasattr(layer.mixer.position, "dim")]
+        dims = [place.dim for layer in self.spec.layers if isinstance(place := layer.mixer.position, Rope)]
         return ((2 if self.spec.norm else 1) * self.spec.hidden + max(dims, default=0)) * self.each
 
     def _rebuilt(self, layer: LayerSpec, policy: Policy) -> int:

@@ -27,7 +27,7 @@ class Storages(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        self._held: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
         self._most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -35,10 +35,15 @@ class Storages(TorchDispatchMode):
             return NotImplemented  # its work is done on plain ones, and comes by again
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        grown = False
         for item in tree_iter((args, kwargs, out)):
             if type(item) in (Tensor, Parameter) and item.device.type != "meta":
-                self._held.add(item.untyped_storage())
-        self._most = max(self._most, self.now())
+                storage = item.untyped_storage()
+                size = storage.nbytes()
+                if self._held.get(storage) != size:
+                    self._held[storage], grown = size, True
+        if grown:
+            self._most = max(self._most, self.now())
         return out
 
     def now(self) -> int:
