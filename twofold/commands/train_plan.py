@@ -86,10 +86,7 @@ def lines(recipe: Recipe, found: Plan, flops: float) -> Iterator[tuple[str, str]
     )
     yield "working", human(peak.working)
     yield "runtime", f"{human(RUNTIME)} (interpreter, torch)"
-    yield (
-        "peak",
-        f"{human(peak.total + RUNTIME)} a rank, at the moment '{peak.name}'; {human(found.memory.kept)} between steps",
-    )
+    yield "peak", f"{human(peak.total + RUNTIME)} a rank, at '{peak.name}'; {human(found.memory.kept)} between steps"
     yield "micro-batches", f"{load.parts} of {load.tokens} tokens a rank and step"
     for axis, sent in found.sent.items():
         yield f"sent on {axis}"[:13], f"{human(sent)} a rank and step"

@@ -104,7 +104,7 @@ LAST = ("norm", "head", "head_project")
 def groups_of(spec: ModelSpec, ranks: int, layers: Sequence[int] | None = None) -> list[Group]:
     """A group for each of `layers` (all of them), then one of what is in none, each cut among `ranks`.
 
-    What is before the layers is where the first one is, what is behind them where the last one is, a tied table in both.
+    What is before the layers is where the first one is, what is behind them where the last is, a tied table in both.
     """
     shapes: dict[int, list[tuple[int, ...]]] = {}
     own = range(len(spec.layers)) if layers is None else layers
@@ -226,6 +226,7 @@ class _Walk:
             again = self.several and self.at_once  # slices of earlier micro-batches take what is added
             sums = self._waiting(index) + head + reduced + coming + (group.shard * FULL if again else 0)
             grads = max(group.numbers * self._grad_size(), self._output(group))
+            gathered -= group.shard * self.cut.ranks * self.load.size  # let go first
             yield self._moment(f"reduce {index}", gathered, sums + grads, below, self.spec.hidden * self.each + frames)
             reduced += 0 if again and (self.cut.copies == 1 or self.load.parts > 2) else group.shard * FULL
 

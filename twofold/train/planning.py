@@ -165,8 +165,7 @@ def fixes(recipe: Recipe, spec: ModelSpec, ranks: int, machine: Machine) -> Iter
         return
     least = recipe
     for kind in (_stages, _recompute, _micro, _offload):
-        for _, least, _ in kind(least, ranks):  # to the last, the one that saves most
-            pass
+        least = [least, *(changed for _, changed, _ in kind(least, ranks))][-1]  # the last saves most
     lacks = _peak(least, spec, laid_out(least, spec, ranks, machine)) - machine.room()
     together = "ZeRO 3, recompute, the smallest micro_tokens and offload together"
     if lacks <= 0:

@@ -1,10 +1,10 @@
 """Storages: every byte of tensors that is alive, counted exactly, op by op.
 
-Entered before a model is built, it meets each tensor's storage when an op reads or makes it, holds it weakly, and adds up
-`nbytes` of those still alive after every op. Asking the storage, and not remembering its size, is what makes it exact
-for FSDP2, which lets gathered parameters go by resizing their storages to nothing and never calls an op for it. What
-autograd saves, a collective's buffers and an optimizer's states are tensors like all others; views share a storage and
-count once. Memory that a kernel takes and gives back by itself within one op is not seen.
+Entered before a model is built, it meets each tensor's storage when an op reads or makes it, holds it weakly, and adds
+up `nbytes` of those still alive whenever one is new or has another size. Asking the storage, and not remembering its
+size, is what makes it exact for FSDP2, which lets gathered parameters go by resizing their storages to nothing and
+calls no op for it. What autograd saves, a collective's buffers and an optimizer's states are tensors like all others;
+views share a storage and count once. Memory that a kernel takes and gives back by itself within one op is not seen.
 """
 
 from __future__ import annotations
