@@ -106,12 +106,14 @@ def measure(rank: int, spec: ModelSpec, layout: Layout, config: ParallelConfig, 
     record: dict[str, Any] = {"ranks": layout.world, "zero": config.zero, "dtype": dtype}
     with Storages() as alive:
         run = Run(spec, layout, rank, config, dtype)
-        for step in range(2):
+        peaks = []
+        for step in range(4):  # gloo's own thread may hold a buffer a moment longer, so the least of some peaks
             with alive.during() as peak:
                 run.backward(step, 1)
                 record["after_backward"] = alive.now()
                 run.update()
-            record |= {"peak": peak[0], "kept": alive.now()}
+            peaks += peak
+        record |= {"peak": min(peaks[1:]), "kept": alive.now()}
     for parts in (1, 4):
         with Collectives() as said:
             run.backward(2, parts)

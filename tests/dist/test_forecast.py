@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from twofold.parallel import Layout, Mesh, ParallelConfig
 from twofold.parallel.layout import lay_out
 from twofold.train import loss as losses
 from twofold.train.axes import Axes
+from twofold.train.collectives import Collectives
 from twofold.train.config import OptimizerConfig
 from twofold.train.forecast import Cut, Load, memory
 from twofold.train.init import init_weights
@@ -24,6 +25,7 @@ from twofold.train.policies import per_layer
 from twofold.train.recompute import recompute_layers
 from twofold.train.share import share
 from twofold.train.storages import Storages
+from twofold.train.traffic import traffic
 from twofold.train.zero import Zero
 
 LLAMA = {
@@ -33,6 +35,7 @@ LLAMA = {
 }  # fmt: skip
 TOKENS, LENGTH = 128, 64
 WITHIN = 0.05
+Rule = Literal["adamw", "lion", "sgd"]
 CASES = [
     (dtype, policy, parts, tied)
     for dtype in ("fp32", "bf16")
@@ -40,8 +43,11 @@ CASES = [
 ]
 
 
-def measure(rank: int, layout: Layout, dtype: str, policy: str, parts: int, tied: bool, rule: str) -> dict[str, int]:
-    """Bytes alive after building, at the peak of the second step, and after it."""
+def measure(rank: int, layout: Layout, dtype: str, policy: str, parts: int, tied: bool, rule: Rule) -> dict[str, int]:
+    """Bytes alive after building, at the peak of a later step, and after it.
+
+    The least of two peaks: gloo's own thread may hold a buffer for a moment after it is done.
+    """
     size = torch.bfloat16 if dtype == "bf16" else torch.float32
     with Storages() as alive:
         mesh = Mesh(layout, rank)
@@ -51,13 +57,14 @@ def measure(rank: int, layout: Layout, dtype: str, policy: str, parts: int, tied
         recompute_layers(decoder, policy)
         zero = Zero(decoder, mesh, size if divided else None)
         optimizer = Optimizer(decoder.named_parameters(), OptimizerConfig(name=rule), norm=Axes(mesh).norm)
-        found = {"built": alive.now()}
-        for _ in range(2):
-            found |= step(alive, mesh, decoder, zero, optimizer, parts)
-    return found
+        built = alive.now()
+        steps = [step(alive, mesh, decoder, zero, optimizer, parts) for _ in range(3)]
+    return {"built": built, "peak": min(peak for peak, _ in steps[1:]), "kept": steps[-1][1]}
 
 
-def step(alive: Storages, mesh: Mesh, decoder: Decoder, zero: Zero, optimizer: Optimizer, parts: int) -> dict[str, int]:
+def step(
+    alive: Storages, mesh: Mesh, decoder: Decoder, zero: Zero, optimizer: Optimizer, parts: int
+) -> tuple[int, int]:
     ids = torch.randint(0, 1001, (TOKENS * mesh.size("data") * parts,))
     batch = Batch(ids_T=ids, targets_T=ids.roll(-1), lengths=(LENGTH,) * (len(ids) // LENGTH))
     data = 2 * ids.nbytes
@@ -73,7 +80,7 @@ def step(alive: Storages, mesh: Mesh, decoder: Decoder, zero: Zero, optimizer: O
         optimizer.clip()
         optimizer.step(1e-2)
     optimizer.zero()
-    return {"peak": peak[0] - data, "kept": alive.now() - data}
+    return peak[0] - data, alive.now() - data
 
 
 def measure_all(rank: int, layout: Layout) -> list[dict[str, int]]:
@@ -107,6 +114,46 @@ def test_alone(case: tuple[str, str, int, bool]) -> None:
 
 
 @pytest.mark.parametrize(("rule", "states"), [("lion", 1), ("sgd", 0)])
-def test_rules_that_keep_less(rule: str, states: int) -> None:
+def test_rules_that_keep_less(rule: Rule, states: int) -> None:
     case = ("fp32", "none", 1, True)
     check(Layout(), measure(0, Layout(), *case, rule), *case, states)
+
+
+def send(rank: int, layout: Layout, config: ParallelConfig, parts: int) -> int:
+    """Bytes that a rank sends in a step."""
+    mesh = Mesh(layout, rank)
+    axes = Axes(mesh, config)
+    decoder = axes.divide(spec_from(LLAMA))
+    init_weights(decoder, 5)
+    zero = Zero(decoder, mesh, config=config)
+    ids = torch.randint(0, 1001, (TOKENS * mesh.size("data") * parts,))
+    batch = Batch(ids_T=ids, targets_T=ids.roll(-1), lengths=(LENGTH,) * (len(ids) // LENGTH))
+    micro = axes.share(batch, TOKENS)
+    with Collectives() as said:
+        for number, part in enumerate(micro, 1):
+            zero.micro_batch(last=number == parts)
+            ids_T, targets_T, ctx = axes.place(part)
+            losses.backward(decoder, decoder(ids_T, ctx), targets_T, 100.0, decoder.spec.vocab)
+    return sum(total.sent for total in said.found.values())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ParallelConfig(zero=0),
+        ParallelConfig(zero=1),
+        ParallelConfig(zero=3),
+        ParallelConfig(zero="hybrid", node=2),
+        ParallelConfig(zero=2, comm="int4"),
+        ParallelConfig(zero=2, comm="int8", tp=2),
+        ParallelConfig(zero=3, sp=2),
+        ParallelConfig(zero=3, sp=2, sp_kind="ring"),
+    ],
+    ids=str,
+)
+def test_bytes_sent(config: ParallelConfig) -> None:
+    layout, spec = lay_out(config, 4), spec_from(LLAMA)
+    load = Load(tokens=TOKENS // layout.sp, parts=2, policies=("none",) * len(spec.layers))
+    said = traffic(spec, layout, config, load)
+    measured = run_ranks(4, send, layout, config, 2)[0]
+    assert sum(said.values()) == pytest.approx(measured, rel=0.03), said

@@ -93,13 +93,9 @@ def lines(recipe: Recipe, found: Plan, flops: float) -> Iterator[tuple[str, str]
     steps, tokens = recipe.schedule.steps, recipe.data.tokens_per_step
     yield "steps", f"{steps} of {tokens} tokens: {steps * tokens:,} tokens"
     least = found.flops / flops
-    yield (
-        "time",
-        (
-            f"{duration(least)} a step, {duration(least * steps)} in all at the matmul peak ({flops / 1e9:.0f} GFLOP/s a "
-            f"rank, communication hidden); {duration(least * steps / TYPICAL)} at {TYPICAL:.0%} of it, a usual share"
-        ),
-    )
+    said = f"{duration(least)} a step, {duration(least * steps)} in all at the matmul peak ({flops / 1e9:.0f} GFLOP/s"
+    usual = f"{duration(least * steps / TYPICAL)} at {TYPICAL:.0%} of it, a usual share"
+    yield "time", f"{said} a rank, communication hidden); {usual}"
 
 
 def duration(seconds: float) -> str:

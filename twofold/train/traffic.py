@@ -2,7 +2,7 @@
 
     zero       gathers and reductions of parameters, by stage      (zero.py), narrower with parallel.comm
     replicate  sums of gradients between copies                    once a reduction
-    tp         two sums a layer forward, two back                  of the hidden states
+    tp         two sums a layer forward, two back                  of the hidden states, and at each end one
     sp         ulysses: q, k, v and the output exchanged, twice    ring: keys and values passed on, twice
     pp         hidden states to the next stage, gradients back
     ep         tokens to their experts and back, twice
@@ -34,7 +34,7 @@ def traffic(spec: ModelSpec, layout: Layout, config: ParallelConfig, load: Load)
     found = {
         "zero": _zero(layers, root, layout, config, load),
         "replicate": _copies([*layers, root], layout, load),
-        "tp": 4 * len(layers) * 2 * hidden * (layout.tp - 1) // layout.tp,
+        "tp": (4 * len(layers) + 2) * 2 * hidden * (layout.tp - 1) // layout.tp,
         "sp": sum(_sequence(own, index, layout, config, numbers * load.act) for index in each),
         "pp": 2 * hidden if layout.pp > 1 else 0,
         "ep": sum(_experts(spec, index, layout, hidden) for index in each),
