@@ -22,6 +22,7 @@ calibration.py  a decoder as calibration sees it: blocks, weights, where scales 
 exchange.py  a decoder whose experts are divided among ranks
 shards.py    safetensors through a memory map
 weights.py   load, save, and weights by the checkpoint's names
+whole.py     a checkpoint's directory as parameters, one whole at a time
 """
 
 from .context import AttnContext

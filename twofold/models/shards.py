@@ -188,6 +188,8 @@ class Pending:
     dtype: torch.dtype
     shape: tuple[int, ...]
     values: Callable[[], Tensor]
+    source: str = ""
+    """The decoder's parameter that the values are made of."""
 
     @property
     def nbytes(self) -> int:

@@ -29,7 +29,7 @@ from ..quant.linear import QuantLinear
 from .decoder import Decoder
 from .families import FAMILIES
 from .filler import Filler
-from .layout import Layouts, Piece, held, quantized_modules
+from .layout import Layouts, Piece, Slot, held, quantized_modules
 from .memory import give_memory
 from .quantized import KEY, check_config, config_of, formats, prepare, stored_formats
 from .reader import Reader
@@ -230,17 +230,46 @@ def save(
         )
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    shards = _plan_shards(decoder, dtype, shard_bytes)
-    files = (
-        [SINGLE]
-        if len(shards) == 1
-        else [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
-    )
-    for file, items in zip(files, shards, strict=True):
+    files = plan_files(decoder, shard_bytes, dtype=dtype)
+    for file, items in files.items():
         write_shard(path / file, items)
+    write_rest(path, decoder, config, files, dtype)
+
+
+def plan_files(
+    decoder: Decoder,
+    shard_bytes: int = SHARD_BYTES,
+    whole: Callable[[str], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> dict[str, list[Pending]]:
+    """Which tensors go to which file of a checkpoint, in order, a file cut where it would outgrow `shard_bytes`.
+
+    `whole` gives a float parameter by its name, asked for when its turn comes, for a decoder that has no memory.
+    """
+    shards: list[list[Pending]] = [[]]
+    size = 0
+    for item in _pending(decoder, whole, dtype):
+        if shards[-1] and size + item.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(item)
+        size += item.nbytes
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{n + 1:05}-of-{len(shards):05}.safetensors": items for n, items in enumerate(shards)}
+
+
+def write_rest(
+    path: Path,
+    decoder: Decoder,
+    config: Mapping[str, Any],
+    files: Mapping[str, list[Pending]],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """What a checkpoint has besides its tensors: the index of several files, and config.json."""
     if len(files) > 1:
-        where = {item.name: file for file, items in zip(files, shards, strict=True) for item in items}
-        total = sum(item.nbytes for items in shards for item in items)
+        where = {item.name: file for file, items in files.items() for item in items}
+        total = sum(item.nbytes for items in files.values() for item in items)
         _write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
     ours = {*files, INDEX} if len(files) > 1 else set(files)
     for old in path.glob("model*.safetensors*"):
@@ -253,20 +282,9 @@ def save(
     _write_json(path / CONFIG, written)
 
 
-def _plan_shards(decoder: Decoder, dtype: torch.dtype | None, shard_bytes: int) -> list[list[Pending]]:
-    """The tensors in order, cut where the next one would make a shard larger than `shard_bytes`."""
-    shards: list[list[Pending]] = [[]]
-    size = 0
-    for item in _pending(decoder, dtype):
-        if shards[-1] and size + item.nbytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(item)
-        size += item.nbytes
-    return shards
-
-
-def _pending(decoder: Decoder, dtype: torch.dtype | None = None) -> Iterator[Pending]:
+def _pending(
+    decoder: Decoder, whole: Callable[[str], Tensor] | None = None, dtype: torch.dtype | None = None
+) -> Iterator[Pending]:
     """Every tensor of the checkpoint, its values made when they are asked for; float ones to be written as `dtype`."""
     parameters, exact = held(decoder), dict(decoder.named_buffers())
     quantized = quantized_modules(decoder)
@@ -277,13 +295,17 @@ def _pending(decoder: Decoder, dtype: torch.dtype | None = None) -> Iterator[Pen
             yield Pending(name=name, dtype=slot.stored.dtype(slot.part), shape=slot.shape, values=take)
         else:
             parameter = parameters[slot.inner].detach()
-            take = partial(slot.read, parameter)
+            values = partial(_read, slot, whole or {slot.inner: parameter}.__getitem__)
             kind = parameter.dtype if slot.inner in exact else dtype or parameter.dtype
-            yield Pending(name=name, dtype=kind, shape=slot.shape, values=take)
+            yield Pending(name=name, dtype=kind, shape=slot.shape, values=values, source=slot.inner)
 
 
 def _take(piece: Piece, module: QuantLinear) -> Tensor:
     return piece.take(module.quantized)
+
+
+def _read(slot: Slot, whole: Callable[[str], Tensor]) -> Tensor:
+    return slot.read(whole(slot.inner))
 
 
 def open_shards(path: Path) -> list[Shard]:

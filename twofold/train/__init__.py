@@ -33,6 +33,12 @@ collectives.py bytes, calls and time of what is said to other ranks in a step
 meter.py       the share of the machine's matmul peak that a model reaches, and memory
 schedule.py    the learning rate as a pure function of the step
 checkpoint.py  directories that are whole or not there: hashed, renamed into place, the damaged ones named
+pieces.py      what a rank holds of a tensor, written by any layout and read by any other
+places.py      where each tensor of a rank lies in the whole model
+state.py       what of a run goes into its checkpoints, and back
+files.py       the model's own files, as Hugging Face lays them out
+courier.py     weights on their way from the ranks that hold them to those that write them
+saver.py       checkpoints written behind the run's back
 journal.py     what happened, as JSON lines and as TensorBoard events
 tfevents.py    TensorBoard's file format, written by hand
 plot.py        a loss curve for the terminal and as SVG

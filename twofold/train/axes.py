@@ -1,4 +1,4 @@
-"""Axes: what tensor, sequence and pipeline parallel change about a step, in one place, so that the trainer is plain.
+"""Axes: what tensor, sequence, expert and pipeline parallel change about a step, in one place.
 
 micro-batch ─pad─▶ tokens that divide evenly ─place─▶ this rank's ids, targets and context
 backward ─collect─▶ gradients of what several ranks hold ─▶ norm, each parameter counted once
@@ -14,25 +14,30 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core import ConfigError
 from ..data import Batch
 from ..models.decoder import Decoder
+from ..models.exchange import expert_rows, split_experts
 from ..models.packed import PackedContext
 from ..models.parallel import TensorParallel
 from ..models.sequence import DividedContext, RingContext, UlyssesContext, check
 from ..models.spec import ModelSpec
 from ..parallel import Mesh, ParallelConfig
+from ..parallel.expert import Rows
 from .loss import IGNORE
 from .pipeline import Pipeline, Placed
 from .share import nothing, share
 
 
 class Axes:
-    """The tensor, sequence and pipeline axes of a mesh. Alone, everything is as it was."""
+    """The tensor, sequence, expert and pipeline axes of a mesh. Alone, everything is as it was."""
 
     def __init__(self, mesh: Mesh | None = None, config: ParallelConfig | None = None) -> None:
         self.mesh, self.config = mesh or Mesh(), config or ParallelConfig()
         self.tensor: TensorParallel | None = None
         self.pipeline: Pipeline | None = None
+        self.experts: dict[str, Rows] = {}
+        """Which experts of each divided parameter this rank has."""
         ring = self.config.sp_kind == "ring" and self.mesh.size("sp") > 1
         within = self.mesh.size("tp") if self.config.sequence else 1
         self._multiple = self.mesh.size("sp") * (2 if ring else 1) * within
@@ -51,6 +56,12 @@ class Axes:
         else:
             self.tensor = TensorParallel(spec, group, sequence=self.config.sequence, **how)
             decoder = self.tensor.decoder
+        ep = self.mesh.group("ep")
+        if ep is not None:
+            self.experts = expert_rows(decoder, ep.size(), ep.rank())
+            if not self.experts:
+                raise ConfigError(f"parallel.ep is {ep.size()}, but this model has no experts: set it to 1")
+            split_experts(decoder, ep)
         if self.mesh.size("pp") > 1:
             self.pipeline = Pipeline(spec, self.mesh, self.config)
             self.pipeline.take_out(decoder)
@@ -58,7 +69,8 @@ class Axes:
 
     def part(self, name: str, whole: Tensor) -> Tensor:
         """What this rank holds of a whole parameter."""
-        return self.tensor.part(name, whole) if self.tensor else whole
+        part = self.tensor.part(name, whole) if self.tensor else whole
+        return part[rows.slice] if (rows := self.experts.get(name)) else part
 
     def share(self, batch: Batch, tokens: int | None) -> list[Batch]:
         """This rank's micro-batches of a step, each of at most `tokens` tokens where sequences allow."""

@@ -5,6 +5,7 @@ Recipe
 ├── data        what it reads, and how much of it a step and a micro-batch hold
 ├── optimizer   the rule, its numbers, and the clip
 ├── schedule    how many steps, the warm-up, the way down
+├── parallel    how many processes divide the work (parallel/config.py)
 ├── fp16        dynamic loss scaling, where model.dtype is fp16
 ├── offload     what is kept in the host's memory or on disk
 ├── moe         how a mixture's tokens are dealt to its experts
@@ -231,11 +232,15 @@ class RunConfig:
     eval_batches: int = 4
     save_every: int = 100
     keep_last: int = 2
+    keep_every: int | None = None
+    """Checkpoints of every so many steps stay for good, besides the newest `keep_last`."""
+    save_behind: bool = True
+    """Write checkpoints while the run goes on, from a copy; False spares the copy's memory and waits."""
     export_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """How the finished model's weights are written to `output`/model."""
 
     def __post_init__(self) -> None:
-        _positive(self, "threads", "log_every", "eval_every", "eval_batches", "save_every", "keep_last")
+        _positive(self, "threads", "log_every", "eval_every", "eval_batches", "save_every", "keep_last", "keep_every")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -186,7 +186,7 @@ class Optimizer:
                     kept.copy_(_take(left, f"{key}.{name}", master.shape))
                     self.offload.let_go(kept)
         if left:
-            raise CheckpointError(f"optimizer.safetensors has a tensor this model does not: {sorted(left)[0]}")
+            raise CheckpointError(f"the optimizer's state has a tensor this model does not: {sorted(left)[0]}")
 
     def _zeros(self, name: str, shape: torch.Size) -> Tensor:
         return self.offload.zeros(name, shape, next(iter(self.weights.values())).device)
@@ -205,8 +205,8 @@ class Optimizer:
 
 def _take(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
     if name not in tensors:
-        raise CheckpointError(f"optimizer.safetensors lacks '{name}'")
+        raise CheckpointError(f"the optimizer's state lacks '{name}'")
     found = tensors.pop(name)
     if found.shape != shape:
-        raise CheckpointError(f"optimizer.safetensors: '{name}' is {list(found.shape)}, the model's is {list(shape)}")
+        raise CheckpointError(f"the optimizer's state: '{name}' is {list(found.shape)}, the model's is {list(shape)}")
     return found

@@ -44,7 +44,7 @@ class Zero:
         `dtype` is what weights are multiplied in; the shards that the optimizer moves stay as the decoder has them.
         `roots` are the modules whose forwards are called: the decoder's own, or the stages of a pipeline.
         """
-        self.decoder, self.stage = decoder, mesh.layout.stage
+        self.decoder, self.stage, self.dtype = decoder, mesh.layout.stage, dtype or next(decoder.parameters()).dtype
         self.parts: list[FSDPModule] = []
         if mesh.size("data") * mesh.size("sp") == 1:
             return
@@ -74,15 +74,22 @@ class Zero:
 
     @contextmanager
     def whole(self) -> Iterator[Decoder]:
-        """The decoder with all its parameters on every rank, for saving and sampling; a collective."""
+        """The decoder with all its parameters on every rank; a collective. Inside, a rank may run it on its own."""
         for part in self.parts:
             part.unshard()
+            part.set_reshard_after_forward(False, recurse=False)
         try:
             with joined(self.decoder):
                 yield self.decoder
         finally:
             for part in self.parts:
-                part.reshard()
+                part.set_reshard_after_forward(self.stage == 3 and part is not self.parts[-1], recurse=False)
+            self.settle()
+
+    def settle(self) -> None:
+        """Let gathered parameters go, so that the decoder has its shards, whatever ran last."""
+        for part in self.parts:
+            part.reshard()
 
 
 def _narrow(part: FSDPModule, config: ParallelConfig, mesh: Mesh) -> None:
