@@ -33,6 +33,7 @@ from twofold.train.config import OptimizerConfig
 from twofold.train.forecast import Cut, Load, memory
 from twofold.train.init import init_weights
 from twofold.train.optimizer import Optimizer
+from twofold.train.policies import per_layer
 from twofold.train.share import share
 from twofold.train.storages import Storages
 from twofold.train.zero import Zero
@@ -182,7 +183,7 @@ def add_formulas(record: dict[str, Any], spec: ModelSpec) -> None:
     record["formula"] = {0: 16.0, 1: 4 + 12 / ranks, 2: 2 + 14 / ranks, 3: 16 / among}[layout.stage] * count
     record["ours_kept"], record["ours_after"] = 12 * count / among, 16 * count / among
     size = 2 if record["dtype"] == "bf16" else 4
-    load = Load(tokens=TOKENS, size=size, policies=("none",) * len(spec.layers))
+    load = Load(tokens=TOKENS, size=size, policies=tuple(per_layer("none", len(spec.layers))))
     said = memory(spec, Cut(stage=layout.stage, ranks=among, copies=layout.replicate), load)
     record["forecast_peak"], record["gathered"] = said.peak.total, said.peak.gathered
 
@@ -190,7 +191,7 @@ def add_formulas(record: dict[str, Any], spec: ModelSpec) -> None:
 def report(records: list[dict[str, Any]], spec: ModelSpec) -> None:
     count = numbers(spec)
     print(
-        "ranks zero   dtype   formula            MiB   kept  ours  after bw  ours   peak  forecast   volume: 1    4 parts"
+        "ranks zero   dtype  formula           MiB   kept  ours  after bw  ours   peak  forecast  volume of 1  4 parts"
     )
     for r in records:
         if "comm" in r:

@@ -30,7 +30,7 @@ from twofold.train.zero import Zero
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 1001, "hidden_size": 64,
-    "intermediate_size": 176, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 176, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": True,
 }  # fmt: skip
 TOKENS, LENGTH = 128, 64
@@ -83,8 +83,8 @@ def step(
     return peak[0] - data, alive.now() - data
 
 
-def measure_all(rank: int, layout: Layout) -> list[dict[str, int]]:
-    return [measure(rank, layout, *case, "adamw") for case in CASES]
+def measure_all(rank: int, layout: Layout, cases: list[tuple[str, str, int, bool]]) -> list[dict[str, int]]:
+    return [measure(rank, layout, *case, "adamw") for case in cases]
 
 
 def check(layout: Layout, found: dict[str, int], dtype: str, policy: str, parts: int, tied: bool, states: int) -> None:
@@ -103,8 +103,9 @@ def check(layout: Layout, found: dict[str, int], dtype: str, policy: str, parts:
 )
 def test_every_stage(world: int, zero: Any) -> None:
     layout = lay_out(ParallelConfig(zero=zero, node=2), world)
-    ranks = run_ranks(world, measure_all, layout)
-    for case, found in zip(CASES, ranks[0], strict=True):
+    cases = CASES if world == 2 else CASES[::3]  # one of each dtype, policy and number of micro-batches
+    ranks = run_ranks(world, measure_all, layout, cases)
+    for case, found in zip(cases, ranks[0], strict=True):
         check(layout, found, *case, 2)
 
 
@@ -141,7 +142,6 @@ def send(rank: int, layout: Layout, config: ParallelConfig, parts: int) -> int:
     "config",
     [
         ParallelConfig(zero=0),
-        ParallelConfig(zero=1),
         ParallelConfig(zero=3),
         ParallelConfig(zero="hybrid", node=2),
         ParallelConfig(zero=2, comm="int4"),
@@ -153,7 +153,7 @@ def send(rank: int, layout: Layout, config: ParallelConfig, parts: int) -> int:
 )
 def test_bytes_sent(config: ParallelConfig) -> None:
     layout, spec = lay_out(config, 4), spec_from(LLAMA)
-    load = Load(tokens=TOKENS // layout.sp, parts=2, policies=("none",) * len(spec.layers))
+    load = Load(tokens=TOKENS // layout.sp, parts=2, policies=tuple(per_layer("none", len(spec.layers))))
     said = traffic(spec, layout, config, load)
     measured = run_ranks(4, send, layout, config, 2)[0]
     assert sum(said.values()) == pytest.approx(measured, rel=0.03), said

@@ -34,7 +34,7 @@ def machine(room: int, node: int) -> Machine:
     return Machine(available=node * (room + RUNTIME), node=node)
 
 
-def peak(given: Recipe, spec: ModelSpec, ranks: int, zero: int) -> int:
+def peak(given: Recipe, spec: ModelSpec, ranks: int, zero: Any) -> int:
     given = replace(given, parallel=replace(given.parallel, zero=zero))
     layout = laid_out(given, spec, ranks, machine(0, ranks))
     return held(given, spec, layout, load_of(given, spec, layout)).peak.total

@@ -177,8 +177,8 @@ class _Walk:
     def _head(self) -> Moment:
         """The last chunk of rows: its logits, the gradient of the head beside what earlier chunks gave."""
         rows = min(self.load.tokens, max(CHUNK_ROWS, CHUNK_NUMBERS // self.spec.vocab))
-        first = rows == self.load.tokens and (not self.several or self.at_once)
-        again = 0 if first else self.table * self._grad_size()
+        first = rows == self.load.tokens and (not self.several or self.at_once or not self.cut.divided)
+        again = 0 if first or (not self._collects() and not self.cut.divided) else self.table * self._grad_size()
         fresh = self.table * (self.load.size + self._widened())
         working = rows * self.spec.vocab * self.load.act + self.spec.hidden * self.each + fresh
         return self._moment(
@@ -273,7 +273,8 @@ class _Walk:
         if self.at_once:  # FSDP2 holds what copies have added up until the group's next sum
             return self.shards * FULL * (2 if self.cut.copies > 1 and self.load.parts > 2 else 1)
         left = self.groups if index is None else self.groups[: index + 1]
-        return sum(group.numbers for group in left) * FULL
+        rest = 0 if index == -1 else max(0, self.root.numbers - self.table)  # the head's own is counted where it grows
+        return (sum(group.numbers for group in left) + rest) * FULL
 
     def _left(self) -> int:
         """What the micro-batch before has reduced last, in the buffer that is let go when the next one is filled."""
