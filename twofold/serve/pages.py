@@ -46,6 +46,7 @@ class Pages:
         return [
             Route("/", self.index, methods=["GET"]),
             Route("/train", self.train, methods=["GET"]),
+            Route("/favicon.ico", self.icon, methods=["GET"]),
             Route("/ui/{name:path}", self.file, methods=["GET"]),
         ]
 
@@ -54,6 +55,10 @@ class Pages:
 
     async def train(self, request: Request) -> Response:
         return self._answer(request, "train.html")
+
+    async def icon(self, request: Request) -> Response:
+        """What browsers ask for by themselves, whatever a page says its icon is."""
+        return self._answer(request, "icon.svg")
 
     async def file(self, request: Request) -> Response:
         return self._answer(request, request.path_params["name"])
