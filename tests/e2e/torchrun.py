@@ -1,0 +1,80 @@
+"""torchrun as users start it: agents in process groups of their own, and the ranks that they started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+LIMIT = 100.0
+SHORT = "keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=1,is_host={host}"
+
+
+class Agent:
+    """One agent and its ranks. `elastic` is (port, first): one of 1 to 2 agents, of which the first holds the store.
+
+    `program` is a Python file in place of `twofold train`.
+    """
+
+    def __init__(
+        self, recipe: Path, changes: dict[str, Any], said: Path, *, ranks: int = 2, restarts: int = 3,
+        elastic: tuple[int, bool] | None = None, program: Path | None = None,
+    ) -> None:  # fmt: skip
+        where = ["--standalone"]
+        if elastic:
+            port, first = elastic
+            conf = SHORT.format(host=int(first))
+            where = ["--nnodes=1:2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-conf={conf}"]
+            where += ["--rdzv-id=test", "--local-addr=127.0.0.1"]
+        command = [str(program)] if program else ["-m", "twofold", "train"]
+        self._said = said
+        with said.open("w") as out:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={ranks}",
+                    f"--max-restarts={restarts}", *command, str(recipe),
+                    *(f"--set={key}={value}" for key, value in changes.items()),
+                ],
+                stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    def said(self) -> str:
+        return self._said.read_text()
+
+    def ranks(self) -> dict[int, int]:
+        """Process id of each rank that lives, by its number."""
+        found = {}
+        for children in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+            for pid in map(int, children.read_text().split()):
+                env = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                number = [line[5:] for line in env if line.startswith(b"RANK=")]
+                if number:
+                    found[int(number[0])] = pid
+        return found
+
+    def kill(self) -> None:
+        """kill -9 to the agent and all that it started."""
+        mine = self.ranks().values()
+        os.killpg(self.process.pid, signal.SIGKILL)
+        for pid in mine:  # each is in a session of its own
+            os.kill(pid, signal.SIGKILL)
+
+    def end(self) -> int:
+        try:
+            return self.process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"torchrun did not end:\n{self.said()}") from None
+
+
+def until(agent: Agent, output: Path, step: int) -> None:
+    """Wait for the record of a step."""
+    log, ends = output / "log.jsonl", time.monotonic() + LIMIT
+    while not log.exists() or f'"step": {step},' not in log.read_text():
+        assert agent.process.poll() is None and time.monotonic() < ends, f"no step {step}:\n{agent.said()}"
+        time.sleep(0.01)
