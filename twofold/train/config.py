@@ -6,6 +6,7 @@ Recipe
 ├── optimizer   the rule, its numbers, and the clip
 ├── schedule    how many steps, the warm-up, the way down
 ├── parallel    how many processes divide the work (parallel/config.py)
+├── elastic     ranks that come and go, hang or diverge (elastic.py)
 ├── fp16        dynamic loss scaling, where model.dtype is fp16
 ├── run         where results go, how often to validate and save, threads and seed
 └── sample      prompts that the serving engine answers while the model trains
@@ -22,6 +23,7 @@ from typing import Any, Literal, get_type_hints
 from ..core import ConfigError, flatten
 from ..data.bpe import VocabularyConfig
 from ..parallel.config import ParallelConfig
+from .elastic import ElasticConfig
 from .scaler import LossScaleConfig
 
 
@@ -260,10 +262,13 @@ class Recipe:
     fp16: LossScaleConfig = field(default_factory=LossScaleConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    elastic: ElasticConfig = field(default_factory=ElasticConfig)
 
     def __post_init__(self) -> None:
         if self.fp16 != LossScaleConfig() and self.model.dtype != "fp16":
             raise ConfigError(f"[fp16] is about scaling the loss, and model.dtype is {self.model.dtype}: leave it out")
+        if self.elastic.max is not None and self.parallel.dp != "auto":
+            raise ConfigError('elastic.max lets ranks come and go: parallel.dp must be "auto", what the others leave')
 
     def identity(self) -> dict[str, Any]:
         """The keys that decide the weights' bits, dotted; a run resumes only when all of them are unchanged."""
@@ -286,7 +291,7 @@ class Recipe:
 
 def _decides(key: str) -> bool:
     table, _, name = key.partition(".")
-    return table not in ("sample", "parallel") and (table != "run" or name in ("seed", "threads"))
+    return table not in ("sample", "parallel", "elastic") and (table != "run" or name in ("seed", "threads"))
 
 
 def _defaults(cls: type, prefix: str = "") -> dict[str, Any]:
