@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from ranks import Run, read_losses
+from ranks import read_losses
 from tiny_recipe import write_recipe
 from torchrun import Agent, until
 

@@ -67,11 +67,11 @@ def test_what_a_run_says() -> None:
 def test_too_few_and_too_many_ranks() -> None:
     config = ElasticConfig(min=2, max=3)
     config.admit(2)
-    with pytest.raises(ConfigError, match="1 ranks are fewer than elastic.min, 2"):
+    with pytest.raises(ConfigError, match=r"1 ranks are fewer than elastic\.min, 2"):
         config.admit(1)
-    with pytest.raises(ConfigError, match="4 ranks are more than elastic.max, 3"):
+    with pytest.raises(ConfigError, match=r"4 ranks are more than elastic\.max, 3"):
         config.admit(4)
-    with pytest.raises(ConfigError, match="elastic.max is 1, less than elastic.min, 2"):
+    with pytest.raises(ConfigError, match=r"elastic\.max is 1, less than elastic\.min, 2"):
         ElasticConfig(min=2, max=1)
     with pytest.raises(ConfigError, match="spike_factor must be more than 1"):
         ElasticConfig(spike_factor=1.0)

@@ -55,7 +55,7 @@ def test_a_dead_lead_that_had_heard_all_is_not_believed() -> None:
 
 
 def test_who_does_not_come_is_named() -> None:
-    with pytest.raises(WorkerError, match="no word of rank 1, 2; parallel.timeout"):
+    with pytest.raises(WorkerError, match=r"no word of rank 1, 2; parallel\.timeout"):
         call_roll(Memory(), 0, 3, 0.1)
     with pytest.raises(WorkerError, match="rank 0 calls nobody"):
         call_roll(Memory(), 1, 2, 0.1)

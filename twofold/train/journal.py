@@ -6,8 +6,9 @@ is written anew from what is left, so a killed and resumed run leaves the log of
     {"step": 7, "loss": 2.31, "lr": 0.001, "grad_norm": 0.8, "tokens": 57344, "tokens_per_second": 31000, "time": ...}
     {"step": 100, "valid_loss": 2.1, "time": ...}
     {"step": 100, "prompt": "def add(", "text": "a, b):", "time": ...}
-    {"step": 12, "skipped": "the gradient is not finite, first in layers.3.down", "batch": 11, "documents": [3, 70], ...}
-    {"step": 11, "rewound": "the loss, 31.2, is more than 2 times ...", "from": 17, "passed": [10, 16], "batch": 16, ...}
+    {"step": 12, "skipped": "the gradient is not finite, first in layers.3.down (batch 11)", "batch": 11, "documents":
+     [3, 70], "time": ...}
+    {"step": 11, "rewound": "the loss, 31.2, is more than 2 times 8.1 ...", "spiked": 17, "passed": [10, 16], ...}
 """
 
 from __future__ import annotations

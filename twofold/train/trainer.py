@@ -32,9 +32,11 @@ from .journal import Journal
 from .optimizer import Optimizer
 from .places import Places
 from .progress import Display
+from .rewind import named, rewind
 from .saver import Saver, Snapshot
 from .scaler import LossScaler
 from .schedule import lr_at
+from .spikes import Spikes
 from .state import gathered, state_pieces, weight_pieces
 from .stop import Stop
 from .zero import Zero
@@ -77,6 +79,11 @@ class Step:
     skipped: str | None = None
     overflow: bool = False
 
+    @property
+    def diverged(self) -> bool:
+        """Whether its loss or gradient was not finite, or its loss a spike."""
+        return self.skipped is not None and self.targets > 0 and not self.overflow
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -116,14 +123,15 @@ class Trainer:
         self.words, self.sampler = words, sampler
         self.scaler = scaler or LossScaler()
         self.position = position or Position()
-        self._saved_at = self.position.step if position else -1
+        self.spikes = Spikes(recipe.elastic, self.position.recent)
+        self.saved_at = self.position.step if position else -1
 
     # ---------------------------------------------------------------------------------------- one step
     def step(self, batch: Batch, loss: losses.Loss = losses.next_token) -> Step:
         """One optimizer step over all of `batch`, in micro-batches of whole sequences, each rank its share.
 
         The loss is the sum over all targets divided by their number, whatever the split. A step whose loss or gradient
-        is not finite changes no weight, on any rank.
+        is not finite, or a spike by `elastic.on_spike`, changes no weight, on any rank.
 
         Raises:
             TwofoldError: the gradient overflowed at the least loss scale.
@@ -139,11 +147,15 @@ class Trainer:
         self.optimizer.collect()  # what a pipeline leaves where it is
         mean = self.mesh.sum("loss", summed)[0] / targets
         done = Step(loss=mean, targets=targets, lr=lr, grad_norm=self.optimizer.clip(self.scaler.scale))
-        if math.isfinite(done.loss) and math.isfinite(done.grad_norm):
-            self.optimizer.step(lr)
-            self.scaler.update(None)
-        else:
+        if not math.isfinite(done.loss) or not math.isfinite(done.grad_norm):
             done = self._skip(done, batch)
+        else:
+            why = self.spikes.look(done.loss)
+            if why is None:
+                self.optimizer.step(lr)
+            else:
+                done = replace(done, skipped=f"{why} (batch {self.position.batch})")
+            self.scaler.update(None)
         self.optimizer.zero()
         return done
 
@@ -158,7 +170,7 @@ class Trainer:
             spoiled,
             lambda flags: self.mesh.sum("replicate", *self.mesh.sum("zero", *self.mesh.sum("tp", *flags))),
         )
-        why += f" (batch {self.position.step})"
+        why += f" (batch {self.position.batch})"
         self.scaler.update(why)
         if self.scaler.dynamic:
             why += f", at loss scale {scale:g}, from here {self.scaler.scale:g}"
@@ -203,6 +215,9 @@ class Trainer:
         steps = self.recipe.schedule.steps
         with Stop() as stop, self.display:
             clock = _Clock()
+            if self.recipe.elastic.on_spike == "rewind" and not self.position.step:
+                self.saved_at = -1
+                self.save()  # so that there is somewhere to go back to
             while self.position.step < steps:
                 self._advance(clock)
                 asked, failed = self.mesh.sum("world", float(stop.asked is not None), float(self.saver.failed))
@@ -221,9 +236,12 @@ class Trainer:
     def _advance(self, clock: _Clock) -> None:
         run, at = self.recipe.run, self.position
         clock.start()
-        batch = self.data.train.batch(at.step)
+        batch = self.data.train.batch(at.batch)
         done = self.step(batch)
         clock.stop(len(batch.ids_T))
+        if done.diverged and self.recipe.elastic.on_spike == "rewind":
+            rewind(self, str(done.skipped))
+            return
         self.position = replace(
             at,
             step=at.step + 1,
@@ -231,6 +249,8 @@ class Trainer:
             skipped=at.skipped + (done.skipped is not None),
             skips_in_row=at.skips_in_row + (not done.overflow) if done.skipped else 0,
             loss=at.loss if done.skipped else done.loss,
+            rewinds=at.rewinds if (at.step + 1) % run.save_every else 0,
+            recent=self.spikes.state(),
         )
         step, last = self.position.step, self.position.step == self.recipe.schedule.steps
         self._report(done, clock, step % run.log_every == 0 or last)
@@ -247,7 +267,7 @@ class Trainer:
     def _report(self, done: Step, clock: _Clock, log: bool) -> None:
         step = self.position.step
         if done.skipped:
-            self.journal.add(step, skipped=done.skipped)
+            self.journal.add(step, skipped=done.skipped, **named(self.data.train, self.position.batch - 1))
             self.display.say(f"step {step} skipped: {done.skipped} ({self.position.skipped} so far)")
             if self.position.skips_in_row >= self.recipe.optimizer.max_skips:
                 raise TwofoldError(
@@ -300,7 +320,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless it is there; what the run waits for is the saver's to say."""
-        if self._saved_at == self.position.step:
+        if self.saved_at == self.position.step:
             return
         self.journal.sync()
         self.zero.settle()
@@ -312,7 +332,7 @@ class Trainer:
                 states=state_pieces(self.decoder, places, self.optimizer, self.mesh, dtype),
             )
         )
-        self._saved_at = self.position.step
+        self.saved_at = self.position.step
 
     def _draw(self) -> None:
         if not self.mesh.main:
