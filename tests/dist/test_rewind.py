@@ -44,8 +44,8 @@ def _there_and_back(
     first = _steps(trainer, saved, saved + 3)
     trainer.zero.settle()
     found = trainer.saver.checkpoints.path(saved)
-    position = go_back(found, trainer.decoder, trainer.places, trainer.optimizer, trainer.mesh)
-    assert position.step == saved
+    trainer.position = go_back(found, trainer.decoder, trainer.places, trainer.optimizer, trainer.mesh)
+    assert trainer.position.step == saved
     again = _steps(trainer, saved, saved + 3)
     trainer.mesh.wait()
     return first, again

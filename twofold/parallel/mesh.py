@@ -8,6 +8,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from .layout import Axis, Layout
+from .watch import Group
+
+_AXES: tuple[Axis, ...] = (
+    "pp", "replicate", "shard", "sp", "tp", "data", "zero", "ep", "edp", "loss", "norm", "world",
+)  # fmt: skip
 
 
 class Mesh:
@@ -22,7 +27,7 @@ class Mesh:
         self._groups: dict[str, dist.ProcessGroup] = {}
         self._known: dict[tuple[int, ...], dist.ProcessGroup] = {}
         if self.layout.world > 1:
-            for axis in ("pp", "replicate", "shard", "sp", "tp", "data", "zero", "ep", "edp", "loss", "norm", "world"):
+            for axis in _AXES:
                 self._make(axis)
 
     def _make(self, axis: Axis) -> None:
@@ -54,6 +59,16 @@ class Mesh:
     def group(self, axis: Axis) -> dist.ProcessGroup | None:
         """The group along an axis; None where this rank is alone on it."""
         return self._groups.get(axis) if self.size(axis) > 1 else None
+
+    def groups(self) -> dict[str, Group]:
+        """Every group that there is, by torch's name for it: the first axis that it stands for, and its ranks."""
+        found: dict[str, Group] = {}
+        for axis in _AXES:
+            for ranks in self.layout.groups(axis):
+                made = self._known.get(tuple(ranks))
+                if made is not None and made != dist.GroupMember.NON_GROUP_MEMBER:
+                    found.setdefault(made.group_name, Group(name=axis, ranks=ranks))
+        return found
 
     def sharded(self, *, experts: bool = False) -> DeviceMesh:
         """What FSDP2 divides parameters over: (zero) or (replicate, zero); for experts edp in place of zero."""

@@ -24,10 +24,11 @@ from ..parallel import Mesh, Ranks, discover, joined
 from ..parallel.layout import lay_out
 from ..parallel.messages import everyone, from_first
 from ..parallel.ranks import Meeting
-from . import build, plot
+from . import build, elastic, plot
 from .axes import Axes
 from .checkpoint import Checkpoints, Position, read_position
 from .config import Recipe
+from .heartbeat import Heartbeat
 from .journal import Journal, Unwritten
 from .pieces import Stored
 from .progress import Display
@@ -62,6 +63,7 @@ def run(
     ranks = discover()
     try:
         recipe = load_config(Recipe, recipe_path, overrides)
+        recipe.elastic.admit(ranks.world)
         layout = lay_out(recipe.parallel, ranks.world, ranks.local_world)
     except ConfigError:
         if ranks.local_rank:
@@ -93,7 +95,11 @@ class _Run:
 
     def to_its_end(self, fresh: bool, sampler: Sampler | None) -> int:
         recipe, say, output = self.recipe, self.display.say, self.recipe.run.output
-        for line in self.mesh.layout.why:
+        data, axes = recipe.data, recipe.parallel
+        shares = elastic.lines(
+            recipe.elastic, data.tokens_per_step, data.micro_tokens, data.seq_len, axes.tp * axes.sp * axes.pp
+        )
+        for line in (*self.mesh.layout.why, *shares):
             say(line)
         checkpoints = Checkpoints(output / "checkpoints", recipe.run.keep_last, recipe.run.keep_every)
         if fresh and self.mesh.main:
@@ -167,6 +173,7 @@ class _Run:
             axes=axes,
             zero=zero,
             places=places,
+            heart=Heartbeat(recipe.run.output / "hang", mesh, recipe.elastic.heartbeat, self.attempt),
         )
 
 

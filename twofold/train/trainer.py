@@ -28,6 +28,7 @@ from . import loss as losses
 from .axes import Axes
 from .checkpoint import Position
 from .config import Recipe, SampleConfig
+from .heartbeat import Heartbeat
 from .journal import Journal
 from .optimizer import Optimizer
 from .places import Places
@@ -113,6 +114,7 @@ class Trainer:
         axes: Axes | None = None,
         zero: Zero | None = None,
         places: Places | None = None,
+        heart: Heartbeat | None = None,
     ) -> None:
         self.decoder, self.optimizer, self.data, self.recipe = decoder, optimizer, data, recipe
         self.axes = axes or Axes()
@@ -123,6 +125,7 @@ class Trainer:
         self.words, self.sampler = words, sampler
         self.scaler = scaler or LossScaler()
         self.position = position or Position()
+        self.heart = heart or Heartbeat(recipe.run.output, self.mesh)
         self.spikes = Spikes(recipe.elastic, self.position.recent)
         self.saved_at = self.position.step if position else -1
 
@@ -213,7 +216,7 @@ class Trainer:
     def fit(self) -> int:
         """Train to the last step, from wherever the run stands; 0 when done, STOPPED when asked to stop."""
         steps = self.recipe.schedule.steps
-        with Stop() as stop, self.display:
+        with Stop() as stop, self.heart, self.display:
             clock = _Clock()
             if self.recipe.elastic.on_spike == "rewind" and not self.position.step:
                 self.saved_at = -1
@@ -222,25 +225,30 @@ class Trainer:
                 self._advance(clock)
                 asked, failed = self.mesh.sum("world", float(stop.asked is not None), float(self.saver.failed))
                 if failed:
-                    self.saver.wait()
+                    with self.heart.apart("the checkpoint"):
+                        self.saver.wait()
                 if asked and self.position.step < steps:
-                    self.save()
-                    self.saver.wait()
+                    with self.heart.apart("the last checkpoint"):
+                        self.save()
+                        self.saver.wait()
                     why = stop.asked or "another rank was told to stop"
                     self.display.say(f"{why}: saved at step {self.position.step}; the same command goes on from here")
                     return STOPPED
-            self.save()
-            self.saver.wait()
+            with self.heart.apart("the last checkpoint"):
+                self.save()
+                self.saver.wait()
         return 0
 
     def _advance(self, clock: _Clock) -> None:
         run, at = self.recipe.run, self.position
+        self.heart.beat(at.step, "the pass")
         clock.start()
         batch = self.data.train.batch(at.batch)
         done = self.step(batch)
         clock.stop(len(batch.ids_T))
         if done.diverged and self.recipe.elastic.on_spike == "rewind":
-            rewind(self, str(done.skipped))
+            with self.heart.apart("the way back"):
+                rewind(self, str(done.skipped))
             return
         self.position = replace(
             at,
@@ -255,14 +263,17 @@ class Trainer:
         step, last = self.position.step, self.position.step == self.recipe.schedule.steps
         self._report(done, clock, step % run.log_every == 0 or last)
         if self.data.valid and (step % run.eval_every == 0 or last):
+            self.heart.beat(at.step, "the validation")
             value = self.evaluate()
             self.journal.add(step, valid_loss=value)
             self.display.say(f"step {step}: validation loss {value:.4f}")
             self._draw()
         if self.recipe.sample.prompts and (step % self.recipe.sample.every == 0 or last):
-            self.sample()
+            with self.heart.apart("the samples"):
+                self.sample()
         if step % run.save_every == 0:
-            self.save()
+            with self.heart.apart("the checkpoint"):
+                self.save()
 
     def _report(self, done: Step, clock: _Clock, log: bool) -> None:
         step = self.position.step
