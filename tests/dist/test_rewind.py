@@ -39,6 +39,7 @@ def _there_and_back(
 ) -> tuple[list[float], list[float]]:
     trainer = assembled(rank, world, parallel, folder, dtype=dtype)
     _steps(trainer, 0, saved)
+    trainer.saved_at = -1
     trainer.save()
     trainer.saver.wait()
     first = _steps(trainer, saved, saved + 3)

@@ -46,17 +46,60 @@ def test_a_killed_rank_starts_again(recipe: Path, alone: list[float], tmp_path: 
     close(run, alone)
 
 
-def test_machines_leave_and_join(recipe: Path, alone: list[float], tmp_path: Path) -> None:
-    """Two agents, one of them killed with its ranks, and one more that joins: the batches are the same."""
+def test_machines_join_and_leave(recipe: Path, alone: list[float], tmp_path: Path) -> None:
+    """An agent alone, a second that joins, and is killed with its rank: the batches are the same."""
     run = tmp_path / "run"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    changes = SHORT | {"run.output": run, "schedule.steps": STEPS}
-    stays = Agent(recipe, changes, tmp_path / "stays", ranks=1, elastic=(port, True))
-    leaves = Agent(recipe, changes, tmp_path / "leaves", ranks=1, elastic=(port, False))
-    until(stays, run, 12)
-    leaves.kill()
+    changes = SHORT | {"run.output": run, "elastic.max": 2}
+    stays = Agent(recipe, changes, tmp_path / "stays", ranks=1, elastic=(port, True), paced=(0.15, "well"))
+    until(stays, run, 3)
+    joins = Agent(recipe, changes, tmp_path / "joins", ranks=1, elastic=(port, False), paced=(0.15, "well"))
+    until(stays, run, 21, what="2 ranks")
+    joins.kill()
     assert stays.end() == 0, stays.said()
-    assert "2 ranks" in stays.said() and "going on from step-" in stays.said()
+    said = stays.said()
+    assert "1: 2 x 2, 2: 1 x 2" in said and said.count("2 ranks (shard 2, ZeRO 2)") == 1
+    assert said.count("going on from step-") >= 2
+    close(run, alone)
+
+
+def test_any_rank_that_is_told_to_stop_stops_all(recipe: Path, alone: list[float], tmp_path: Path) -> None:
+    """Status 75 is not a failure to start again from: torchrun is told not to, and passes it on."""
+    run = tmp_path / "run"
+    changes = SHORT | {"run.output": run}
+    agent = Agent(recipe, changes, tmp_path / "first", paced=(0.05, "well"), restarts=0)
+    until(agent, run, 5)
+    os.kill(agent.ranks()[1], signal.SIGTERM)
+    assert agent.end() != 0
+    said = agent.said()
+    assert said.count("another rank was told to stop: saved at step ") == 1
+    assert "exitcode  : 75" in said
+    agent = Agent(recipe, changes, tmp_path / "second")
+    until(agent, run, 20)
+    agent.process.send_signal(signal.SIGTERM)  # to the agent, which tells its ranks
+    agent.end()
+    assert "SIGTERM: saved at step " in agent.said()
+    agent = Agent(recipe, changes, tmp_path / "third")
+    assert agent.end() == 0, agent.said()
+    close(run, alone)
+
+
+@pytest.mark.parametrize("what", ["sleeps", "strays"])
+def test_a_hang_is_reported_and_the_run_goes_on(recipe: Path, alone: list[float], tmp_path: Path, what: str) -> None:
+    run = tmp_path / "run"
+    changes = SHORT | {"run.output": run, "elastic.heartbeat": 2.0, "run.save_every": 5}
+    agent = Agent(recipe, changes, tmp_path / "said", paced=(0.0, what))
+    assert agent.end() == 0, agent.said()
+    said = agent.said()
+    assert said.count("the run hangs: rank ") == 1 and "exitcode  : 76" in said
+    (report,) = run.glob("hang/*/report.txt")
+    told = report.read_text()
+    assert told in said and "rank 0: the pass of step 8 for" in told and "rank 1: the pass of step 8 for" in told
+    if what == "sleeps":
+        assert "to which rank 1 has not come" in told and "time.sleep(600)" in told
+    else:
+        assert "rank 1 is at all_reduce #" in told and " [3] fp64 on zero, rank 0 at all_gather #" in told
+    assert "going on from step-00000005" in said
     close(run, alone)

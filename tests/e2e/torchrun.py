@@ -17,12 +17,12 @@ SHORT = "keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=1,is_h
 class Agent:
     """One agent and its ranks. `elastic` is (port, first): one of 1 to 2 agents, of which the first holds the store.
 
-    `program` is a Python file in place of `twofold train`.
+    `paced` is (seconds, what): steps that long, and what goes wrong (`paced.py`).
     """
 
     def __init__(
         self, recipe: Path, changes: dict[str, Any], said: Path, *, ranks: int = 2, restarts: int = 3,
-        elastic: tuple[int, bool] | None = None, program: Path | None = None,
+        elastic: tuple[int, bool] | None = None, paced: tuple[float, str] | None = None,
     ) -> None:  # fmt: skip
         where = ["--standalone"]
         if elastic:
@@ -30,7 +30,9 @@ class Agent:
             conf = SHORT.format(host=int(first))
             where = ["--nnodes=1:2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-conf={conf}"]
             where += ["--rdzv-id=test", "--local-addr=127.0.0.1"]
-        command = [str(program)] if program else ["-m", "twofold", "train"]
+        command = ["-m", "twofold", "train"]
+        if paced:
+            command = [str(Path(__file__).with_name("paced.py")), *map(str, paced)]
         self._said = said
         with said.open("w") as out:
             self.process = subprocess.Popen(
@@ -72,9 +74,9 @@ class Agent:
             raise AssertionError(f"torchrun did not end:\n{self.said()}") from None
 
 
-def until(agent: Agent, output: Path, step: int) -> None:
-    """Wait for the record of a step."""
+def until(agent: Agent, output: Path, step: int, what: str = "") -> None:
+    """Wait for the record of a step, and that the agent's ranks said `what`."""
     log, ends = output / "log.jsonl", time.monotonic() + LIMIT
-    while not log.exists() or f'"step": {step},' not in log.read_text():
+    while not log.exists() or f'"step": {step},' not in log.read_text() or what not in agent.said():
         assert agent.process.poll() is None and time.monotonic() < ends, f"no step {step}:\n{agent.said()}"
         time.sleep(0.01)

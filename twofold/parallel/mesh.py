@@ -13,6 +13,7 @@ from .watch import Group
 _AXES: tuple[Axis, ...] = (
     "pp", "replicate", "shard", "sp", "tp", "data", "zero", "ep", "edp", "loss", "norm", "world",
 )  # fmt: skip
+_TELLING: tuple[Axis, ...] = ("zero", "tp", "sp", "pp", "ep", "edp", *_AXES)
 
 
 class Mesh:
@@ -61,13 +62,12 @@ class Mesh:
         return self._groups.get(axis) if self.size(axis) > 1 else None
 
     def groups(self) -> dict[str, Group]:
-        """Every group that there is, by torch's name for it: the first axis that it stands for, and its ranks."""
+        """This rank's groups by torch's name: what each is called here (of several axes the most telling), its ranks."""
         found: dict[str, Group] = {}
-        for axis in _AXES:
-            for ranks in self.layout.groups(axis):
-                made = self._known.get(tuple(ranks))
-                if made is not None and made != dist.GroupMember.NON_GROUP_MEMBER:
-                    found.setdefault(made.group_name, Group(name=axis, ranks=ranks))
+        for axis in _TELLING:
+            if axis in self._groups:
+                ranks = next(group for group in self.layout.groups(axis) if self.rank_in_world in group)
+                found.setdefault(self._groups[axis].group_name, Group(name=axis, ranks=tuple(ranks)))
         return found
 
     def sharded(self, *, experts: bool = False) -> DeviceMesh:

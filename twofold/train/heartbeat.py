@@ -100,7 +100,7 @@ class Heartbeat:
             time.sleep(0.05)
         report = self.folder / "report.txt"
         if self.rank == min(told, default=self.rank):
-            text = describe(told, self.mesh)
+            text = describe(told, self.world)
             report.write_text(text, encoding="utf-8")
             print(text, file=sys.stderr, flush=True)
         ends = time.monotonic() + GRACE
@@ -117,6 +117,7 @@ class Heartbeat:
             "limit": beat.limit,
             "stacks": stacks(),
             "calls": [asdict(call) for call in watch.calls()] if self.world > 1 else [],
+            "groups": {name: [group.name, group.ranks] for name, group in self.mesh.groups().items()},
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         begun = self.folder / f".rank-{self.rank}"
@@ -138,18 +139,20 @@ def stacks() -> dict[str, list[str]]:
     }
 
 
-def describe(told: Mapping[int, Mapping[str, Any]], mesh: Mesh) -> str:
+def describe(told: Mapping[int, Mapping[str, Any]], world: int) -> str:
     """The report: who is late, the first collective that differs, and where every thread of every rank is."""
     late = [rank for rank, note in told.items() if note["limit"] is not None and note["seconds"] > note["limit"]]
     first = min(late, default=min(told))
     calls = {rank: [watch.Call.read(row) for row in note["calls"]] for rank, note in told.items()}
     note = told[first]
     lines = [f"the run hangs: rank {first} is {note['seconds']:g} s in {note['phase']} of step {note['step'] + 1}"]
-    silent = [str(rank) for rank in range(mesh.size("world")) if rank not in told]
+    silent = [str(rank) for rank in range(world) if rank not in told]
     if silent:
         lines.append(f"rank {', '.join(silent)} says nothing: its process is gone, or stopped outside of Python")
-    if not mesh.alone:
-        lines.append(watch.first_difference(calls, mesh.groups()) or "all ranks came to the same collectives")
+    if world > 1:
+        every = {name: row for note in told.values() for name, row in note["groups"].items()}
+        groups = {name: watch.Group(name=called, ranks=tuple(ranks)) for name, (called, ranks) in every.items()}
+        lines.append(watch.first_difference(calls, groups) or "all ranks came to the same collectives")
     for rank, note in sorted(told.items()):
         lines.append(f"rank {rank}: {note['phase']} of step {note['step'] + 1} for {note['seconds']:g} s")
         for name, frames in note["stacks"].items():
