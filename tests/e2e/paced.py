@@ -1,6 +1,6 @@
 """`twofold train` for torchrun, with steps that take a while, and a rank that goes wrong at one of them, the first time.
 
-    python paced.py SECONDS WHAT recipe.toml --set=key=value ...      WHAT: well, sleeps, strays
+python paced.py SECONDS WHAT recipe.toml --set=key=value ...      WHAT: well, sleeps, strays
 """
 
 from __future__ import annotations

@@ -53,10 +53,10 @@ def test_machines_join_and_leave(recipe: Path, alone: list[float], tmp_path: Pat
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     changes = SHORT | {"run.output": run, "elastic.max": 2}
-    stays = Agent(recipe, changes, tmp_path / "stays", ranks=1, elastic=(port, True), paced=(0.15, "well"))
+    stays = Agent(recipe, changes, tmp_path / "stays", ranks=1, elastic=(port, True), paced=(0.2, "well"))
     until(stays, run, 3)
-    joins = Agent(recipe, changes, tmp_path / "joins", ranks=1, elastic=(port, False), paced=(0.15, "well"))
-    until(stays, run, 21, what="2 ranks")
+    joins = Agent(recipe, changes, tmp_path / "joins", ranks=1, elastic=(port, False), paced=(0.2, "well"))
+    until(stays, run, 3, what="2 ranks (shard 2")
     joins.kill()
     assert stays.end() == 0, stays.said()
     said = stays.said()

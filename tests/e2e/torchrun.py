@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 LIMIT = 100.0
-SHORT = "keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=1,is_host={host}"
+SHORT = "keep_alive_interval=1,keep_alive_max_attempt=4,last_call_timeout=1,is_host={host}"
 
 
 class Agent:
@@ -24,12 +24,13 @@ class Agent:
         self, recipe: Path, changes: dict[str, Any], said: Path, *, ranks: int = 2, restarts: int = 3,
         elastic: tuple[int, bool] | None = None, paced: tuple[float, str] | None = None,
     ) -> None:  # fmt: skip
-        where = ["--standalone"]
+        where, env = ["--standalone"], {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
         if elastic:
             port, first = elastic
             conf = SHORT.format(host=int(first))
             where = ["--nnodes=1:2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", f"--rdzv-conf={conf}"]
             where += ["--rdzv-id=test", "--local-addr=127.0.0.1"]
+            env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # torch 2.13 tells a joiner no address else
         command = ["-m", "twofold", "train"]
         if paced:
             command = [str(Path(__file__).with_name("paced.py")), *map(str, paced)]
@@ -42,7 +43,7 @@ class Agent:
                     *(f"--set={key}={value}" for key, value in changes.items()),
                 ],
                 stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+                env=os.environ | env,
             )  # fmt: skip
 
     def said(self) -> str:

@@ -4,7 +4,8 @@
              rank 1   ... #39 all_gather   #40 all_gather   #41 all_reduce         they will wait for ever
 
 The recorder is a ring in torch's own C++ (`TORCH_FR_BUFFER_SIZE`): it sees those of FSDP, of functional collectives and
-of our own code, on gloo as on NCCL, whoever calls them, and costs no Python. (gloo's reduce-scatter is an all-reduce there.)
+of our own code, on gloo as on NCCL, whoever calls them, and costs no Python. (A reduce-scatter
+of gloo is an all-reduce there.)
 """
 
 from __future__ import annotations
