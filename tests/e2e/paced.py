@@ -1,6 +1,6 @@
-"""`twofold train` for torchrun, with steps that take a while, and a rank that goes wrong at one of them, the first time.
+"""`twofold train` for torchrun with slow steps, and, at the first attempt, a rank that goes wrong at one of them:
 
-python paced.py SECONDS WHAT recipe.toml --set=key=value ...      WHAT: well, sleeps, strays
+python paced.py SECONDS WHAT recipe.toml --set=key=value ...      WHAT is "well", "sleeps" or "strays"
 """
 
 from __future__ import annotations

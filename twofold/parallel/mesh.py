@@ -62,7 +62,7 @@ class Mesh:
         return self._groups.get(axis) if self.size(axis) > 1 else None
 
     def groups(self) -> dict[str, Group]:
-        """This rank's groups by torch's names: the axis that each stands for, of several the most telling, and its ranks."""
+        """This rank's groups by torch's names: the axis that each stands for (the most telling), and its ranks."""
         found: dict[str, Group] = {}
         for axis in _TELLING:
             if axis in self._groups:
