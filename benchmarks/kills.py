@@ -1,11 +1,12 @@
 """Does a run survive anything? Killed at random moments, some inside a checkpoint's write, it must end with the bits of
 one that nobody touched.
 
-    python benchmarks/kills.py --kills 50 --ranks 2        about four minutes
+    python benchmarks/kills.py --kills 50 --ranks 2        five to ten minutes
 
 An undisturbed run, then the same recipe in another directory: started, killed (all ranks, or one of them, and then the
-others have to end by themselves) at a random step and a random moment after it, started again, ... and at last left
-alone. Every start must go on by itself; the weights, the optimizer's state and the record of losses must be equal.
+others have to end by themselves) at a random step and a random moment after it, or while it starts, started again, ...
+and at last left alone. Every start must go on by itself; the weights, the optimizer's state and the record of losses
+must be equal.
 """
 
 from __future__ import annotations
@@ -57,8 +58,11 @@ save_every = 3
 eval_every = 20
 [parallel]
 zero = 3
+timeout = 30.0
 """
 PATIENCE = 300.0
+STARTING = 0.1
+"""The share of kills that fall while the run starts."""
 
 
 class Ranks:
@@ -69,6 +73,7 @@ class Ranks:
             taken.bind(("127.0.0.1", 0))
             port = taken.getsockname()[1]
         self.record = output / "log.jsonl"
+        self._before = self._file()
         self.processes = []
         for rank in range(world):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
@@ -83,8 +88,13 @@ class Ranks:
                 )
             )
 
+    def _file(self) -> int:
+        return self.record.stat().st_ino if self.record.exists() else 0
+
     def step(self) -> int:
-        """The last step in the record."""
+        """The last step in the record; none before this start has cut off what came behind its checkpoint."""
+        if self._file() == self._before:
+            return 0
         try:
             return int(json.loads(self.record.read_text().splitlines()[-1])["step"])
         except (OSError, ValueError, IndexError):
@@ -140,9 +150,12 @@ def disturb(recipe: Path, output: Path, kills: int, world: int, steps: int, chan
     for number in range(kills):
         run = Ranks(recipe, world, output)
         target = min(at + chance.randrange(1, 14), steps - 1)
-        if not run.until(target):
+        if chance.random() < STARTING:
+            time.sleep(chance.random() * 6)
+        elif run.until(target):
+            time.sleep(chance.random() * 0.03)
+        else:
             raise SystemExit(f"kill {number + 1}: the run ended with {run.end()} before step {target}")
-        time.sleep(chance.random() * 0.03)
         doomed = chance.choice([run.processes, [chance.choice(run.processes)]])
         for process in doomed:
             process.send_signal(signal.SIGKILL)

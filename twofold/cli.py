@@ -115,6 +115,8 @@ def train(flags: Flags) -> Run:
     flags.positional("recipe", "a recipe, such as recipes/pybot/pretrain.toml")
     flags.add("set", "change one key of the recipe: --set optimizer.lr=3e-4", many=True)
     flags.add("fresh", "start over: remove the run's checkpoints and log first", switch=True)
+    flags.add("profile", "after six steps, say where work, time and memory go, module by module", switch=True)
+    flags.add("profile-comm", "after five steps, say what each collective costs", switch=True)
     flags.add("kernels", KERNELS)
 
     def run(given: Given) -> int:
@@ -123,7 +125,8 @@ def train(flags: Flags) -> Run:
 
         if given.kernels is not None:
             use_named(given.kernels)
-        return train(given.recipe, given.set or [], given.fresh)
+        asked = {"modules": given.profile, "collectives": given.profile_comm}
+        return train(given.recipe, given.set or [], given.fresh, [name for name, on in asked.items() if on])
 
     return run
 

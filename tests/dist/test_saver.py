@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from test_axes import MOE
 from test_zero import CONFIG, batch
 from transformers import AutoModelForCausalLM
 from world import run_ranks
@@ -23,7 +24,7 @@ from twofold.parallel import Mesh, ParallelConfig
 from twofold.parallel.layout import lay_out
 from twofold.train import saver as saving
 from twofold.train.axes import Axes
-from twofold.train.build import build_model, build_optimizer
+from twofold.train.build import build_model, build_offload, build_optimizer
 from twofold.train.checkpoint import Checkpoints, Position, damage, read_position
 from twofold.train.config import DataConfig, ModelConfig, OptimizerConfig, Recipe, RunConfig, ScheduleConfig
 from twofold.train.files import ModelFiles
@@ -48,12 +49,18 @@ class Batches:
 
 
 def assembled(
-    rank: int, world: int, parallel: ParallelConfig, folder: Path, step: int = 0, dtype: Any = "fp32"
+    rank: int,
+    world: int,
+    parallel: ParallelConfig,
+    folder: Path,
+    step: int = 0,
+    dtype: Any = "fp32",
+    config: dict[str, Any] = CONFIG,
 ) -> Trainer:
     """A trainer of the test's model, from its first weights or the checkpoint of a step."""
     recipe = Recipe(
         kind="pretrain",
-        model=ModelConfig(config=CONFIG, tokenizer=folder, dtype=dtype),
+        model=ModelConfig(config=config, tokenizer=folder, dtype=dtype),
         data=DataConfig(train=("x",), seq_len=40, tokens_per_step=280, micro_tokens=60),
         schedule=ScheduleConfig(steps=100),
         run=RunConfig(output=folder, seed=5),
@@ -63,25 +70,32 @@ def assembled(
     mesh = Mesh(lay_out(parallel, world), rank)
     axes, store = Axes(mesh, parallel), Checkpoints(folder / "checkpoints", 9)
     found = store.path(step) if step else None
-    decoder, zero, places = build_model(recipe, found, axes)
-    optimizer = build_optimizer(decoder, recipe, axes)
+    decoder, zero, places = build_model(recipe, found, axes, build_offload(recipe, mesh))
+    optimizer = build_optimizer(decoder, recipe, axes, build_offload(recipe, mesh))
     position = Position()
     if found:
         position = read_position(found)
         restore(Stored(found), position, decoder, places, optimizer, mesh)
     return Trainer(
         decoder, optimizer, Data(train=Batches(), valid=[]), recipe,
-        saver=Saver(store, ModelFiles(CONFIG, folder, least=12_000), mesh, attempt="a"),
+        saver=Saver(store, ModelFiles(config, folder, least=12_000), mesh, attempt="a"),
         journal=Unwritten(), display=Display(1, Console(quiet=True)), words=None,
         position=position, axes=axes, zero=zero, places=places,
     )  # fmt: skip
 
 
 def train(
-    rank: int, world: int, parallel: ParallelConfig, folder: Path, first: int, last: int, dtype: str = "fp32"
+    rank: int,
+    world: int,
+    parallel: ParallelConfig,
+    folder: Path,
+    first: int,
+    last: int,
+    dtype: str = "fp32",
+    config: dict[str, Any] = CONFIG,
 ) -> list[float]:
     """The losses of steps first to last, from the checkpoint of step `first` to that of step `last`."""
-    trainer = assembled(rank, world, parallel, folder, first, dtype)
+    trainer = assembled(rank, world, parallel, folder, first, dtype, config)
     told = []
     for step in range(first, last):
         told.append(trainer.step(batch(step)).loss)
@@ -93,9 +107,15 @@ def train(
 
 
 def ranks(
-    world: int, parallel: ParallelConfig, folder: Path, first: int, last: int, dtype: str = "fp32"
+    world: int,
+    parallel: ParallelConfig,
+    folder: Path,
+    first: int,
+    last: int,
+    dtype: str = "fp32",
+    config: dict[str, Any] = CONFIG,
 ) -> list[float]:
-    told = run_ranks(world, train, world, parallel, folder, first, last, dtype)
+    told = run_ranks(world, train, world, parallel, folder, first, last, dtype, config)
     assert all(mine == told[0] for mine in told)
     return told[0]
 
@@ -159,6 +179,22 @@ def test_the_files_are_those_of_one_process_and_of_transformers(saved, alone) ->
         torch.testing.assert_close(ours.logits(ours(ids, PackedContext([4]))), truth, atol=1e-4, rtol=1e-4)
     sizes = [f.stat().st_size for f in found.glob("state-*.safetensors")]
     assert len(sizes) == world and max(sizes) < 1.6 * sum(sizes) / world, "each writes its share"
+
+
+EXPERTS = [(4, ParallelConfig(ep=2, zero=3)), (2, ParallelConfig(ep=2, zero=1)), (4, ParallelConfig(ep=2, tp=2))]
+
+
+def test_divided_experts_go_on_divided_otherwise(tmp_path: Path) -> None:
+    (world, parallel), *others = EXPERTS
+    truth = train(0, 1, ONE, tmp_path / "one", 0, STEPS, config=MOE)
+    before = ranks(world, parallel, tmp_path / "experts", 0, SAVED, config=MOE)
+    written = tmp_path / "experts" / "checkpoints" / f"step-{SAVED:08d}"
+    for number, (world, parallel) in enumerate([*others, (1, ONE)]):
+        copy = tmp_path / f"{number}" / "checkpoints"
+        copy.mkdir(parents=True)
+        (copy / written.name).symlink_to(written)
+        after = ranks(world, parallel, copy.parent, SAVED, STEPS, config=MOE)
+        assert before + after == pytest.approx(truth, abs=1e-5, rel=1e-5)
 
 
 @pytest.mark.parametrize("parallel", [ZERO, ParallelConfig(tp=2)], ids=["zero", "tp"])

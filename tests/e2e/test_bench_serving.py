@@ -32,6 +32,15 @@ def test_serving_alone(tmp_path: Path) -> None:
     assert drawing.read_text().startswith("<svg")
 
 
+def test_sparse_attention_by_length_and_layout(tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    bench("sparse", "--lengths", "1500", "--json", str(record))
+    found = {(each["work"], each["layout"]): each for each in json.loads(record.read_text())["sparse"]}
+    assert len(found) == 3 * 8
+    assert found["forward", "dense"]["share_of_dense"] == found["forward", "dense"]["share_of_pairs"] == 1
+    assert all(0 < each["share_of_pairs"] < 1 for key, each in found.items() if key[1] != "dense")
+
+
 def test_kernels_of_some_ops(tmp_path: Path) -> None:
     record = tmp_path / "record.json"
     bench("kernels", "--ops", "rms_norm", "rotate", "--json", str(record))

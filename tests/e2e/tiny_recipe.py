@@ -13,7 +13,7 @@ from pathlib import Path
 from twofold.data.bpe import VocabularyConfig, train_tokenizer
 from twofold.train.journal import read_rows
 
-CLOCKS = ("time", "tokens_per_second")
+CLOCKS = ("time", "tokens_per_second", "peak_share", "memory")
 
 SENTENCES = [
     f"The {animal} {verb} {count} {thing} before the {place} opens."

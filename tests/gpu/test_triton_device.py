@@ -16,7 +16,7 @@ if torch.cuda.is_available():
 GPU = "cuda"
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 ACTS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2")
-HOWS = ("plain", "window", "all")
+HOWS = ("plain", "window", "all", "sparse", "blocks")
 FORMATS = ("int8", "int8-asym", "int8-g32-asym", "int8-g128", "int4", "int4-asym", "int4-g64", "int4-g128-asym")
 
 
@@ -85,6 +85,10 @@ def test_attention_over_the_cache_has_the_bits_of_whole_sequences(how, dtype, si
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_a_split_decode_has_the_bits_of_a_walk(how, dtype):
     cases.split_decodes(GPU, cases.HOWS[how], dtype, length=2100 - 60)
+
+
+def test_attention_never_looks_at_absent_blocks():
+    cases.absent_blocks(GPU)
 
 
 def test_a_decode_of_more_heads_than_a_tile_has_rows():

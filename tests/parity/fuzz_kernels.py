@@ -21,13 +21,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
-from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tests.parity import tiny
+from tests.parity.draw import LARGEST, Draw
 from twofold.kernels import native, panels
 from twofold.kernels.activation import ACTIVATIONS, activate, gated, soft_cap
 from twofold.kernels.attention import packed_attention
@@ -38,9 +38,9 @@ from twofold.kernels.loss import logprobs_of, token_logprobs
 from twofold.kernels.moe import experts, open_gate, route
 from twofold.kernels.norm import layer_norm, rms_norm
 from twofold.kernels.op import Op, all_ops
-from twofold.kernels.optimizer import Shard, adagrad, adam, adamw, gradient_norm, lion, sgd
+from twofold.kernels.optimizer import Shard, adagrad, adam, adamw, lion, sgd, square_sums
 from twofold.kernels.paged import Panels, Spans, keep, paged_attention
-from twofold.kernels.quantized import Logical, Packed, pack, quantized_experts, quantized_linear, quantized_rows
+from twofold.kernels.quantized import quantized_experts, quantized_linear, quantized_rows
 from twofold.kernels.rope import rotate
 from twofold.kernels.sample import Choice, choose, score
 from twofold.kernels.walk import Attend
@@ -54,9 +54,7 @@ SANITIZE = (
     "-fno-var-tracking",
 )
 FLOATS = (torch.float32, torch.bfloat16)
-SIZES = (0, 1, 2, 3, 5, 7, 15, 16, 17, 31, 32, 33, 48, 64, 100, 130, 257)
-LARGEST = 300_000  # numbers of one operand
-Case = Callable[["Draw"], Iterable[Any]]
+Case = Callable[[Draw], Iterable[Any]]
 CASES: dict[str, tuple[tuple[Op[..., Any], ...], Case]] = {}
 
 
@@ -68,51 +66,6 @@ def case(*ops: Op[..., Any]) -> Callable[[Case], Case]:
         return function
 
     return add
-
-
-class Draw(Random):
-    """Draws sizes, tensors and layouts."""
-
-    def size(self, most: int = 257, least: int = 0) -> int:
-        return self.choice([size for size in SIZES if least <= size <= most])
-
-    def rows(self, width: int) -> int:
-        """How many rows of `width`: now and then more than one piece of work has."""
-        many = self.choice((400, 1500)) if self.random() < 0.1 else self.size()
-        return min(many, LARGEST // max(1, width))
-
-    def maybe(self, chance: float = 0.5) -> bool:
-        return self.random() < chance
-
-    def floats(self, *shape: int, dtype: torch.dtype = torch.float32, wild: bool = False) -> Tensor:
-        """Numbers in memory that ends where the last of them does; rows may be apart, or not at a round address."""
-        generator = torch.Generator().manual_seed(self.randrange(2**31))
-        values = torch.randn(shape, generator=generator)
-        if wild and self.maybe(0.2) and values.numel():
-            for value in (torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1e-42):
-                values.view(-1)[self.randrange(values.numel())] = value
-        layout = self.randrange(3)
-        if layout == 0 or not values.numel():
-            return values.to(dtype)
-        gap = self.choice((1, 3, 16))
-        if layout == 1:
-            apart = torch.empty(*shape[:-1], shape[-1] + gap, dtype=dtype)
-            return apart[..., gap:].copy_(values)
-        shifted = torch.empty(values.numel() + gap, dtype=dtype)
-        return shifted[gap:].copy_(values.flatten()).view(shape)
-
-    def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.randrange(2**31))
-        return torch.randint(low, high, shape, generator=generator)
-
-    def packed(self, *shape: int) -> Packed:
-        """A quantized weight [..., N, K] of random codes."""
-        bits, group = self.choice((8, 4)), self.choice((0, 32, 64, 128))
-        dtype, low, high = (torch.int8, -127, 128) if bits == 8 else (torch.uint8, 0, 16)
-        groups = (*shape[:-1], -(-shape[-1] // group) if group else 1)
-        scale = self.integers(1, 99, *groups).to(self.choice((torch.bfloat16, torch.float16, torch.float32))) / 64
-        zero = self.integers(low, high, *groups).to(dtype) if self.maybe() else None
-        return pack(Logical(self.integers(low, high, *shape).to(dtype), scale, zero), group, self.maybe(0.7))
 
 
 def backward(run: Callable[..., Tensor], *inputs: Tensor) -> Iterable[Any]:
@@ -175,8 +128,10 @@ def mixtures(draw: Draw) -> Iterable[Any]:
     E, D, F = draw.choice((1, 2, 7, 16, 33)), draw.size(100, 1), draw.size(64, 1)
     top_k, T = draw.randint(1, min(E, 8)), min(draw.rows(D), 700)
     logits, x = draw.floats(T, E, wild=True), draw.floats(T, D, wild=True)
-    weights, chosen = route(logits, top_k, draw.maybe())
+    weights, chosen = route(logits, top_k, draw.maybe(), draw.floats(E) if draw.maybe(0.3) else None)
     yield from (weights, chosen)
+    if draw.maybe(0.3):
+        chosen = torch.where(chosen % 3 == 1, -1, chosen)  # dropped
     dtype, act = draw.choice(FLOATS), draw.choice(list(ACTIVATIONS))
     yield experts(x, draw.floats(E, 2 * F, D, dtype=dtype), draw.floats(E, D, F, dtype=dtype), weights, chosen, act)
     yield quantized_experts(x, draw.packed(E, 2 * F, D), draw.packed(E, D, F), weights, chosen, act)
@@ -223,6 +178,7 @@ def looking_back(draw: Draw) -> Iterable[Any]:
         window=draw.choice((None, 1, 37, 200)),
         softcap=draw.choice((None, 4.0)),
         slopes=tuple(2.0**-i for i in range(all_heads)) if draw.maybe(0.3) else None,
+        sparse=draw.layout(all_heads, max(start + count for start, count, _ in spans.spans)),
     )
     sinks = draw.floats(all_heads) if draw.maybe(0.3) else None
     logsums = torch.empty(spans.tokens, all_heads)
@@ -242,6 +198,7 @@ def whole_sequences(draw: Draw) -> Iterable[Any]:
         softcap=draw.choice((None, 4.0)),
         slopes=tuple(2.0**-i for i in range(all_heads)) if draw.maybe(0.3) else None,
         kept=draw.choice((None, torch.bfloat16, torch.int8)),
+        sparse=draw.layout(all_heads, max(lengths)),
     )
     q, k, v = (draw.floats(tokens, count, dim).requires_grad_() for count in (all_heads, heads, heads))
     pairs = draw.randint(0, dim // 2)
@@ -295,7 +252,7 @@ def likelihoods(draw: Draw) -> Iterable[Any]:
     yield logprobs_of(draw.floats(R, V, wild=True), ids)
 
 
-@case(adamw, adam, sgd, lion, adagrad, gradient_norm)
+@case(adamw, adam, sgd, lion, adagrad, square_sums)
 def updates(draw: Draw) -> Iterable[Any]:
     rule, states, settings = draw.choice(
         (
@@ -315,7 +272,7 @@ def updates(draw: Draw) -> Iterable[Any]:
     ]
     rule(shards, rate=0.01, scale=draw.choice((1.0, 0.3)), **settings)
     yield from (part for shard in shards for part in (shard.weight, *shard.states))
-    yield gradient_norm([shard.grad for shard in shards])
+    yield square_sums([shard.grad for shard in shards])
 
 
 @case()

@@ -23,6 +23,7 @@ MODELS = {name: (spec, torch.float32, "auto") for name, spec in tiny.SPECS.items
     "moe-int4": (tiny.SPECS["moe"], "int4-g64", "auto"),
     "alibi-int8-group": (tiny.SPECS["alibi"], "int8-g32-asym", "auto"),
     "llama-int4-floats": (tiny.SPECS["llama"], "int4-weight-only", "auto"),
+    "sparse-int8": (tiny.SPECS["sparse"], "int8", "bfloat16"),
     "llama-kv-int8": (tiny.SPECS["llama"], torch.bfloat16, "int8"),
     "gemma2-int4-kv-int8": (tiny.SPECS["gemma2"], "int4", "int8"),
 }

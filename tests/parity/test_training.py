@@ -97,6 +97,9 @@ class Dense:
             hidden = gap > 0
             if how.window is not None:
                 hidden |= gap <= -how.window
+            if how.sparse is not None:
+                place = torch.arange(len(q))
+                hidden = hidden | how.sparse.table().absent(place[None], place, q.shape[1])[0, :, :, 0]
             out.append(torch.einsum("hln,nhd->lhd", s_HLN.masked_fill(hidden, -torch.inf).softmax(-1), v))
         return torch.cat(out)
 

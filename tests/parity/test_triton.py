@@ -81,12 +81,12 @@ def test_attention_of_whole_sequences(how, dtype):
     cases.whole_sequences(CPU, how, dtype)
 
 
-@pytest.mark.parametrize(("how", "size"), [("plain", 16), ("window", 128), ("all", 32)])
+@pytest.mark.parametrize(("how", "size"), [("plain", 16), ("window", 128), ("all", 32), ("sparse", 32)])
 def test_attention_over_the_cache_has_the_bits_of_whole_sequences(how, size):
     cases.cached_chunks(CPU, cases.HOWS[how], torch.float32, size)
 
 
-@pytest.mark.parametrize(("how", "length"), [("plain", 1100), ("all", 600)])
+@pytest.mark.parametrize(("how", "length"), [("plain", 1100), ("all", 600), ("sparse", 600), ("blocks", 1100)])
 def test_a_split_decode_has_the_bits_of_a_walk(how, length):
     cases.split_decodes(CPU, cases.HOWS[how], torch.float32, length=length)
 
@@ -98,6 +98,10 @@ def test_a_decode_of_more_heads_than_a_tile_has_rows():
 @pytest.mark.parametrize("how", ["plain", "all"])
 def test_attention_over_an_int8_cache(how):
     cases.int8_cache(CPU, cases.HOWS[how])
+
+
+def test_attention_never_looks_at_absent_blocks():
+    cases.absent_blocks(CPU)
 
 
 @pytest.mark.parametrize("vocab", [5, 300, 5000])

@@ -48,7 +48,7 @@ def recorder(run):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", ["gemma2", "alibi", "moe"])
+@pytest.mark.parametrize("name", ["gemma2", "alibi", "moe", "sparse"])
 def test_the_engines_bits_are_the_trainers(on_triton, name):
     decoder = tiny.decoder(tiny.SPECS[name])
     ids = torch.randint(0, tiny.VOCAB, (sum(LENGTHS),), generator=torch.Generator().manual_seed(2))

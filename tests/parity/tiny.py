@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
 
+from twofold.core.sparse import BigBird, Fixed
 from twofold.engine.config import EngineConfig
 from twofold.engine.engine import Engine
 from twofold.engine.request import Output, Request, TokenOut
@@ -71,11 +73,14 @@ MOE = LayerSpec(
     ffn=Mixture(experts=6, top_k=2, width=23, act="silu", shared_width=31),
     norms=Pre(norm=RMS),
 )
+FIXED = Fixed(num_local_blocks=3, num_different_global_patterns=2, different_layout_per_head=True)
+BIRD = BigBird(block=32, num_sliding_window_blocks=1, different_layout_per_head=True)
 SPECS = {
     "llama": _spec(LLAMA, LLAMA, tied=False),
     "gemma2": _spec(_gemma(29), _gemma(None), scale=6.6, cap=30.0),
     "alibi": _spec(ALIBI, ALIBI, norm=LAYER),
     "moe": _spec(MOE, LLAMA),
+    "sparse": _spec(*(replace(LLAMA, mixer=_attention(sparse=layout)) for layout in (FIXED, None, BIRD))),
 }
 
 

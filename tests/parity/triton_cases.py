@@ -11,11 +11,13 @@ import random
 import torch
 from torch import Tensor
 
+from twofold.core.sparse import BigBird, Fixed, Local
 from twofold.kernels import activation as ref_activation
 from twofold.kernels import moe, quantized, sample
 from twofold.kernels import norm as ref_norm
 from twofold.kernels import rope as ref_rope
 from twofold.kernels.attention import Attend
+from twofold.kernels.blocksparse import Sparse
 from twofold.kernels.triton import activation, attention, experts, linear, norm, quantize, rope, sampling
 from twofold.quant import named
 
@@ -25,6 +27,8 @@ HOWS = {
     "plain": Attend(0.3),
     "window": Attend(0.3, window=70),
     "all": Attend(0.3, window=150, softcap=4.0, slopes=SLOPES),
+    "sparse": Attend(0.3, sparse=Sparse(BigBird(block=16, different_layout_per_head=True), 6, 2048)),
+    "blocks": Attend(0.3, softcap=4.0, sparse=Sparse(Fixed(block=64, num_local_blocks=2), 6, 2048)),
 }
 
 
@@ -184,6 +188,11 @@ def routes(device: str) -> None:
         plain = torch.softmax(logits, -1).gather(-1, chosen.cpu())
         near(weights, plain / plain.sum(-1, keepdim=True) if renormalise else plain)
     assert experts.route(logits[:0].to(device), 2, True)[0].shape == (0, 2)
+    bias = torch.tensor([0.0, -2.0, 0.5, 0.0, -0.3, 0.1])
+    weights, chosen = experts.route(logits.to(device), 3, True, bias.to(device))
+    truth, choice = moe.route.reference(logits, 3, True, bias)
+    assert torch.equal(chosen.cpu(), choice) and 1 not in choice
+    near(weights, truth)
 
 
 def mixtures(device: str, name: str | None) -> None:
@@ -203,6 +212,11 @@ def mixtures(device: str, name: str | None) -> None:
     for first, last in ((0, 1), (7, 12)):
         some = run(x[first:last].to(device), one, two, *(t[first:last] for t in args), "silu")
         same(some, whole[first:last])
+    dropped = torch.where(args[1] == 2, -1, args[1])
+    part = run(x.to(device), one, two, args[0], dropped, "silu")
+    less = run(x.to(device), one, two, torch.where(dropped < 0, 0.0, args[0]), args[1], "silu")
+    near(part, less, 200.0)
+    same(part[(dropped >= 0).all(1)], whole[(dropped >= 0).all(1)])
 
 
 # ---------------------------------------------------------------------------------------------- attention
@@ -217,6 +231,8 @@ def textbook(q: Tensor, k: Tensor, v: Tensor, how: Attend, sinks: Tensor | None 
     if how.slopes:
         s = s + torch.tensor(how.slopes).double()[:, None, None] * gap
     s = s.masked_fill((gap > 0) | (gap <= -(how.window or 2**30)), -torch.inf)
+    if how.sparse is not None:
+        s = s.masked_fill(how.sparse.table().absent(place[None], place, len(s))[0, :, :, 0], -torch.inf)
     if sinks is not None:
         s = torch.cat((s, sinks.double()[:, None, None].expand(-1, q.shape[1], 1)), -1)
     return (s.softmax(-1)[..., : len(place)] @ v).transpose(0, 1)
@@ -283,6 +299,17 @@ def split_decodes(
             same(paged.attend(q, position, 1, how, reach, sinks), chunk[at : at + 1])
     last = textbook(q.cpu(), k.cpu(), v.cpu(), how, sinks.cpu())[-5:]
     near(chunk, last.to(dtype), 2.0)
+
+
+def absent_blocks(device: str) -> None:
+    """Steps of keys that no row of a tile sees are not multiplied: they may hold what is not a number."""
+    how = Attend(0.3, sparse=Sparse(Local(block=128, num_sliding_window_blocks=1), 6, 400))
+    q, k, v = (noise(400, heads, 20) for heads in (6, 2, 2))
+    truth = textbook(q, k, v, how).float()
+    k[:128], v[128:256] = torch.nan, torch.nan
+    got = attention.packed_attention(q.to(device), k.to(device), v.to(device), (400,), how)
+    near(got[256:], truth[256:], 2.0)
+    assert not got[:256].isfinite().any()
 
 
 def int8_cache(device: str, how: Attend) -> None:

@@ -17,7 +17,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from twofold.core.sparse import Local
 from twofold.kernels.attention import Attend
+from twofold.kernels.blocksparse import Sparse
 from twofold.kernels.sample import Choice
 from twofold.kernels.triton import activation, attention, experts, linear, norm, quantize, rope, sampling, tiles
 from twofold.quant import named
@@ -77,6 +79,7 @@ def everything() -> None:
         packed = named(name).empty(256, 1024)
         linear.quantized_linear(x, packed)
         quantize.quantized_rows(empty(4, dtype=torch.int64), packed)
+    experts.route(empty(8, 16, dtype=torch.float32), 4, True, empty(16, dtype=torch.float32))
     weights, chosen = (x.zero_() for x in experts.route(empty(8, 16, dtype=torch.float32), 4, True))
     experts.experts(empty(8, 64), empty(16, 256, 64), empty(16, 64, 128), weights, chosen, "silu")
     norm.rms_norm(x, w[0], 1e-5)
@@ -94,6 +97,7 @@ def everything() -> None:
     rope.keep(k, codes, empty(64, dtype=torch.int64), scales)
     how = Attend(0.1, window=300, softcap=30.0, slopes=(0.1,) * 8)
     attention.packed_attention(q, k, k, (64,), Attend(0.1))
+    attention.packed_attention(q, k, k, (64,), Attend(0.1, sparse=Sparse(Local(), 8, 64)))
     queries = attention.Queries.of([(0, 40, 1)], 4, "cpu", 2048)
     table = empty(1, 9, dtype=torch.int32)
     attention.attend(q, attention.Keys(cache, cache, table), queries, how, q, empty(8, dtype=torch.float32))

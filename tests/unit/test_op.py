@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from twofold.core import ConfigError
-from twofold.kernels.op import VARIABLE, Call, Needs, Op, check_names, multiple_of, named, ops
+from twofold.kernels.op import VARIABLE, Call, Needs, Op, check_names, multiple_of, named, ops, watch
 from twofold.kernels.reader import Reader
 from twofold.kernels.shapes import axes, learn, letters, shape_of
 
@@ -240,3 +241,36 @@ def test_sizes_are_read_through_factors() -> None:
         "format": "int8",
         "shapes": {"F": 5},
     }
+
+
+# ------------------------------------------------------------------------------------------------ watching
+def test_watchers_see_whole_calls_the_last_of_them_first(op) -> None:
+    seen: list[object] = []
+
+    def watcher(name: str):
+        def see(of, args, call):
+            seen.append((name, of.name, args[1:]))
+            return call() + 1
+
+        return see
+
+    x = torch.ones(2, 3)
+    with watch(watcher("outer")), watch(watcher("inner")):
+        assert torch.equal(op(x, by=3.0), torch.full((2, 3), 5.0))
+    assert seen == [("inner", "scaled", (None, 3.0)), ("outer", "scaled", (None, 3.0))]
+    assert torch.equal(op(x), 2 * x) and len(seen) == 2
+
+
+def test_a_watcher_sees_its_own_thread_unless_it_asks_for_all(op) -> None:
+    seen: list[str] = []
+    x = torch.ones(1, 1)
+    with (
+        watch(lambda of, args, call: (seen.append("here"), call())[1]),
+        watch(lambda of, args, call: (seen.append("everywhere"), call())[1], everywhere=True),
+    ):
+        other = threading.Thread(target=lambda: op(x))
+        other.start()
+        other.join()
+        assert seen == ["everywhere"]
+        op(x)
+    assert seen == ["everywhere", "everywhere", "here"]

@@ -9,7 +9,19 @@ from pathlib import Path
 
 from ..core import ConfigError
 
-BENCHMARKS = ("throughput", "latency", "limits", "quality", "serving", "kernels", "gpu")
+BENCHMARKS = (
+    "throughput",
+    "latency",
+    "limits",
+    "quality",
+    "serving",
+    "kernels",
+    "sparse",
+    "gpu",
+    "recompute",
+    "offload",
+    "balance",
+)
 
 
 def bench(name: str, flags: list[str]) -> int:

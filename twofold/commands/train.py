@@ -6,7 +6,7 @@ The trainer may not know the engine (they are siblings), so the door hands it a 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ..core import ConfigError
@@ -19,9 +19,9 @@ from ..train.config import SampleConfig
 from ..train.launch import run
 
 
-def train(recipe: str, changes: Sequence[str], fresh: bool) -> int:
+def train(recipe: str, changes: Sequence[str], fresh: bool, profiles: Collection[str] = ()) -> int:
     """Run the recipe from where it was left; exit code 0 when it is finished, 75 when it was stopped and saved."""
-    return run(recipe, dict(map(parse_change, changes)), fresh=fresh, sampler=sample)
+    return run(recipe, dict(map(parse_change, changes)), fresh=fresh, sampler=sample, profiles=profiles)
 
 
 def parse_change(text: str) -> tuple[str, Any]:

@@ -267,14 +267,15 @@ def _feed_forward(layer: LayerSpec, T: int, hidden: int) -> int:
 
 
 def _masks(layers: set[LayerSpec], T: int, steps: int) -> int:
-    """Bytes of the masks that one step keeps: for each query and key one flag and one int64 distance.
+    """Bytes of the masks that one step keeps: for each query and key one int64 distance, and one flag, or one a head
+    where the layer is sparse (and six more while it is made).
 
-    Without windows and ALiBi, only the blocks that a chunk itself stands in need a mask.
+    Without windows, ALiBi and sparse layouts, only the blocks that a chunk itself stands in need a mask.
     """
-    kinds = {layer.mixer.window for layer in layers}
-    everywhere = kinds != {None} or any(isinstance(layer.mixer.position, Alibi) for layer in layers)
+    kinds = {(mixer.window, mixer.sparse): mixer.heads if mixer.sparse else 0 for mixer in (x.mixer for x in layers)}
+    everywhere = set(kinds) != {(None, None)} or any(isinstance(layer.mixer.position, Alibi) for layer in layers)
     kept = steps if everywhere else min(steps, T // KEYS + 2)
-    return len(kinds) * 2 * T * KEYS * (9 * kept + 16)
+    return sum(2 * T * KEYS * ((9 + heads) * kept + 16 + 6 * heads) for heads in kinds.values())
 
 
 def _fix(model: _Model, settings: EngineConfig, memory: int) -> str:

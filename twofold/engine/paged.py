@@ -21,7 +21,7 @@ from torch import Tensor
 from ..core import ConfigError
 from ..kernels import native, paged
 from ..kernels.paged import KV_TYPES, Panels, cache_shapes, keep, paged_attention
-from ..kernels.walk import KEYS, Attend, Fold, grouped, look, mask, scores, ungrouped
+from ..kernels.walk import KEYS, Attend, Fold, blocks_of, grouped, look, mask, scores, ungrouped
 from ..models.spec import ModelSpec
 from ..platforms.pages import zeros
 
@@ -167,31 +167,32 @@ class _Walk:
         self.table_RP = table.to(device)
         self.active = [sum(blocks > step for blocks in reach) for step in range(reach[0])]
         self.starts = [span.start for _, span in members]
+        self.ends = [span.start + span.count for _, span in members]
         self.lowest = min(self.starts)
         self._runs: dict[tuple[int, int], Tensor] = {}
-        self._masks: dict[tuple[int, int | None, bool], tuple[int, Tensor | None, Tensor | None]] = {}
+        self._masks: dict[tuple[object, ...], tuple[int, Tensor | None, Tensor | None]] = {}
 
     def attend(self, q_THD: Tensor, keys: Tensor, values: Tensor, how: Attend, out_THD: Tensor) -> None:
         R, H, K = len(self.token_RL), q_THD.shape[1], keys.shape[1]
         q_ZMD = grouped(q_THD[self.token_RL].float() * how.scale, K)
-        folded: Fold | None = None
-        first = 0 if how.window is None else max(0, self.lowest - how.window + 1) // KEYS
-        for step in range(first, len(self.active)):
+        folded = Fold.nothing(q_ZMD)
+        for step in self._steps(how):
             active, late = self.active[step], self._late(step) * (H // K)
             q = q_ZMD[: active * K, late:]
             k_ZND, v_ZND = (self._gather(part, step, active) for part in (keys, values))
-            clear, hidden, gap = self._mask(step, how)
+            clear, hidden, gap = self._mask(step, how, K)
             seen = look(v_ZND, scores(q.contiguous(), k_ZND, hidden, gap, how, clear))
-            if folded is None:
-                folded = seen  # every request reaches the first step
-            else:
-                Fold(*(part[:, late:] for part in (folded.m, folded.l, folded.o))).add(seen, active * K)
-        assert folded is not None
+            Fold(*(part[:, late:] for part in (folded.m, folded.l, folded.o))).add(seen, active * K)
         mixed_RLHD = ungrouped(folded.o / folded.l, R, H).to(out_THD.dtype)
         if self.all_kept:
             out_THD[self.token_RL] = mixed_RLHD
         else:
             out_THD[self.token_RL[self.kept_RL]] = mixed_RLHD[self.kept_RL]
+
+    def _steps(self, how: Attend) -> list[int]:
+        """The steps in which any request sees anything."""
+        seen = {start // KEYS for span in zip(self.starts, self.ends, strict=True) for start in blocks_of(*span, how)}
+        return sorted(seen)
 
     def _gather(self, part: Tensor, step: int, active: int) -> Tensor:
         """The keys or values of one walk step, contiguous for each head: [active·K, KEYS, D], fp32."""
@@ -207,17 +208,18 @@ class _Walk:
         """Tokens of a chunk that walks alone which stand before this step's keys: they see none of them."""
         return max(0, step * KEYS - self.lowest) if len(self.starts) == 1 else 0
 
-    def _mask(self, step: int, how: Attend) -> tuple[int, Tensor | None, Tensor | None]:
+    def _mask(self, step: int, how: Attend, kv_heads: int) -> tuple[int, Tensor | None, Tensor | None]:
         """How many of the first requests see the whole block, what is hidden from the others, and the distances.
 
         Most requests are behind most blocks, so most need no mask; distances are for ALiBi alone.
         """
-        key = (step, how.window, how.slopes is not None)
+        key = (step, how.window, how.slopes is not None, how.sparse, kv_heads)
         if key not in self._masks:
             clear, active, after = 0, self.active[step], (step + 1) * KEYS
-            if how.window is None and how.slopes is None:
+            if how.window is None and how.slopes is None and how.sparse is None:
                 clear = next((row for row in range(active) if self.starts[row] < after - 1), active)
-            hidden, gap = mask(self.position_RL[clear:active, self._late(step) :], step * KEYS, KEYS, how.window)
+            late_RL = self.position_RL[clear:active, self._late(step) :]
+            hidden, gap = mask(late_RL, step * KEYS, KEYS, how, kv_heads)
             masked = None if clear == active else hidden
             self._masks[key] = (clear, masked, gap if how.slopes is not None else None)
         return self._masks[key]

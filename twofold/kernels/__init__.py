@@ -8,6 +8,7 @@ entry.py       a function with a C ABI, declared so that every pointer is checke
 compiled.py    source that is built at first use and called by its entries
 joined.py      a kernel from outside, joined to autograd
 check.py       is an implementation its reference, over shapes, dtypes and strides
+flops.py       what a call costs, from shapes, forward and backward
 samples.py     arguments of a typical size for each op, to measure with
 build.py       C++ into a shared library, once, in a cache of the user's own
 native.py      the library of CPU kernels: for which instructions it is built here, or why it is not
@@ -20,6 +21,7 @@ norm.py        root-mean-square and layer norm
 rope.py        rotary positions
 activation.py  activations, and the gated product
 attention.py   the walk over blocks of keys, for whole sequences and for block tables
+blocksparse.py which blocks of keys there are at all, as the kernels read it
 walk.py        attention as a walk over blocks of keys, and its folds
 paged.py       attention over keys and values kept in blocks
 moe.py         routing and experts

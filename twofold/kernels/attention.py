@@ -16,7 +16,7 @@ from torch import Tensor
 from . import native, stages
 from .op import op
 from .paged import Panels, Spans, cache_shapes, keep, paged_attention, run, to_bytes
-from .walk import KEYS, Attend, Fold, biased, blocks_of, grouped, look, mask, scores, tile_mask, ungrouped, walk
+from .walk import KEYS, Attend, Fold, biased, blocks_of, fits, grouped, look, mask, scores, tile_mask, ungrouped, walk
 
 __all__ = [
     "KEYS",
@@ -35,6 +35,7 @@ __all__ = [
 @op
 def packed_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int], how: Attend) -> Tensor:
     """Causal attention inside each of the sequences that lie end to end on T, one sequence at a time: [T, H, D]."""
+    fits(how, lengths)
     out, at = [], 0
     qkv = _kept(q_THD, k_TKD, v_TKD, how)
     for length in lengths:
@@ -74,6 +75,7 @@ def _native(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int],
 
 @packed_attention.on("together", why="sequences of like length walk together; backward recomputes the scores")
 def _together(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int], how: Attend) -> Tensor:
+    fits(how, lengths)
     out: Tensor = _Packed.apply(q_THD, k_TKD, v_TKD, tuple(lengths), how)
     return out
 
@@ -119,6 +121,7 @@ def _backward(
     read = [x.contiguous() for x in (*_kept(q_THD, k_TKD, v_TKD, how), out_THD, grad_THD, lse_TH)]
     found = [torch.empty(T, heads, D) for heads in (H, K, K)]
     slopes_H = None if how.slopes is None else torch.tensor(how.slopes, dtype=torch.float32)
+    table = None if how.sparse is None else how.sparse.table()
     spans = Spans([(0, length, range(-(-length // KEYS))) for length in lengths], KEYS)
     names = ("q", "k", "v", "out", "grad", "lse", "dq", "dk", "dv")
     stage = stages.AttentionBackward(
@@ -129,6 +132,7 @@ def _backward(
         scale=how.scale,
         softcap=how.softcap or 0.0,
         slopes=None if slopes_H is None else slopes_H.data_ptr(),
+        sparse=stages.Sparse() if table is None else table.struct(),
         **{name: x.data_ptr() for name, x in zip(names, (*read, *found), strict=True)},
     )
     stage.step = ctypes.pointer(spans.struct)
@@ -205,10 +209,10 @@ def walk_backward(
         last = min(first + KEYS, L)
         rows = slice(first * G, last * G)
         q, g, lse, delta = q_ZMD[:, rows], grad_ZMD[:, rows], lse_ZM1[:, rows], delta_ZM1[:, rows]
-        for start in blocks_of(first, last, how.window):
+        for start in blocks_of(first, last, how):
             keys = slice(start, min(start + KEYS, L))
             k, v = k_ZLD[:, keys], v_ZLD[:, keys]
-            hidden, gap = tile_mask(first, last, start, k.shape[1], B, how, q.device)
+            hidden, gap = tile_mask(first, last, start, k.shape[1], B, how, K, q.device)
             raw = torch.bmm(q, k.mT)
             slope = None if how.softcap is None else 1.0 - torch.tanh(raw / how.softcap).square_()
             p = biased(raw, hidden, gap, how).sub_(lse).exp_()

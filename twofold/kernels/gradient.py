@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .op import unwatched
+
 
 def with_reference_gradient(run: Callable[..., Tensor], reference: Callable[..., Tensor], *args: Any) -> Tensor:
     """`run(*args)`, differentiable as `reference(*args)` is when any tensor among `args` wants a gradient."""
@@ -37,6 +39,6 @@ class _Borrowed(torch.autograd.Function):
         for place, saved in zip(ctx.places, ctx.saved_tensors, strict=True):
             args[place] = saved.detach().requires_grad_(ctx.needs_input_grad[2 + place])
         wanted = [arg for arg in args if isinstance(arg, Tensor) and arg.requires_grad]
-        with torch.enable_grad():
+        with torch.enable_grad(), unwatched():
             found = iter(torch.autograd.grad(ctx.reference(*args), wanted, grads[0]))
         return (None, None, *(next(found) if isinstance(arg, Tensor) and arg.requires_grad else None for arg in args))

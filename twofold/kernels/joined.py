@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..core import ConfigError
-from .op import Bits, Needs, Op
+from .op import Bits, Needs, Op, unwatched
 
 log = logging.getLogger("twofold.kernels")
 
@@ -143,7 +143,7 @@ def through_reference(
     leaves = [
         arg.detach().requires_grad_(at in wanted) if isinstance(arg, Tensor) else arg for at, arg in enumerate(args)
     ]
-    with torch.enable_grad():
+    with torch.enable_grad(), unwatched():
         outs = op.reference(*leaves)
     pairs = [(out, grad) for out, grad in zip(listed(outs), grads, strict=True) if out.requires_grad]
     names = [op.reader.names[at] for at in wanted]

@@ -8,6 +8,8 @@ first whose needs are met serves, unless one is chosen by name:
 
 The choice is made when a model is built (`op.choose(Call(...))`), or at the first plain call; a plain call looks again
 only at what the needs speak of. `twofold kernels` prints the outcome and the reasons.
+
+Whoever counts calls, or wants to know what made a tensor, enters `watch(...)`; nobody else pays for it.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import update_wrapper
+from threading import get_ident
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import torch
@@ -133,6 +137,11 @@ class Op(Generic[P, R]):
         update_wrapper(self, reference)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if _watchers:
+            here = get_ident()
+            watchers = tuple(watcher for thread, watcher in _watchers if thread in (None, here))
+            out: R = self._watched(watchers, args, kwargs)
+            return out
         return self._run(*args, **kwargs)
 
     def on(
@@ -219,6 +228,13 @@ class Op(Generic[P, R]):
         """The implementation of this name. Raises ConfigError with the nearest one."""
         return self._definition if self._known(name) == "reference" else self.implementations[name]
 
+    def _watched(self, watchers: tuple[Watcher, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The call through these watchers, the last of them outermost."""
+        if not watchers:
+            return self._run(*args, **kwargs)
+        whole = self.reader.whole(args, kwargs)
+        return watchers[-1](self, whole, lambda: self._watched(watchers[:-1], whole, {}))
+
     def _candidates(self, asked: str | None) -> list[Implementation[P, R]]:
         """In the order they are tried; the reference is what remains."""
         if asked is None:
@@ -261,6 +277,36 @@ class Op(Generic[P, R]):
                 self._chosen.clear()
             run = self._chosen[key] = self.choose(Call(**self.reader.told(key, self._letters))).run
         return run(*args, **kwargs)
+
+
+Watcher = Callable[[Op[..., Any], tuple[Any, ...], Callable[[], Any]], Any]
+"""(op, all its arguments by place, the call) to the call's result, which it makes by calling, and may look at."""
+
+_watchers: list[tuple[int | None, Watcher]] = []
+
+
+@contextmanager
+def watch(watcher: Watcher, *, everywhere: bool = False) -> Iterator[None]:
+    """While entered, calls of ops in this thread go through `watcher`, calls inside calls too.
+
+    `everywhere`: in all threads, for a backward pass on a device has one of its own.
+    """
+    entry = None if everywhere else get_ident(), watcher
+    _watchers.append(entry)
+    try:
+        yield
+    finally:
+        _watchers.remove(entry)
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """While entered, nobody watches: for a gradient that goes through other ops, which are its own affair."""
+    kept, _watchers[:] = _watchers[:], []
+    try:
+        yield
+    finally:
+        _watchers[:] = kept
 
 
 ops: Registry[Op[..., object]] = Registry("op")

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..core import ConfigError
 from . import native, stages
 from .op import op
-from .walk import KEYS, Attend, Fold, look, mask, scores
+from .walk import KEYS, Attend, Fold, blocks_of, fits, look, mask, scores
 
 LANES = 16  # tokens of a panel of keys
 KV_TYPES = (torch.float32, torch.bfloat16, torch.int8)
@@ -186,6 +186,7 @@ def paged_attention(
 
     A sink is one more score of each head, without a value. `lse_TH`, when given, receives m + log l.
     """
+    fits(how, (start + count for start, count, _ in spans.spans))
     out_THD = torch.empty(q_THD.shape, dtype=torch.float32)
     at = 0
     for start, count, blocks in spans.spans:
@@ -215,11 +216,9 @@ def _fold(q_LHD: Tensor, k_KND: Tensor, v_KND: Tensor, start: int, how: Attend, 
         q_LHD = codes.float() * scale[..., None]
     q_KMD = q_LHD.view(L, K, H // K, D).transpose(0, 1).reshape(K, -1, D)
     position_1L = torch.arange(start, start + L)[None]
-    nothing = torch.full((K, L * H // K, 1), -1e30)
-    folded = Fold(nothing, torch.zeros_like(nothing), torch.zeros_like(q_KMD))
-    oldest = 0 if how.window is None else max(0, start - how.window + 1)
-    for first in range(oldest - oldest % KEYS, start + L, KEYS):
-        hidden, gap = mask(position_1L, first, KEYS, how.window)
+    folded = Fold.nothing(q_KMD)
+    for first in blocks_of(start, start + L, how):
+        hidden, gap = mask(position_1L, first, KEYS, how, K)
         k, v = (x[:, first : first + KEYS].contiguous() for x in (k_KND, v_KND))
         folded.add(look(v, scores(q_KMD, k, hidden, gap, how)), K)
     return folded
@@ -240,11 +239,13 @@ def _paged(
     sinks_H: Tensor | None = None,
     lse_TH: Tensor | None = None,
 ) -> Tensor:
+    fits(how, (start + count for start, count, _ in spans.spans))
     q_THD = q_THD.contiguous().float()
     T, H, D = q_THD.shape
     out_THD = torch.empty(T, H, D)
     slopes_H = None if how.slopes is None else torch.tensor(how.slopes, dtype=torch.float32)
     sinks_H = None if sinks_H is None else sinks_H.contiguous().float()
+    table = None if how.sparse is None else how.sparse.table()
     pointers = {"slopes": slopes_H, "sinks": sinks_H, "lse": lse_TH}
     look_back = stages.Attention(
         cache=panels.struct(),
@@ -256,6 +257,7 @@ def _paged(
         window=how.window or 0,
         scale=how.scale,
         softcap=how.softcap or 0.0,
+        sparse=stages.Sparse() if table is None else table.struct(),
         **{name: x.data_ptr() for name, x in pointers.items() if x is not None},
     )
     look_back.step = ctypes.pointer(spans.struct)

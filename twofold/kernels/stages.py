@@ -196,6 +196,19 @@ class Heads(Structure):
     )
 
 
+class Sparse(Structure):
+    """A layout's bits; see `blocksparse.py`. All zero: every block is there."""
+
+    _fields_ = (
+        ("bits", c_void_p),
+        ("pattern", c_void_p),
+        ("block", c_int32),
+        ("rows", c_int32),
+        ("stride", c_int32),
+        ("unused", c_int32),
+    )
+
+
 class Attention(Structure):
     _fields_ = (
         ("step", POINTER(Step)),
@@ -211,6 +224,7 @@ class Attention(Structure):
         ("slopes", c_void_p),
         ("sinks", c_void_p),
         ("lse", c_void_p),
+        ("sparse", Sparse),
     )
 
 
@@ -233,6 +247,7 @@ class AttentionBackward(Structure):
         ("dq", c_void_p),
         ("dk", c_void_p),
         ("dv", c_void_p),
+        ("sparse", Sparse),
     )
 
 

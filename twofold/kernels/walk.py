@@ -14,12 +14,14 @@ M = L·G rows, Z = B·K.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .blocksparse import Sparse
 from .rows import by_rows
 
 KEYS = 128
@@ -30,6 +32,7 @@ _NOTHING = -1e30  # the largest score of a query that has seen no key yet: finit
 class Attend:
     """How one layer looks back: score scale, sliding window, soft cap on scores, and one ALiBi slope a head.
 
+    `sparse` says which blocks of keys are there at all, `blocksparse.py`.
     `kept` is what keys and values are kept in where that is narrower than what they come in: bf16, or int8 with a scale
     for each token and head, where queries are rounded alike.
     """
@@ -39,6 +42,7 @@ class Attend:
     softcap: float | None = None
     slopes: tuple[float, ...] | None = None
     kept: torch.dtype | None = None
+    sparse: Sparse | None = None
 
 
 @dataclass(slots=True)
@@ -48,6 +52,12 @@ class Fold:
     m: Tensor
     l: Tensor  # noqa: E741
     o: Tensor
+
+    @staticmethod
+    def nothing(q_ZMD: Tensor) -> Fold:
+        """What queries that have seen no key yet begin with."""
+        zero_ZM1 = q_ZMD.new_zeros(*q_ZMD.shape[:2], 1)
+        return Fold(torch.full_like(zero_ZM1, _NOTHING), zero_ZM1, torch.zeros_like(q_ZMD))
 
     def add(self, other: Fold, first: int) -> None:
         """Fold the next block into the leading `first` of B·K sequences."""
@@ -73,13 +83,13 @@ def ungrouped(x_ZMD: Tensor, batch: int, heads: int) -> Tensor:
 
 
 def scores(
-    q_ZMD: Tensor, k_ZND: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend, clear: int = 0
+    q_ZMD: Tensor, k_ZND: Tensor, hidden: Tensor | None, gap_BLN: Tensor | None, how: Attend, clear: int = 0
 ) -> Tensor:
     """Scores of one block [Z, M, N]: capped, biased by distance, and -inf where hidden. q is scaled already."""
-    return biased(by_rows(q_ZMD, k_ZND.mT), hidden_BLN, gap_BLN, how, clear)
+    return biased(by_rows(q_ZMD, k_ZND.mT), hidden, gap_BLN, how, clear)
 
 
-def biased(s_ZMN: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how: Attend, clear: int = 0) -> Tensor:
+def biased(s_ZMN: Tensor, hidden: Tensor | None, gap_BLN: Tensor | None, how: Attend, clear: int = 0) -> Tensor:
     """Raw scores [Z, M, N] capped, biased by distance and -inf where hidden; may write into them.
 
     The first `clear` sequences see the whole block, and `hidden` is of those after them; `gap` is of all.
@@ -92,10 +102,10 @@ def biased(s_ZMN: Tensor, hidden_BLN: Tensor | None, gap_BLN: Tensor | None, how
         slopes_KG = torch.tensor(how.slopes, device=s_ZMN.device).view(Z // B, M // L)
         s_BKLGN = s_ZMN.view(B, Z // B, L, M // L, N)
         s_ZMN = (s_BKLGN + slopes_KG[None, :, None, :, None] * gap_BLN[:, None, :, None, :]).view(Z, M, N)
-    if hidden_BLN is not None:
-        B, L = clear + hidden_BLN.shape[0], hidden_BLN.shape[1]
+    if hidden is not None:
+        B, L = clear + hidden.shape[0], hidden.shape[2]
         s_BKLGN = s_ZMN.view(B, Z // B, L, M // L, N)
-        s_BKLGN[clear:].masked_fill_(hidden_BLN[:, None, :, None, :], -torch.inf)
+        s_BKLGN[clear:].masked_fill_(hidden, -torch.inf)
     return s_ZMN
 
 
@@ -107,14 +117,20 @@ def look(v_ZND: Tensor, s_ZMN: Tensor) -> Fold:
     return Fold(m_ZM1, l_ZM1, by_rows(p_ZMN, v_ZND))
 
 
-def mask(qpos_BL: Tensor, start: int, count: int, window: int | None) -> tuple[Tensor, Tensor]:
-    """Which of the keys start..start+count-1 each query may not see, and the distances k - q."""
+def mask(qpos_BL: Tensor, start: int, count: int, how: Attend, kv_heads: int) -> tuple[Tensor, Tensor]:
+    """Which of the keys start..start+count-1, all of one block, each query may not see, and the distances k - q.
+
+    The first is [B, K, L, G, N], or [B, 1, L, 1, N] where all heads are alike; the second [B, L, N].
+    """
     kpos_N = torch.arange(start, start + count, device=qpos_BL.device)
     gap_BLN = kpos_N - qpos_BL[:, :, None]
     hidden_BLN = gap_BLN > 0
-    if window is not None:
-        hidden_BLN |= gap_BLN <= -window
-    return hidden_BLN, gap_BLN
+    if how.window is not None:
+        hidden_BLN |= gap_BLN <= -how.window
+    hidden = hidden_BLN[:, None, :, None]
+    if how.sparse is not None:
+        hidden = hidden | how.sparse.table(qpos_BL.device).absent(qpos_BL, kpos_N, kv_heads)
+    return hidden, gap_BLN
 
 
 def walk(q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, how: Attend) -> tuple[Tensor, Tensor]:
@@ -137,8 +153,8 @@ def walk(q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, how: Attend) -> tuple[T
         last = min(first + KEYS, L)
         q_ZMD = grouped(q_BLHD[:, first:last], K)
         folded: Fold | None = None
-        for start in blocks_of(first, last, how.window):
-            hidden, gap = tile_mask(first, last, start, KEYS, B, how, q_ZMD.device)
+        for start in blocks_of(first, last, how):
+            hidden, gap = tile_mask(first, last, start, KEYS, B, how, K, q_ZMD.device)
             block = start // KEYS
             seen = look(v_ZND[block], scores(q_ZMD, k_ZND[block], hidden, gap, how))
             if folded is None:
@@ -151,18 +167,28 @@ def walk(q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, how: Attend) -> tuple[T
     return torch.cat(out, 1), torch.cat(lse, 1)
 
 
-def blocks_of(first: int, last: int, window: int | None) -> range:
+def fits(how: Attend, ends: Iterable[int]) -> None:
+    """Raises ConfigError when a sequence that ends there has positions that the sparse layout was not made for."""
+    if how.sparse is not None:
+        how.sparse.fits(max(ends, default=0))
+
+
+def blocks_of(first: int, last: int, how: Attend) -> Sequence[int]:
     """Starts of the key blocks of which queries first..last-1 see anything."""
-    oldest = 0 if window is None else max(0, first - window + 1)
-    return range(oldest - oldest % KEYS, last, KEYS)
+    oldest = 0 if how.window is None else max(0, first - how.window + 1)
+    if how.sparse is None:
+        return range(oldest - oldest % KEYS, last, KEYS)
+    return how.sparse.table().starts(first, last, oldest)
 
 
 def tile_mask(
-    first: int, last: int, start: int, count: int, batch: int, how: Attend, device: torch.device
+    first: int, last: int, start: int, count: int, batch: int, how: Attend, kv_heads: int, device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
     """`mask` for queries first..last-1 of every sequence; None where it would hide nothing and no distance counts."""
     partly = start + count > first + 1 or (how.window is not None and start <= last - 1 - how.window)
+    partly |= how.sparse is not None
     if not partly and how.slopes is None:
         return None, None
-    hidden, gap = mask(torch.arange(first, last, device=device).expand(batch, -1), start, count, how.window)
+    qpos_BL = torch.arange(first, last, device=device).expand(batch, -1)
+    hidden, gap = mask(qpos_BL, start, count, how, kv_heads)
     return (hidden if partly else None), (gap if how.slopes is not None else None)

@@ -59,6 +59,9 @@ class TensorParallel:
         source = dict(whole.named_parameters())
         for name, parameter in self.decoder.named_parameters():
             parameter.copy_(self.part(name, source[name]))
+        buffers = dict(whole.named_buffers())
+        for name, buffer in self.decoder.named_buffers():
+            buffer.copy_(buffers[name])
         return self.decoder
 
     def copies(self, name: str) -> int:
@@ -102,6 +105,9 @@ class TensorParallel:
         if isinstance(mixer.position, Alibi):
             own = slice(self.rank * mixer.heads // self.ranks, (self.rank + 1) * mixer.heads // self.ranks)
             layer.attend = replace(layer.attend, slopes=alibi_slopes(mixer.heads, mixer.position.scale)[own])
+        if layer.attend.sparse is not None:
+            own_heads = replace(layer.attend.sparse, first_head=self.rank * layer.attend.sparse.heads)
+            layer.attend = replace(layer.attend, sparse=own_heads)
         for name in ("qkv", "gate_up", "up"):
             self._enter(getattr(layer, name, None))
         for name in ("out", "down"):

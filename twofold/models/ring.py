@@ -111,7 +111,11 @@ def _tiles(
             seen_MN = (gap_MN <= 0) & (theirs.owner_L[None, keys] == mine.owner_L[rows, None])
             if how.window is not None:
                 seen_MN &= gap_MN > -how.window
-            if not seen_MN.any():
+            hidden = ~seen_MN[None, :, None, :]
+            if how.sparse is not None:
+                table, kv_heads = how.sparse.table(k_LKD.device), k_LKD.shape[1]
+                hidden = hidden | table.absent(mine.position_L[None, rows], theirs.position_L[keys], kv_heads)[0]
+            if hidden.all():
                 continue
             scores = _raw(q_KLGD[:, rows], k_LKD[keys], how)
             if how.softcap is not None:
@@ -119,7 +123,7 @@ def _tiles(
             if how.slopes is not None:
                 slopes_KG = torch.tensor(how.slopes).view(q_KLGD.shape[0], -1)
                 scores = scores + slopes_KG[:, None, :, None] * gap_MN[None, :, None, :]
-            yield rows, keys, scores.masked_fill(~seen_MN[None, :, None, :], -torch.inf)
+            yield rows, keys, scores.masked_fill(hidden, -torch.inf)
 
 
 def _round(things: Tensor, group: dist.ProcessGroup, *, home: bool = False) -> Iterator[tuple[int, Tensor]]:

@@ -22,6 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..core.sparse import Layout as SparseLayout
+
 Activation = Literal["silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2"]
 
 
@@ -113,7 +115,8 @@ class Attention:
     """Multi-head, grouped-query or multi-query attention.
 
     `qk_norm` works on each head (weight [D]), on each head with its own weight (weight [H, D]) or on the full width
-    (weight [H*D]). `window` W lets position i see i-W+1 to i. `scale` None is 1/sqrt(head_dim).
+    (weight [H*D]). `window` W lets position i see i-W+1 to i; `sparse` leaves out whole blocks of keys. `scale` None is
+    1/sqrt(head_dim).
     """
 
     heads: int
@@ -126,6 +129,7 @@ class Attention:
     qk_norm_kind: Norm | None = None
     position: Rope | Alibi | None = None
     window: int | None = None
+    sparse: SparseLayout | None = None
     softcap: float | None = None
     clip_qkv: float | None = None
 
@@ -160,8 +164,9 @@ class Plain:
 class Mixture:
     """`top_k` of `experts` gated feed-forwards of `width`.
 
-    Their weights are softmaxed over all experts, and renormalised over the chosen when `renormalise`. A shared expert
-    of `shared_width`, when there is one, is added, scaled by a sigmoid gate.
+    Their weights are softmaxed over all experts, and renormalised over the chosen when `renormalise`. With `biased` a
+    number of each expert is added to its probability for the choice alone. A shared expert of `shared_width`, when
+    there is one, is added, scaled by a sigmoid gate when `shared_gate`.
     """
 
     experts: int
@@ -169,7 +174,9 @@ class Mixture:
     width: int
     act: Activation
     renormalise: bool = True
+    biased: bool = False
     shared_width: int | None = None
+    shared_gate: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,22 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, unknown
+from ..core.sparse import sparse_attention
 from ..quant.compressed import Stored
 from ..quant.format import Format
 from ..quant.linear import QuantLinear
-from .decoder import Decoder, give_memory
+from .decoder import Decoder
 from .families import FAMILIES
 from .filler import Filler
-from .layout import Layouts, Piece, Slot, quantized_modules
+from .layout import Layouts, Piece, Slot, held, quantized_modules
+from .memory import give_memory
 from .quantized import KEY, check_config, config_of, formats, prepare, stored_formats
 from .reader import Reader
 from .shards import Pending, Shard, write_shard
 from .spec import ModelSpec
 
 CONFIG = "config.json"
+SPARSE = "sparse_attention"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 JSON_LIMIT = 64 << 20
@@ -65,9 +69,24 @@ def spec_from(config: Mapping[str, Any]) -> ModelSpec:
         raise CheckpointError("config.json: " + unknown("architecture", names[0], FAMILIES))
     reader = Reader(config)
     check_config(reader.get(dict, KEY, default=None))
+    sparse = reader.get(dict, SPARSE, default=None)
     spec = FAMILIES[names[0]](reader)
     reader.finish()
-    return spec
+    return spec if sparse is None else sparsified(spec, sparse)
+
+
+def sparsified(spec: ModelSpec, table: Mapping[str, Any]) -> ModelSpec:
+    """The spec with block-sparse attention as the table says (`core/sparse.py`), its other layers dense.
+
+    Raises:
+        CheckpointError: what is wrong with the table.
+    """
+    try:
+        sparse = sparse_attention(table, len(spec.layers))
+    except ConfigError as error:
+        raise CheckpointError(f"config.json: {error}") from None
+    made = (replace(its, mixer=replace(its.mixer, sparse=sparse.at(i))) for i, its in enumerate(spec.layers))
+    return replace(spec, layers=tuple(made))
 
 
 def read_spec(path: str | Path) -> ModelSpec:
@@ -110,11 +129,15 @@ def load(
     device: torch.device | str = "cpu",
     max_len: int | None = None,
     quantization: str | None = None,
+    memory: Callable[[Decoder], None] | None = None,
+    sparse: Mapping[str, Any] | None = None,
 ) -> Decoder:
     """Build the decoder of a checkpoint's directory and fill it; `max_len` is the context to build for.
 
     `quantization` names a number format (`quant.names`) that float weights are rounded to as they come, so that only
-    one weight is ever whole; `dtype` is that of what stays float.
+    one weight is ever whole; `dtype` is that of what stays float. `sparse` is a table like config.json's
+    `sparse_attention`, in place of the checkpoint's own. `memory` gives the parameters theirs, where it is not to be
+    fresh memory of `device`.
 
     Raises:
         CheckpointError: anything missing, left over, of another shape, damaged or unsafe, named.
@@ -122,6 +145,7 @@ def load(
     """
     path = Path(path)
     spec = read_spec(path)
+    spec = spec if sparse is None else sparsified(spec, sparse)
     positions = spec.embedding.positions
     if max_len is not None and positions is not None and max_len > positions.size:
         raise CheckpointError(f"this model has {positions.size} position vectors; a context of {max_len} needs more")
@@ -136,7 +160,7 @@ def load(
     ]
     filler.finish()
 
-    give_memory(decoder, device)
+    (memory or partial(give_memory, device=device))(decoder)
     filler = Filler(decoder, stored)
     heads = []
     with torch.no_grad():
@@ -183,11 +207,19 @@ def decoder_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
         yield item.name, item.values()
 
 
-def save(decoder: Decoder, path: str | Path, *, config: Mapping[str, Any], shard_bytes: int = SHARD_BYTES) -> None:
+def save(
+    decoder: Decoder,
+    path: str | Path,
+    *,
+    config: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """Write a checkpoint that transformers and Twofold load back equal.
 
-    `config` is the config.json to write (its dtype is set to the weights'); it must describe this decoder. A file of an
-    earlier checkpoint in the same directory that the new one does not overwrite is removed.
+    `config` is the config.json to write (its dtype is set to the weights'); it must describe this decoder. Float
+    weights are written as `dtype`, one at a time, else as they are. A file of an earlier checkpoint in the same
+    directory that the new one does not overwrite is removed.
 
     Raises:
         CheckpointError: `config` describes another model.
@@ -198,14 +230,17 @@ def save(decoder: Decoder, path: str | Path, *, config: Mapping[str, Any], shard
         )
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    files = plan_files(decoder, shard_bytes)
+    files = plan_files(decoder, shard_bytes, dtype=dtype)
     for file, items in files.items():
         write_shard(path / file, items)
-    write_rest(path, decoder, config, files)
+    write_rest(path, decoder, config, files, dtype)
 
 
 def plan_files(
-    decoder: Decoder, shard_bytes: int = SHARD_BYTES, whole: Callable[[str], Tensor] | None = None
+    decoder: Decoder,
+    shard_bytes: int = SHARD_BYTES,
+    whole: Callable[[str], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, list[Pending]]:
     """Which tensors go to which file of a checkpoint, in order, a file cut where it would outgrow `shard_bytes`.
 
@@ -213,7 +248,7 @@ def plan_files(
     """
     shards: list[list[Pending]] = [[]]
     size = 0
-    for item in _pending(decoder, whole):
+    for item in _pending(decoder, whole, dtype):
         if shards[-1] and size + item.nbytes > shard_bytes:
             shards.append([])
             size = 0
@@ -224,7 +259,13 @@ def plan_files(
     return {f"model-{n + 1:05}-of-{len(shards):05}.safetensors": items for n, items in enumerate(shards)}
 
 
-def write_rest(path: Path, decoder: Decoder, config: Mapping[str, Any], files: Mapping[str, list[Pending]]) -> None:
+def write_rest(
+    path: Path,
+    decoder: Decoder,
+    config: Mapping[str, Any],
+    files: Mapping[str, list[Pending]],
+    dtype: torch.dtype | None = None,
+) -> None:
     """What a checkpoint has besides its tensors: the index of several files, and config.json."""
     if len(files) > 1:
         where = {item.name: file for file, items in files.items() for item in items}
@@ -236,14 +277,16 @@ def write_rest(path: Path, decoder: Decoder, config: Mapping[str, Any], files: M
             old.unlink()
     written = {key: value for key, value in config.items() if key not in ("torch_dtype", KEY)}
     told = config_of(decoder)
-    floats = next((p.dtype for p in decoder.parameters()), decoder.dtype)
+    floats = dtype or next((p.dtype for p in decoder.parameters()), decoder.dtype)
     written |= {"dtype": str(floats).removeprefix("torch.")} | ({KEY: told} if told else {})
     _write_json(path / CONFIG, written)
 
 
-def _pending(decoder: Decoder, whole: Callable[[str], Tensor] | None = None) -> Iterator[Pending]:
-    """Every tensor of the checkpoint, its values made when they are asked for."""
-    parameters = dict(decoder.named_parameters())
+def _pending(
+    decoder: Decoder, whole: Callable[[str], Tensor] | None = None, dtype: torch.dtype | None = None
+) -> Iterator[Pending]:
+    """Every tensor of the checkpoint, its values made when they are asked for; float ones to be written as `dtype`."""
+    parameters, exact = held(decoder), dict(decoder.named_buffers())
     quantized = quantized_modules(decoder)
     for name, slot in Layouts(decoder).slots.items():
         if isinstance(slot, Piece):
@@ -253,7 +296,8 @@ def _pending(decoder: Decoder, whole: Callable[[str], Tensor] | None = None) -> 
         else:
             parameter = parameters[slot.inner].detach()
             values = partial(_read, slot, whole or {slot.inner: parameter}.__getitem__)
-            yield Pending(name=name, dtype=parameter.dtype, shape=slot.shape, values=values, source=slot.inner)
+            kind = parameter.dtype if slot.inner in exact else dtype or parameter.dtype
+            yield Pending(name=name, dtype=kind, shape=slot.shape, values=values, source=slot.inner)
 
 
 def _take(piece: Piece, module: QuantLinear) -> Tensor:

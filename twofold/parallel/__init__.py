@@ -3,6 +3,7 @@
 comm.py       collectives that autograd goes through
 compress.py   narrow numbers on the wire, for what FSDP2 gathers and reduces
 config.py     ParallelConfig: the sizes of the axes, free of torch
+expert.py     experts on several ranks: tokens go to them and come back
 launching.py  files that start a run on many machines: Slurm, Kubernetes, ssh
 layout.py     Layout: which rank stands where, and whether that is legal; plain Python
 mesh.py       Mesh: the process groups of a layout

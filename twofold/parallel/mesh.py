@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -10,10 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from .layout import Axis, Layout
 from .watch import Group
 
-_AXES: tuple[Axis, ...] = (
-    "pp", "replicate", "shard", "sp", "tp", "data", "zero", "ep", "edp", "loss", "norm", "world",
-)  # fmt: skip
-_TELLING: tuple[Axis, ...] = ("zero", "tp", "sp", "pp", "ep", "edp", *_AXES)
+_TELLING: tuple[Axis, ...] = ("zero", "tp", "sp", "pp", "ep", "edp", *get_args(Axis))
 
 
 class Mesh:
@@ -28,7 +27,7 @@ class Mesh:
         self._groups: dict[str, dist.ProcessGroup] = {}
         self._known: dict[tuple[int, ...], dist.ProcessGroup] = {}
         if self.layout.world > 1:
-            for axis in _AXES:
+            for axis in get_args(Axis):
                 self._make(axis)
 
     def _make(self, axis: Axis) -> None:

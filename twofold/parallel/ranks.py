@@ -183,10 +183,34 @@ def joined(ranks: Ranks, device: str = "cpu", timeout: float = 600.0) -> Iterato
 
     Each attempt of an elastic run meets under a name of its own (`roll.py`): torchrun hands every attempt the same
     store, where gloo would find the addresses of the dead. torch's flight recorder notes the collectives of all.
+
+    Raises:
+        WorkerError: some did not come in time.
     """
     if ranks.world == 1:
         yield Meeting()
         return
+    import torch.distributed as dist
+
+    try:
+        store = _meet(ranks, device, timeout)
+    except RuntimeError as error:
+        raise WorkerError(
+            f"rank {ranks.rank} of {ranks.world} waited {timeout:.0f} s at {ranks.address}:{ranks.port}, and not all "
+            f"the others came: see what they said, or raise parallel.timeout ({str(error).splitlines()[0]})"
+        ) from None
+    try:
+        yield Meeting(store)
+    except BaseException:
+        dist.destroy_process_group()
+        if ranks.main and not ranks.agent:
+            time.sleep(LINGER)
+        raise
+    dist.destroy_process_group()
+
+
+def _meet(ranks: Ranks, device: str, timeout: float) -> Any:
+    """Join the others; the store where they met."""
     import torch
     import torch.distributed as dist
 
@@ -209,11 +233,4 @@ def joined(ranks: Ranks, device: str = "cpu", timeout: float = 600.0) -> Iterato
         world_size=ranks.world,
         timeout=limit,
     )
-    try:
-        yield Meeting(store)
-    except BaseException:
-        dist.destroy_process_group()
-        if ranks.main and not ranks.agent:
-            time.sleep(LINGER)
-        raise
-    dist.destroy_process_group()
+    return store

@@ -9,12 +9,28 @@ axes.py        what tensor, sequence and pipeline parallel change about a step
 pipeline.py    stages of layers on the schedules of torch
 share.py       how a step's batch is divided among ranks, in micro-batches
 zero.py        parameters, gradients and states divided among ranks, on FSDP2
+offload.py     where optimizer states, gradients and weights are while nobody works on them
+offload_config.py     its settings
+offload_gradients.py  gradients that leave as soon as they are there
+offload_weights.py    weights that come when their layer is run
 optimizer.py   fp32 masters and what a rule keeps of them: collect, clip, step, zero
+moe.py         a decoder's mixtures while they train: the recipe's rules, put in force for a step
+moe_config.py  the table of those rules
+routing.py     the rules themselves: noise, capacity, balance
+recompute.py   keep a layer's input alone, and run it again for its gradient
 rules.py       AdamW, Adam, SGD, Lion, LAMB, Adagrad, Muon
 peers.py       the ranks that hold the other slices of a tensor, for rules that must see it whole
 scaler.py      loss scaling for fp16, by DeepSpeed's rule
 fault.py       which module a number stopped being finite in
-recompute.py   keep a layer's input alone, and run it again for its gradient
+policies.py    what of a layer is kept for its backward pass: the words of a recipe
+selective.py   tensors that an op made in one pass, kept as recipes
+kept.py        where activations wait: the device, host memory, a file
+held.py        how much a layer holds between its passes, a forecast from its spec
+live.py        bytes of all tensors that are alive, and who made them
+profile.py     FLOPs, time and memory of each module of a step
+profile_tree.py  a profile as a tree of modules, and as a table
+collectives.py bytes, calls and time of what is said to other ranks in a step
+meter.py       the share of the machine's matmul peak that a model reaches, and memory
 schedule.py    the learning rate as a pure function of the step
 checkpoint.py  directories that are whole or not there: hashed, renamed into place, the damaged ones named
 pieces.py      what a rank holds of a tensor, written by any layout and read by any other

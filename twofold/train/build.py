@@ -1,8 +1,8 @@
 """From a recipe to what a run works with; the order of composition is fixed here and nowhere else.
 
-words (tokenizer, template) -> data -> spec -> decoder (of a tensor parallel rank, of a stage) -> recompute -> ZeRO ->
-weights (fresh, from a directory, from a checkpoint) -> optimizer (launch.py). One process has its weights first, since
-nothing divides them.
+words (tokenizer, template) -> data -> where things are kept -> spec -> decoder (of a tensor parallel rank, of a stage)
+-> recompute -> ZeRO -> weights (fresh, from a directory, from a checkpoint) -> optimizer (launch.py). One process has
+its weights first, since nothing divides them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from ..models.decoder import Decoder
 from ..models.layout import matrices
 from ..models.spec import ModelSpec
 from ..models.whole import WholeParameters
+from ..parallel import Mesh
+from . import kept
 from .axes import Axes
 from .config import Recipe
 from .files import ModelFiles
 from .init import FirstWeights, init_weights
+from .offload import Offload
 from .optimizer import Optimizer
 from .peers import peers_of
 from .places import Places
@@ -86,7 +89,13 @@ def build_data(recipe: Recipe, words: RecipeWords) -> tuple[Data, str]:
     return Data(train=train, valid=valid), fingerprint
 
 
-def build_model(recipe: Recipe, checkpoint: Path | None, axes: Axes) -> tuple[Decoder, Zero, Places]:
+def build_offload(recipe: Recipe, mesh: Mesh) -> Offload:
+    """Where a rank keeps what it is not working on; files are in the run's output when the recipe names no place."""
+    output = recipe.run.output
+    return Offload(recipe.offload, output if mesh.alone else output / f"rank-{mesh.rank_in_world}")
+
+
+def build_model(recipe: Recipe, checkpoint: Path | None, axes: Axes, offload: Offload) -> tuple[Decoder, Zero, Places]:
     """The decoder with its weights, divided over the mesh: those of `checkpoint` when a run goes on, else as it begins.
 
     A rank among others never holds more than its part and one whole tensor. What ZeRO divides is fp32 whatever the
@@ -96,23 +105,28 @@ def build_model(recipe: Recipe, checkpoint: Path | None, axes: Axes) -> tuple[De
         CheckpointError: the directory cannot be read, or the config describes no model of ours.
         ConfigError: sequences longer than the model's context, or a model that cannot be divided so.
     """
-    dtype, source, mesh = DTYPES[recipe.model.dtype], checkpoint or recipe.model.from_, axes.mesh
+    config, dtype, mesh = recipe.model, DTYPES[recipe.model.dtype], axes.mesh
+    source = checkpoint or config.from_
     divided = mesh.size("data") * mesh.size("sp") > 1
     if not mesh.alone:
         held = torch.float32 if divided else dtype
         decoder = axes.divide(weights.spec_from(hf_config(recipe)), device="meta", dtype=held)
     elif source is not None:
-        decoder = weights.load(source, dtype=dtype)
+        memory = offload.place_weights if offload.keeps_weights else None
+        decoder = weights.load(source, dtype=dtype, sparse=config.sparse_attention, memory=memory)
     else:
-        decoder = Decoder(weights.spec_from(hf_config(recipe)), dtype=dtype)
-        init_weights(decoder, recipe.run.seed)
+        device = "meta" if offload.keeps_weights else "cpu"
+        decoder = Decoder(weights.spec_from(hf_config(recipe)), dtype=dtype, device=device)
+        if offload.keeps_weights:
+            offload.place_weights(decoder)
+        init_weights(decoder, recipe.run.seed, offload.let_go)
     if recipe.data.seq_len > decoder.max_len:
         raise ConfigError(
             f"data.seq_len is {recipe.data.seq_len}, the model's context {decoder.max_len}: shorten the one or "
             "raise max_position_embeddings"
         )
-    if recipe.model.recompute == "full":
-        recompute_layers(decoder)
+    keeper = None if config.activations == "device" else kept.keeper(config.activations, recipe.run.output)
+    recompute_layers(decoder, config.recompute, config.recompute_layers, keeper)
     stages = axes.pipeline.stages if axes.pipeline else ()
     zero = Zero(decoder, mesh, dtype if divided and dtype != torch.float32 else None, stages, recipe.parallel)
     places = Places(decoder, axes)
@@ -133,13 +147,22 @@ def _values(recipe: Recipe, source: Path | None, resumed: bool) -> Value:
     return lambda name, place: place.take(first[name])
 
 
-def build_optimizer(decoder: Decoder, recipe: Recipe, axes: Axes | None = None) -> Optimizer:
+def build_optimizer(
+    decoder: Decoder, recipe: Recipe, axes: Axes | None = None, offload: Offload | None = None
+) -> Optimizer:
     """The recipe's rule over this rank's part of the decoder, which `axes` divided and Zero, if it does, has sliced."""
     axes = axes or Axes()
+    if axes.experts and recipe.optimizer.name == "lamb":
+        raise ConfigError(
+            "optimizer.name is lamb, whose norms are of whole tensors, and parallel.ep keeps experts apart: "
+            "set ep = 1, or take another optimizer"
+        )
     named = dict(decoder.named_parameters())
     whole = Decoder(axes.tensor.whole, device="meta") if axes.tensor else decoder
     peers = peers_of(named, axes.tensor)
-    return Optimizer(named.items(), recipe.optimizer, matrices=matrices(whole), peers=peers, norm=axes.norm)
+    return Optimizer(
+        named.items(), recipe.optimizer, matrices=matrices(whole), peers=peers, norm=axes.norm, offload=offload
+    )
 
 
 def build_scaler(recipe: Recipe) -> LossScaler:
@@ -156,10 +179,11 @@ def check_vocabulary(spec: ModelSpec, words: RecipeWords) -> None:
 
 def hf_config(recipe: Recipe) -> dict[str, Any]:
     """The config.json that this run's checkpoints carry."""
-    if recipe.model.config is not None:
-        return recipe.model.config
-    assert recipe.model.from_ is not None
-    return weights.read_config(recipe.model.from_)
+    config, sparse = recipe.model.config, recipe.model.sparse_attention
+    if config is None:
+        assert recipe.model.from_ is not None
+        config = weights.read_config(recipe.model.from_)
+    return config if sparse is None else config | {weights.SPARSE: sparse}
 
 
 def model_files(recipe: Recipe) -> ModelFiles:

@@ -8,6 +8,8 @@ Recipe
 ├── parallel    how many processes divide the work (parallel/config.py)
 ├── elastic     ranks that come and go, hang or diverge (elastic.py)
 ├── fp16        dynamic loss scaling, where model.dtype is fp16
+├── offload     what is kept in the host's memory or on disk
+├── moe         how a mixture's tokens are dealt to its experts
 ├── run         where results go, how often to validate and save, threads and seed
 └── sample      prompts that the serving engine answers while the model trains
 """
@@ -23,7 +25,11 @@ from typing import Any, Literal, get_type_hints
 from ..core import ConfigError, flatten
 from ..data.bpe import VocabularyConfig
 from ..parallel.config import ParallelConfig
+from . import policies
 from .elastic import ElasticConfig
+from .moe_config import MoeConfig
+from .offload_config import OffloadConfig
+from .policies import Place
 from .scaler import LossScaleConfig
 
 
@@ -39,14 +45,21 @@ class ModelConfig:
     """The tokenizer's directory; left out, the one in `from`."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16, fp16: weights and gradients so, master weights and the optimizer's states in fp32; fp16 scales the loss."""
-    recompute: Literal["none", "full"] = "none"
-    """full: keep only each layer's input and run its forward again in the backward pass."""
+    sparse_attention: dict[str, Any] | None = None
+    """Block-sparse attention: `mode`, `layers` and the mode's keys (`core/sparse.py`); left out, as the model says."""
+    recompute: str = "none"
+    """What a backward pass computes again: none, selective, attention, ffn, full, or every-K (`policies.py`)."""
+    recompute_layers: dict[str, str] = field(default_factory=dict)
+    """Layers with a policy of their own: { "0-3" = "full", "5" = "none" }."""
+    activations: Place = "device"
+    """Where what is kept for the backward pass waits: device, host, or disk (a file in the run's directory)."""
 
     def __post_init__(self) -> None:
         if (self.config is None) == (self.from_ is None):
             raise ConfigError("[model] takes either `config` (a fresh model) or `from` (a directory): give one of them")
         if self.from_ is None and self.tokenizer is None:
             raise ConfigError("[model] with `config` needs `tokenizer`, a directory with a tokenizer.json")
+        policies.check(self.recompute, self.recompute_layers)
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -260,6 +273,8 @@ class Recipe:
     """A vocabulary to train first, into `model.tokenizer`, when there is none yet."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     fp16: LossScaleConfig = field(default_factory=LossScaleConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
+    moe: MoeConfig = field(default_factory=MoeConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     elastic: ElasticConfig = field(default_factory=ElasticConfig)
@@ -291,7 +306,9 @@ class Recipe:
 
 def _decides(key: str) -> bool:
     table, _, name = key.partition(".")
-    return table not in ("sample", "parallel", "elastic") and (table != "run" or name in ("seed", "threads"))
+    if table == "model":  # gradients are the same bits whatever is kept
+        return name not in ("recompute", "recompute_layers", "activations")
+    return table not in ("sample", "offload", "parallel", "elastic") and (table != "run" or name in ("seed", "threads"))
 
 
 def _defaults(cls: type, prefix: str = "") -> dict[str, Any]:

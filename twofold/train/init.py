@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,11 +16,16 @@ RESIDUAL = ("out", "down")
 
 
 @torch.no_grad()
-def init_weights(decoder: Decoder, seed: int) -> None:
-    """Fill every parameter: matrices from N(0, 0.02²), scaled for residual projections (GPT-2), norms to identity."""
+def init_weights(decoder: Decoder, seed: int, done: Callable[..., None] | None = None) -> None:
+    """Fill every parameter: matrices from N(0, 0.02²), scaled for residual projections (GPT-2), norms to identity.
+
+    `done` is told of each when it is filled.
+    """
     first = FirstWeights(decoder, seed)
     for name, parameter in decoder.named_parameters():
         parameter.copy_(first[name])
+        if done is not None:
+            done(parameter)
 
 
 class FirstWeights:

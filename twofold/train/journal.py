@@ -27,7 +27,13 @@ TAGS = {
     "grad_norm": "train/grad_norm",
     "tokens_per_second": "train/tokens_per_second",
     "loss_scale": "train/loss_scale",
+    "peak_share": "train/peak_share",
+    "memory": "train/memory",
     "valid_loss": "valid/loss",
+    "moe_busiest": "moe/busiest",
+    "moe_dropped": "moe/dropped",
+    "moe_balance": "moe/balance",
+    "moe_z": "moe/z",
 }
 
 

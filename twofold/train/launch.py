@@ -10,27 +10,31 @@ import fcntl
 import math
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 
-from ..core import ConfigError, TwofoldError, WorkerError, load_config
+from ..core import CapacityError, ConfigError, TwofoldError, WorkerError, load_config
 from ..parallel import Mesh, Ranks, discover, joined
 from ..parallel.layout import lay_out
 from ..parallel.messages import everyone, from_first
 from ..parallel.ranks import Meeting
+from ..platforms.memory import shortage
 from . import build, elastic, plot
 from .axes import Axes
 from .checkpoint import Checkpoints, Position, read_position
 from .config import Recipe
 from .heartbeat import Heartbeat
 from .journal import Journal, Unwritten
+from .meter import Meter
 from .pieces import Stored
+from .profile import around
 from .progress import Display
 from .saver import Saver
 from .state import restore, weight_pieces
@@ -50,12 +54,14 @@ def run(
     fresh: bool = False,
     sampler: Sampler | None = None,
     console: Console | None = None,
+    profiles: Collection[str] = (),
 ) -> int:
     """Train `recipe_path` to its end, from its newest whole checkpoint when there is one.
 
     `overrides` maps dotted keys ("optimizer.lr") to values that win over the file. `fresh` removes the run's
-    checkpoints and log first. Returns 0 when the run is finished, 75 when a signal stopped it and it saved. Of several
-    ranks that fail the first to do so raises, and the others return 1.
+    checkpoints and log first. `profiles` ("modules", "collectives") are said after a few steps. Returns 0 when the run
+    is finished, 75 when a signal stopped it and it saved. Of several ranks that fail the first to do so raises, and the
+    others return 1.
 
     Raises:
         ConfigError: the recipe is wrong, differs from the run it would continue, or its directory is in use.
@@ -76,7 +82,7 @@ def run(
             mesh = Mesh(layout, ranks.rank)
             display = Display(recipe.schedule.steps, console if ranks.main else Console(quiet=True))
             with _held(recipe.run.output, mesh) as attempt:
-                return _Run(recipe, mesh, meeting, display, attempt).to_its_end(fresh, sampler)
+                return _Run(recipe, mesh, meeting, display, attempt).to_its_end(fresh, sampler, profiles)
         except Exception as error:
             if not ranks.main:
                 time.sleep(GRACE)
@@ -93,7 +99,7 @@ class _Run:
     display: Display
     attempt: str
 
-    def to_its_end(self, fresh: bool, sampler: Sampler | None) -> int:
+    def to_its_end(self, fresh: bool, sampler: Sampler | None, profiles: Collection[str]) -> int:
         recipe, say, output = self.recipe, self.display.say, self.recipe.run.output
         data, axes = recipe.data, recipe.parallel
         shares = elastic.lines(
@@ -114,20 +120,22 @@ class _Run:
             if position.step == recipe.schedule.steps and there:
                 say(f"{output}: finished, all {position.step} steps are done; the model is {output}/model")
                 return 0
-        trainer = self._assemble(found, position, checkpoints, sampler)
-        try:
-            status = trainer.fit()
-            if status == 0:
-                dtype, export = trainer.zero.dtype, build.DTYPES[recipe.run.export_dtype]
-                trainer.saver.export(
-                    output / "model", weight_pieces(trainer.decoder, trainer.places, dtype, export), export
-                )
-            if self.mesh.main:
-                say(plot.terminal(trainer.journal.curve("loss")))
-            if status == 0:
-                say(f"finished {recipe.schedule.steps} steps; the model is {output / 'model'}")
-        finally:
-            trainer.journal.close()
+        with _what_would_fit(recipe):
+            trainer = self._assemble(found, position, checkpoints, sampler)
+            trainer.around = around(profiles, trainer.decoder, output, say)
+            try:
+                status = trainer.fit()
+                if status == 0:
+                    dtype, export = trainer.zero.dtype, build.DTYPES[recipe.run.export_dtype]
+                    pieces = weight_pieces(trainer.decoder, trainer.places, dtype, export)
+                    trainer.saver.export(output / "model", pieces, export)
+                if self.mesh.main:
+                    say(plot.terminal(trainer.journal.curve("loss")))
+                if status == 0:
+                    say(f"finished {recipe.schedule.steps} steps; the model is {output / 'model'}")
+            finally:
+                trainer.journal.close()
+                trainer.optimizer.offload.close()
         self.mesh.wait()
         return status
 
@@ -144,10 +152,10 @@ class _Run:
                 f"the training data is not what {recipe.run.output} was trained on: bring the old files back, "
                 "give another run.output, or start over with --fresh"
             )
-        axes = Axes(mesh, recipe.parallel)
-        decoder, zero, places = build.build_model(recipe, found, axes)
+        axes, offload = Axes(mesh, recipe.parallel), build.build_offload(recipe, mesh)
+        decoder, zero, places = build.build_model(recipe, found, axes, offload)
         build.check_vocabulary(places.spec, words)
-        optimizer = build.build_optimizer(decoder, recipe, axes)
+        optimizer = build.build_optimizer(decoder, recipe, axes, offload)
         scaler = build.build_scaler(recipe)
         if found and position:
             restore(Stored(found), position, decoder, places, optimizer, mesh)
@@ -157,7 +165,7 @@ class _Run:
         many = "" if mesh.alone else f", {mesh.size('world')} ranks ({mesh.layout})"
         display.say(f"{recipe.run.output}: {parameters / 1e6:.2f}M parameters, {recipe.schedule.steps} steps{many}")
         step = position.step if position else 0
-        files, behind = build.model_files(recipe), recipe.run.save_behind
+        files, behind = build.model_files(recipe), recipe.run.save_behind and recipe.offload == type(recipe.offload)()
         return Trainer(
             decoder,
             optimizer,
@@ -174,6 +182,7 @@ class _Run:
             zero=zero,
             places=places,
             heart=Heartbeat(recipe.run.output / "hang", mesh, recipe.elastic.heartbeat, self.attempt),
+            meter=Meter.of(places.spec, decoder) if mesh.main else None,
         )
 
 
@@ -189,7 +198,7 @@ def _same_recipe(recipe: Recipe, position: Position, output: Path) -> None:
 
 def _named(error: Exception, ranks: Ranks) -> Exception:
     """The error with the rank that met it, where there are others."""
-    if isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL")):
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
         return WorkerError(
             f"rank {ranks.rank} lost another rank ({str(error).splitlines()[0]}); what it said is above, or in what "
             "started it. The same command goes on from the newest checkpoint"
@@ -229,6 +238,24 @@ def _met(output: Path, mesh: Mesh) -> str:
             "all machines share"
         )
     return attempt
+
+
+@contextmanager
+def _what_would_fit(recipe: Recipe) -> Iterator[None]:
+    """Turn an allocation that failed into one line that says what would need less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        lacked = shortage(error)
+        if lacked is None:
+            raise
+        advice = [
+            f'offload.{f.name} = "disk"' for f in fields(recipe.offload) if getattr(recipe.offload, f.name) == "none"
+        ]
+        if recipe.model.recompute == "none":
+            advice.append('model.recompute = "full"')
+        advice.append("fewer data.micro_tokens")
+        raise CapacityError(f"out of memory: {lacked}. What would need less: {', '.join(advice)}") from None
 
 
 @contextmanager

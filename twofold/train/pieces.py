@@ -268,7 +268,7 @@ class Stored:
         return self._files[name]
 
     def read(self, name: str, held: Held | None = None) -> Tensor:
-        """What `held` says of a tensor (all of it by default), wherever its parts lie.
+        """What `held` says of a tensor (all of it by default), wherever its parts lie; a view of a file that has it so.
 
         Raises:
             CheckpointError: there is no such tensor, it has another shape, or parts of it are nowhere.
@@ -281,6 +281,8 @@ class Stored:
             raise CheckpointError(
                 f"{self.directory.name}: '{name}' is {list(entry.shape)}, this model's is {list(held.shape)}"
             )
+        if len(entry.places) == 1 and held == Held.all(entry.shape):
+            return self._tensor(*entry.places[0])
         out = torch.zeros(held.local, dtype=entry.dtype)
         missing = sum(volume(cut.whole) for cut in held.cuts)
         for file, key, box in entry.places:

@@ -2,6 +2,7 @@
 
 pipeline          names that are elsewhere are not here
 tensor parallel   a box of each fused part: q0 k0 v0 of [q | k | v]
+expert parallel   some experts of that
 ZeRO              some rows of that
 """
 
@@ -29,6 +30,9 @@ class Places:
         self._held = {}
         for name, tensor in named(decoder):
             place = held(tensor)
+            if rows := axes.experts.get(name):
+                all_experts = (rows.whole, *tensor.shape[1:])
+                place = Held.box(all_experts, ((rows.start, rows.stop), *full(all_experts)[1:])).of(place)
             if axes.tensor and (cut := axes.tensor.cut(name)).segments:
                 place = divided(self.whole[name], cut, axes.tensor.ranks, axes.tensor.rank).of(place)
             self._held[name] = place

@@ -1,6 +1,6 @@
-"""The line that moves while a run does: step, loss, rate, speed, time left; plain lines when nobody watches.
+"""The line that moves while a run does: step, loss, rate, speed, memory, time left; plain lines when nobody watches.
 
-step 1200/4000 ━━━━━━━━━━╸━━━━━━━━━━━━━━━━━━━━━  loss 2.113  lr 8.1e-04  grad 0.71  31.2k tok/s  12:40 left
+step 1200/4000 ━━━━━━━╸━━━━━━━━━━━━━━━  loss 2.113  lr 8.1e-04  grad 0.71  31.2k tok/s  41% of peak  2.1 GB  12:40 left
 """
 
 from __future__ import annotations
@@ -44,10 +44,24 @@ class Display:
         """A message of its own, above the bar."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def step(self, step: int, *, loss: float, lr: float, grad_norm: float, speed: float, seconds_left: float) -> None:
-        """Move to `step`, the number of steps done."""
+    def step(
+        self,
+        step: int,
+        *,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        speed: float,
+        seconds_left: float,
+        peak_share: float | None = None,
+        memory: int | None = None,
+    ) -> None:
+        """Move to `step`, the number of steps done; `peak_share` of the machine's matmul peak, `memory` in bytes."""
+        peak = "" if peak_share is None else f"  {peak_share:.0%} of peak"
+        used = "" if memory is None else f"  {memory / 1e9:.1f} GB"
         figures = (
-            f"loss {loss:.3f}  lr {lr:.1e}  grad {grad_norm:.2f}  {_thousands(speed)} tok/s  {clock(seconds_left)} left"
+            f"loss {loss:.3f}  lr {lr:.1e}  grad {grad_norm:.2f}  {_thousands(speed)} tok/s{peak}{used}  "
+            f"{clock(seconds_left)} left"
         )
         if self.console.is_terminal:
             self._bar.update(self._task, completed=step, figures=figures)

@@ -41,6 +41,7 @@ def rewind(trainer: Trainer, why: str) -> None:
     if found is None:
         raise TwofoldError(f"{why}: there is no checkpoint to go back to")
     back = go_back(found, trainer.decoder, trainer.places, trainer.optimizer, trainer.mesh)
+    trainer.optimizer.offload.settle()
     trainer.scaler.load(back.scaler)
     trainer.spikes = Spikes(recipe.elastic, back.recent)
     trainer.position = replace(back, passed=at.batch + 1 - back.step, rewinds=at.rewinds + 1)

@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -30,6 +30,8 @@ from .checkpoint import Position
 from .config import Recipe, SampleConfig
 from .heartbeat import Heartbeat
 from .journal import Journal
+from .meter import Meter
+from .moe import Routers
 from .optimizer import Optimizer
 from .places import Places
 from .progress import Display
@@ -79,6 +81,8 @@ class Step:
     grad_norm: float
     skipped: str | None = None
     overflow: bool = False
+    figures: dict[str, float] = field(default_factory=dict)
+    """What else the journal keeps: how a mixture's experts were used."""
 
     @property
     def diverged(self) -> bool:
@@ -115,7 +119,10 @@ class Trainer:
         zero: Zero | None = None,
         places: Places | None = None,
         heart: Heartbeat | None = None,
+        meter: Meter | None = None,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        self.meter, self.around = meter, around
         self.decoder, self.optimizer, self.data, self.recipe = decoder, optimizer, data, recipe
         self.axes = axes or Axes()
         self.mesh = self.axes.mesh
@@ -125,6 +132,8 @@ class Trainer:
         self.words, self.sampler = words, sampler
         self.scaler = scaler or LossScaler()
         self.position = position or Position()
+        within = self.mesh.group("tp") if self.axes.config.sequence else None
+        self.routers = Routers(decoder, recipe.moe, recipe.run.seed, self.mesh.group("tokens"), within)
         self.heart = heart or Heartbeat(recipe.run.output, self.mesh)
         self.spikes = Spikes(recipe.elastic, self.position.recent)
         self.saved_at = self.position.step if position else -1
@@ -145,19 +154,22 @@ class Trainer:
         if not targets:
             return Step(loss=0.0, targets=0, lr=lr, grad_norm=0.0, skipped="the batch has no target")
         self.optimizer.zero()
+        self.routers.begin(self.position.step, len(batch.ids_T), self.scaler.scale)
         summed = self._pass(batch, targets / self.scaler.scale, loss)
         self.axes.collect(self.decoder)
         self.optimizer.collect()  # what a pipeline leaves where it is
         mean = self.mesh.sum("loss", summed)[0] / targets
         done = Step(loss=mean, targets=targets, lr=lr, grad_norm=self.optimizer.clip(self.scaler.scale))
-        if not math.isfinite(done.loss) or not math.isfinite(done.grad_norm):
+        finite = math.isfinite(done.loss) and math.isfinite(done.grad_norm)
+        spike = self.spikes.look(done.loss) if finite else None
+        done = replace(done, figures=self.routers.end(moved=finite and spike is None))
+        if not finite:
             done = self._skip(done, batch)
         else:
-            why = self.spikes.look(done.loss)
-            if why is None:
+            if spike is None:
                 self.optimizer.step(lr)
             else:
-                done = replace(done, skipped=f"{why} (batch {self.position.batch})")
+                done = replace(done, skipped=f"{spike} (batch {self.position.batch})")
             self.scaler.update(None)
         self.optimizer.zero()
         return done
@@ -244,8 +256,9 @@ class Trainer:
         self.heart.beat(at.step, "the pass")
         clock.start()
         batch = self.data.train.batch(at.batch)
-        done = self.step(batch)
-        clock.stop(len(batch.ids_T))
+        with self.around():
+            done = self.step(batch)
+        clock.stop(len(batch.ids_T), self.meter.work(batch.lengths, done.targets) if self.meter else 0)
         if done.diverged and self.recipe.elastic.on_spike == "rewind":
             with self.heart.apart("the way back"):
                 rewind(self, str(done.skipped))
@@ -274,6 +287,7 @@ class Trainer:
         if step % run.save_every == 0:
             with self.heart.apart("the checkpoint"):
                 self.save()
+        self.optimizer.offload.settle()
 
     def _report(self, done: Step, clock: _Clock, log: bool) -> None:
         step = self.position.step
@@ -287,6 +301,7 @@ class Trainer:
                 )
             return
         speed = clock.tokens_per_second
+        machine = self.meter.figures(clock.flops_per_second / self.mesh.layout.world) if self.meter else {}
         if log:
             self.journal.add(
                 step,
@@ -295,10 +310,14 @@ class Trainer:
                 grad_norm=done.grad_norm,
                 tokens=self.position.tokens,
                 tokens_per_second=round(speed, 1),
+                **done.figures,
                 **({"loss_scale": self.scaler.scale} if self.scaler.dynamic else {}),
+                **machine,
             )
         left = clock.seconds_per_step * (self.recipe.schedule.steps - step)
-        self.display.step(step, loss=done.loss, lr=done.lr, grad_norm=done.grad_norm, speed=speed, seconds_left=left)
+        self.display.step(
+            step, loss=done.loss, lr=done.lr, grad_norm=done.grad_norm, speed=speed, seconds_left=left, **machine
+        )
 
     # ---------------------------------------------------------------------------------------- besides stepping
     def sample(self) -> None:
@@ -359,14 +378,18 @@ class _Clock:
     def __init__(self) -> None:
         self.seconds_per_step = 0.0
         self.tokens_per_second = 0.0
+        self.flops_per_second = 0.0
         self._began = 0.0
 
     def start(self) -> None:
         self._began = time.perf_counter()
 
-    def stop(self, tokens: int) -> None:
+    def stop(self, tokens: int, flops: int = 0) -> None:
         seconds = max(time.perf_counter() - self._began, 1e-9)
-        old = self.seconds_per_step
-        self.seconds_per_step = old + (seconds - old) * 0.1 if old else seconds
-        rate = self.tokens_per_second
-        self.tokens_per_second = rate + (tokens / seconds - rate) * 0.1 if rate else tokens / seconds
+        self.seconds_per_step = _smooth(self.seconds_per_step, seconds)
+        self.tokens_per_second = _smooth(self.tokens_per_second, tokens / seconds)
+        self.flops_per_second = _smooth(self.flops_per_second, flops / seconds)
+
+
+def _smooth(old: float, new: float) -> float:
+    return old + (new - old) * 0.1 if old else new

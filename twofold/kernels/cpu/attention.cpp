@@ -48,8 +48,8 @@ int gather(const Attention& it, const Plan& plan, const Piece& piece, Desk& desk
     if (first < last) runs[count++] = {span, int(first - from), int(last - from)};
     for (int64_t r = first; r < last; r++) {
       const int64_t query = (r - base) / per_kv;
-      desk.row[r - from] = {step.first[span] + query, int32_t(piece.head * per_kv + (r - base) % per_kv),
-                            int32_t(step.start[span] + query)};
+      const int32_t head = int32_t(piece.head * per_kv + (r - base) % per_kv), position = int32_t(step.start[span] + query);
+      desk.row[r - from] = {step.first[span] + query, head, position, it.sparse.row(head, position)};
     }
     base += rows;
   }
@@ -97,18 +97,23 @@ struct Records {
   float* o(int64_t block) const { return l(block) + divide_up(rows, LANES) * LANES; }
 };
 
+thread_local std::vector<int64_t> starts;  // of the blocks that a piece's rows see
+
 // One part of a unit; whoever finishes its last part folds the blocks in their order. Returns whether that was done.
 template <class T>
 bool in_parts(const Attention& it, const Plan& plan, const Piece& piece, Desk& desk, const Run& run, Crew& crew) {
   static const Shared shared;
   if (!shared.at) std::abort();
   const Records records(it, plan, piece, shared.at);
-  const int64_t oldest = plan.oldest(piece.group), blocks = records.blocks, parts = piece.group.parts;
-  const int64_t end = desk.row[run.last - 1].position + 1, seen = std::min(blocks, divide_up(end, KEYS) - oldest);
-  const int64_t last = std::min(seen, blocks * (piece.part + 1) / parts);
-  for (int64_t i = blocks * piece.part / parts; i < last; i++) {
-    see_block<T>(it, desk, piece.head, table_of(*it.step, run.span), 0, run.last, (oldest + i) * KEYS, end,
-                 {records.o(i), records.o_stride, true});
+  const int64_t parts = piece.group.parts, end = desk.row[run.last - 1].position + 1;
+  const View view(desk, 0, run.last);
+  const Past past{piece.head, table_of(*it.step, run.span), end, view};
+  starts.clear();
+  for (int64_t at = plan.oldest(piece.group) * KEYS; (at = view.next(at, end)) < end; at += KEYS) starts.push_back(at);
+  const int64_t seen = int64_t(starts.size()), last = seen * (piece.part + 1) / parts;
+  starts.push_back(end);
+  for (int64_t i = seen * piece.part / parts; i < last; i++) {
+    see_block<T>(it, desk, past, 0, run.last, starts[i], starts[i + 1], {records.o(i), records.o_stride, true});
     std::copy_n(desk.m_block, run.last, records.m(i));
     std::copy_n(desk.l_block, run.last, records.l(i));
   }

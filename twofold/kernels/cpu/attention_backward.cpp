@@ -34,20 +34,43 @@ struct Bench {
   }
 };
 
-// Lines of a product's inner dimension: `first` is a multiple of 16.
+// Lines of a product's inner dimension: those of [first, last) in some panels; `first` is a multiple of 16.
 struct Range {
   int first, last;
+  unsigned panels;
+  bool idle(int panel, int wide) const { return !(panels >> panel & ((1u << wide) - 1)); }
 };
 
 // A tile of queries of one head against a block of keys; positions within the sequence.
 struct Tile {
   int64_t query, key;  // the first ones
   int queries, keys, head;
+  unsigned there[QUERIES / PANEL] = {};  // of each sixteen queries, the panels of keys that their layout has
+
+  Tile(const AttentionBackward& it, int64_t query, int64_t key, int64_t length, int head)
+      : query(query), key(key), queries(int(std::min<int64_t>(QUERIES, length - query))),
+        keys(int(std::min<int64_t>(KEYS, length - key))), head(head) {
+    for (int i = 0; i * PANEL < queries; i++) {
+      const uint8_t* layout = it.sparse.row(head, query + i * PANEL);
+      there[i] = layout ? layout[key / KEYS] : ALL_PANELS;
+    }
+  }
+  bool empty() const { return std::none_of(there, there + QUERIES / PANEL, [](unsigned panels) { return panels; }); }
 
   // Keys that any of the queries [from, to) sees.
   Range seen(const AttentionBackward& it, int from, int to) const {
-    const int last = std::min(keys, Sight(it.window, query + to - 1, key).last);
-    return {Sight(it.window, query + from, key).first / PANEL * PANEL, last};
+    const int first = Sight(it.window, nullptr, query + from, key).first / PANEL * PANEL;
+    const int last = std::min(keys, Sight(it.window, nullptr, query + to - 1, key).last);
+    unsigned panels = 0;
+    for (int i = from / PANEL; i * PANEL < to; i++) panels |= there[i];
+    return {first, last, panels & panels_of(first, last)};
+  }
+  // Queries that see any of the keys [from, to).
+  Range seeing(int from, int to) const {
+    const int64_t first = std::clamp<int64_t>(key + from - query, 0, queries);
+    unsigned panels = 0;
+    for (int i = 0; i < QUERIES / PANEL; i++) panels |= (there[i] & panels_of(from, to) ? 1u : 0u) << i;
+    return {int(first / PANEL * PANEL), queries, panels};
   }
 };
 
@@ -86,7 +109,7 @@ void products(const AttentionBackward& it, const Tile& tile, const float* rows, 
     for (int i = 0; i < wide; i++) panel[i] = panels + (p + i) * int64_t(it.dim) * PANEL;
     by_tiles(tile.queries, [&](int first, int last) {
       const Range seen = tile.seen(it, first, last);
-      if (p * PANEL >= seen.last || (p + wide) * PANEL <= seen.first) return;
+      if (seen.idle(p, wide)) return;
       const Scores job{rows + first * stride, stride, it.dim, s + first * S_STRIDE + p * PANEL, S_STRIDE};
       score[last - first - 1](job, panel, none);
     });
@@ -100,10 +123,10 @@ void soften_back(const AttentionBackward& it, const Tile& tile, Bench& on) {
   const V16 cap = all(it.softcap), one = all(1.0f);
   for (int r = 0; r < tile.queries; r++) {
     const int64_t position = tile.query + r;
-    const Sight sight(it.window, position, tile.key);
+    const Sight sight(it.window, it.sparse.row(tile.head, position), position, tile.key);
     float *s = on.s + r * S_STRIDE, *dp = on.dp + r * S_STRIDE;
     for (int i = 0; i < KEYS; i += LANES) {
-      if (i >= sight.last || i + LANES <= sight.first) {
+      if (!(sight.panels() >> i / LANES & 1)) {
         store(s + i, all(0.0f)), store(dp + i, all(0.0f));
         continue;
       }
@@ -138,7 +161,7 @@ void weigh(const float* weights, int64_t row_step, int64_t line_step, const floa
     by_tiles(rows, [&](int first, int last) {
       const Range range = seen(first, last);
       value[last - first - 1]({weights + first * row_step, row_step, line_step, range.first, range.last, stride,
-                               add ? ones : nullptr, ones, o + first * stride, stride},
+                               add ? ones : nullptr, ones, o + first * stride, stride, range.panels},
                               page, at, at, none);
     });
     c += wide;
@@ -163,12 +186,9 @@ void do_tile(const AttentionBackward& it, const Tile& tile, int64_t token, Bench
   products(it, tile, on.q, on.stride, on.key_panels, on.s);
   products(it, tile, on.grad, on.stride, on.value_panels, on.dp);
   soften_back(it, tile, on);
-  const auto later = [&](int first, int) {  // queries that see a key from `first` on
-    const int64_t from = std::clamp<int64_t>(tile.key + first - tile.query, 0, tile.queries);
-    return Range{int(from / PANEL * PANEL), tile.queries};
-  };
-  weigh(on.s, 1, S_STRIDE, on.grad, on.stride, tile.keys, it.dim, true, on.dv, later);
-  weigh(on.dp, 1, S_STRIDE, on.q, on.stride, tile.keys, it.dim, true, on.dk, later);
+  const auto seeing = [&](int first, int last) { return tile.seeing(first, last); };
+  weigh(on.s, 1, S_STRIDE, on.grad, on.stride, tile.keys, it.dim, true, on.dv, seeing);
+  weigh(on.dp, 1, S_STRIDE, on.q, on.stride, tile.keys, it.dim, true, on.dk, seeing);
   weigh(on.dp, S_STRIDE, 1, on.k, on.stride, tile.queries, it.dim, false, on.dq,
         [&](int first, int last) { return tile.seen(it, first, last); });
   const int64_t width = int64_t(it.heads) * it.dim;
@@ -195,8 +215,8 @@ void do_sequence(const AttentionBackward& it, int span, int kv_head, Bench& on) 
     for (int64_t g = 0; g < group; g++)
       for (int64_t query = key; query < length; query += QUERIES) {
         if (it.window && query - it.window + 1 >= key + keys) break;  // these and all later ones are past these keys
-        const Tile tile{query, key, int(std::min<int64_t>(QUERIES, length - query)), keys, int(kv_head * group + g)};
-        do_tile(it, tile, from + query, on);
+        const Tile tile(it, query, key, length, int(kv_head * group + g));
+        if (!tile.empty()) do_tile(it, tile, from + query, on);
       }
     for (int r = 0; r < keys; r++)
       for (int d = 0; d < it.dim; d += LANES) {

@@ -87,6 +87,7 @@ struct Values {
   const float *old, *fresh;    // [rows] what the walk so far, and this block, are multiplied by; null: only this block
   float* o;                    // [rows][o_stride]
   int64_t o_stride;
+  unsigned panels = ~0u;       // bit i: keys 16 i to 16 i + 15 are looked at
 };
 
 // `from` and `to`: the first of the sixteen numbers of each of P columns, in a key's row and in o.
@@ -97,6 +98,7 @@ void value_tile(const Values& it, const float* const* page, const int64_t* from,
   TF_UNROLL for (int m = 0; m < M; m++)
     TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = all(0.0f);
   for (int key = it.first; key < it.keys; key += PANEL) {
+    if (!(it.panels >> key / PANEL & 1)) continue;
     const float* line[P];
     TF_UNROLL for (int p = 0; p < P; p++) line[p] = page[key / PANEL] + from[p];
     const float* weight = it.p + key * p_step;
@@ -144,6 +146,7 @@ void value_stream(const Values& it, const T* const* page, int columns, float* su
   constexpr int N = M <= 2 ? 4 : 2;
   std::fill_n(sum, M * it.o_stride, 0.0f);
   for (int key = it.first; key < it.keys; key += PANEL) {
+    if (!(it.panels >> key / PANEL & 1)) continue;
     const int count = std::min(PANEL, it.keys - key);
     int i = 0;
     const T* line = page[key / PANEL];
@@ -190,13 +193,23 @@ template <class T>
 constexpr ScoreTiles<T> score_tiles{};
 constexpr ValueTiles value_tiles{};
 
-// Keys of a block that a row sees: [first, last).
+constexpr unsigned ALL_PANELS = (1u << PANELS) - 1;
+
+// Panels that hold any of the keys [first, last) of a block.
+inline unsigned panels_of(int first, int last) {
+  return ((1u << divide_up(last, PANEL)) - 1) & ~((1u << first / PANEL) - 1);
+}
+
+// Keys of a block that a row sees: those of [first, last) in the panels that are there. `layout` is its row of bytes.
 struct Sight {
   int first, last;
-  Sight(int64_t window, int64_t position, int64_t start) {
+  unsigned there;
+  Sight(int64_t window, const uint8_t* layout, int64_t position, int64_t start) {
     first = window ? int(std::clamp<int64_t>(position - window + 1 - start, 0, KEYS)) : 0;
     last = int(std::clamp<int64_t>(position + 1 - start, 0, KEYS));
+    there = layout ? layout[start / KEYS] : ALL_PANELS;
   }
+  unsigned panels() const { return panels_of(first, last) & there; }
 };
 
 static const float PLACE[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -205,6 +218,7 @@ static const float PLACE[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,
 // distance, -inf where hidden.
 static inline V16 biased(V16 x, const float* slope, int64_t distance, const Sight& sight, int i) {
   const V16 place = load(PLACE), hidden = all(-INFINITY);
+  if (!(sight.there >> i / LANES & 1)) return hidden;
   if (slope) x = x + all(*slope) * (place + all(float(distance)));
   if (i >= sight.first && i + LANES <= sight.last) return x;
   x = where_less(place, all(float(sight.last - i)), x, hidden);

@@ -5,6 +5,7 @@
 //                      o = p . values                   folded into the running (m, l, o) as online softmax does
 //   at the end:        sink, o / l, m + log l
 //
+// Blocks of which no row sees anything are passed over, and so are panels of which no row of a register tile does.
 // A block's (m, l, o) starts from zero and is a function of the row and of the block; folding goes block after block.
 #pragma once
 #include <algorithm>
@@ -25,6 +26,7 @@ constexpr int MANY = 2 * TILE + 1;       // rows for which keys that are not fp3
 struct Row {
   int64_t token;
   int32_t head, position;
+  const uint8_t* layout;  // see Sparse; null: every key is there
 };
 
 // What a thread works in.
@@ -52,6 +54,38 @@ inline void lay_out(const Attention& it, Crew& crew, Desk& desk) {
   desk.codes = reinterpret_cast<int8_t*>(desk.values + KEYS * whole);
 }
 
+// What some rows of the desk see of each block, whoever of them.
+struct View {
+  const uint8_t* layout[ROWS];
+  int count = 0;  // of different layouts; none: everything is there
+
+  View(const Desk& desk, int first, int last) {
+    for (int r = first; r < last; r++) {
+      const uint8_t* own = desk.row[r].layout;
+      if (own && std::find(layout, layout + count, own) == layout + count) layout[count++] = own;
+    }
+  }
+  unsigned panels(int64_t start) const {
+    if (!count) return ALL_PANELS;
+    unsigned any = 0;
+    for (int i = 0; i < count; i++) any |= layout[i][start / KEYS];
+    return any;
+  }
+  // The first block from `start` on that is seen; `end` or more when there is none.
+  int64_t next(int64_t start, int64_t end) const {
+    while (start < end && !panels(start)) start += KEYS;
+    return start;
+  }
+};
+
+// The keys of one head of one sequence, which end at `end`, and what the rows that look see of them.
+struct Past {
+  int head;
+  const int32_t* table;
+  int64_t end;
+  const View& view;
+};
+
 // Panels of one block of keys and values, as they lie in the cache.
 template <class T>
 struct Block {
@@ -59,10 +93,10 @@ struct Block {
   const float *key_scale[PANELS], *value_scale[PANELS];
   int panels;
 
-  Block(const Cache& cache, const int32_t* table, int head, int64_t start, int64_t end) {
-    panels = int(divide_up(std::clamp<int64_t>(end - start, 0, KEYS), PANEL));
+  Block(const Cache& cache, const Past& past, int64_t start) {
+    panels = int(divide_up(std::clamp<int64_t>(past.end - start, 0, KEYS), PANEL));
     for (int i = 0; i < panels; i++) {
-      const int64_t row = cache_row(cache, table, start + i * PANEL, head);
+      const int64_t row = cache_row(cache, past.table, start + i * PANEL, past.head);
       key[i] = static_cast<const T*>(cache.keys) + row * key_width(cache);
       value[i] = static_cast<const T*>(cache.values) + row * cache.dim;
       if (sizeof(T) == 1) key_scale[i] = cache.key_scales + row, value_scale[i] = cache.value_scales + row;
@@ -73,22 +107,26 @@ struct Block {
 // Rows [from, to) of the desk in register tiles of like size, each with the keys that any of its rows sees.
 struct RowTiles {
   int count, at[ROWS + 1], first[ROWS], last[ROWS];
+  unsigned seen[ROWS], all = 0;  // panels that any row of a tile sees, and of any tile
 
   RowTiles(const Attention& it, const Desk& desk, int from, int to, int64_t start) {
     count = int(divide_up(to - from, TILE));
     for (int t = 0; t <= count; t++) at[t] = from + (to - from) * t / count;
     for (int t = 0; t < count; t++) {
+      unsigned there = 0;
       first[t] = KEYS, last[t] = 0;
       for (int r = at[t]; r < at[t + 1]; r++) {
-        const Sight sight(it.window, desk.row[r].position, start);
+        const Sight sight(it.window, desk.row[r].layout, desk.row[r].position, start);
         first[t] = std::min(first[t], sight.first / PANEL * PANEL);
         last[t] = std::max(last[t], sight.last);
+        there |= sight.there;
       }
+      all |= seen[t] = there & panels_of(first[t], last[t]);
     }
   }
   int rows(int t) const { return at[t + 1] - at[t]; }
   int panels(int t) const { return int(divide_up(last[t], PANEL)); }
-  bool idle(int t, int panel, int wide) const { return panel >= panels(t) || (panel + wide) * PANEL <= first[t]; }
+  bool idle(int t, int panel, int wide) const { return !(seen[t] >> panel & ((1u << wide) - 1)); }
 };
 
 // Scores of whole numbers: keys and query are bytes with scales; the sums are exact.
@@ -159,7 +197,7 @@ void score_bytes(const Attention& it, Desk& desk, const RowTiles& tiles, const B
 // Values that are bytes have scales, which go into the weights.
 void soften(const Attention& it, const Row& row, int64_t start, int first, int last, const float* const* value_scale,
             float* s, float* m, float* l) {
-  const Sight sight(it.window, row.position, start);
+  const Sight sight(it.window, row.layout, row.position, start);
   const float* slope = it.slopes ? it.slopes + row.head : nullptr;
   V16 top = all(NOTHING);
   for (int i = first; i < last; i += LANES) {
@@ -214,7 +252,8 @@ inline void value_block(const Attention& it, Desk& desk, const RowTiles& tiles, 
     for (int t = 0; t < tiles.count; t++) {
       const int r = tiles.at[t];
       const Values job{desk.s + r * S_STRIDE, S_STRIDE, 1, tiles.first[t], tiles.last[t], LANES,
-                       into.apart ? nullptr : desk.old + r, desk.fresh + r, into.o + r * into.stride, into.stride};
+                       into.apart ? nullptr : desk.old + r, desk.fresh + r, into.o + r * into.stride, into.stride,
+                       tiles.seen[t]};
       tile[tiles.rows(t) - 1](job, page, from, to, t ? none : ahead);
     }
     c += wide;
@@ -227,7 +266,7 @@ void stream_block(const Attention& it, Desk& desk, const RowTiles& tiles, const 
                   Ahead& ahead) {
   const int r = tiles.at[0], columns = it.cache.dim / LANES;
   const Values job{desk.s + r * S_STRIDE, S_STRIDE, 1, tiles.first[0], tiles.last[0], it.cache.dim,
-                   into.apart ? nullptr : desk.old + r, desk.fresh + r, into.o + r * into.stride, into.stride};
+                   into.apart ? nullptr : desk.old + r, desk.fresh + r, into.o + r * into.stride, into.stride, tiles.all};
   switch (tiles.rows(0)) {
     case 1: return value_stream<1>(job, value, columns, desk.values, ahead);
     case 2: return value_stream<2>(job, value, columns, desk.values, ahead);
@@ -235,17 +274,19 @@ void stream_block(const Attention& it, Desk& desk, const RowTiles& tiles, const 
   }
 }
 
-// A block's keys as fp32 panels.
+// A block's keys that are seen, as fp32 panels.
 template <class T>
-void unpack_keys(const Block<T>& block, int dim, float* to) {
+void unpack_keys(const Block<T>& block, unsigned seen, int dim, float* to) {
   for (int i = 0; i < block.panels; i++)
-    for (int d = 0; d < dim; d++) store(to + (int64_t(i) * dim + d) * PANEL, widened(block.key[i] + d * PANEL));
+    for (int d = 0; d < dim && seen >> i & 1; d++)
+      store(to + (int64_t(i) * dim + d) * PANEL, widened(block.key[i] + d * PANEL));
 }
 
-// A block's first `keys` values as fp32 columns of sixteen numbers, zero past the head's size.
+// Those of a block's first `keys` values that are seen, as fp32 columns of sixteen numbers, zero past the head's size.
 template <class T>
-void unpack_values(const Block<T>& block, int keys, int dim, float* to) {
+void unpack_values(const Block<T>& block, unsigned seen, int keys, int dim, float* to) {
   for (int key = 0; key < keys; key++) {
+    if (!(seen >> key / PANEL & 1)) continue;
     const T* from = block.value[key / PANEL] + int64_t(key % PANEL) * dim;
     float* line = to + key * LANES;
     int d = 0;
@@ -257,25 +298,41 @@ void unpack_values(const Block<T>& block, int keys, int dim, float* to) {
   }
 }
 
-// Scores, softmax and values of rows [first, last) in the block that begins at `start`; the sequence's keys end at `end`.
+// Of the first `count` panels those in `seen`, to be asked for.
 template <class T>
-void see_block(const Attention& it, Desk& desk, int head, const int32_t* table, int first, int last, int64_t start,
-               int64_t end, const Into& into) {
+struct Wanted {
+  const T* panel[PANELS];
+  Ahead ahead;
+
+  Wanted(const T* const* from, int count, unsigned seen, int dim) {
+    const bool every = (~seen & ((1u << count) - 1)) == 0;
+    for (int i = 0; i < count && !every; i++)
+      if (seen >> i & 1) panel[ahead.runs++] = from[i];
+    if (every) ahead.runs = count;
+    ahead.run = reinterpret_cast<const char* const*>(every ? from : panel);
+    ahead.bytes = int64_t(sizeof(T)) * PANEL * dim;
+  }
+};
+
+// Scores, softmax and values of rows [first, last) in the block that begins at `start`; the one to come begins at `next`.
+template <class T>
+void see_block(const Attention& it, Desk& desk, const Past& past, int first, int last, int64_t start, int64_t next,
+               const Into& into) {
   const int dim = it.cache.dim;
   const bool unpacked = last - first > STREAMS || dim % LANES;
-  const Block<T> block(it.cache, table, head, start, end), after(it.cache, table, head, start + KEYS, end);
+  const Block<T> block(it.cache, past, start), after(it.cache, past, next);
   const RowTiles tiles(it, desk, first, last, start);
-  Ahead values{reinterpret_cast<const char* const*>(block.value), block.panels, int64_t(sizeof(T)) * PANEL * dim, 0};
-  Ahead keys{reinterpret_cast<const char* const*>(after.key), after.panels, int64_t(sizeof(T)) * PANEL * dim, 0};
+  Wanted<T> values(block.value, block.panels, tiles.all, dim);
+  Wanted<T> keys(after.key, after.panels, next < past.end ? past.view.panels(next) : 0, dim);
   const float* panel[PANELS];
   if constexpr (std::is_same_v<T, int8_t>) {
-    score_bytes(it, desk, tiles, block, values);
+    score_bytes(it, desk, tiles, block, values.ahead);
   } else if (last - first >= MANY && !std::is_same_v<T, float>) {
-    unpack_keys(block, dim, desk.keys);
+    unpack_keys(block, tiles.all, dim, desk.keys);
     for (int i = 0; i < block.panels; i++) panel[i] = desk.keys + int64_t(i) * dim * PANEL;
-    score_block<float>(it, desk, tiles, panel, block.panels, values);
+    score_block<float>(it, desk, tiles, panel, block.panels, values.ahead);
   } else {
-    score_block<T>(it, desk, tiles, block.key, block.panels, values);
+    score_block<T>(it, desk, tiles, block.key, block.panels, values.ahead);
   }
   for (int t = 0; t < tiles.count; t++)
     for (int r = tiles.at[t]; r < tiles.at[t + 1]; r++)
@@ -283,10 +340,10 @@ void see_block(const Attention& it, Desk& desk, int head, const int32_t* table, 
              desk.s + r * S_STRIDE, &desk.m_block[r], &desk.l_block[r]);
   if (!into.apart) fold(desk, first, last);
   if (unpacked) {
-    unpack_values(block, int(std::min<int64_t>(KEYS, end - start)), dim, desk.values);
-    value_block(it, desk, tiles, into, keys);
+    unpack_values(block, tiles.all, int(std::min<int64_t>(KEYS, past.end - start)), dim, desk.values);
+    value_block(it, desk, tiles, into, keys.ahead);
   } else {
-    stream_block<T>(it, desk, tiles, block.value, into, keys);
+    stream_block<T>(it, desk, tiles, block.value, into, keys.ahead);
   }
 }
 
@@ -294,9 +351,13 @@ void see_block(const Attention& it, Desk& desk, int head, const int32_t* table, 
 template <class T>
 void walk(const Attention& it, Desk& desk, int head, const int32_t* table, int first, int last, int64_t begin,
           int64_t end) {
-  for (int64_t start = begin; start < end; start += KEYS) {
+  const View view(desk, first, last);
+  const Past past{head, table, end, view};
+  for (int64_t start = view.next(begin, end); start < end;) {
     while (first < last && desk.row[first].position < start) first++;  // they stand before these keys and see none
-    see_block<T>(it, desk, head, table, first, last, start, end, {desk.o, desk.o_stride, false});
+    const int64_t next = view.next(start + KEYS, end);
+    see_block<T>(it, desk, past, first, last, start, next, {desk.o, desk.o_stride, false});
+    start = next;
   }
 }
 

@@ -157,6 +157,18 @@ struct Heads {
   const float *cos, *sin;  // [positions][pairs]
 };
 
+// Which keys there are at all for each query: bits[pattern of the head][position / block][key / 128], a bit for sixteen
+// keys. All are there when bits is null. There is a row for each position, and a byte for each key, of the step.
+struct Sparse {
+  const uint8_t* bits;     // [patterns][rows][stride]
+  const int32_t* pattern;  // [heads]
+  int32_t block, rows, stride, unused;
+
+  const uint8_t* row(int head, int64_t position) const {
+    return bits ? bits + (int64_t(pattern[head]) * rows + position / block) * stride : nullptr;
+  }
+};
+
 // Each query looks back over its own sequence's cache, in blocks of 128 keys.
 struct Attention {
   const Step* step;
@@ -170,6 +182,7 @@ struct Attention {
   const float* slopes;   // [heads] or null
   const float* sinks;    // [heads] or null: a score that takes part in the sum and has no value
   float* lse;            // [tokens][heads] or null
+  Sparse sparse;
 };
 
 enum class Report : int32_t { none = 0, raw = 1, processed = 2, given = 3 };
@@ -255,14 +268,15 @@ struct QuantizedEmbed {
   int64_t out_stride;
 };
 
-// The top_k best of softmax(logits[row]) and their weights, best first; of equal logits the lower expert is the better.
+// The top_k best of softmax(logits[row]) and their weights, best first; of equals the lower expert is the better.
 struct Route {
   const int32_t* rows;
   int32_t experts, top_k, renormalise, unused;
   const float* logits;
   int64_t logits_stride;
-  float* weights;   // [rows][top_k]
-  int32_t* chosen;  // [rows][top_k]
+  const float* bias;  // [experts] added to the probabilities for the choice alone; or null
+  float* weights;     // [rows][top_k]
+  int32_t* chosen;    // [rows][top_k]
 };
 
 // Each (row, choice) is dealt a place: group g's are first[g] to first[g+1]-1, in the order of their rows. A negative choice
@@ -337,6 +351,7 @@ struct AttentionBackward {
   const float* slopes;
   const float *q, *k, *v, *out, *grad, *lse;
   float *dq, *dk, *dv;
+  Sparse sparse;
 };
 
 // One stage of a program: the function that does a thread's share of it, and its arguments.

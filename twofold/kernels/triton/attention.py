@@ -8,7 +8,8 @@ A chunk's queries walk over all their spans in one program. A decode's query has
 kernel folds what they leave, in the same order and with the same function: the bits are those of the walk (after
 Flash-Decoding, Dao et al. 2023, with the split fixed by position). Rows of a tile are queries x the heads that share
 their keys, ROWS always: a row's sums then run through the same instructions whoever stands beside it. A step of keys of
-which a row sees nothing leaves the row as it was.
+which a row sees nothing leaves the row as it was, so a step that a sparse layout (`blocksparse.py`) takes from all rows
+of a tile is passed over.
 
 Shapes: T tokens, S sequences, H query heads = K key-value heads x G, D head size, N keys of a step, P pages.
 """
@@ -25,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..attention import Attend
+from ..walk import Attend, fits
 from .activation import tanh
 from .available import SPAN
 
@@ -52,9 +53,47 @@ def _finish(m, mass, o, sinks, heads, live):
 
 
 @triton.jit
-def _span(
-    q, k, v, k_scale, v_scale, table, first, low, high, position, slope, d, D, size, block_stride, row_stride,
+def _step(
+    m, mass, o, n, high, panels,
+    q, k, v, k_scale, v_scale, table, first, position, slope, d, D, size, block_stride, row_stride,
     scale, softcap, window,
+    PAGED: tl.constexpr, CAPPED: tl.constexpr,
+):  # fmt: skip
+    """The walk after the keys n too; `panels` are the rows' bits of the layout, from the 128 keys' first on."""
+    there = n < high
+    if PAGED:
+        block = tl.load(table + n // size, there, 0).to(tl.int64)
+        at = block * block_stride + (n % size) * row_stride
+    else:
+        at = (first + n).to(tl.int64) * row_stride
+    inside = there[:, None] & (d < D)[None, :]
+    keys = tl.load(k + at[:, None] + d[None, :], inside, 0.0)
+    s = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision="ieee") * scale
+    if k_scale is not None:
+        s = s * tl.load(k_scale + at // D, there, 0.0)[None, :]
+    if CAPPED:
+        s = softcap * tanh(s / softcap)
+    gap = n[None, :] - position[:, None]
+    if slope is not None:
+        s += slope[:, None] * gap.to(tl.float32)
+    s = tl.where((gap > 0) | (gap <= -window), float("-inf"), s)
+    if panels is not None:
+        s = tl.where(((panels[:, None] >> (n % 128 // 16)[None, :]) & 1) == 0, float("-inf"), s)
+    top = tl.maximum(m, tl.max(s, 1))
+    old = tl.exp(m - top)
+    p = tl.exp(s - top[:, None])
+    mass = mass * old + tl.sum(p, 1)
+    o = o * old[:, None]
+    values = tl.load(v + at[:, None] + d[None, :], inside, 0.0)
+    if v_scale is not None:
+        p = p * tl.load(v_scale + at // D, there, 0.0)[None, :]
+    return top, mass, tl.dot(p.to(q.dtype), values.to(q.dtype), o, input_precision="ieee")
+
+
+@triton.jit
+def _span(
+    q, k, v, k_scale, v_scale, table, first, low, high, position, live, layout, slope, d, D, size, block_stride,
+    row_stride, scale, softcap, window,
     PAGED: tl.constexpr, CAPPED: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Largest score, sum and values of the queries over keys low..high-1 of one span; low is a multiple of STEP."""
@@ -63,41 +102,33 @@ def _span(
     o = tl.zeros(q.shape, tl.float32)
     for start in range(low, high, STEP):
         n = start + tl.arange(0, STEP)
-        there = n < high
-        if PAGED:
-            block = tl.load(table + n // size, there, 0).to(tl.int64)
-            at = block * block_stride + (n % size) * row_stride
+        if layout is None:
+            m, mass, o = _step(
+                m, mass, o, n, high, None, q, k, v, k_scale, v_scale, table, first, position, slope, d, D, size,
+                block_stride, row_stride, scale, softcap, window, PAGED, CAPPED,
+            )  # fmt: skip
         else:
-            at = (first + n).to(tl.int64) * row_stride
-        inside = there[:, None] & (d < D)[None, :]
-        keys = tl.load(k + at[:, None] + d[None, :], inside, 0.0)
-        s = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision="ieee") * scale
-        if k_scale is not None:
-            s = s * tl.load(k_scale + at // D, there, 0.0)[None, :]
-        if CAPPED:
-            s = softcap * tanh(s / softcap)
-        gap = n[None, :] - position[:, None]
-        if slope is not None:
-            s += slope[:, None] * gap.to(tl.float32)
-        s = tl.where((gap > 0) | (gap <= -window), float("-inf"), s)
-        top = tl.maximum(m, tl.max(s, 1))
-        old = tl.exp(m - top)
-        p = tl.exp(s - top[:, None])
-        mass = mass * old + tl.sum(p, 1)
-        o = o * old[:, None]
-        values = tl.load(v + at[:, None] + d[None, :], inside, 0.0)
-        if v_scale is not None:
-            p = p * tl.load(v_scale + at // D, there, 0.0)[None, :]
-        o = tl.dot(p.to(q.dtype), values.to(q.dtype), o, input_precision="ieee")
-        m = top
+            panels = tl.load(layout + start // 128, live, 0).to(tl.int32)
+            if tl.max(panels >> (start % 128 // 16) & ((1 << STEP // 16) - 1), 0) > 0:
+                m, mass, o = _step(
+                    m, mass, o, n, high, panels, q, k, v, k_scale, v_scale, table, first, position, slope, d, D, size,
+                    block_stride, row_stride, scale, softcap, window, PAGED, CAPPED,
+                )  # fmt: skip
     return m, mass, o
 
 
 @triton.jit
+def _layout(bits, pattern, block, rows, stride, heads, position, live):
+    """Where the bytes of each row's query block begin."""
+    row = tl.load(pattern + heads, live, 0) * rows + tl.where(live, position, 0) // block
+    return bits + row.to(tl.int64) * stride
+
+
+@triton.jit
 def _walk(
-    q, k, v, k_scale, v_scale, out, part_m, part_mass, part_o, sinks, slopes, tile_sequence, tile_row, sequences,
-    table, G, D, size, pages, spans, q_token, q_head, out_token, out_head, block_stride, kv_head, row_stride, scale,
-    softcap, window,
+    q, k, v, k_scale, v_scale, out, part_m, part_mass, part_o, sinks, slopes, bits, pattern, bits_block, bits_rows,
+    bits_stride, tile_sequence, tile_row, sequences, table, G, D, size, pages, spans, q_token, q_head, out_token,
+    out_head, block_stride, kv_head, row_stride, scale, softcap, window,
     PAGED: tl.constexpr, CAPPED: tl.constexpr, SPLIT: tl.constexpr, SPAN: tl.constexpr, STEP: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -116,9 +147,8 @@ def _walk(
     tokens = (first + row // G).to(tl.int64)
     inside = live[:, None] & (d < D)[None, :]
     queries = tl.load(q + tokens[:, None] * q_token + heads[:, None] * q_head + d[None, :], inside, 0.0)
-    slope = slopes
-    if slopes is not None:
-        slope = tl.load(slopes + heads, live, 0.0)
+    slope = None if slopes is None else tl.load(slopes + heads, live, 0.0)
+    layout = None if bits is None else _layout(bits, pattern, bits_block, bits_rows, bits_stride, heads, position, live)
     low = tl.maximum(begin + begin_row // G - window + 1, 0) // STEP * STEP
     high = tl.where(count > 0, begin + tl.minimum(count, (begin_row + ROWS - 1) // G + 1), 0)
     k += head.to(tl.int64) * kv_head
@@ -127,7 +157,6 @@ def _walk(
         k_scale += head * size
         v_scale += head * size
     table += sequence.to(tl.int64) * pages
-    packed = first - begin
     first_span = low // SPAN
     end_span = tl.cdiv(high, SPAN)
     if SPLIT:
@@ -138,8 +167,8 @@ def _walk(
     o = tl.zeros((ROWS, BLOCK), tl.float32)
     for span in range(first_span, end_span):
         m2, mass2, o2 = _span(
-            queries, k, v, k_scale, v_scale, table, packed, tl.maximum(low, span * SPAN),
-            tl.minimum(high, (span + 1) * SPAN), position, slope, d, D, size, block_stride, row_stride,
+            queries, k, v, k_scale, v_scale, table, first - begin, tl.maximum(low, span * SPAN),
+            tl.minimum(high, (span + 1) * SPAN), position, live, layout, slope, d, D, size, block_stride, row_stride,
             scale, softcap, window, PAGED, CAPPED, STEP,
         )  # fmt: skip
         if SPLIT:
@@ -256,11 +285,13 @@ def attend(
     part = torch.empty(left * (D + 2), dtype=torch.float32, device=q_THD.device)
     part_m, part_mass, part_o = part.split([left, left, left * D])
     window = how.window or 2**30
+    sparse = None if how.sparse is None else how.sparse.table(q_THD.device)
+    layout = (None, None, 1, 0, 0) if sparse is None else sparse.parts()
     wide = q_THD.dtype == torch.float32  # no tensor cores: a tile's numbers would not fit the registers
     step, warps = (STEP // 2, 8) if wide else (STEP, 4)
     _walk[(len(tiles.sequence), K, max(1, spans))](
         q_THD, keys.k, keys.v, keys.k_scale, keys.v_scale, out_THD, part_m, part_mass, part_o,
-        sinks_H, _slopes(how.slopes, q_THD.device), tiles.sequence, tiles.row, queries.sequences_S3,
+        sinks_H, _slopes(how.slopes, q_THD.device), *layout, tiles.sequence, tiles.row, queries.sequences_S3,
         tiles.sequence if table is None else table,
         G, D, 1 if table is None else keys.k.shape[2], 0 if table is None else table.shape[1], spans,
         q_THD.stride(0), q_THD.stride(1), out_THD.stride(0), out_THD.stride(1),
@@ -279,6 +310,7 @@ def attend(
 
 def packed_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int], how: Attend) -> Tensor:
     """`kernels.attention.packed_attention` on CUDA, with the bits of the same tokens in a cache."""
+    fits(how, lengths)
     q_THD, k_TKD, v_TKD = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_THD, k_TKD, v_TKD))
     if k_TKD.stride() != v_TKD.stride():
         k_TKD, v_TKD = k_TKD.contiguous(), v_TKD.contiguous()
