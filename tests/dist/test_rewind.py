@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from test_saver import assembled
 from test_zero import batch
 from world import run_ranks
 
+from twofold.core import TwofoldError
 from twofold.parallel import ParallelConfig
 from twofold.train.checkpoint import Position
+from twofold.train.rewind import rewind
 from twofold.train.state import go_back
 from twofold.train.trainer import Trainer
 
@@ -50,6 +53,34 @@ def _there_and_back(
     again = _steps(trainer, saved, saved + 3)
     trainer.mesh.wait()
     return first, again
+
+
+def test_all_ranks_go_past_the_same_batches(tmp_path: Path) -> None:
+    told = run_ranks(2, _past, tmp_path)
+    assert told[0] == told[1]
+    (step, passed, rewinds), again, fault = told[0]
+    assert (step, passed, rewinds) == (0, 3, 1)
+    alone = assembled(0, 1, ParallelConfig(), tmp_path / "alone")
+    assert again == pytest.approx(alone.step(batch(3)).loss, abs=1e-6), "the first weights, and another batch"
+    assert "elastic.max_rewinds = 3 times" in fault
+
+
+def _past(rank: int, folder: Path) -> tuple[tuple[int, int, int], float, str]:
+    trainer = assembled(rank, 2, ParallelConfig(zero=3), folder)
+    trainer.saved_at = -1
+    trainer.save()
+    _steps(trainer, 0, 2)
+    rewind(trainer, "it diverged")
+    found = trainer.position
+    assert found.batch == 3, "batch 2 was at fault"
+    again = trainer.step(batch(found.batch)).loss
+    trainer.position = replace(found, rewinds=3)
+    try:
+        rewind(trainer, "it diverged")
+    except TwofoldError as error:
+        trainer.mesh.wait()
+        return (found.step, found.passed, found.rewinds), again, str(error)
+    raise AssertionError("it went back once more")
 
 
 def _steps(trainer: Trainer, first: int, last: int) -> list[float]:

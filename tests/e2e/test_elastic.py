@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ranks import read_losses
 from tiny_recipe import write_recipe
-from torchrun import Agent, until
+from torchrun import Agent, last_step, until
 
 from twofold.train import launch
 
@@ -39,7 +39,7 @@ def test_a_killed_rank_starts_again(recipe: Path, alone: list[float], tmp_path: 
     run = tmp_path / "run"
     agent = Agent(recipe, SHORT | {"run.output": run}, tmp_path / "said")
     for rank, step in (1, 12), (0, 33):
-        until(agent, run, step)
+        until(agent, run, step, saved=step // 10 * 10)
         os.kill(agent.ranks()[rank], signal.SIGKILL)
     assert agent.end() == 0, agent.said()
     assert agent.said().count("going on from step-") == 2
@@ -57,6 +57,7 @@ def test_machines_join_and_leave(recipe: Path, alone: list[float], tmp_path: Pat
     until(stays, run, 3)
     joins = Agent(recipe, changes, tmp_path / "joins", ranks=1, elastic=(port, False), paced=(0.2, "well"))
     until(stays, run, 3, what="2 ranks (shard 2")
+    until(stays, run, last_step(run) + 3)
     joins.kill()
     assert stays.end() == 0, stays.said()
     said = stays.said()

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from twofold.train.journal import read_rows
+
 LIMIT = 100.0
 SHORT = "keep_alive_interval=1,keep_alive_max_attempt=4,last_call_timeout=1,is_host={host}"
 
@@ -75,9 +77,20 @@ class Agent:
             raise AssertionError(f"torchrun did not end:\n{self.said()}") from None
 
 
-def until(agent: Agent, output: Path, step: int, what: str = "") -> None:
-    """Wait for the record of a step, and that the agent's ranks said `what`."""
-    log, ends = output / "log.jsonl", time.monotonic() + LIMIT
-    while not log.exists() or f'"step": {step},' not in log.read_text() or what not in agent.said():
+def until(agent: Agent, output: Path, step: int, what: str = "", saved: int = 0) -> None:
+    """Wait for the record of a step, that the agent's ranks said `what`, and for the checkpoint of step `saved`."""
+    ends = time.monotonic() + LIMIT
+    while last_step(output) < step or what not in agent.said() or (saved and not kept(output, saved)):
         assert agent.process.poll() is None and time.monotonic() < ends, f"no step {step}:\n{agent.said()}"
         time.sleep(0.01)
+
+
+def last_step(output: Path) -> int:
+    """The newest step in a run's record."""
+    return max((row["step"] for row in read_rows(output / "log.jsonl")), default=0)
+
+
+def kept(output: Path, step: int) -> bool:
+    """Whether a checkpoint is written, or a newer one."""
+    names = [f"step-{n:08d}" for n in range(step, step + 200)]
+    return any((output / "checkpoints" / name).exists() for name in names)
