@@ -1,4 +1,4 @@
-"""`twofold train` for torchrun with slow steps, and, at the first attempt, a rank that goes wrong at one of them:
+"""`twofold train` for torchrun, its first steps slow, and, at the first attempt, a rank that goes wrong at one of them:
 
 python paced.py SECONDS WHAT recipe.toml --set=key=value ...      WHAT is "well", "sleeps" or "strays"
 """
@@ -15,13 +15,15 @@ from twofold.train import launch
 from twofold.train.trainer import Trainer
 
 STEP = 7
+STEPS = 30
 
 
 def main(seconds: str, what: str, recipe: str, *changes: str) -> int:
     original, first = Trainer.step, os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 
     def step(self: Trainer, batch: Any, **more: Any) -> Any:
-        time.sleep(float(seconds))
+        if self.position.step < STEPS:
+            time.sleep(float(seconds))
         if first and self.mesh.rank_in_world == 1 and self.position.step == STEP:
             if what == "sleeps":
                 time.sleep(600)
