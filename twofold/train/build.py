@@ -95,7 +95,9 @@ def build_offload(recipe: Recipe, mesh: Mesh) -> Offload:
     return Offload(recipe.offload, output if mesh.alone else output / f"rank-{mesh.rank_in_world}")
 
 
-def build_model(recipe: Recipe, checkpoint: Path | None, axes: Axes, offload: Offload) -> tuple[Decoder, Zero, Places]:
+def build_model(
+    recipe: Recipe, checkpoint: Path | None, axes: Axes, offload: Offload
+) -> tuple[Decoder, Zero[Decoder], Places]:
     """The decoder with its weights, divided over the mesh: those of `checkpoint` when a run goes on, else as it begins.
 
     A rank among others never holds more than its part and one whole tensor. What ZeRO divides is fp32 whatever the
