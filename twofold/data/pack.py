@@ -116,8 +116,14 @@ class PackedLoader:
             first = index * self._batch_tokens
             yield self._cut(first, min(first + self._batch_tokens, self.tokens))
 
-    def _cut(self, first: int, last: int) -> Batch:
-        """The tokens first to last of the epochs end to end."""
+    def documents(self, index: int) -> list[int]:
+        """The numbers of the corpus's documents that a batch has tokens of, rising."""
+        first = index * self._batch_tokens
+        starts = [start for start, _ in self._spans(first, first + self._batch_tokens)]
+        return sorted({int(n) - 1 for n in np.searchsorted(self._corpus.starts, starts, side="right")})
+
+    def _spans(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Where in the corpus the tokens first to last of the epochs end to end are: (start, size) of each sequence."""
         spans: list[tuple[int, int]] = []
         place = first
         while place < last:
@@ -130,6 +136,11 @@ class PackedLoader:
             start = int(self._starts[piece]) + done
             spans.append((start, size))
             place += size
+        return spans
+
+    def _cut(self, first: int, last: int) -> Batch:
+        """The tokens first to last of the epochs end to end."""
+        spans = self._spans(first, last)
         where = np.concatenate([np.arange(start, start + size) for start, size in spans])
         ids, following = self._take(where), self._take(where + 1)
         learned = torch.from_numpy(self._corpus.learn[where + 1].astype(bool))

@@ -9,6 +9,8 @@ layout.py     Layout: which rank stands where, and whether that is legal; plain 
 mesh.py       Mesh: the process groups of a layout
 messages.py   what ranks tell each other as JSON
 ranks.py      Ranks: who this process is, from what its launcher left in the environment; joining the others
+roll.py       how the ranks of one attempt find each other where earlier ones left their names
+watch.py      the collectives that each rank has come to, and the first that differs
 """
 
 from .config import ParallelConfig

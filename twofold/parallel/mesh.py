@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from .layout import Axis, Layout
+from .watch import Group
+
+_TELLING: tuple[Axis, ...] = ("zero", "tp", "sp", "pp", "ep", "edp", *get_args(Axis))
 
 
 class Mesh:
@@ -56,6 +59,15 @@ class Mesh:
     def group(self, axis: Axis) -> dist.ProcessGroup | None:
         """The group along an axis; None where this rank is alone on it."""
         return self._groups.get(axis) if self.size(axis) > 1 else None
+
+    def groups(self) -> dict[str, Group]:
+        """This rank's groups by torch's names: the axis that each stands for (the most telling), and its ranks."""
+        found: dict[str, Group] = {}
+        for axis in _TELLING:
+            if axis in self._groups:
+                ranks = next(group for group in self.layout.groups(axis) if self.rank_in_world in group)
+                found.setdefault(self._groups[axis].group_name, Group(name=axis, ranks=tuple(ranks)))
+        return found
 
     def sharded(self, *, experts: bool = False) -> DeviceMesh:
         """What FSDP2 divides parameters over: (zero) or (replicate, zero); for experts edp in place of zero."""

@@ -21,11 +21,14 @@ from datetime import timedelta
 from typing import Any
 
 from ..core import ConfigError, WorkerError
+from .roll import call_roll
 
 PORT = 29500
 LOOPBACK = "127.0.0.1"
 LINGER = 1.5
 """Seconds that a failing rank keeps the store it holds, for the others to ask who failed first."""
+NOTES = 2000
+"""Collectives that a rank remembers (`watch.py`)."""
 _OPEN = "OMPI_COMM_WORLD"
 MPI = {
     "Open MPI": (f"{_OPEN}_RANK", f"{_OPEN}_SIZE", f"{_OPEN}_LOCAL_RANK", f"{_OPEN}_LOCAL_SIZE"),
@@ -178,8 +181,8 @@ class Meeting:
 def joined(ranks: Ranks, device: str = "cpu", timeout: float = 600.0) -> Iterator[Meeting]:
     """Meet the other ranks, and part from them at the end. Alone, nothing happens.
 
-    Each attempt of an elastic run meets under names of its own: torchrun hands every attempt the same store, where
-    gloo would find the addresses of the dead.
+    Each attempt of an elastic run meets under a name of its own (`roll.py`): torchrun hands every attempt the same
+    store, where gloo would find the addresses of the dead. torch's flight recorder notes the collectives of all.
 
     Raises:
         WorkerError: some did not come in time.
@@ -214,11 +217,13 @@ def _meet(ranks: Ranks, device: str, timeout: float) -> Any:
     limit = timedelta(seconds=timeout)
     if ranks.local_world == ranks.world:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(NOTES))
     options: dict[str, Any] = {"timeout": limit}
     if not ranks.agent:
         options |= {"world_size": ranks.world, "is_master": ranks.main}
     meeting = dist.TCPStore(ranks.address, ranks.port, **options)  # type: ignore[attr-defined]
-    store = dist.PrefixStore(f"attempt-{ranks.attempt}", meeting)  # type: ignore[attr-defined]
+    name = call_roll(meeting, ranks.rank, ranks.world, timeout)
+    store = dist.PrefixStore(name, meeting)  # type: ignore[attr-defined]
     if device == "cuda":
         torch.cuda.set_device(ranks.local_rank)
     dist.init_process_group(

@@ -48,6 +48,10 @@ journal.py     what happened, as JSON lines and as TensorBoard events
 tfevents.py    TensorBoard's file format, written by hand
 plot.py        a loss curve for the terminal and as SVG
 progress.py    the line that moves while a run does
+elastic.py     ElasticConfig; how each number of ranks divides the same batch
+heartbeat.py   steps that take too long: everyone's stack in one report, then an end that torchrun starts again
+spikes.py      losses far above those before them
+rewind.py      back to a checkpoint, and past the batches since
 stop.py        stopping by signal: once after the step, twice at once
 launch.py      `run`: a recipe file in, an exit status out
 """

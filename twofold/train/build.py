@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..core import ConfigError
 from ..data import ChatTemplate, PackedLoader, Tokenizer, prepare
@@ -31,11 +30,10 @@ from .init import FirstWeights, init_weights
 from .offload import Offload
 from .optimizer import Optimizer
 from .peers import peers_of
-from .pieces import Held, Stored
 from .places import Places
 from .recompute import recompute_layers
 from .scaler import LossScaler
-from .state import MASTER, Value, fill
+from .state import Value, fill, saved
 from .trainer import Data
 from .zero import Zero
 
@@ -140,20 +138,15 @@ def build_model(
 
 
 def _values(recipe: Recipe, source: Path | None, resumed: bool) -> Value:
-    """Where a rank's part of each parameter comes from: fp32 masters, where there are, before narrow weights."""
-    stored = Stored(source) if source and resumed else None
+    """Where a rank's part of each parameter comes from."""
+    if source and resumed:
+        return saved(source)
     first: WholeParameters | FirstWeights
     if source:
         first = WholeParameters(source)
     else:
         first = FirstWeights(Decoder(weights.spec_from(hf_config(recipe)), device="meta"), recipe.run.seed)
-
-    def value(name: str, place: Held) -> Tensor:
-        if stored and MASTER + name in stored.entries:
-            return stored.read(MASTER + name, place)
-        return place.take(first[name])
-
-    return value
+    return lambda name, place: place.take(first[name])
 
 
 def build_optimizer(

@@ -36,7 +36,7 @@ Notes = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a run stands, besides its tensors: the next batch is number `step`, for data is a function of it."""
+    """Where a run stands, besides its tensors: the next batch is number `batch`, for data is a function of it."""
 
     step: int = 0
     tokens: int = 0
@@ -46,8 +46,19 @@ class Position:
     rng: str = ""
     """The random state, where a checkpoint has no state of it: those that one process alone wrote."""
     scaler: dict[str, Any] = field(default_factory=dict)
+    passed: int = 0
+    """Batches that the run went past when it went back."""
+    rewinds: int = 0
+    """How often it has gone back to the checkpoint before it."""
+    recent: list[float] = field(default_factory=list)
+    """Losses that the next one is measured by."""
     data: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def batch(self) -> int:
+        """The number of the next batch."""
+        return self.step + self.passed
 
 
 class Checkpoints:
@@ -95,17 +106,18 @@ class Checkpoints:
         self.clean()
         return final
 
-    def latest(self, group: Group = None) -> tuple[Path | None, list[str]]:
+    def latest(self, group: Group = None, regular: int = 1) -> tuple[Path | None, list[str]]:
         """The newest whole checkpoint, and one line for each damaged one found above it, which is set aside.
 
-        A collective: each rank of `group` hashes its share of the files, and all find the same.
+        `regular`: of the steps that this divides, if there is one. A collective: each rank of `group` hashes its share
+        of the files, and all find the same.
         """
         main = group is None or group.rank() == 0
         rank, world = (0, 1) if group is None else (group.rank(), group.size())
         if main:
             self.clean()
         notes: list[str] = []
-        for step in reversed(from_first(self.steps(), group)):
+        for step in sorted(from_first(self.steps(), group), key=lambda n: (n % regular == 0, n), reverse=True):
             faults = everyone(damage(self.path(step), rank, world), group)
             fault = next((fault for fault in faults if fault), None)
             if fault is None:

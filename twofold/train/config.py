@@ -6,6 +6,7 @@ Recipe
 ├── optimizer   the rule, its numbers, and the clip
 ├── schedule    how many steps, the warm-up, the way down
 ├── parallel    how many processes divide the work (parallel/config.py)
+├── elastic     ranks that come and go, hang or diverge (elastic.py)
 ├── fp16        dynamic loss scaling, where model.dtype is fp16
 ├── offload     what is kept in the host's memory or on disk
 ├── moe         how a mixture's tokens are dealt to its experts
@@ -25,6 +26,7 @@ from ..core import ConfigError, flatten
 from ..data.bpe import VocabularyConfig
 from ..parallel.config import ParallelConfig
 from . import policies
+from .elastic import ElasticConfig
 from .moe_config import MoeConfig
 from .offload_config import OffloadConfig
 from .policies import Place
@@ -277,10 +279,13 @@ class Recipe:
     moe: MoeConfig = field(default_factory=MoeConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    elastic: ElasticConfig = field(default_factory=ElasticConfig)
 
     def __post_init__(self) -> None:
         if self.fp16 != LossScaleConfig() and self.model.dtype != "fp16":
             raise ConfigError(f"[fp16] is about scaling the loss, and model.dtype is {self.model.dtype}: leave it out")
+        if self.elastic.max is not None and self.parallel.dp != "auto":
+            raise ConfigError('elastic.max lets ranks come and go: parallel.dp must be "auto", what the others leave')
 
     def identity(self) -> dict[str, Any]:
         """The keys that decide the weights' bits, dotted; a run resumes only when all of them are unchanged."""
@@ -305,7 +310,7 @@ def _decides(key: str) -> bool:
     table, _, name = key.partition(".")
     if table == "model":  # gradients are the same bits whatever is kept
         return name not in ("recompute", "recompute_layers", "activations")
-    return table not in ("sample", "offload", "parallel") and (table != "run" or name in ("seed", "threads"))
+    return table not in ("sample", "offload", "parallel", "elastic") and (table != "run" or name in ("seed", "threads"))
 
 
 def _defaults(cls: type, prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,9 @@ is written anew from what is left, so a killed and resumed run leaves the log of
     {"step": 7, "loss": 2.31, "lr": 0.001, "grad_norm": 0.8, "tokens": 57344, "tokens_per_second": 31000, "time": ...}
     {"step": 100, "valid_loss": 2.1, "time": ...}
     {"step": 100, "prompt": "def add(", "text": "a, b):", "time": ...}
-    {"step": 12, "skipped": "the gradient is not finite, first in layers.3.down (batch 11)", "time": ...}
+    {"step": 12, "skipped": "the gradient is not finite, first in layers.3.down (batch 11)", "batch": 11, "documents":
+     [3, 70], "time": ...}
+    {"step": 11, "rewound": "the loss, 31.2, is more than 2 times 8.1 ...", "spiked": 17, "passed": [10, 16], ...}
 """
 
 from __future__ import annotations
@@ -42,12 +44,20 @@ class Journal:
         """Open the run's log and keep its rows up to step `keep_to`."""
         self.path = directory / "log.jsonl"
         directory.mkdir(parents=True, exist_ok=True)
-        self.rows: list[dict[str, Any]] = [row for row in read_rows(self.path) if row["step"] <= keep_to]
+        self._open([row for row in read_rows(self.path) if row["step"] <= keep_to])
+
+    def _open(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
         fresh = self.path.with_suffix(".tmp")
         fresh.write_text("".join(_line(row) for row in self.rows), encoding="utf-8")
         os.replace(fresh, self.path)
         self._lines = self.path.open("ab")
-        self._events = _open_events(directory / "tensorboard", self.rows)
+        self._events = _open_events(self.path.parent / "tensorboard", self.rows)
+
+    def rewind(self, step: int) -> None:
+        """Forget what happened behind `step`."""
+        self.close()
+        self._open([row for row in self.rows if row["step"] <= step])
 
     def add(self, step: int, **values: Any) -> None:
         """Append one row; it is on its way to the disk when this returns."""
@@ -78,6 +88,9 @@ class Unwritten(Journal):
         self.rows = []
 
     def add(self, step: int, **values: Any) -> None:
+        pass
+
+    def rewind(self, step: int) -> None:
         pass
 
     def sync(self) -> None:

@@ -27,10 +27,11 @@ from ..parallel.messages import everyone, from_first
 from ..parallel.ranks import Meeting
 from ..platforms import read_memory
 from ..platforms.memory import shortage
-from . import build, plot
+from . import build, elastic, plot
 from .axes import Axes
 from .checkpoint import Checkpoints, Position, read_position
 from .config import Recipe
+from .heartbeat import Heartbeat
 from .journal import Journal, Unwritten
 from .meter import Meter
 from .pieces import Stored
@@ -70,6 +71,7 @@ def run(
     ranks = discover()
     try:
         recipe = load_config(Recipe, recipe_path, overrides)
+        recipe.elastic.admit(ranks.world)
         layout = lay_out(recipe.parallel, ranks.world, ranks.local_world)
     except ConfigError:
         if ranks.local_rank:
@@ -109,7 +111,11 @@ class _Run:
 
     def to_its_end(self, fresh: bool, sampler: Sampler | None, profiles: Collection[str]) -> int:
         recipe, say, output = self.recipe, self.display.say, self.recipe.run.output
-        for line in self.mesh.layout.why:
+        data, axes = recipe.data, recipe.parallel
+        shares = elastic.lines(
+            recipe.elastic, data.tokens_per_step, data.micro_tokens, data.seq_len, axes.tp * axes.sp * axes.pp
+        )
+        for line in (*self.mesh.layout.why, *shares):
             say(line)
         checkpoints = Checkpoints(output / "checkpoints", recipe.run.keep_last, recipe.run.keep_every)
         if fresh and self.mesh.main:
@@ -185,6 +191,7 @@ class _Run:
             axes=axes,
             zero=zero,
             places=places,
+            heart=Heartbeat(recipe.run.output / "hang", mesh, recipe.elastic.heartbeat, self.attempt),
             meter=Meter.of(places.spec, decoder) if mesh.main else None,
         )
 

@@ -188,6 +188,16 @@ class Optimizer:
         if left:
             raise CheckpointError(f"the optimizer's state has a tensor this model does not: {sorted(left)[0]}")
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Keep nothing of earlier steps, as before the first."""
+        self.zero()
+        self.steps.clear()
+        for kept in self.kept.values():
+            for value in kept.values():
+                value.zero_()
+                self.offload.let_go(value)
+
     def _zeros(self, name: str, shape: torch.Size) -> Tensor:
         return self.offload.zeros(name, shape, next(iter(self.weights.values())).device)
 

@@ -10,6 +10,7 @@ states    exp_avg.<parameter> ...   what the optimizer keeps, divided as the par
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from ..core import CheckpointError
 from ..models.decoder import Decoder
 from ..models.spec import ModelSpec
+from ..models.whole import WholeParameters
 from ..parallel import Mesh
 from ..parallel.messages import everyone
-from .checkpoint import Position
+from .checkpoint import Position, read_position
 from .courier import Courier
 from .optimizer import Optimizer
 from .pieces import Held, Piece, Pieces, Stored, divide, table
@@ -39,6 +41,18 @@ def fill(decoder: nn.Module, roots: Sequence[nn.Module], device: str, value: Val
         root.to_empty(device=device)
     for name, tensor in named(decoder):
         local(tensor).copy_(value(name, places[name]))
+
+
+def saved(source: Path) -> Value:
+    """What a checkpoint has for each parameter: fp32 masters, where there are, before narrow weights."""
+    stored, whole = Stored(source), WholeParameters(source)
+
+    def value(name: str, place: Held) -> Tensor:
+        if MASTER + name in stored.entries:
+            return stored.read(MASTER + name, place)
+        return place.take(whole[name])
+
+    return value
 
 
 def weight_pieces(
@@ -101,6 +115,17 @@ def restore(
             taken[name] = stored.read(name, place if place is not None and place.shape == entry.shape else None)
     optimizer.load(taken)
     _random(stored, position, mesh)
+
+
+@torch.no_grad()
+def go_back(source: Path, decoder: nn.Module, places: Places, optimizer: Optimizer, mesh: Mesh) -> Position:
+    """Put a run that has gone on back to where a checkpoint has it, in the memory that it has."""
+    position, value = read_position(source), saved(source)
+    for name, parameter in decoder.named_parameters():
+        local(parameter.detach()).copy_(value(name, places[name]))
+    optimizer.forget()
+    restore(Stored(source), position, decoder, places, optimizer, mesh)
+    return position
 
 
 def gathered(pieces: Pieces, spec: ModelSpec, dtype: torch.dtype, mesh: Mesh) -> Decoder | None:

@@ -28,15 +28,18 @@ from . import loss as losses
 from .axes import Axes
 from .checkpoint import Position
 from .config import Recipe, SampleConfig
+from .heartbeat import Heartbeat
 from .journal import Journal
 from .meter import Meter
 from .moe import Routers
 from .optimizer import Optimizer
 from .places import Places
 from .progress import Display
+from .rewind import named, rewind
 from .saver import Saver, Snapshot
 from .scaler import LossScaler
 from .schedule import lr_at
+from .spikes import Spikes
 from .state import gathered, state_pieces, weight_pieces
 from .stop import Stop
 from .zero import Zero
@@ -81,6 +84,11 @@ class Step:
     figures: dict[str, float] = field(default_factory=dict)
     """What else the journal keeps: how a mixture's experts were used."""
 
+    @property
+    def diverged(self) -> bool:
+        """Whether its loss or gradient was not finite, or its loss a spike."""
+        return self.skipped is not None and self.targets > 0 and not self.overflow
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -110,6 +118,7 @@ class Trainer:
         axes: Axes | None = None,
         zero: Zero[Decoder] | None = None,
         places: Places | None = None,
+        heart: Heartbeat | None = None,
         meter: Meter | None = None,
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
@@ -125,14 +134,16 @@ class Trainer:
         self.position = position or Position()
         within = self.mesh.group("tp") if self.axes.config.sequence else None
         self.routers = Routers(decoder, recipe.moe, recipe.run.seed, self.mesh.group("tokens"), within)
-        self._saved_at = self.position.step if position else -1
+        self.heart = heart or Heartbeat(recipe.run.output, self.mesh)
+        self.spikes = Spikes(recipe.elastic, self.position.recent)
+        self.saved_at = self.position.step if position else -1
 
     # ---------------------------------------------------------------------------------------- one step
     def step(self, batch: Batch, loss: losses.Loss = losses.next_token) -> Step:
         """One optimizer step over all of `batch`, in micro-batches of whole sequences, each rank its share.
 
         The loss is the sum over all targets divided by their number, whatever the split. A step whose loss or gradient
-        is not finite changes no weight, on any rank.
+        is not finite, or a spike by `elastic.on_spike`, changes no weight, on any rank.
 
         Raises:
             TwofoldError: the gradient overflowed at the least loss scale.
@@ -150,12 +161,16 @@ class Trainer:
         mean = self.mesh.sum("loss", summed)[0] / targets
         done = Step(loss=mean, targets=targets, lr=lr, grad_norm=self.optimizer.clip(self.scaler.scale))
         finite = math.isfinite(done.loss) and math.isfinite(done.grad_norm)
-        done = replace(done, figures=self.routers.end(moved=finite))
-        if finite:
-            self.optimizer.step(lr)
-            self.scaler.update(None)
-        else:
+        spike = self.spikes.look(done.loss) if finite else None
+        done = replace(done, figures=self.routers.end(moved=finite and spike is None))
+        if not finite:
             done = self._skip(done, batch)
+        else:
+            if spike is None:
+                self.optimizer.step(lr)
+            else:
+                done = replace(done, skipped=f"{spike} (batch {self.position.batch})")
+            self.scaler.update(None)
         self.optimizer.zero()
         return done
 
@@ -170,7 +185,7 @@ class Trainer:
             spoiled,
             lambda flags: self.mesh.sum("replicate", *self.mesh.sum("zero", *self.mesh.sum("tp", *flags))),
         )
-        why += f" (batch {self.position.step})"
+        why += f" (batch {self.position.batch})"
         self.scaler.update(why)
         if self.scaler.dynamic:
             why += f", at loss scale {scale:g}, from here {self.scaler.scale:g}"
@@ -213,30 +228,41 @@ class Trainer:
     def fit(self) -> int:
         """Train to the last step, from wherever the run stands; 0 when done, STOPPED when asked to stop."""
         steps = self.recipe.schedule.steps
-        with Stop() as stop, self.display:
+        with Stop() as stop, self.heart, self.display:
             clock = _Clock()
+            if self.recipe.elastic.on_spike == "rewind" and not self.position.step:
+                self.saved_at = -1
+                self.save()  # so that there is somewhere to go back to
             while self.position.step < steps:
                 self._advance(clock)
                 asked, failed = self.mesh.sum("world", float(stop.asked is not None), float(self.saver.failed))
                 if failed:
-                    self.saver.wait()
+                    with self.heart.apart("the checkpoint"):
+                        self.saver.wait()
                 if asked and self.position.step < steps:
-                    self.save()
-                    self.saver.wait()
+                    with self.heart.apart("the last checkpoint"):
+                        self.save()
+                        self.saver.wait()
                     why = stop.asked or "another rank was told to stop"
                     self.display.say(f"{why}: saved at step {self.position.step}; the same command goes on from here")
                     return STOPPED
-            self.save()
-            self.saver.wait()
+            with self.heart.apart("the last checkpoint"):
+                self.save()
+                self.saver.wait()
         return 0
 
     def _advance(self, clock: _Clock) -> None:
         run, at = self.recipe.run, self.position
+        self.heart.beat(at.step, "the pass")
         clock.start()
-        batch = self.data.train.batch(at.step)
+        batch = self.data.train.batch(at.batch)
         with self.around():
             done = self.step(batch)
         clock.stop(len(batch.ids_T), self.meter.work(batch.lengths, done.targets) if self.meter else 0)
+        if done.diverged and self.recipe.elastic.on_spike == "rewind":
+            with self.heart.apart("the way back"):
+                rewind(self, str(done.skipped))
+            return
         self.position = replace(
             at,
             step=at.step + 1,
@@ -244,24 +270,29 @@ class Trainer:
             skipped=at.skipped + (done.skipped is not None),
             skips_in_row=at.skips_in_row + (not done.overflow) if done.skipped else 0,
             loss=at.loss if done.skipped else done.loss,
+            rewinds=at.rewinds if (at.step + 1) % run.save_every else 0,
+            recent=self.spikes.state(),
         )
         step, last = self.position.step, self.position.step == self.recipe.schedule.steps
         self._report(done, clock, step % run.log_every == 0 or last)
         if self.data.valid and (step % run.eval_every == 0 or last):
+            self.heart.beat(at.step, "the validation")
             value = self.evaluate()
             self.journal.add(step, valid_loss=value)
             self.display.say(f"step {step}: validation loss {value:.4f}")
             self._draw()
         if self.recipe.sample.prompts and (step % self.recipe.sample.every == 0 or last):
-            self.sample()
+            with self.heart.apart("the samples"):
+                self.sample()
         if step % run.save_every == 0:
-            self.save()
+            with self.heart.apart("the checkpoint"):
+                self.save()
         self.optimizer.offload.settle()
 
     def _report(self, done: Step, clock: _Clock, log: bool) -> None:
         step = self.position.step
         if done.skipped:
-            self.journal.add(step, skipped=done.skipped)
+            self.journal.add(step, skipped=done.skipped, **named(self.data.train, self.position.batch - 1))
             self.display.say(f"step {step} skipped: {done.skipped} ({self.position.skipped} so far)")
             if self.position.skips_in_row >= self.recipe.optimizer.max_skips:
                 raise TwofoldError(
@@ -319,7 +350,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless it is there; what the run waits for is the saver's to say."""
-        if self._saved_at == self.position.step:
+        if self.saved_at == self.position.step:
             return
         self.journal.sync()
         self.zero.settle()
@@ -331,7 +362,7 @@ class Trainer:
                 states=state_pieces(self.decoder, places, self.optimizer, self.mesh, dtype),
             )
         )
-        self._saved_at = self.position.step
+        self.saved_at = self.position.step
 
     def _draw(self) -> None:
         if not self.mesh.main:
