@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..core import ConfigError
 
-BENCHMARKS = ("throughput", "latency", "limits", "quality", "serving", "kernels", "sparse", "gpu", "recompute")
+BENCHMARKS = ("throughput", "latency", "limits", "quality", "serving", "kernels", "sparse", "gpu", "recompute", "train")
 
 
 def bench(name: str, flags: list[str]) -> int:
