@@ -79,7 +79,7 @@ class Group:
         command = [python, str(PEERS / engine.runner), "--model", str(model), "--threads", str(threads)]
         command += ["--length", str(shape.length), "--micro", str(shape.micro), *engine.flags]
         port = free_port()
-        self.name = engine.name
+        self.name, self.warm = engine.name, False
         self._ranks: list[Runner] = []
         for rank in range(ranks):
             self._ranks.append(Runner(command, environment(engine, threads, rank, ranks, port)))
@@ -93,12 +93,13 @@ class Group:
         return told[0]
 
     def turn(self, steps: int) -> Turn:
-        """Let it make some steps. Raises RunnerEnded when a rank falls over."""
+        """Let it make some steps; after the first of all it is warm. Raises RunnerEnded when a rank falls over."""
         for rank in self._ranks:
             rank.send({"steps": steps})
         answers = [rank.answer(stop=False) for rank in self._ranks]
         for rank in self._ranks:
             rank.stop()
+        self.warm = True
         return Turn.of(answers)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The figures of the training benchmark: rates, what each peer is to be compared with, and whether the work was the same."""
+"""The figures of the training benchmark: rates, whom each peer is compared with, and whether the work was the same."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def apart(outcomes: Mapping[str, Outcome]) -> dict[str, tuple[float, int]]:
 
 def told(outcomes: Mapping[str, Outcome]) -> list[str]:
     """The table of one cell, and what follows from it."""
-    lines = [f"  {'engine':<13} {'tokens/s a run':<30} {'peak MiB a rank':>15}   ours within its memory, ratio"]
+    lines = [f"  {'engine':<13} {'tokens/s of all ranks':<30} {'peak MiB a rank':>15}   ours within its memory, ratio"]
     for name, each in outcomes.items():
-        line = f"  {name:<13} {each.rate.text(''):<30} {each.peak_mib:>15,.0f}"
+        line = f"  {name:<13} {_text(each.rate):<30} {each.peak_mib:>15,.0f}"
         if not each.ours:
             found = compare(name, outcomes)
             line += f"   {found.within}, {_ratio(found)}" if found.ratio else "   none of ours holds so little"
@@ -98,12 +98,16 @@ def told(outcomes: Mapping[str, Outcome]) -> list[str]:
         far, steps = max(distances.values()), min(steps for _, steps in distances.values())
         verdict = "the same work" if far[0] <= TOLERANCE else "NOT THE SAME WORK"
         last = max(next(iter(outcomes.values())).losses.items())
-        lines.append(f"  losses at most {far[0]:.1e} apart over {steps} steps or more, {last[1]:.3f} at the last: {verdict}")
+        lines.append(f"  losses at most {far[0]:.1e} apart, {steps} steps or more, {last[1]:.3f} at last: {verdict}")
     return lines
 
 
 def _ratio(found: Compared) -> str:
-    return (found.ratio.text("", 2).replace(" (", " (") if found.ratio else "") + ("*" if found.reached else "")
+    return (_text(found.ratio, 2) if found.ratio else "") + ("*" if found.reached else "")
+
+
+def _text(spread: Spread, digits: int = 0) -> str:
+    return spread.text("", digits).replace("  (", " (")
 
 
 def record(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """How fast does training go and how much memory does it take, against the others, on 1, 2 and 4 ranks?
 
     make peers
-    twofold bench train [--quick] [--models 50M 300M] [--ranks 1 2 4] [--peers ...] [--turns N] [--json FILE]
+    twofold bench train_peers [--quick] [--models 50M 300M] [--ranks 1 2 4] [--peers ...] [--turns N] [--json FILE]
 
 Decoders of 50 and 300 million weights (train_shapes.py), two sequences of 512 a rank and step, fp32, the same first
-weights, token ids and AdamW for all; cores are divided among the ranks. Engines take turns, A B A B, each rank a process
-of its own that is stopped when it is not its turn; where they do not fit into memory beside each other, each is ended
-after its turn and starts from the first weights at the next, with steps to warm up. Seconds are the slowest rank's,
+weights, token ids and AdamW for all; cores are divided among the ranks. Engines take turns, A B A B, each rank a
+process of its own that is stopped when it is not its turn. Where they do not fit into memory beside each other, each is
+ended after its turn, and starts from the first weights and warms up again at the next. Seconds are the slowest rank's,
 memory is VmHWM from when the model was loaded. Losses must agree: the work was the same.
 """
 
@@ -42,7 +42,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="*", choices=names, default=names, help="default: all that are built")
     parser.add_argument("--turns", type=int, help="how often each engine runs (default: 3; 1 with --quick)")
     parser.add_argument("--steps", type=int, help="of a turn (default: 3 of the 50M decoder, 1 of the 300M)")
-    parser.add_argument("--threads", type=int, default=usable_cores(), help="of all ranks together (default: all cores)")
+    parser.add_argument(
+        "--threads", type=int, default=usable_cores(), help="of all ranks together (default: all cores)"
+    )
     parser.add_argument("--cache", type=Path, default=shapes.PLACE, help=f"decoders go here (default: {shapes.PLACE})")
     parser.add_argument("--place", type=Path, default=HERE.parent / ".peers", help="what make peers built")
     parser.add_argument("--json", type=Path, help="write the record to this file")
@@ -78,6 +80,9 @@ class Match:
         """All turns; a group that fails is out of the match, and a slow peer has one turn."""
         slow: set[str] = set()
         try:
+            if self.stay:
+                for engine in self.engines:  # they load side by side
+                    self._begin(engine)
             for turn in range(turns):
                 ours = 0.0
                 for engine in self.engines:
@@ -111,15 +116,20 @@ class Match:
             self._end(engine.name)
         return rate
 
+    def _begin(self, engine: Engine) -> Group:
+        """Start an engine's ranks."""
+        group = Group(engine, self.model, self.shape, self.ranks, self.threads, self.place)
+        self.groups[engine.name] = group
+        return group
+
     def _group(self, engine: Engine) -> Group:
         """An engine's ranks, loaded and warm."""
-        if engine.name not in self.groups:
-            group = Group(engine, self.model, self.shape, self.ranks, self.threads, self.place)
-            self.groups[engine.name] = group
+        group = self.groups.get(engine.name) or self._begin(engine)
+        if not group.warm:
             about = group.ready()
             found = self.outcomes.setdefault(engine.name, Outcome(ours=engine.ours, about=about))
             found.losses |= group.turn(min(2, self.steps)).losses
-        return self.groups[engine.name]
+        return group
 
     def _end(self, name: str) -> None:
         if group := self.groups.pop(name, None):
@@ -153,9 +163,8 @@ def main() -> int:
     args = arguments()
     names = ["quick"] if args.quick else args.models
     turns = args.turns or (1 if args.quick else 3)
-    cells = [
-        cell(SHAPES[name], ranks, turns, args) for name in names for ranks in args.ranks or ([2] if args.quick else [1, 2, 4])
-    ]
+    counts = args.ranks or ([2] if args.quick else [1, 2, 4])
+    cells = [cell(SHAPES[name], ranks, turns, args) for name in names for ranks in counts]
     if args.json:
         args.json.write_text(json.dumps({"cores": usable_cores(), "turns": turns, "cells": cells}, indent=1) + "\n")
     return 0

@@ -1,4 +1,4 @@
-"""What every rank of the training benchmark does, whoever trains: the same sequences, the same rule, turns in lines of JSON.
+"""What every rank of the training benchmark does, whoever trains: the same sequences and rule, turns in lines of JSON.
 
     -> {"steps": n}                                                               one turn
     <- {"seconds": s, "first": k, "losses": [nats a target], "peak_mib": m}       this rank's own; steps k to k + n - 1

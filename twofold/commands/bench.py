@@ -9,7 +9,18 @@ from pathlib import Path
 
 from ..core import ConfigError
 
-BENCHMARKS = ("throughput", "latency", "limits", "quality", "serving", "kernels", "sparse", "gpu", "recompute", "train")
+BENCHMARKS = (
+    "throughput",
+    "latency",
+    "limits",
+    "quality",
+    "serving",
+    "kernels",
+    "sparse",
+    "gpu",
+    "recompute",
+    "train_peers",
+)
 
 
 def bench(name: str, flags: list[str]) -> int:
