@@ -78,8 +78,8 @@ def adamw(sizes: Sizes) -> Iterator[Case]:
     yield Case(label="one layer", make=make, moved=28 * parameters(), keywords=STEP, plain=fused)
 
 
-@cases("gradient_norm")
-def gradient_norm(sizes: Sizes) -> Iterator[Case]:
+@cases("square_sums")
+def square_sums(sizes: Sizes) -> Iterator[Case]:
     yield Case(
         label="one layer",
         make=lambda: ([torch.randn(shape) for shape in LAYER],),

@@ -131,6 +131,21 @@ def train(flags: Flags) -> Run:
     return run
 
 
+def checkpoint(flags: Flags) -> Run:
+    """Verify or list the checkpoints of a training run, or export one as a plain model."""
+    flags.positional("action", "verify, list or export", choices=["verify", "list", "export"])
+    flags.positional("directory", "a run's directory, or one of its checkpoints")
+    flags.add("output", "export: the directory to write the model to")
+    flags.add("dtype", "export: fp32, bf16 or fp16 (default: as the checkpoint's weights are)")
+
+    def run(given: Given) -> int:
+        from .commands.checkpoint import checkpoint
+
+        return checkpoint(given.action, Path(given.directory), given.output, given.dtype)
+
+    return run
+
+
 def launch(flags: Flags) -> Run:
     """Print the file that starts a run on many machines: Slurm, Kubernetes, or ssh from a hostfile."""
     from .parallel.launching import LaunchConfig
@@ -205,7 +220,7 @@ def kernels(flags: Flags) -> Run:
 
 
 COMMANDS: dict[str, Command] = {
-    f.__name__: f for f in (serve, chat, generate, quantize, train, launch, bench, plan, doctor, kernels)
+    f.__name__: f for f in (serve, chat, generate, quantize, train, checkpoint, launch, bench, plan, doctor, kernels)
 }
 
 
@@ -215,7 +230,7 @@ def summary(command: Command) -> str:
 
 
 def overview() -> str:
-    lines = [f"  {name:<10}{summary(command)}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<12}{summary(command)}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             f"Twofold {__version__} trains, aligns and serves large language models.",

@@ -147,6 +147,20 @@ def test_products_on_four_ranks(config: ParallelConfig) -> None:
     same("deep", config, 4, steps=4)
 
 
+EXPERTS = [
+    ParallelConfig(ep=2, zero=3),
+    ParallelConfig(ep=4, zero=2),
+    ParallelConfig(ep=2, tp=2, zero=1),
+    ParallelConfig(ep=2, sp=2, tp=2, sequence=True),
+    ParallelConfig(ep=2, pp=2, zero=1),
+]
+
+
+@pytest.mark.parametrize("config", EXPERTS, ids=lambda c: f"ep{c.ep}-pp{c.pp}-tp{c.tp}-sp{c.sp}-zero{c.zero}")
+def test_experts_divided(config: ParallelConfig) -> None:
+    same("moe", config, 4, steps=4)
+
+
 def test_an_illegal_division_names_the_nearest() -> None:
     with pytest.raises(
         ConfigError, match="8 query heads, which 3 ranks cannot share evenly; the nearest that can is 2"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from twofold.data.bpe import VocabularyConfig, train_tokenizer
@@ -116,12 +117,15 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, said
 
 
-def kill_after(recipe: Path, run: Path, step: int, *changes: str) -> None:
-    """Run it into `run`, and kill it when it says that it did `step`."""
+def kill_after(recipe: Path, run: Path, step: int, *changes: str, saved: bool = True) -> None:
+    """Run it into `run`, and kill it when it says that it did `step`, and (`saved`) its last checkpoint is written."""
+    newest = run / "checkpoints" / f"step-{step // 5 * 5:08d}"
     process = start(recipe, f"run.output={run}", *changes)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(f"step {step}/"):
+            while saved and step >= 5 and not newest.exists():
+                time.sleep(0.002)
             process.kill()
             break
     finish(process)

@@ -38,7 +38,7 @@ from twofold.kernels.loss import logprobs_of, token_logprobs
 from twofold.kernels.moe import experts, open_gate, route
 from twofold.kernels.norm import layer_norm, rms_norm
 from twofold.kernels.op import Op, all_ops
-from twofold.kernels.optimizer import Shard, adagrad, adam, adamw, gradient_norm, lion, sgd
+from twofold.kernels.optimizer import Shard, adagrad, adam, adamw, lion, sgd, square_sums
 from twofold.kernels.paged import Panels, Spans, keep, paged_attention
 from twofold.kernels.quantized import quantized_experts, quantized_linear, quantized_rows
 from twofold.kernels.rope import rotate
@@ -128,8 +128,10 @@ def mixtures(draw: Draw) -> Iterable[Any]:
     E, D, F = draw.choice((1, 2, 7, 16, 33)), draw.size(100, 1), draw.size(64, 1)
     top_k, T = draw.randint(1, min(E, 8)), min(draw.rows(D), 700)
     logits, x = draw.floats(T, E, wild=True), draw.floats(T, D, wild=True)
-    weights, chosen = route(logits, top_k, draw.maybe())
+    weights, chosen = route(logits, top_k, draw.maybe(), draw.floats(E) if draw.maybe(0.3) else None)
     yield from (weights, chosen)
+    if draw.maybe(0.3):
+        chosen = torch.where(chosen % 3 == 1, -1, chosen)  # dropped
     dtype, act = draw.choice(FLOATS), draw.choice(list(ACTIVATIONS))
     yield experts(x, draw.floats(E, 2 * F, D, dtype=dtype), draw.floats(E, D, F, dtype=dtype), weights, chosen, act)
     yield quantized_experts(x, draw.packed(E, 2 * F, D), draw.packed(E, D, F), weights, chosen, act)
@@ -250,7 +252,7 @@ def likelihoods(draw: Draw) -> Iterable[Any]:
     yield logprobs_of(draw.floats(R, V, wild=True), ids)
 
 
-@case(adamw, adam, sgd, lion, adagrad, gradient_norm)
+@case(adamw, adam, sgd, lion, adagrad, square_sums)
 def updates(draw: Draw) -> Iterable[Any]:
     rule, states, settings = draw.choice(
         (
@@ -270,7 +272,7 @@ def updates(draw: Draw) -> Iterable[Any]:
     ]
     rule(shards, rate=0.01, scale=draw.choice((1.0, 0.3)), **settings)
     yield from (part for shard in shards for part in (shard.weight, *shard.states))
-    yield gradient_norm([shard.grad for shard in shards])
+    yield square_sums([shard.grad for shard in shards])
 
 
 @case()

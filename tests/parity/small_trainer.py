@@ -8,12 +8,14 @@ import torch
 
 from twofold.data import Batch
 from twofold.models.decoder import Decoder
+from twofold.parallel import Mesh
 from twofold.train import loss as losses
 from twofold.train.checkpoint import Checkpoints
 from twofold.train.config import DataConfig, ModelConfig, OptimizerConfig, Recipe, RunConfig, ScheduleConfig
 from twofold.train.journal import Journal
 from twofold.train.optimizer import Optimizer
 from twofold.train.progress import Display
+from twofold.train.saver import Saver
 from twofold.train.trainer import Data, Trainer
 
 VOCAB = 97
@@ -27,6 +29,16 @@ class Words:
 
     def text(self, ids: list[int]) -> str:
         return " ".join(map(str, ids))
+
+
+class NoFiles:
+    """A model that is not written."""
+
+    def plan(self, dtype, whole, writers):
+        return {}
+
+    def finish(self, directory: Path, dtype, files) -> None:
+        pass
 
 
 class Numbers:
@@ -60,10 +72,9 @@ def make_trainer(
         Optimizer(decoder.named_parameters(), optimizer),
         Data(train=data, valid=[]),
         recipe,
-        checkpoints=Checkpoints(folder / "checkpoints", 1),
+        saver=Saver(Checkpoints(folder / "checkpoints", 1), NoFiles(), Mesh()),
         journal=Journal(folder),
         display=Display(steps),
-        write_model=lambda directory: None,
         words=Words(),
         **more,
     )

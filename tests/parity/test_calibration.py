@@ -11,6 +11,7 @@ from torch import Tensor
 
 from twofold.core import ConfigError
 from twofold.data.pack import Batch
+from twofold.kernels.moe import route
 from twofold.models import Decoder, PackedContext
 from twofold.models.calibration import blocks, quantize
 from twofold.models.quantized import formats, formats_of, quantize_weights
@@ -272,8 +273,8 @@ def test_experts_hear_only_their_own_tokens() -> None:
     layers, _ = blocks(decoder, formats(decoder, "int4"))
     (site,) = [site for site in layers[0].sites if site.name.endswith("experts.down")]
     spec = MOE.ffn
-    x, logits = torch.randn(50, 44), torch.randn(50, spec.experts)
-    seen = site.inputs((x, logits))
+    x, routed = torch.randn(50, 44), route(torch.randn(50, spec.experts), spec.top_k, True)
+    seen = site.inputs((x, *routed))
     assert [part.shape[1] for part in seen] == [spec.width] * spec.experts
     assert sum(len(part) for part in seen) == 50 * spec.top_k
 

@@ -119,3 +119,28 @@ def test_logprobs_of_logits_have_their_gradient() -> None:
     (ours,) = torch.autograd.grad(logprobs_of(logits, ids), logits, upstream)
     right = torch.autograd.grad(torch.log_softmax(logits, -1).gather(1, ids[:, None])[:, 0], logits, upstream)[0]
     torch.testing.assert_close(ours, right)
+
+
+def test_what_a_weight_has_is_added_to_in_place() -> None:
+    hidden, w, _, ids = given(40, 24, 3000, bias=False)
+    w.requires_grad_()
+    token_logprobs(hidden, w, None, ids).sum().backward()
+    whole, w.grad = w.grad, None
+    places = []
+    for rows in (slice(0, 16), slice(16, 40)):
+        token_logprobs(hidden[rows], w, None, ids[rows], keep=True).sum().backward()
+        assert w.grad is not None
+        places.append(w.grad.data_ptr())
+    assert places[0] == places[1]
+    torch.testing.assert_close(w.grad, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_a_watched_gradient_is_handed_over() -> None:
+    hidden, w, _, ids = given(8, 24, 3000, bias=False)
+    w.requires_grad_()
+    seen: list[Tensor] = []
+    w.register_hook(lambda grad: seen.append(grad.clone()))
+    for _ in range(2):
+        token_logprobs(hidden, w, None, ids, keep=True).sum().backward()
+    assert len(seen) == 2 and torch.equal(seen[0], seen[1])
+    torch.testing.assert_close(w.grad, 2 * seen[0])

@@ -188,6 +188,11 @@ def routes(device: str) -> None:
         plain = torch.softmax(logits, -1).gather(-1, chosen.cpu())
         near(weights, plain / plain.sum(-1, keepdim=True) if renormalise else plain)
     assert experts.route(logits[:0].to(device), 2, True)[0].shape == (0, 2)
+    bias = torch.tensor([0.0, -2.0, 0.5, 0.0, -0.3, 0.1])
+    weights, chosen = experts.route(logits.to(device), 3, True, bias.to(device))
+    truth, choice = moe.route.reference(logits, 3, True, bias)
+    assert torch.equal(chosen.cpu(), choice) and 1 not in choice
+    near(weights, truth)
 
 
 def mixtures(device: str, name: str | None) -> None:
@@ -207,6 +212,11 @@ def mixtures(device: str, name: str | None) -> None:
     for first, last in ((0, 1), (7, 12)):
         some = run(x[first:last].to(device), one, two, *(t[first:last] for t in args), "silu")
         same(some, whole[first:last])
+    dropped = torch.where(args[1] == 2, -1, args[1])
+    part = run(x.to(device), one, two, args[0], dropped, "silu")
+    less = run(x.to(device), one, two, torch.where(dropped < 0, 0.0, args[0]), args[1], "silu")
+    near(part, less, 200.0)
+    same(part[(dropped >= 0).all(1)], whole[(dropped >= 0).all(1)])
 
 
 # ---------------------------------------------------------------------------------------------- attention

@@ -79,6 +79,7 @@ def everything() -> None:
         packed = named(name).empty(256, 1024)
         linear.quantized_linear(x, packed)
         quantize.quantized_rows(empty(4, dtype=torch.int64), packed)
+    experts.route(empty(8, 16, dtype=torch.float32), 4, True, empty(16, dtype=torch.float32))
     weights, chosen = (x.zero_() for x in experts.route(empty(8, 16, dtype=torch.float32), 4, True))
     experts.experts(empty(8, 64), empty(16, 256, 64), empty(16, 64, 128), weights, chosen, "silu")
     norm.rms_norm(x, w[0], 1e-5)

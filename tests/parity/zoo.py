@@ -33,6 +33,7 @@ LLAMA = {
     "max_position_embeddings": 256,
 }
 MOE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 19}
+ERNIE = {"moe_num_experts": 5, "moe_k": 2, "moe_intermediate_size": 19, "moe_num_shared_experts": 2}
 GPT = {"vocab_size": 101, "n_embd": 40, "n_layer": 3, "n_head": 4, "n_positions": 128}
 NEOX = {
     "vocab_size": 103,
@@ -157,6 +158,16 @@ ZOO: dict[str, Variant] = {
         mlp_only_layers=[1],
         use_sliding_window=True,
         sliding_window=9,
+    ),
+    "ernie-moe": _v("Ernie4_5_MoeForCausalLM", LLAMA, **ERNIE),
+    "ernie-moe-interval": _v(
+        "Ernie4_5_MoeForCausalLM",
+        LLAMA,
+        **ERNIE | {"moe_num_shared_experts": 0, "moe_k": 1},
+        num_hidden_layers=4,
+        moe_layer_interval=2,
+        moe_layer_start_index=0,
+        tie_word_embeddings=False,
     ),
     "gemma": _v("GemmaForCausalLM", LLAMA, head_dim=14, num_key_value_heads=1),
     "gemma2": _v("Gemma2ForCausalLM", GEMMA, prompt=150, sliding_window=9, num_hidden_layers=3),

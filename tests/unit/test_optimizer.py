@@ -5,12 +5,14 @@ from collections.abc import Mapping
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from twofold.core import CheckpointError
 from twofold.train.config import RULES, OptimizerConfig
+from twofold.train.offload import Offload
+from twofold.train.offload_config import OffloadConfig
 from twofold.train.optimizer import Optimizer, decay_groups
 
 
@@ -160,8 +162,8 @@ def test_a_scaled_loss_gives_the_step_of_one_that_is_not(dtype: torch.dtype) -> 
 def test_the_norm_may_be_asked_of_all_ranks() -> None:
     model, asked = Small(), []
 
-    def norm(grads: Mapping[str, Tensor]) -> float:
-        asked.append(sorted(grads))
+    def norm(squares: Mapping[str, float]) -> float:
+        asked.append(sorted(squares))
         return 4.0
 
     optimizer = Optimizer(model.named_parameters(), OptimizerConfig(name="sgd", clip=1.0), norm=norm)
@@ -174,15 +176,10 @@ def test_the_norm_may_be_asked_of_all_ranks() -> None:
     assert optimizer.clip(2.0) == 2.0 and asked[1] == []  # a rank without gradients asks too
 
 
-def test_what_a_rule_keeps_lies_where_the_caller_says() -> None:
-    held: dict[str, Tensor] = {}
-
-    def states(name: str, shape: torch.Size) -> Tensor:
-        held[name] = torch.zeros(shape)
-        return held[name]
-
-    model = Small(torch.bfloat16)
-    optimizer = Optimizer(model.named_parameters(), OptimizerConfig(name="lion"), states=states)
+def test_what_a_rule_keeps_lies_where_the_recipe_says() -> None:
+    model, offload = Small(torch.bfloat16), Offload(OffloadConfig(optimizer="host"))
+    optimizer = Optimizer(model.named_parameters(), OptimizerConfig(name="lion"), offload=offload)
+    held = offload._pools["host"].tensors
     assert held.keys() == {"master.matrix", "master.scale", "master.bias"}
     give_gradients(model)
     optimizer.collect()

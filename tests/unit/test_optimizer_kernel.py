@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from twofold.kernels.optimizer import Shard, adamw, gradient_norm
+from twofold.kernels.optimizer import PIECE, Shard, adamw, add_squares, square_sums
 
 SIZES = ((), (0,), (1,), (15,), (16, 3), (16384,), (16385,), (3, 20_000))
 
 
 @pytest.fixture(autouse=True, params=["serving", "reference"])
 def implementation(request):
-    for op in (adamw, gradient_norm):
+    for op in (adamw, square_sums):
         op.use("reference" if request.param == "reference" else None)
     yield
-    for op in (adamw, gradient_norm):
+    for op in (adamw, square_sums):
         op.use(None)
 
 
@@ -60,21 +60,34 @@ def test_threads_change_no_bit(threads: int) -> None:
     try:
         for count in (1, threads):
             torch.set_num_threads(count)
-            results.append([*run(numbers(0), 2, 1.0), torch.tensor(gradient_norm(numbers(7)))])
+            results.append([*run(numbers(0), 2, 1.0), square_sums(numbers(7))])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-def test_the_norm_is_that_of_all_together() -> None:
-    grads = numbers(3)
-    assert gradient_norm(grads) == pytest.approx(
-        float(torch.cat([g.flatten().double() for g in grads]).norm()), rel=1e-9
-    )
-    assert gradient_norm([]) == 0.0 and gradient_norm([torch.full((3,), 1e30)]) == pytest.approx(3**0.5 * 1e30)
+def squares(*groups: list[tuple[str, Tensor]]) -> dict[str, float]:
+    sums = {name: 0.0 for group in groups for name, _ in group}
+    for group in groups:
+        add_squares(sums, group)
+    return sums
+
+
+def test_squares_are_summed_by_name_and_spoiled_alone() -> None:
+    grads = [(str(place), grad) for place, grad in enumerate(numbers(3))]
+    for name, found in squares(grads).items():
+        assert found == pytest.approx(float(grads[int(name)][1].double().square().sum()), rel=1e-12)
+    assert squares() == {} and squares([("a", torch.full((3,), 1e30))]) == {"a": pytest.approx(3e60)}
     for bad in (math.nan, math.inf):
-        grads[-1][2, 19_999] = bad
-        assert not math.isfinite(gradient_norm(grads))
+        grads[-1][1][2, 19_999] = bad
+        assert [name for name, found in squares(grads).items() if not math.isfinite(found)] == [grads[-1][0]]
+
+
+def test_squares_of_gradients_that_are_cut_have_the_bits_of_the_whole() -> None:
+    a, b, c = torch.randn(5, PIECE), torch.randn(3 * PIECE + 5), torch.randn(7)
+    whole = squares([("a", a), ("b", b), ("c", c)])
+    first, rest = [("a", a.view(-1)[: 2 * PIECE])], [("a", a.view(-1)[2 * PIECE :]), ("b", b[:PIECE])]
+    assert squares(first, rest, [("b", b[PIECE:]), ("c", c)]) == whole
 
 
 def test_tensors_that_are_not_contiguous_are_updated_too() -> None:

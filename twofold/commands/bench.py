@@ -19,6 +19,8 @@ BENCHMARKS = (
     "sparse",
     "gpu",
     "recompute",
+    "offload",
+    "balance",
     "train_peers",
 )
 

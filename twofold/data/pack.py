@@ -23,6 +23,8 @@ from ..core import ConfigError
 from .corpus import Corpus
 
 IGNORE = -100
+NOBODY = 1 << 62
+"""The place of a token that is in no step's batch."""
 _KEYS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64
 
 
@@ -31,12 +33,21 @@ class Batch:
     """Whole sequences end to end on T tokens.
 
     `ids_T` int64 [T]; `targets_T` int64 [T], the id that follows each, -100 where there is nothing to learn; `lengths`
-    of the sequences, summing to T.
+    of the sequences, summing to T. Of a part of a step's batch, `first` is where in it the part begins; the last
+    `padding` tokens are nobody's.
     """
 
     ids_T: Tensor
     targets_T: Tensor
     lengths: tuple[int, ...]
+    first: int = 0
+    padding: int = 0
+
+    def places(self) -> Tensor:
+        """The place of each token in its step's batch, int64 [T]; NOBODY for padding."""
+        places_T = torch.arange(self.first, self.first + len(self.ids_T))
+        places_T[len(places_T) - self.padding :] = NOBODY
+        return places_T
 
 
 def permutation(size: int, key: int) -> npt.NDArray[np.int64]:

@@ -115,7 +115,7 @@ PASSES = frozenset(
 
 UNCOUNTED = frozenset(
     {"paged_attention", "keep", "draw", "choose", "score"}
-    | {"adamw", "adam", "sgd", "lion", "adagrad", "orthogonalised", "gradient_norm"}
+    | {"adamw", "adam", "sgd", "lion", "adagrad", "orthogonalised", "square_sums"}
 )
 """Ops of serving, whose work hangs on what is cached, and of the optimizer: no part of a forward or backward pass."""
 

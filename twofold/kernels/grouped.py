@@ -141,6 +141,11 @@ def choices_of(chosen: Tensor, groups: int, what: str, least: int = 0) -> Tensor
     return chosen.to(torch.int32).contiguous()
 
 
+def present(chosen: Tensor) -> list[int]:
+    """The groups that anyone chose, in order; a negative choice is none."""
+    return [group for group in chosen.unique().tolist() if group >= 0]
+
+
 def run(*written: ctypes.Structure) -> None:
     """Run stages one after another on the native kernels."""
     library = native.library()

@@ -18,6 +18,7 @@ class Route(Structure):
         ("unused", c_int32),
         ("logits", c_void_p),
         ("logits_stride", c_int64),
+        ("bias", c_void_p),
         ("weights", c_void_p),
         ("chosen", c_void_p),
     )

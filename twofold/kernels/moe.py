@@ -19,7 +19,7 @@ from ..core import ConfigError
 from . import grouped_stages, native, panels
 from .activation import gated
 from .gradient import with_reference_gradient
-from .grouped import Matrices, Places, choices_of, in_lines, run
+from .grouped import Matrices, Places, choices_of, in_lines, present, run
 from .linear import fits, linear
 from .op import op
 from .panels import Rounding
@@ -27,27 +27,35 @@ from .quantized import Packed, quantized_experts
 
 
 @op
-def route(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+def route(logits_TE: Tensor, top_k: int, renormalise: bool, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Softmax over all experts, the `top_k` best and their weights: (weights [T, C] fp32, experts [T, C]).
 
-    Best first; of equal logits the lower expert is the better.
+    Best first; of equals the lower expert is the better. A `bias_E` (fp32) is added to the probabilities for the choice
+    alone, never to a weight (the balance without a loss of Wang et al. 2024 and DeepSeek-V3).
     """
     _check(top_k, logits_TE.shape[1])
     logits_TE = logits_TE.float()
-    experts_TC = torch.sort(logits_TE, dim=-1, descending=True, stable=True).indices[:, :top_k]
-    weights_TC = torch.softmax(logits_TE, -1).gather(-1, experts_TC)
-    if renormalise:
-        weights_TC = weights_TC / weights_TC.sum(-1, keepdim=True)
-    return weights_TC, experts_TC
+    merit_TE = logits_TE if bias_E is None else torch.softmax(logits_TE, -1) + bias_E
+    experts_TC = torch.sort(merit_TE, dim=-1, descending=True, stable=True).indices[:, :top_k]
+    return weights_of(logits_TE, experts_TC, renormalise), experts_TC
+
+
+def weights_of(logits_TE: Tensor, experts_TC: Tensor, renormalise: bool) -> Tensor:
+    """The weights [T, C] of experts that are chosen already."""
+    weights_TC = torch.softmax(logits_TE.float(), -1).gather(-1, experts_TC)
+    return weights_TC / weights_TC.sum(-1, keepdim=True) if renormalise else weights_TC
 
 
 @op
 def experts(
     x_TD: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, weights_TC: Tensor, experts_TC: Tensor, act: str
 ) -> Tensor:
-    """The weighted sum of each token's experts; no token is dropped, and the order of addition is the experts'."""
+    """The weighted sum of each token's experts, added in the order of the experts.
+
+    A negative choice is none: a pair that was dropped, or an expert that lives elsewhere.
+    """
     out_TD = torch.zeros_like(x_TD)
-    for expert in experts_TC.unique().tolist():
+    for expert in present(experts_TC):
         token, choice = torch.where(experts_TC == expert)
         hidden = gated(linear(x_TD[token], gate_up_E2FD[expert]), act)
         share = linear(hidden, down_EDF[expert]) * weights_TC[token, choice, None].to(x_TD.dtype)
@@ -63,11 +71,11 @@ def open_gate(out_TD: Tensor, y_TD: Tensor, gate_T1: Tensor) -> Tensor:
 
 # ----------------------------------------------------------------------------------------------------- native
 @route.on("native", why="one pass over a row, sums in sixteen lanes and one tree", missing=native.missing, bits="own")
-def _route(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+def _route(logits_TE: Tensor, top_k: int, renormalise: bool, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
     if logits_TE.device.type != "cpu":
-        return route.reference(logits_TE, top_k, renormalise)
+        return route.reference(logits_TE, top_k, renormalise, bias_E)
     _check(top_k, logits_TE.shape[1])
-    weights_TC, chosen_TC = _Route.apply(logits_TE, top_k, renormalise)
+    weights_TC, chosen_TC = _Route.apply(logits_TE, top_k, renormalise, bias_E)
     return weights_TC, chosen_TC
 
 
@@ -139,16 +147,21 @@ class Mixing:
         """One mixture here and now: [T, D]."""
         x_TD, rows = in_lines(x_TD), ctypes.c_int32(len(x_TD))
         self.weights_TC = weights.float().contiguous()
-        self.chosen_TC = choices_of(chosen, self.places.groups, "experts")
+        self.chosen_TC = choices_of(chosen, self.places.groups, "experts", least=-1)
         out_TD = torch.empty(len(x_TD), self.outer_PD.shape[1])
         run(*self.stages_of(x_TD, gate_up, down, out_TD, act, ctypes.addressof(rows)))
         return out_TD
 
 
 def route_stage(
-    logits_TE: Tensor, renormalise: bool, weights_TC: Tensor, chosen_TC: Tensor, rows: int
+    logits_TE: Tensor,
+    renormalise: bool,
+    weights_TC: Tensor,
+    chosen_TC: Tensor,
+    rows: int,
+    bias_E: Tensor | None = None,
 ) -> grouped_stages.Route:
-    """The stage of `route`; `rows` is the address of the row count, read when the stage runs."""
+    """The stage of `route`; `rows` is the address of the row count, read when the stage runs. `bias_E` is fp32."""
     return grouped_stages.Route(
         rows=rows,
         experts=logits_TE.shape[1],
@@ -156,6 +169,7 @@ def route_stage(
         renormalise=renormalise,
         logits=logits_TE.data_ptr(),
         logits_stride=logits_TE.stride(0),
+        bias=None if bias_E is None else bias_E.data_ptr(),
         weights=weights_TC.data_ptr(),
         chosen=chosen_TC.data_ptr(),
     )
@@ -191,12 +205,15 @@ def _check(top_k: int, experts: int) -> None:
 
 class _Route(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits_TE: Tensor, top_k: int, renormalise: bool, bias_E: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         logits_TE = in_lines(logits_TE.float())
+        bias_E = None if bias_E is None else bias_E.float().contiguous()
         weights_TC = torch.empty(len(logits_TE), top_k)
         chosen_TC = torch.empty(len(logits_TE), top_k, dtype=torch.int32)
         rows = ctypes.c_int32(len(logits_TE))
-        run(route_stage(logits_TE, renormalise, weights_TC, chosen_TC, ctypes.addressof(rows)))
+        run(route_stage(logits_TE, renormalise, weights_TC, chosen_TC, ctypes.addressof(rows), bias_E))
         experts_TC = chosen_TC.long()
         ctx.save_for_backward(logits_TE, experts_TC)
         ctx.renormalise = renormalise
@@ -204,15 +221,13 @@ class _Route(torch.autograd.Function):
         return weights_TC, experts_TC
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         logits_TE, experts_TC = ctx.saved_tensors
         logits_TE = logits_TE.detach().requires_grad_()
         with torch.enable_grad():
-            weights_TC = torch.softmax(logits_TE, -1).gather(-1, experts_TC)
-            if ctx.renormalise:
-                weights_TC = weights_TC / weights_TC.sum(-1, keepdim=True)
+            weights_TC = weights_of(logits_TE, experts_TC, ctx.renormalise)
             (grad_TE,) = torch.autograd.grad(weights_TC, logits_TE, grads[0])
-        return grad_TE, None, None
+        return grad_TE, None, None, None
 
 
 class _Experts(torch.autograd.Function):
@@ -240,7 +255,7 @@ class _Experts(torch.autograd.Function):
         x_TD, gate_up_E2FD, down_EDF, weights_TC, experts_TC = ctx.saved_tensors
         grad_TD = grads[0]
         found = [torch.zeros_like(x) for x in (x_TD, gate_up_E2FD, down_EDF, weights_TC)]
-        for expert in experts_TC.unique().tolist():
+        for expert in present(experts_TC):
             token, choice = torch.where(experts_TC == expert)
             pieces = [x_TD[token], gate_up_E2FD[expert], down_EDF[expert], weights_TC[token, choice]]
             x, gate_up, down, weights = (piece.detach().float().requires_grad_() for piece in pieces)

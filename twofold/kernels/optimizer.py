@@ -1,4 +1,4 @@
-"""Elementwise optimizers over any number of fp32 tensors in one pass over memory, and the norm of all gradients.
+"""Elementwise optimizers over any number of fp32 tensors in one pass over memory, and the squares of all gradients.
 
 The clip's factor is part of the pass, so gradients are read once for the norm and once for the update, never written.
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import Structure, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ WHY = "one pass for all tensors, the clip's factor in it"
 class Shard:
     """A tensor to update, or a slice of one: fp32 and contiguous, its gradient, and what is kept for each number.
 
-    `steps` counts the updates, this one with them; `decay` is its weight decay; `name` is the whole tensor's.
+    `steps` counts the updates, this one with them; `decay` is its weight decay; `name` is the whole tensor's. `narrow`
+    is the model's own 16-bit weight, where the fp32 one is its master: no rule touches it.
     """
 
     weight: Tensor
@@ -37,6 +39,7 @@ class Shard:
     steps: int
     decay: float
     name: str = ""
+    narrow: Tensor | None = None
 
 
 @op
@@ -115,11 +118,27 @@ def orthogonalised(matrix_NK: Tensor, steps: int = 5) -> Tensor:
 
 
 @op
-def gradient_norm(grads: Sequence[Tensor]) -> float:
-    """The Euclidean norm of all gradients together; not finite when one of them is not."""
-    if not grads:
-        return 0.0
-    return float(torch.stack([grad.double().square().sum() for grad in grads]).sum().sqrt())
+def square_sums(grads: Sequence[Tensor]) -> Tensor:
+    """The sum of squares of every PIECE numbers of each gradient, in order, fp64."""
+    sums: list[Tensor] = []
+    for grad in grads:
+        squares = grad.double().square().reshape(-1)
+        whole = len(squares) // PIECE * PIECE
+        sums.append(squares[:whole].view(-1, PIECE).sum(1))
+        if whole < len(squares):
+            sums.append(squares[whole:].sum().view(1))
+    return torch.cat(sums) if sums else torch.zeros(0, dtype=torch.float64)
+
+
+def add_squares(sums: dict[str, float], grads: Sequence[tuple[str, Tensor]]) -> None:
+    """Add the sum of squares of each gradient to that of its name.
+
+    A gradient may come in parts cut at multiples of PIECE, in order: the sums have the same bits.
+    """
+    squares = iter(square_sums([grad for _, grad in grads]).tolist())
+    for name, grad in grads:
+        for square in islice(squares, -(-grad.numel() // PIECE)):
+            sums[name] += square
 
 
 # ----------------------------------------------------------------------------------------------------- native
@@ -165,25 +184,25 @@ def _adagrad(shards: Sequence[Shard], rate: float, eps: float, scale: float = 1.
         adagrad.reference(shards, rate, eps, scale)
 
 
-@gradient_norm.on("native", why="one pass for all tensors, in double, in one order", missing=native.missing, bits="own")
-def _gradient_norm(grads: Sequence[Tensor]) -> float:
+@square_sums.on("native", why="one pass for all tensors, in double, in one order", missing=native.missing, bits="own")
+def _square_sums(grads: Sequence[Tensor]) -> Tensor:
     if not all(_fits(grad) for grad in grads):
-        return gradient_norm.reference(grads)
+        return square_sums.reference(grads)
     listed = (_Shard * len(grads))()
     at = 0
     for place, grad in zip(listed, grads):
         place.grad, place.count, place.first = grad.data_ptr(), grad.numel(), at
         at += -(-place.count // PIECE)
-    sums = (c_double * at)()
+    sums = torch.empty(at, dtype=torch.float64)
     _run(
         SquareSums(
             shards=len(grads),
             shard_size=ctypes.sizeof(_Shard),
             list=ctypes.addressof(listed),
-            sums=ctypes.addressof(sums),
+            sums=sums.data_ptr(),
         )
     )
-    return float(sum(sums) ** 0.5)
+    return sums
 
 
 RULES = ("adamw", "adam", "sgd", "momentum", "nesterov", "lion", "adagrad")

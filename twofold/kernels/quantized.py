@@ -24,6 +24,7 @@ from torch import Tensor
 
 from . import native, panels
 from .activation import gated
+from .grouped import present
 from .linear import linear
 from .op import op
 
@@ -244,7 +245,7 @@ def quantized_experts(
 ) -> Tensor:
     """`experts` for weights in panels: the weighted sum of each token's experts, added in expert order."""
     out_TD = torch.zeros_like(x_TD)
-    for expert in experts_TC.unique().tolist():
+    for expert in present(experts_TC):
         token, choice = torch.where(experts_TC == expert)
         hidden = gated(quantized_linear(x_TD[token], gate_up.expert(expert)), act)
         share = quantized_linear(hidden, down.expert(expert)) * weights_TC[token, choice, None].to(x_TD.dtype)

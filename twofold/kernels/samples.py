@@ -20,7 +20,7 @@ from .lora import Adapter, lora
 from .loss import logprobs_of, token_logprobs
 from .moe import experts, open_gate, route
 from .norm import layer_norm, rms_norm
-from .optimizer import Shard, adagrad, adam, adamw, gradient_norm, lion, orthogonalised, sgd
+from .optimizer import Shard, adagrad, adam, adamw, lion, orthogonalised, sgd, square_sums
 from .paged import Panels, Spans, keep, paged_attention
 from .quantized import Logical, Packed, pack, quantize_rows, quantized_experts, quantized_linear, quantized_rows
 from .rope import rotate
@@ -159,8 +159,8 @@ def _orthogonalised() -> tuple[Any, ...]:
     return (torch.randn(D, D),)
 
 
-@gradient_norm.sample
-def _gradient_norm() -> tuple[Any, ...]:
+@square_sums.sample
+def _square_sums() -> tuple[Any, ...]:
     return ([torch.randn(F, D) for _ in range(2)],)
 
 

@@ -5,6 +5,7 @@ context.py   the one thing the decoder asks of the world around it
 packed.py    the context of whole sequences
 rope.py      the angle of each position
 decoder.py   the model
+memory.py    memory for what was built without
 compile.py   Program: a decoder as one list of stages for the CPU kernels
 write.py     how a decoder's layers are written as stages
 cuts.py      how tensor parallel ranks divide a model, and whether they can
@@ -18,8 +19,10 @@ layout.py    where each tensor of a checkpoint lies in the decoder
 filler.py    tensors put into their places one at a time, and what is still missing
 quantized.py which weights may be quantized, and the decoder with panels in their places
 calibration.py  a decoder as calibration sees it: blocks, weights, where scales can move
+exchange.py  a decoder whose experts are divided among ranks
 shards.py    safetensors through a memory map
 weights.py   load, save, and weights by the checkpoint's names
+whole.py     a checkpoint's directory as parameters, one whole at a time
 """
 
 from .context import AttnContext

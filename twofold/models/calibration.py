@@ -20,7 +20,6 @@ from ..core import ConfigError
 from ..data.pack import Batch
 from ..kernels.activation import gated
 from ..kernels.linear import linear
-from ..kernels.moe import route
 from ..quant.calibrate import Block, Site, Told, calibrate, round_site
 from ..quant.codes import Quantized
 from ..quant.config import Recipe
@@ -86,8 +85,7 @@ def _site(decoder: Decoder, name: str, format: Format) -> Site:
 # -------------------------------------------------------------------------------------------------- experts
 def _routed(experts: Experts, args: tuple[Any, ...]) -> list[Tensor]:
     """The tokens of each expert."""
-    x_TD, logits_TE = args
-    _, experts_TC = route(logits_TE, experts.spec.top_k, experts.spec.renormalise)
+    x_TD, _, experts_TC = args
     return [x_TD[torch.where(experts_TC == expert)[0]] for expert in range(experts.spec.experts)]
 
 
@@ -161,8 +159,9 @@ def _norm_readers(layer: Layer) -> list[tuple[Normalise, Sequence[str]]]:
             ffn = ["gate_up"]
         case Plain():
             ffn = ["up"]
-        case Mixture(shared_width=shared):
-            ffn = ["experts.gate_up", "router", *(["shared.gate_up", "shared_gate"] if shared else [])]
+        case Mixture(shared_width=shared, shared_gate=gate):
+            beside = ["shared.gate_up", *(["shared_gate"] if gate else [])]
+            ffn = ["experts.gate_up", "router", *(beside if shared else [])]
     match layer.spec.norms:
         case Pre() | Parallel(shared=False):
             return [(layer.norm1, ["qkv"]), (layer.norm2, ffn)]

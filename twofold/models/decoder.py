@@ -26,9 +26,9 @@ from ..kernels.moe import experts, open_gate, route
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.quantized import quantized_experts
 from ..kernels.rope import rotate
-from ..platforms.pages import zeros
 from ..quant.linear import QuantLinear
 from .context import AttnContext
+from .memory import give_memory
 from .rope import Angles
 from .spec import (
     Alibi,
@@ -100,17 +100,32 @@ class Normalise(nn.Module):
         return layer_norm(x, self.weight, self.bias, self.spec.eps)
 
 
+class Choice(nn.Module):
+    """What a Mixture that is `biased` adds to its experts' probabilities when it chooses: fp32 in every model."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.bias: Tensor
+        self.register_buffer("bias", torch.zeros(1, experts))
+
+
 class Experts(nn.Module):
-    """The experts of a Mixture, one tensor for each of their two multiplications, and a shared one where there is."""
+    """The experts of a Mixture, a tensor for each of two products; `exchange` goes to those in other processes."""
 
     def __init__(self, spec: Mixture, hidden: int) -> None:
         super().__init__()
         self.spec = spec
         self.gate_up = Weight(spec.experts, 2 * spec.width, hidden)
         self.down = Weight(spec.experts, hidden, spec.width)
+        self.exchange: Callable[[Experts, Tensor, Tensor, Tensor], Tensor] | None = None
 
-    def forward(self, x_TD: Tensor, logits_TE: Tensor) -> Tensor:
-        weights_TC, experts_TC = route(logits_TE, self.spec.top_k, self.spec.renormalise)
+    def forward(self, x_TD: Tensor, weights_TC: Tensor, experts_TC: Tensor) -> Tensor:
+        if self.exchange is not None:
+            return self.exchange(self, x_TD, weights_TC, experts_TC)
+        return self.multiply(x_TD, weights_TC, experts_TC)
+
+    def multiply(self, x_TD: Tensor, weights_TC: Tensor, experts_TC: Tensor) -> Tensor:
+        """The weighted sum of each token's experts, of those that are here; a negative choice is none."""
         if isinstance(self.gate_up, QuantLinear) and isinstance(self.down, QuantLinear):
             panels = self.gate_up.packed, self.down.packed
             return quantized_experts(x_TD, *panels, weights_TC, experts_TC, self.spec.act)
@@ -141,10 +156,11 @@ class Layer(nn.Module):
     norm4: Normalise
     q_norm: Normalise
     k_norm: Normalise
+    routing: Callable[[Tensor, AttnContext], tuple[Tensor, Tensor]] | None  # a trainer's, in the place of `route`
 
     def __init__(self, index: int, spec: LayerSpec, hidden: int, max_len: int) -> None:
         super().__init__()
-        self.index, self.spec = index, spec
+        self.index, self.spec, self.routing = index, spec, None
         mixer = spec.mixer
         width = mixer.q_width + 2 * mixer.kv_width
         self.qkv = Weight(width, hidden, bias=width if mixer.qkv_bias else 0)
@@ -173,10 +189,13 @@ class Layer(nn.Module):
                 self.down = Weight(hidden, width, bias=hidden if bias else 0)
             case Mixture() as mixture:
                 self.router = Weight(mixture.experts, hidden)
+                if mixture.biased:
+                    self.choice = Choice(mixture.experts)
                 self.experts = Experts(mixture, hidden)
                 if mixture.shared_width:
                     self.shared = SharedExpert(mixture.shared_width, mixture.act, hidden)
-                    self.shared_gate = Weight(1, hidden)
+                    if mixture.shared_gate:
+                        self.shared_gate = Weight(1, hidden)
 
     def forward(self, x_TD: Tensor, ctx: AttnContext, angles: AnglesOf) -> Tensor:
         residual = self.spec.residual
@@ -190,21 +209,21 @@ class Layer(nn.Module):
         match self.spec.norms:
             case Pre():
                 x_TD = add(x_TD, attention(x_TD, self.norm1))
-                return add(x_TD, self.ffn(x_TD, self.norm2))
+                return add(x_TD, self.ffn(x_TD, ctx, self.norm2))
             case Parallel(shared=True):
                 normed_TD = self.norm1(x_TD)
-                return add(x_TD, attention(normed_TD) + self.ffn(normed_TD))
+                return add(x_TD, attention(normed_TD) + self.ffn(normed_TD, ctx))
             case Parallel():
-                return add(x_TD, attention(x_TD, self.norm1) + self.ffn(x_TD, self.norm2))
+                return add(x_TD, attention(x_TD, self.norm1) + self.ffn(x_TD, ctx, self.norm2))
             case PostOutput():
                 x_TD = add(x_TD, self.norm1(attention(x_TD)))
-                return add(x_TD, self.norm2(self.ffn(x_TD)))
+                return add(x_TD, self.norm2(self.ffn(x_TD, ctx)))
             case Sandwich():
                 x_TD = add(x_TD, self.norm2(attention(x_TD, self.norm1)))
-                return add(x_TD, self.norm4(self.ffn(x_TD, self.norm3)))
+                return add(x_TD, self.norm4(self.ffn(x_TD, ctx, self.norm3)))
             case PostResidual():
                 x_TD = self.norm1(add(x_TD, attention(x_TD)))
-                out: Tensor = self.norm2(add(x_TD, self.ffn(x_TD)))
+                out: Tensor = self.norm2(add(x_TD, self.ffn(x_TD, ctx)))
                 return out
 
     def projected(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -233,19 +252,23 @@ class Layer(nn.Module):
         out: Tensor = self.out(mixed_THd.flatten(1))
         return out
 
-    def ffn(self, x_TD: Tensor, norm: Normalise | None = None) -> Tensor:
+    def ffn(self, x_TD: Tensor, ctx: AttnContext, norm: Normalise | None = None) -> Tensor:
         """What the feed-forward makes of hidden states [T, D], passed through `norm` first."""
         ffn = self.spec.ffn
         x_TD = x_TD if norm is None else norm(x_TD)
         out: Tensor
         if isinstance(ffn, Mixture):
-            out = self.experts(x_TD, self.router(x_TD))
-            if ffn.shared_width:
-                out = open_gate(out, self.shared(x_TD), self.shared_gate(x_TD))
-            return out
+            out = self.experts(x_TD, *(self.routing(x_TD, ctx) if self.routing else self.route(x_TD, ffn)))
+            if ffn.shared_width and ffn.shared_gate:
+                return open_gate(out, self.shared(x_TD), self.shared_gate(x_TD))
+            return out + self.shared(x_TD) if ffn.shared_width else out
         inner = gated(self.gate_up(x_TD), ffn.act) if isinstance(ffn, Gated) else activate(self.up(x_TD), ffn.act)
         out = self.down(inner)
         return out
+
+    def route(self, x_TD: Tensor, ffn: Mixture) -> tuple[Tensor, Tensor]:
+        """Each token's experts and their weights, as a served model chooses: (weights [T, C], experts [T, C])."""
+        return route(self.router(x_TD), ffn.top_k, ffn.renormalise, self.choice.bias[0] if ffn.biased else None)
 
 
 class Decoder(nn.Module):
@@ -345,19 +368,6 @@ class Decoder(nn.Module):
         if self.spec.embedding.project:
             hidden_RD = self.head_project(hidden_RD)
         return table.logprobs(hidden_RD, ids_R, head.multiplier, head.softcap, keep)
-
-
-def give_memory(module: nn.Module, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
-    """Zeros for every parameter and buffer of a module that has none of its own yet; parameters become `dtype`.
-
-    What `to_empty` and `to` would do, without the copies on the meta device for which torch imports all of sympy.
-    """
-    for part in module.modules():
-        for name, parameter in part.named_parameters(recurse=False):
-            fresh = zeros(tuple(parameter.shape), dtype or parameter.dtype, device)
-            part._parameters[name] = nn.Parameter(fresh, parameter.requires_grad)
-        for name, buffer in part.named_buffers(recurse=False):
-            part._buffers[name] = zeros(tuple(buffer.shape), buffer.dtype, device)
 
 
 def alibi_slopes(heads: int, scale: float = 1.0) -> tuple[float, ...]:

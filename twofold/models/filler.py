@@ -19,7 +19,7 @@ from ..quant.codes import Quantized
 from ..quant.compressed import Stored
 from ..quant.linear import QuantLinear
 from .decoder import Decoder
-from .layout import Layouts, Piece, Slot, quantized_modules
+from .layout import Layouts, Piece, Slot, held, quantized_modules
 
 
 class Filler:
@@ -28,7 +28,7 @@ class Filler:
     def __init__(self, decoder: Decoder, stored: Mapping[str, Stored] | None = None) -> None:
         self.layouts = Layouts(decoder, stored)
         self._strict = bool(stored)
-        self._parameters = dict(decoder.named_parameters())
+        self._parameters = held(decoder)
         self._filled: set[str] = set()
         counts: dict[str, int] = {}
         for slot in self.layouts.slots.values():

@@ -45,7 +45,7 @@ def forward(decoder: Decoder, ids_T: Tensor, ctx: FusedContext) -> Tensor:
         if isinstance(layer.spec.norms, Pre):
             x_TD, first = add_and_norm(layer.norm1, x_TD, due)
             x_TD, second = add_and_norm(layer.norm2, x_TD, (_attention(layer, first, ctx, angles), layer.spec.residual))
-            due = layer.ffn(second), layer.spec.residual
+            due = layer.ffn(second, ctx), layer.spec.residual
         else:
             x_TD = layer(x_TD if due is None else _add(x_TD, *due), ctx, angles)
             due = None

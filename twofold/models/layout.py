@@ -21,7 +21,7 @@ from ..core.errors import CheckpointError
 from ..quant.codes import Quantized
 from ..quant.compressed import Part, Stored, is_packed, part_of
 from ..quant.linear import QuantLinear
-from .decoder import Decoder, Weight
+from .decoder import Choice, Decoder, Weight
 from .spec import Attention, Layout, ModelSpec
 
 Index = tuple[int | slice, ...]
@@ -109,7 +109,7 @@ class Layouts:
         self._whole: dict[str, Slot] = {}
         self._also: dict[str, Slot] = {}
         spec = decoder.spec
-        for inner, parameter in decoder.named_parameters():
+        for inner, parameter in held(decoder).items():
             shape = tuple(parameter.shape)
             for slot in _slots(spec, self.names.table, inner, shape):
                 self.slots[slot.name] = slot
@@ -223,6 +223,12 @@ def _pieces(spec: ModelSpec, layer: int, part: str, rows: int) -> list[tuple[str
     if part == "gate_up":
         return [("gate", slice(0, rows // 2)), ("up", slice(rows // 2, rows))]
     return [(part, slice(0, rows))]
+
+
+def held(decoder: Decoder) -> dict[str, Tensor]:
+    """What a decoder holds as plain numbers, by name: its parameters, and the biases of its choices of experts."""
+    biases = {f"{name}.bias": m.bias for name, m in decoder.named_modules() if isinstance(m, Choice)}
+    return {**dict(decoder.named_parameters()), **biases}
 
 
 def matrices(decoder: Decoder) -> dict[str, tuple[Index, ...]]:

@@ -15,12 +15,17 @@ class PackedContext:
     """Sequences of `lengths` tokens that fill the flat axis, none looking at another. Implements AttnContext.
 
     `kv_dtype` rounds keys and values as an engine does whose cache is kept in it, so that both have the same bits.
+    `places_T` is where each token stands in its training step's batch (`Batch.places`), whatever part of it is here.
     """
 
     def __init__(
-        self, lengths: Sequence[int], device: torch.device | str = "cpu", kv_dtype: torch.dtype | None = None
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        kv_dtype: torch.dtype | None = None,
+        places_T: Tensor | None = None,
     ) -> None:
-        self.lengths = tuple(lengths)
+        self.lengths, self.places_T = tuple(lengths), places_T
         self.kv_dtype = kv_dtype
         places = [torch.arange(n, device=device) for n in self.lengths]
         self.positions_T = torch.cat(places) if places else torch.empty(0, dtype=torch.int64, device=device)

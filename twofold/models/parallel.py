@@ -59,6 +59,9 @@ class TensorParallel:
         source = dict(whole.named_parameters())
         for name, parameter in self.decoder.named_parameters():
             parameter.copy_(self.part(name, source[name]))
+        buffers = dict(whole.named_buffers())
+        for name, buffer in self.decoder.named_buffers():
+            buffer.copy_(buffers[name])
         return self.decoder
 
     def copies(self, name: str) -> int:

@@ -30,6 +30,8 @@ from .spec import ModelSpec
 class DividedContext(AttnContext, Protocol):
     """An AttnContext of a part of the tokens."""
 
+    places_T: Tensor | None
+
     def mine(self, x_T: Tensor) -> Tensor:
         """This rank's rows [L, ...] of what all ranks have [T, ...]."""
         ...
@@ -37,6 +39,8 @@ class DividedContext(AttnContext, Protocol):
 
 class UlyssesContext:
     """This rank's L tokens of sequences of `lengths`, whose sum divides evenly. Implements DividedContext."""
+
+    places_T: Tensor | None = None
 
     def __init__(self, lengths: Sequence[int], group: dist.ProcessGroup) -> None:
         self.lengths, self.group = tuple(lengths), group
@@ -76,6 +80,8 @@ class RingContext:
 
     T   | 0 | 1 | 2 | 3 | 3 | 2 | 1 | 0 |      4 ranks
     """
+
+    places_T: Tensor | None = None
 
     def __init__(self, lengths: Sequence[int], group: dist.ProcessGroup) -> None:
         self.group = group

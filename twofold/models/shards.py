@@ -15,6 +15,7 @@ import json
 import math
 import mmap
 import os
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -72,21 +73,23 @@ class Shard:
             self._file = os.open(path, os.O_RDONLY)
             weakref.finalize(self, os.close, self._file)
             self.entries = _entries(path, os.fstat(self._file).st_size, partial(os.read, self._file))
-            self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_COPY)
+            self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor as a view of the map: no copy, valid as long as it is held."""
+        """A tensor as a view of the map, to be read only: no copy, valid as long as it is held."""
         entry = self.entries[name]
         count = math.prod(entry.shape)
         if count == 0:
             return torch.empty(entry.shape, dtype=entry.dtype)
-        if entry.begin % entry.dtype.itemsize == 0:
-            flat = torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=entry.begin)
-        else:
-            raw = torch.frombuffer(self._map, dtype=torch.uint8, count=entry.end - entry.begin, offset=entry.begin)
-            flat = raw.clone().view(entry.dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            if entry.begin % entry.dtype.itemsize == 0:
+                flat = torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=entry.begin)
+            else:
+                raw = torch.frombuffer(self._map, dtype=torch.uint8, count=entry.end - entry.begin, offset=entry.begin)
+                flat = raw.clone().view(entry.dtype)
         return flat.view(entry.shape)
 
     def read_into(self, places: Mapping[str, Tensor]) -> None:
@@ -185,6 +188,8 @@ class Pending:
     dtype: torch.dtype
     shape: tuple[int, ...]
     values: Callable[[], Tensor]
+    source: str = ""
+    """The decoder's parameter that the values are made of."""
 
     @property
     def nbytes(self) -> int:

@@ -164,8 +164,9 @@ class Plain:
 class Mixture:
     """`top_k` of `experts` gated feed-forwards of `width`.
 
-    Their weights are softmaxed over all experts, and renormalised over the chosen when `renormalise`. A shared expert
-    of `shared_width`, when there is one, is added, scaled by a sigmoid gate.
+    Their weights are softmaxed over all experts, and renormalised over the chosen when `renormalise`. With `biased` a
+    number of each expert is added to its probability for the choice alone. A shared expert of `shared_width`, when
+    there is one, is added, scaled by a sigmoid gate when `shared_gate`.
     """
 
     experts: int
@@ -173,7 +174,9 @@ class Mixture:
     width: int
     act: Activation
     renormalise: bool = True
+    biased: bool = False
     shared_width: int | None = None
+    shared_gate: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

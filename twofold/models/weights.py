@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,11 @@ from ..core.sparse import sparse_attention
 from ..quant.compressed import Stored
 from ..quant.format import Format
 from ..quant.linear import QuantLinear
-from .decoder import Decoder, give_memory
+from .decoder import Decoder
 from .families import FAMILIES
 from .filler import Filler
-from .layout import Layouts, Piece, quantized_modules
+from .layout import Layouts, Piece, Slot, held, quantized_modules
+from .memory import give_memory
 from .quantized import KEY, check_config, config_of, formats, prepare, stored_formats
 from .reader import Reader
 from .shards import Pending, Shard, write_shard
@@ -128,13 +129,15 @@ def load(
     device: torch.device | str = "cpu",
     max_len: int | None = None,
     quantization: str | None = None,
+    memory: Callable[[Decoder], None] | None = None,
     sparse: Mapping[str, Any] | None = None,
 ) -> Decoder:
     """Build the decoder of a checkpoint's directory and fill it; `max_len` is the context to build for.
 
     `quantization` names a number format (`quant.names`) that float weights are rounded to as they come, so that only
     one weight is ever whole; `dtype` is that of what stays float. `sparse` is a table like config.json's
-    `sparse_attention`, in place of the checkpoint's own.
+    `sparse_attention`, in place of the checkpoint's own. `memory` gives the parameters theirs, where it is not to be
+    fresh memory of `device`.
 
     Raises:
         CheckpointError: anything missing, left over, of another shape, damaged or unsafe, named.
@@ -157,7 +160,7 @@ def load(
     ]
     filler.finish()
 
-    give_memory(decoder, device)
+    (memory or partial(give_memory, device=device))(decoder)
     filler = Filler(decoder, stored)
     heads = []
     with torch.no_grad():
@@ -204,11 +207,19 @@ def decoder_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
         yield item.name, item.values()
 
 
-def save(decoder: Decoder, path: str | Path, *, config: Mapping[str, Any], shard_bytes: int = SHARD_BYTES) -> None:
+def save(
+    decoder: Decoder,
+    path: str | Path,
+    *,
+    config: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
     """Write a checkpoint that transformers and Twofold load back equal.
 
-    `config` is the config.json to write (its dtype is set to the weights'); it must describe this decoder. A file of an
-    earlier checkpoint in the same directory that the new one does not overwrite is removed.
+    `config` is the config.json to write (its dtype is set to the weights'); it must describe this decoder. Float
+    weights are written as `dtype`, one at a time, else as they are. A file of an earlier checkpoint in the same
+    directory that the new one does not overwrite is removed.
 
     Raises:
         CheckpointError: `config` describes another model.
@@ -219,17 +230,46 @@ def save(decoder: Decoder, path: str | Path, *, config: Mapping[str, Any], shard
         )
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    shards = _plan_shards(decoder, shard_bytes)
-    files = (
-        [SINGLE]
-        if len(shards) == 1
-        else [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
-    )
-    for file, items in zip(files, shards, strict=True):
+    files = plan_files(decoder, shard_bytes, dtype=dtype)
+    for file, items in files.items():
         write_shard(path / file, items)
+    write_rest(path, decoder, config, files, dtype)
+
+
+def plan_files(
+    decoder: Decoder,
+    shard_bytes: int = SHARD_BYTES,
+    whole: Callable[[str], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> dict[str, list[Pending]]:
+    """Which tensors go to which file of a checkpoint, in order, a file cut where it would outgrow `shard_bytes`.
+
+    `whole` gives a float parameter by its name, asked for when its turn comes, for a decoder that has no memory.
+    """
+    shards: list[list[Pending]] = [[]]
+    size = 0
+    for item in _pending(decoder, whole, dtype):
+        if shards[-1] and size + item.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(item)
+        size += item.nbytes
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{n + 1:05}-of-{len(shards):05}.safetensors": items for n, items in enumerate(shards)}
+
+
+def write_rest(
+    path: Path,
+    decoder: Decoder,
+    config: Mapping[str, Any],
+    files: Mapping[str, list[Pending]],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """What a checkpoint has besides its tensors: the index of several files, and config.json."""
     if len(files) > 1:
-        where = {item.name: file for file, items in zip(files, shards, strict=True) for item in items}
-        total = sum(item.nbytes for items in shards for item in items)
+        where = {item.name: file for file, items in files.items() for item in items}
+        total = sum(item.nbytes for items in files.values() for item in items)
         _write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
     ours = {*files, INDEX} if len(files) > 1 else set(files)
     for old in path.glob("model*.safetensors*"):
@@ -237,27 +277,16 @@ def save(decoder: Decoder, path: str | Path, *, config: Mapping[str, Any], shard
             old.unlink()
     written = {key: value for key, value in config.items() if key not in ("torch_dtype", KEY)}
     told = config_of(decoder)
-    floats = next((p.dtype for p in decoder.parameters()), decoder.dtype)
+    floats = dtype or next((p.dtype for p in decoder.parameters()), decoder.dtype)
     written |= {"dtype": str(floats).removeprefix("torch.")} | ({KEY: told} if told else {})
     _write_json(path / CONFIG, written)
 
 
-def _plan_shards(decoder: Decoder, shard_bytes: int) -> list[list[Pending]]:
-    """The tensors in order, cut where the next one would make a shard larger than `shard_bytes`."""
-    shards: list[list[Pending]] = [[]]
-    size = 0
-    for item in _pending(decoder):
-        if shards[-1] and size + item.nbytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(item)
-        size += item.nbytes
-    return shards
-
-
-def _pending(decoder: Decoder) -> Iterator[Pending]:
-    """Every tensor of the checkpoint, its values made when they are asked for."""
-    parameters = dict(decoder.named_parameters())
+def _pending(
+    decoder: Decoder, whole: Callable[[str], Tensor] | None = None, dtype: torch.dtype | None = None
+) -> Iterator[Pending]:
+    """Every tensor of the checkpoint, its values made when they are asked for; float ones to be written as `dtype`."""
+    parameters, exact = held(decoder), dict(decoder.named_buffers())
     quantized = quantized_modules(decoder)
     for name, slot in Layouts(decoder).slots.items():
         if isinstance(slot, Piece):
@@ -266,11 +295,17 @@ def _pending(decoder: Decoder) -> Iterator[Pending]:
             yield Pending(name=name, dtype=slot.stored.dtype(slot.part), shape=slot.shape, values=take)
         else:
             parameter = parameters[slot.inner].detach()
-            yield Pending(name=name, dtype=parameter.dtype, shape=slot.shape, values=partial(slot.read, parameter))
+            values = partial(_read, slot, whole or {slot.inner: parameter}.__getitem__)
+            kind = parameter.dtype if slot.inner in exact else dtype or parameter.dtype
+            yield Pending(name=name, dtype=kind, shape=slot.shape, values=values, source=slot.inner)
 
 
 def _take(piece: Piece, module: QuantLinear) -> Tensor:
     return piece.take(module.quantized)
+
+
+def _read(slot: Slot, whole: Callable[[str], Tensor]) -> Tensor:
+    return slot.read(whole(slot.inner))
 
 
 def open_shards(path: Path) -> list[Shard]:

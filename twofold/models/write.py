@@ -241,10 +241,12 @@ class Writer:
         self._linear(layer.down, self.inner_TF, out)
 
     def _mixture(self, layer: Layer, ffn: Mixture, source: Tensor, out: Tensor) -> None:
+        assert layer.experts.exchange is None, "experts that live in several processes are served when joined"
         mixing = self._mixing(ffn)
         logits_TE = self._shared("router", ffn.experts)
         self._linear(layer.router, source, logits_TE)
-        self._stage(route_stage(logits_TE, ffn.renormalise, mixing.weights_TC, mixing.chosen_TC, self.tokens))
+        how = mixing.weights_TC, mixing.chosen_TC, self.tokens, layer.choice.bias[0] if ffn.biased else None
+        self._stage(route_stage(logits_TE, ffn.renormalise, *how))
         gate_up, down = (
             Matrices(_each_expert(module), gated=gated)
             for module, gated in ((layer.experts.gate_up, True), (layer.experts.down, False))
@@ -252,13 +254,14 @@ class Writer:
         self._kept += [gate_up, down]
         self._written += mixing.stages_of(source, gate_up, down, out, ffn.act, self.tokens)
         if ffn.shared_width:
-            inner, y, gate = (
-                self._shared(*of) for of in (("wide", ffn.shared_width), ("y", out.shape[1]), ("gate", 1))
-            )
+            inner, y = self._shared("wide", ffn.shared_width), self._shared("y", out.shape[1])
             self._linear(layer.shared.gate_up, source, inner, act=ffn.act, gated=True)
             self._linear(layer.shared.down, inner, y)
-            self._linear(layer.shared_gate, source, gate)
-            self._stage(gate_stage(out, y, gate, out, self.tokens))
+            if ffn.shared_gate:
+                self._linear(layer.shared_gate, source, gate := self._shared("gate", 1))
+                self._stage(gate_stage(out, y, gate, out, self.tokens))
+            else:
+                self._add(y, 1.0, onto=out)
 
     # ------------------------------------------------------------------------------------------------- stages
     def _linear(
@@ -298,14 +301,14 @@ class Writer:
             )
         )
 
-    def _add(self, y: Tensor, scale: float, z: Tensor | None = None) -> None:
+    def _add(self, y: Tensor, scale: float, z: Tensor | None = None, onto: Tensor | None = None) -> None:
         self._stage(
             stages.Add(
                 rows=self.tokens,
-                width=self.x_TD.shape[1],
+                width=(x := self.x_TD if onto is None else onto).shape[1],
                 scale=scale,
-                x=self.x_TD.data_ptr(),
-                x_stride=self.x_TD.stride(0),
+                x=x.data_ptr(),
+                x_stride=x.stride(0),
                 y=y.data_ptr(),
                 y_stride=y.stride(0),
                 z=None if z is None else z.data_ptr(),

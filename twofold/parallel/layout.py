@@ -17,13 +17,14 @@ from typing import Literal
 from ..core import ConfigError
 from .config import ParallelConfig
 
-Axis = Literal["pp", "replicate", "shard", "sp", "tp", "data", "zero", "ep", "edp", "loss", "norm", "world"]
+Axis = Literal["pp", "replicate", "shard", "sp", "tp", "data", "zero", "ep", "edp", "tokens", "loss", "norm", "world"]
 
 _INNER = ("pp", "replicate", "edp", "ep", "tp")
 _OUTER = ("pp", "replicate", "shard", "sp", "tp")
 _MADE_OF: dict[str, tuple[str, ...]] = {
     "data": ("replicate", "shard"),
     "zero": ("shard", "sp"),
+    "tokens": ("replicate", "shard", "sp"),
     "loss": ("pp", "replicate", "shard", "sp"),
     "norm": ("pp", "shard", "sp", "tp"),
     "world": _OUTER,
@@ -34,7 +35,8 @@ _MADE_OF: dict[str, tuple[str, ...]] = {
 class Layout:
     """Sizes of the axes; their product is the number of ranks.
 
-    `loss` spans the ranks whose losses add up, `norm` those whose shards make up the whole model once.
+    `loss` spans the ranks whose losses add up, `tokens` those of them that have the same layers, `norm` those whose
+    shards make up the whole model once.
     """
 
     pp: int = 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -22,7 +24,7 @@ class Mesh:
         self._groups: dict[str, dist.ProcessGroup] = {}
         self._known: dict[tuple[int, ...], dist.ProcessGroup] = {}
         if self.layout.world > 1:
-            for axis in ("pp", "replicate", "shard", "sp", "tp", "data", "zero", "ep", "edp", "loss", "norm", "world"):
+            for axis in get_args(Axis):
                 self._make(axis)
 
     def _make(self, axis: Axis) -> None:

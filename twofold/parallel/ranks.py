@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from ..core import ConfigError
+from ..core import ConfigError, WorkerError
 
 PORT = 29500
 LOOPBACK = "127.0.0.1"
+LINGER = 1.5
+"""Seconds that a failing rank keeps the store it holds, for the others to ask who failed first."""
 _OPEN = "OMPI_COMM_WORLD"
 MPI = {
     "Open MPI": (f"{_OPEN}_RANK", f"{_OPEN}_SIZE", f"{_OPEN}_LOCAL_RANK", f"{_OPEN}_LOCAL_SIZE"),
@@ -140,16 +143,71 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
         raise ConfigError(f"the environment's {name} must be a whole number, not {text!r}") from None
 
 
+class Meeting:
+    """The store where ranks met, for what cannot wait in a collective. Alone there is none, and nobody to wait for."""
+
+    POLL = 0.1
+
+    def __init__(self, store: Any = None) -> None:
+        self._store = store
+
+    def first(self, what: str) -> bool:
+        """Whether this rank is the first to say `what`; when nobody can be asked any more, it is."""
+        try:
+            return self._store is None or self._store.add(what, 1) == 1
+        except RuntimeError:
+            return True
+
+    @contextmanager
+    def after(self, what: str, main: bool, fault: str) -> Iterator[None]:
+        """Inside, first the main rank alone, then all others, however long it takes.
+
+        Raises:
+            WorkerError: somebody said `fault` meanwhile.
+        """
+        while self._store is not None and not main and not self._store.check([what]):
+            if self._store.check([fault]):
+                raise WorkerError(f"another rank failed before '{what}' was done")
+            time.sleep(self.POLL)
+        yield
+        if self._store is not None and main:
+            self._store.set(what, "done")
+
+
 @contextmanager
-def joined(ranks: Ranks, device: str = "cpu", timeout: float = 600.0) -> Iterator[None]:
+def joined(ranks: Ranks, device: str = "cpu", timeout: float = 600.0) -> Iterator[Meeting]:
     """Meet the other ranks, and part from them at the end. Alone, nothing happens.
 
     Each attempt of an elastic run meets under names of its own: torchrun hands every attempt the same store, where
     gloo would find the addresses of the dead.
+
+    Raises:
+        WorkerError: some did not come in time.
     """
     if ranks.world == 1:
-        yield
+        yield Meeting()
         return
+    import torch.distributed as dist
+
+    try:
+        store = _meet(ranks, device, timeout)
+    except RuntimeError as error:
+        raise WorkerError(
+            f"rank {ranks.rank} of {ranks.world} waited {timeout:.0f} s at {ranks.address}:{ranks.port}, and not all "
+            f"the others came: see what they said, or raise parallel.timeout ({str(error).splitlines()[0]})"
+        ) from None
+    try:
+        yield Meeting(store)
+    except BaseException:
+        dist.destroy_process_group()
+        if ranks.main and not ranks.agent:
+            time.sleep(LINGER)
+        raise
+    dist.destroy_process_group()
+
+
+def _meet(ranks: Ranks, device: str, timeout: float) -> Any:
+    """Join the others; the store where they met."""
     import torch
     import torch.distributed as dist
 
@@ -170,7 +228,4 @@ def joined(ranks: Ranks, device: str = "cpu", timeout: float = 600.0) -> Iterato
         world_size=ranks.world,
         timeout=limit,
     )
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    return store

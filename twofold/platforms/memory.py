@@ -5,6 +5,7 @@ Asking before loading is what turns the kernel's out-of-memory killer into one l
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,21 @@ def free_on(device: str) -> int:
     import torch
 
     return int(torch.cuda.mem_get_info(torch.device(device))[0])
+
+
+def shortage(error: BaseException) -> str | None:
+    """What could not be had when an allocation failed, in plain words; None when the error is another."""
+    text = str(error)
+    if not isinstance(error, MemoryError) and "can't allocate memory" not in text and "out of memory" not in text:
+        return None
+    asked = re.search(r"allocate (\d+) bytes", text) or re.search(r"allocate ([\d.]+ [KMGT]i?B)", text)
+    if asked is None:
+        return "an allocation failed"
+    return (
+        f"{int(asked[1]) / 2**20:,.1f} MiB more could not be had"
+        if asked[1].isdigit()
+        else f"{asked[1]} more could not be had"
+    )
 
 
 def _machine(proc: Path) -> tuple[int, int]:

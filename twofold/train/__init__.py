@@ -9,13 +9,20 @@ axes.py        what tensor, sequence and pipeline parallel change about a step
 pipeline.py    stages of layers on the schedules of torch
 share.py       how a step's batch is divided among ranks, in micro-batches
 zero.py        parameters, gradients and states divided among ranks, on FSDP2
+offload.py     where optimizer states, gradients and weights are while nobody works on them
+offload_config.py     its settings
+offload_gradients.py  gradients that leave as soon as they are there
+offload_weights.py    weights that come when their layer is run
 optimizer.py   fp32 masters and what a rule keeps of them: collect, clip, step, zero
+moe.py         a decoder's mixtures while they train: the recipe's rules, put in force for a step
+moe_config.py  the table of those rules
+routing.py     the rules themselves: noise, capacity, balance
+recompute.py   keep a layer's input alone, and run it again for its gradient
 rules.py       AdamW, Adam, SGD, Lion, LAMB, Adagrad, Muon
 peers.py       the ranks that hold the other slices of a tensor, for rules that must see it whole
 scaler.py      loss scaling for fp16, by DeepSpeed's rule
 fault.py       which module a number stopped being finite in
 policies.py    what of a layer is kept for its backward pass: the words of a recipe
-recompute.py   the policies, put into the layers of a decoder
 selective.py   tensors that an op made in one pass, kept as recipes
 kept.py        where activations wait: the device, host memory, a file
 held.py        how much a layer holds between its passes, a forecast from its spec
@@ -26,6 +33,12 @@ collectives.py bytes, calls and time of what is said to other ranks in a step
 meter.py       the share of the machine's matmul peak that a model reaches, and memory
 schedule.py    the learning rate as a pure function of the step
 checkpoint.py  directories that are whole or not there: hashed, renamed into place, the damaged ones named
+pieces.py      what a rank holds of a tensor, written by any layout and read by any other
+places.py      where each tensor of a rank lies in the whole model
+state.py       what of a run goes into its checkpoints, and back
+files.py       the model's own files, as Hugging Face lays them out
+courier.py     weights on their way from the ranks that hold them to those that write them
+saver.py       checkpoints written behind the run's back
 journal.py     what happened, as JSON lines and as TensorBoard events
 tfevents.py    TensorBoard's file format, written by hand
 plot.py        a loss curve for the terminal and as SVG

@@ -1,4 +1,4 @@
-"""Axes: what tensor, sequence and pipeline parallel change about a step, in one place, so that the trainer is plain.
+"""Axes: what tensor, sequence, expert and pipeline parallel change about a step, in one place.
 
 micro-batch ─pad─▶ tokens that divide evenly ─place─▶ this rank's ids, targets and context
 backward ─collect─▶ gradients of what several ranks hold ─▶ norm, each parameter counted once
@@ -8,31 +8,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core import ConfigError
 from ..data import Batch
-from ..kernels.optimizer import gradient_norm
 from ..models.decoder import Decoder
+from ..models.exchange import expert_rows, split_experts
 from ..models.packed import PackedContext
 from ..models.parallel import TensorParallel
 from ..models.sequence import DividedContext, RingContext, UlyssesContext, check
 from ..models.spec import ModelSpec
 from ..parallel import Mesh, ParallelConfig
+from ..parallel.expert import Rows
 from .loss import IGNORE
 from .pipeline import Pipeline, Placed
 from .share import nothing, share
 
 
 class Axes:
-    """The tensor, sequence and pipeline axes of a mesh. Alone, everything is as it was."""
+    """The tensor, sequence, expert and pipeline axes of a mesh. Alone, everything is as it was."""
 
     def __init__(self, mesh: Mesh | None = None, config: ParallelConfig | None = None) -> None:
         self.mesh, self.config = mesh or Mesh(), config or ParallelConfig()
         self.tensor: TensorParallel | None = None
         self.pipeline: Pipeline | None = None
+        self.experts: dict[str, Rows] = {}
+        """Which experts of each divided parameter this rank has."""
         ring = self.config.sp_kind == "ring" and self.mesh.size("sp") > 1
         within = self.mesh.size("tp") if self.config.sequence else 1
         self._multiple = self.mesh.size("sp") * (2 if ring else 1) * within
@@ -51,6 +56,12 @@ class Axes:
         else:
             self.tensor = TensorParallel(spec, group, sequence=self.config.sequence, **how)
             decoder = self.tensor.decoder
+        ep = self.mesh.group("ep")
+        if ep is not None:
+            self.experts = expert_rows(decoder, ep.size(), ep.rank())
+            if not self.experts:
+                raise ConfigError(f"parallel.ep is {ep.size()}, but this model has no experts: set it to 1")
+            split_experts(decoder, ep)
         if self.mesh.size("pp") > 1:
             self.pipeline = Pipeline(spec, self.mesh, self.config)
             self.pipeline.take_out(decoder)
@@ -58,7 +69,8 @@ class Axes:
 
     def part(self, name: str, whole: Tensor) -> Tensor:
         """What this rank holds of a whole parameter."""
-        return self.tensor.part(name, whole) if self.tensor else whole
+        part = self.tensor.part(name, whole) if self.tensor else whole
+        return part[rows.slice] if (rows := self.experts.get(name)) else part
 
     def share(self, batch: Batch, tokens: int | None) -> list[Batch]:
         """This rank's micro-batches of a step, each of at most `tokens` tokens where sequences allow."""
@@ -76,9 +88,10 @@ class Axes:
         batch = pad(batch, self._multiple)
         group = self.mesh.group("sp")
         if group is None:
-            return batch.ids_T, batch.targets_T, PackedContext(batch.lengths)
+            return batch.ids_T, batch.targets_T, PackedContext(batch.lengths, places_T=batch.places())
         kind = RingContext if self.config.sp_kind == "ring" else UlyssesContext
         ctx: DividedContext = kind(batch.lengths, group)
+        ctx.places_T = ctx.mine(batch.places())
         return ctx.mine(batch.ids_T), ctx.mine(batch.targets_T), ctx
 
     def collect(self, decoder: Decoder) -> None:
@@ -92,15 +105,12 @@ class Axes:
         """How many ranks hold a parameter, apart from copies of the whole model."""
         return (self.tensor.copies(name) if self.tensor else 1) * (self.pipeline.copies(name) if self.pipeline else 1)
 
-    def norm(self, grads: Mapping[str, Tensor]) -> float:
-        """The Euclidean norm of the whole model's gradient, from this rank's part of it by name."""
+    def norm(self, squares: Mapping[str, float]) -> float:
+        """The Euclidean norm of the whole model's gradient, from the squares of this rank's part of it by name."""
         if self.mesh.alone:
-            return gradient_norm(list(grads.values()))
-        by_copies: dict[int, list[Tensor]] = {}
-        for name, grad in grads.items():
-            by_copies.setdefault(self._copies(name), []).append(grad)
-        squares = sum(gradient_norm(found) ** 2 / copies for copies, found in by_copies.items())
-        return math.sqrt(self.mesh.sum("norm", squares)[0])
+            return math.sqrt(sum(squares.values()))
+        mine = sum(square / self._copies(name) for name, square in squares.items())
+        return math.sqrt(self.mesh.sum("norm", mine)[0])
 
 
 def pad(batch: Batch, multiple: int) -> Batch:
@@ -109,4 +119,6 @@ def pad(batch: Batch, multiple: int) -> Batch:
     if not lacking:
         return batch
     ids, targets = F.pad(batch.ids_T, (0, lacking)), F.pad(batch.targets_T, (0, lacking), value=IGNORE)
-    return Batch(ids_T=ids, targets_T=targets, lengths=(*batch.lengths, lacking))
+    return replace(
+        batch, ids_T=ids, targets_T=targets, lengths=(*batch.lengths, lacking), padding=batch.padding + lacking
+    )

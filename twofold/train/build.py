@@ -1,17 +1,18 @@
 """From a recipe to what a run works with; the order of composition is fixed here and nowhere else.
 
-words (tokenizer, template) -> data -> spec -> decoder -> weights (fresh, from a directory, from a checkpoint)
--> recompute -> optimizer (launch.py)
+words (tokenizer, template) -> data -> where things are kept -> spec -> decoder (of a tensor parallel rank, of a stage)
+-> recompute -> ZeRO -> weights (fresh, from a directory, from a checkpoint) -> optimizer (launch.py). One process has
+its weights first, since nothing divides them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..core import ConfigError
 from ..data import ChatTemplate, PackedLoader, Tokenizer, prepare
@@ -19,30 +20,26 @@ from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
 from ..models.layout import matrices
+from ..models.spec import ModelSpec
+from ..models.whole import WholeParameters
+from ..parallel import Mesh
 from . import kept
 from .axes import Axes
-from .checkpoint import copy_files
 from .config import Recipe
-from .init import init_weights
+from .files import ModelFiles
+from .init import FirstWeights, init_weights
+from .offload import Offload
 from .optimizer import Optimizer
 from .peers import peers_of
+from .pieces import Held, Stored
+from .places import Places
 from .recompute import recompute_layers
 from .scaler import LossScaler
+from .state import MASTER, Value, fill
 from .trainer import Data
+from .zero import Zero
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
 
 
 @dataclass(frozen=True)
@@ -94,20 +91,37 @@ def build_data(recipe: Recipe, words: RecipeWords) -> tuple[Data, str]:
     return Data(train=train, valid=valid), fingerprint
 
 
-def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
-    """The decoder with its weights: those of `checkpoint` when a run goes on, else as the recipe begins.
+def build_offload(recipe: Recipe, mesh: Mesh) -> Offload:
+    """Where a rank keeps what it is not working on; files are in the run's output when the recipe names no place."""
+    output = recipe.run.output
+    return Offload(recipe.offload, output if mesh.alone else output / f"rank-{mesh.rank_in_world}")
+
+
+def build_model(recipe: Recipe, checkpoint: Path | None, axes: Axes, offload: Offload) -> tuple[Decoder, Zero, Places]:
+    """The decoder with its weights, divided over the mesh: those of `checkpoint` when a run goes on, else as it begins.
+
+    A rank among others never holds more than its part and one whole tensor. What ZeRO divides is fp32 whatever the
+    model's dtype, which is what it is gathered in.
 
     Raises:
         CheckpointError: the directory cannot be read, or the config describes no model of ours.
-        ConfigError: sequences longer than the model's context.
+        ConfigError: sequences longer than the model's context, or a model that cannot be divided so.
     """
-    config, dtype = recipe.model, DTYPES[recipe.model.dtype]
+    config, dtype, mesh = recipe.model, DTYPES[recipe.model.dtype], axes.mesh
     source = checkpoint or config.from_
-    if source is not None:
-        decoder = weights.load(source, dtype=dtype, sparse=config.sparse_attention)
+    divided = mesh.size("data") * mesh.size("sp") > 1
+    if not mesh.alone:
+        held = torch.float32 if divided else dtype
+        decoder = axes.divide(weights.spec_from(hf_config(recipe)), device="meta", dtype=held)
+    elif source is not None:
+        memory = offload.place_weights if offload.keeps_weights else None
+        decoder = weights.load(source, dtype=dtype, sparse=config.sparse_attention, memory=memory)
     else:
-        decoder = Decoder(weights.spec_from(hf_config(recipe)), dtype=dtype)
-        init_weights(decoder, recipe.run.seed)
+        device = "meta" if offload.keeps_weights else "cpu"
+        decoder = Decoder(weights.spec_from(hf_config(recipe)), dtype=dtype, device=device)
+        if offload.keeps_weights:
+            offload.place_weights(decoder)
+        init_weights(decoder, recipe.run.seed, offload.let_go)
     if recipe.data.seq_len > decoder.max_len:
         raise ConfigError(
             f"data.seq_len is {recipe.data.seq_len}, the model's context {decoder.max_len}: shorten the one or "
@@ -115,16 +129,47 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> Decoder:
         )
     keeper = None if config.activations == "device" else kept.keeper(config.activations, recipe.run.output)
     recompute_layers(decoder, config.recompute, config.recompute_layers, keeper)
-    return decoder
+    stages = axes.pipeline.stages if axes.pipeline else ()
+    zero = Zero(decoder, mesh, dtype if divided and dtype != torch.float32 else None, stages, recipe.parallel)
+    places = Places(decoder, axes)
+    if not mesh.alone:
+        fill(decoder, stages or [decoder], mesh.device, _values(recipe, source, checkpoint is not None), places)
+    return decoder, zero, places
 
 
-def build_optimizer(decoder: Decoder, recipe: Recipe, axes: Axes | None = None) -> Optimizer:
+def _values(recipe: Recipe, source: Path | None, resumed: bool) -> Value:
+    """Where a rank's part of each parameter comes from: fp32 masters, where there are, before narrow weights."""
+    stored = Stored(source) if source and resumed else None
+    first: WholeParameters | FirstWeights
+    if source:
+        first = WholeParameters(source)
+    else:
+        first = FirstWeights(Decoder(weights.spec_from(hf_config(recipe)), device="meta"), recipe.run.seed)
+
+    def value(name: str, place: Held) -> Tensor:
+        if stored and MASTER + name in stored.entries:
+            return stored.read(MASTER + name, place)
+        return place.take(first[name])
+
+    return value
+
+
+def build_optimizer(
+    decoder: Decoder, recipe: Recipe, axes: Axes | None = None, offload: Offload | None = None
+) -> Optimizer:
     """The recipe's rule over this rank's part of the decoder, which `axes` divided and Zero, if it does, has sliced."""
     axes = axes or Axes()
+    if axes.experts and recipe.optimizer.name == "lamb":
+        raise ConfigError(
+            "optimizer.name is lamb, whose norms are of whole tensors, and parallel.ep keeps experts apart: "
+            "set ep = 1, or take another optimizer"
+        )
     named = dict(decoder.named_parameters())
     whole = Decoder(axes.tensor.whole, device="meta") if axes.tensor else decoder
     peers = peers_of(named, axes.tensor)
-    return Optimizer(named.items(), recipe.optimizer, matrices=matrices(whole), peers=peers, norm=axes.norm)
+    return Optimizer(
+        named.items(), recipe.optimizer, matrices=matrices(whole), peers=peers, norm=axes.norm, offload=offload
+    )
 
 
 def build_scaler(recipe: Recipe) -> LossScaler:
@@ -132,9 +177,9 @@ def build_scaler(recipe: Recipe) -> LossScaler:
     return LossScaler(recipe.fp16 if recipe.model.dtype == "fp16" else None)
 
 
-def check_vocabulary(decoder: Decoder, words: RecipeWords) -> None:
+def check_vocabulary(spec: ModelSpec, words: RecipeWords) -> None:
     """Raises ConfigError when the tokenizer has ids that the model's embedding has not."""
-    have, need = decoder.spec.vocab, words.tokenizer.vocab_size
+    have, need = spec.vocab, words.tokenizer.vocab_size
     if need > have:
         raise ConfigError(f"the tokenizer has {need} ids, the model {have}: raise vocab_size to at least {need}")
 
@@ -148,22 +193,6 @@ def hf_config(recipe: Recipe) -> dict[str, Any]:
     return config if sparse is None else config | {weights.SPARSE: sparse}
 
 
-def writer(decoder: Decoder, recipe: Recipe) -> Callable[[Path], None]:
-    """A function that fills a directory with the model as Hugging Face lays it out, tokenizer included."""
-    config = hf_config(recipe)
-
-    def write(directory: Path) -> None:
-        weights.save(decoder, directory, config=config)
-        copy_files(recipe.model.tokenizer_dir, directory, TOKENIZER_FILES)
-
-    return write
-
-
-def exporter(decoder: Decoder, recipe: Recipe) -> Callable[[Path], None]:
-    """`writer` for the finished model, its weights in the recipe's `export_dtype`."""
-    dtype = DTYPES[recipe.run.export_dtype]
-    if decoder.dtype == dtype:
-        return writer(decoder, recipe)
-    copy = Decoder(decoder.spec, dtype=dtype, max_len=decoder.max_len)
-    copy.load_state_dict(decoder.state_dict())
-    return writer(copy, recipe)
+def model_files(recipe: Recipe) -> ModelFiles:
+    """The run's model as Hugging Face lays it out, tokenizer included."""
+    return ModelFiles(hf_config(recipe), recipe.model.tokenizer_dir)

@@ -2,8 +2,9 @@
 
     checkpoints/step-00000200/
         config.json  model.safetensors  tokenizer.json ...   a plain Hugging Face directory
-        optimizer.safetensors                                moments, and the fp32 masters of a bf16 run
-        trainer.json                                         the position: step, tokens, random state, recipe
+        state-00001-of-00004.safetensors ...                 moments, fp32 masters, random states: a file a rank
+        state.index.json                                     which box of which tensor is in which of them
+        trainer.json                                         the position: step, tokens, recipe
         manifest.json                                        size and SHA-256 of every file, and of itself
 
 A write goes to a temporary name, every file is flushed to the disk, the manifest last, then the directory is renamed
@@ -17,19 +18,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from ..core import CheckpointError
+from ..parallel.comm import Group
+from ..parallel.messages import everyone, from_first
 
-MANIFEST, POSITION, OPTIMIZER = "manifest.json", "trainer.json", "optimizer.safetensors"
+MANIFEST, POSITION = "manifest.json", "trainer.json"
 _TEMPORARY, _OLD, _DAMAGED = ".tmp-", ".old-", "damaged-"
+
+Notes = Mapping[str, Any]
+"""Of each file by its name: its bytes and its SHA-256."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,65 +42,88 @@ class Position:
     tokens: int = 0
     skipped: int = 0
     skips_in_row: int = 0
+    loss: float | None = None
     rng: str = ""
+    """The random state, where a checkpoint has no state of it: those that one process alone wrote."""
     scaler: dict[str, Any] = field(default_factory=dict)
     data: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
 
 
 class Checkpoints:
-    """The checkpoint directories of one run."""
+    """The checkpoint directories of one run: the newest `keep_last` stay, and those of every `keep_every` steps."""
 
-    def __init__(self, directory: Path, keep_last: int) -> None:
+    def __init__(self, directory: Path, keep_last: int = 2, keep_every: int | None = None) -> None:
         self.directory = directory
-        self.keep_last = keep_last
-        directory.mkdir(parents=True, exist_ok=True)
+        self.keep_last, self.keep_every = keep_last, keep_every
 
     def path(self, step: int) -> Path:
         return self.directory / f"step-{step:08d}"
 
+    def temporary(self, step: int, attempt: str = "") -> Path:
+        """Where a checkpoint is written; a name of its own for each attempt, for the dead may still be writing."""
+        return self.directory / f"{_TEMPORARY}{self.path(step).name}{attempt and '-'}{attempt}"
+
     def steps(self) -> list[int]:
         """Steps that have a checkpoint by name, oldest first."""
+        if not self.directory.is_dir():
+            return []
         names = (entry.name for entry in self.directory.iterdir() if entry.is_dir())
         return sorted(int(n[5:]) for n in names if n.startswith("step-") and n[5:].isdigit())
 
-    def save(self, position: Position, tensors: dict[str, Tensor], write_model: Callable[[Path], None]) -> Path:
-        """Write one checkpoint and let the oldest go; `write_model` fills a directory with the model's own files."""
+    def begin(self, step: int, attempt: str = "") -> Path:
+        """An empty directory to write a checkpoint in."""
+        self.directory.mkdir(parents=True, exist_ok=True)
         self.clean()
-        final = self.path(position.step)
-        temporary = self.directory / f"{_TEMPORARY}{final.name}"
+        temporary = self.temporary(step, attempt)
         temporary.mkdir()
-        write_model(temporary)
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary / OPTIMIZER)
+        return temporary
+
+    def commit(self, temporary: Path, position: Position, notes: Notes) -> Path:
+        """Seal what was written, put it in its place, and let the oldest go; `notes` are of files flushed already."""
         text = json.dumps(asdict(position), indent=1, default=str)
         (temporary / POSITION).write_text(text + "\n", encoding="utf-8")
-        seal(temporary)
+        seal(temporary, notes)
+        final = self.path(position.step)
         if final.exists():
             final.rename(self.directory / f"{_OLD}{final.name}")
         temporary.rename(final)
         _flush(self.directory)
         for step in self.steps()[: -self.keep_last]:
-            self.path(step).rename(self.directory / f"{_OLD}{self.path(step).name}")
+            if not self.keep_every or step % self.keep_every:
+                self.path(step).rename(self.directory / f"{_OLD}{self.path(step).name}")
         self.clean()
         return final
 
-    def latest(self) -> tuple[Path | None, list[str]]:
-        """The newest whole checkpoint, and one line for each damaged one found above it, which is set aside."""
-        self.clean()
+    def latest(self, group: Group = None) -> tuple[Path | None, list[str]]:
+        """The newest whole checkpoint, and one line for each damaged one found above it, which is set aside.
+
+        A collective: each rank of `group` hashes its share of the files, and all find the same.
+        """
+        main = group is None or group.rank() == 0
+        rank, world = (0, 1) if group is None else (group.rank(), group.size())
+        if main:
+            self.clean()
         notes: list[str] = []
-        for step in reversed(self.steps()):
-            fault = damage(self.path(step))
+        for step in reversed(from_first(self.steps(), group)):
+            faults = everyone(damage(self.path(step), rank, world), group)
+            fault = next((fault for fault in faults if fault), None)
             if fault is None:
                 return self.path(step), notes
-            aside = self.directory / f"{_DAMAGED}{self.path(step).name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            self.path(step).rename(aside)
-            notes.append(f"checkpoint {self.path(step).name} is damaged ({fault}); set aside as {aside.name}")
+            name = self.path(step).name
+            notes.append(f"checkpoint {name} is damaged ({fault}); set aside as {_DAMAGED}{name}")
+            if main:
+                self._set_aside(step)
         return None, notes
+
+    def _set_aside(self, step: int) -> None:
+        aside = self.directory / f"{_DAMAGED}{self.path(step).name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        self.path(step).rename(aside)
 
     def clean(self) -> None:
         """Remove what a crashed write or an unfinished removal left."""
-        for entry in self.directory.iterdir():
+        for entry in self.directory.iterdir() if self.directory.is_dir() else ():
             if entry.name.startswith((_TEMPORARY, _OLD)):
                 shutil.rmtree(entry)
 
@@ -117,24 +142,24 @@ def read_position(directory: Path) -> Position:
     """
     try:
         return Position(**json.loads((directory / POSITION).read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory / POSITION} is not a position of this trainer: {error}") from None
 
 
-def read_optimizer(directory: Path) -> dict[str, Tensor]:
-    """The optimizer's tensors by name."""
-    try:
-        return load_file(directory / OPTIMIZER)
-    except SafetensorError as error:
-        raise CheckpointError(f"{directory / OPTIMIZER} cannot be read: {error}") from None
+def note(path: Path) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    return {"bytes": path.stat().st_size, "sha256": digest(path)}
 
 
-def seal(directory: Path) -> None:
-    """Flush every file, then write and flush the manifest."""
-    files = {}
+def seal(directory: Path, notes: Notes | None = None) -> None:
+    """Flush every file that has no note yet, then write and flush the manifest."""
+    files = dict(notes or {})
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        _flush(path)
-        files[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest(path)}
+        name = path.relative_to(directory).as_posix()
+        if name not in files:
+            _flush(path)
+            files[name] = note(path)
+    files = dict(sorted(files.items()))
     manifest = {"files": files, "sha256": _own_digest(files)}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     _flush(directory / MANIFEST)
@@ -143,27 +168,35 @@ def seal(directory: Path) -> None:
     _flush(directory)
 
 
-def damage(directory: Path) -> str | None:
-    """What is wrong with a checkpoint, the file first, or None when it is whole."""
+def damage(directory: Path, rank: int = 0, world: int = 1) -> str | None:
+    """What is wrong with a checkpoint, the file first, or None when it is whole; with `world`, a rank's share of it."""
+    return next((f"{name}: {fault}" for name, fault in check(directory, rank, world) if fault), None)
+
+
+def check(directory: Path, rank: int = 0, world: int = 1) -> Iterator[tuple[str, str | None]]:
+    """Each file of a checkpoint, and what is wrong with it."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-        if manifest["sha256"] != _own_digest(files):
-            return f"{MANIFEST}: its own SHA-256 does not match"
+        files = dict(manifest["files"])
+        whole = manifest["sha256"] == _own_digest(files)
     except FileNotFoundError:
-        return f"{MANIFEST}: missing"
+        yield MANIFEST, "missing"
+        return
     except (ValueError, KeyError, TypeError):
-        return f"{MANIFEST}: not readable"
-    for name, entry in files.items():
-        path = directory / name
-        if not path.is_file():
-            return f"{name}: missing"
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            return f"{name}: {size} bytes, {entry['bytes']} were written"
-        if digest(path) != entry["sha256"]:
-            return f"{name}: SHA-256 does not match"
-    return None
+        yield MANIFEST, "not readable"
+        return
+    yield MANIFEST, None if whole else "its own SHA-256 does not match"
+    for name, entry in list(files.items())[rank::world]:
+        yield name, _fault(directory / name, entry)
+
+
+def _fault(path: Path, entry: Mapping[str, Any]) -> str | None:
+    if not path.is_file():
+        return "missing"
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        return f"{size} bytes, {entry['bytes']} were written"
+    return None if digest(path) == entry["sha256"] else "SHA-256 does not match"
 
 
 def digest(path: Path) -> str:
@@ -174,7 +207,7 @@ def digest(path: Path) -> str:
 
 def replace_directory(target: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a directory under a temporary name, flush it, and put it in `target`'s place."""
-    temporary, old = (target.with_name(f"{mark}{target.name}") for mark in (_TEMPORARY, _OLD))
+    temporary, old = unfinished(target), target.with_name(f"{_OLD}{target.name}")
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -188,11 +221,13 @@ def replace_directory(target: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Copy those of `names` that `source` has."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+def unfinished(target: Path) -> Path:
+    """Where a directory is written before it takes `target`'s place."""
+    return target.with_name(f"{_TEMPORARY}{target.name}")
+
+
+def write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data) + "\n", encoding="utf-8")
 
 
 def _own_digest(files: Any) -> str:

@@ -5,7 +5,10 @@ Recipe
 ├── data        what it reads, and how much of it a step and a micro-batch hold
 ├── optimizer   the rule, its numbers, and the clip
 ├── schedule    how many steps, the warm-up, the way down
+├── parallel    how many processes divide the work (parallel/config.py)
 ├── fp16        dynamic loss scaling, where model.dtype is fp16
+├── offload     what is kept in the host's memory or on disk
+├── moe         how a mixture's tokens are dealt to its experts
 ├── run         where results go, how often to validate and save, threads and seed
 └── sample      prompts that the serving engine answers while the model trains
 """
@@ -20,7 +23,10 @@ from typing import Any, Literal, get_type_hints
 
 from ..core import ConfigError, flatten
 from ..data.bpe import VocabularyConfig
+from ..parallel.config import ParallelConfig
 from . import policies
+from .moe_config import MoeConfig
+from .offload_config import OffloadConfig
 from .policies import Place
 from .scaler import LossScaleConfig
 
@@ -226,11 +232,15 @@ class RunConfig:
     eval_batches: int = 4
     save_every: int = 100
     keep_last: int = 2
+    keep_every: int | None = None
+    """Checkpoints of every so many steps stay for good, besides the newest `keep_last`."""
+    save_behind: bool = True
+    """Write checkpoints while the run goes on, from a copy; False spares the copy's memory and waits."""
     export_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """How the finished model's weights are written to `output`/model."""
 
     def __post_init__(self) -> None:
-        _positive(self, "threads", "log_every", "eval_every", "eval_batches", "save_every", "keep_last")
+        _positive(self, "threads", "log_every", "eval_every", "eval_batches", "save_every", "keep_last", "keep_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +271,10 @@ class Recipe:
     """A vocabulary to train first, into `model.tokenizer`, when there is none yet."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     fp16: LossScaleConfig = field(default_factory=LossScaleConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
+    moe: MoeConfig = field(default_factory=MoeConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         if self.fp16 != LossScaleConfig() and self.model.dtype != "fp16":
@@ -290,7 +303,7 @@ def _decides(key: str) -> bool:
     table, _, name = key.partition(".")
     if table == "model":  # gradients are the same bits whatever is kept
         return name not in ("recompute", "recompute_layers", "activations")
-    return table != "sample" and (table != "run" or name in ("seed", "threads"))
+    return table not in ("sample", "offload", "parallel") and (table != "run" or name in ("seed", "threads"))
 
 
 def _defaults(cls: type, prefix: str = "") -> dict[str, Any]:

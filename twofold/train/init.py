@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from ..models.decoder import Decoder, Normalise, Weight
 
@@ -15,20 +16,38 @@ RESIDUAL = ("out", "down")
 
 
 @torch.no_grad()
-def init_weights(decoder: Decoder, seed: int) -> None:
-    """Fill every parameter: matrices from N(0, 0.02²), scaled for residual projections (GPT-2), norms to identity."""
-    scale = (2 * len(decoder.spec.layers)) ** -0.5
-    for name, module in decoder.named_modules():
-        if isinstance(module, Weight):
-            std = STD * (scale if name.rsplit(".", 1)[-1] in RESIDUAL else 1.0)
-            _normal(module.weight, std, seed, f"{name}.weight")
-        elif isinstance(module, Normalise) and module.weight is not None:
-            module.weight.fill_(0.0 if module.spec.offset else 1.0)
-        if isinstance(module, Weight | Normalise) and module.bias is not None:
-            module.bias.zero_()
+def init_weights(decoder: Decoder, seed: int, done: Callable[..., None] | None = None) -> None:
+    """Fill every parameter: matrices from N(0, 0.02²), scaled for residual projections (GPT-2), norms to identity.
+
+    `done` is told of each when it is filled.
+    """
+    first = FirstWeights(decoder, seed)
+    for name, parameter in decoder.named_parameters():
+        parameter.copy_(first[name])
+        if done is not None:
+            done(parameter)
 
 
-def _normal(weight: nn.Parameter, std: float, seed: int, name: str) -> None:
+class FirstWeights:
+    """The first value of each parameter by name, in fp32, made when asked for; `decoder` needs no memory."""
+
+    def __init__(self, decoder: Decoder, seed: int) -> None:
+        self._seed, self._scale = seed, (2 * len(decoder.spec.layers)) ** -0.5
+        self._modules = dict(decoder.named_modules())
+
+    def __getitem__(self, name: str) -> Tensor:
+        place, _, kind = name.rpartition(".")
+        module = self._modules[place]
+        out = torch.empty(getattr(module, kind).shape, dtype=torch.float32)
+        if kind == "bias":
+            return out.zero_()
+        if isinstance(module, Normalise):
+            return out.fill_(0.0 if module.spec.offset else 1.0)
+        assert isinstance(module, Weight), f"{name} has no first value"
+        std = STD * (self._scale if place.rsplit(".", 1)[-1] in RESIDUAL else 1.0)
+        return out.normal_(0.0, std, generator=_source(self._seed, name))
+
+
+def _source(seed: int, name: str) -> torch.Generator:
     key = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
-    generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
-    weight.copy_(torch.empty(weight.shape, dtype=torch.float32).normal_(0.0, std, generator=generator))
+    return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)

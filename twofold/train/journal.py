@@ -28,6 +28,10 @@ TAGS = {
     "peak_share": "train/peak_share",
     "memory": "train/memory",
     "valid_loss": "valid/loss",
+    "moe_busiest": "moe/busiest",
+    "moe_dropped": "moe/dropped",
+    "moe_balance": "moe/balance",
+    "moe_z": "moe/z",
 }
 
 
@@ -65,6 +69,22 @@ class Journal:
     def close(self) -> None:
         self._lines.close()
         self._events.close()
+
+
+class Unwritten(Journal):
+    """The journal of a rank that does not speak."""
+
+    def __init__(self) -> None:
+        self.rows = []
+
+    def add(self, step: int, **values: Any) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -1,25 +1,49 @@
-"""A recipe file in, an exit status out: start, go on, or say that all is done."""
+"""A recipe file in, an exit status out: start, go on, or say that all is done; alone, or one rank of many.
+
+The main rank speaks, holds the run's directory, writes its record, trains the tokenizer and prepares the data; the
+others wait for it and read.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import math
+import secrets
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 
-from ..core import ConfigError, load_config
+from ..core import CapacityError, ConfigError, TwofoldError, WorkerError, load_config
+from ..parallel import Mesh, Ranks, discover, joined
+from ..parallel.layout import lay_out
+from ..parallel.messages import everyone, from_first
+from ..parallel.ranks import Meeting
+from ..platforms.memory import shortage
 from . import build, plot
-from .checkpoint import Checkpoints, Position, read_optimizer, read_position, replace_directory
+from .axes import Axes
+from .checkpoint import Checkpoints, Position, read_position
 from .config import Recipe
-from .journal import Journal
+from .journal import Journal, Unwritten
 from .meter import Meter
+from .pieces import Stored
 from .profile import around
 from .progress import Display
+from .saver import Saver
+from .state import restore, weight_pieces
 from .trainer import Sampler, Trainer
+
+FAILED = "failed"
+LOST = 1
+"""Exit status of a rank that ends because another one failed, and told why."""
+GRACE = 0.3
+"""Seconds that other ranks give the main one to tell first what may have happened to all."""
 
 
 def run(
@@ -35,84 +59,124 @@ def run(
 
     `overrides` maps dotted keys ("optimizer.lr") to values that win over the file. `fresh` removes the run's
     checkpoints and log first. `profiles` ("modules", "collectives") are said after a few steps. Returns 0 when the run
-    is finished, 75 when a signal stopped it and it saved.
+    is finished, 75 when a signal stopped it and it saved. Of several ranks that fail the first to do so raises, and the
+    others return 1.
 
     Raises:
         ConfigError: the recipe is wrong, differs from the run it would continue, or its directory is in use.
     """
-    recipe = load_config(Recipe, recipe_path, overrides)
-    output = recipe.run.output
-    output.mkdir(parents=True, exist_ok=True)
-    with _alone(output):
-        torch.set_num_threads(recipe.run.threads)
-        torch.manual_seed(recipe.run.seed)
-        display = Display(recipe.schedule.steps, console)
-        checkpoints = Checkpoints(output / "checkpoints", recipe.run.keep_last)
-        if fresh:
+    ranks = discover()
+    try:
+        recipe = load_config(Recipe, recipe_path, overrides)
+        layout = lay_out(recipe.parallel, ranks.world, ranks.local_world)
+    except ConfigError:
+        if ranks.local_rank:
+            return LOST
+        raise
+    with joined(ranks, timeout=recipe.parallel.timeout) as meeting:
+        try:
+            torch.set_num_threads(recipe.run.threads)
+            torch.manual_seed(recipe.run.seed)
+            mesh = Mesh(layout, ranks.rank)
+            display = Display(recipe.schedule.steps, console if ranks.main else Console(quiet=True))
+            with _held(recipe.run.output, mesh) as attempt:
+                return _Run(recipe, mesh, meeting, display, attempt).to_its_end(fresh, sampler, profiles)
+        except Exception as error:
+            if not ranks.main:
+                time.sleep(GRACE)
+            if not meeting.first(FAILED):
+                return LOST
+            raise _named(error, ranks) from None
+
+
+@dataclass(frozen=True)
+class _Run:
+    recipe: Recipe
+    mesh: Mesh
+    meeting: Meeting
+    display: Display
+    attempt: str
+
+    def to_its_end(self, fresh: bool, sampler: Sampler | None, profiles: Collection[str]) -> int:
+        recipe, say, output = self.recipe, self.display.say, self.recipe.run.output
+        for line in self.mesh.layout.why:
+            say(line)
+        checkpoints = Checkpoints(output / "checkpoints", recipe.run.keep_last, recipe.run.keep_every)
+        if fresh and self.mesh.main:
             checkpoints.clear()
-        found, notes = checkpoints.latest()
+        found, notes = checkpoints.latest(self.mesh.group("world"))
         for note in notes:
-            display.say(note)
+            say(note)
         position = read_position(found) if found else None
         if position:
             _same_recipe(recipe, position, output)
-            if position.step == recipe.schedule.steps and (output / "model").is_dir():
-                display.say(f"{recipe_path}: finished, all {position.step} steps are done; the model is {output}/model")
+            there = from_first((output / "model").is_dir(), self.mesh.group("world"))
+            if position.step == recipe.schedule.steps and there:
+                say(f"{output}: finished, all {position.step} steps are done; the model is {output}/model")
                 return 0
-        trainer = _assemble(recipe, found, position, checkpoints, display, sampler)
-        trainer.around = around(profiles, trainer.decoder, output, display.say)
-        try:
-            status = trainer.fit()
-            display.say(plot.terminal(trainer.journal.curve("loss")))
-            if status == 0:
-                replace_directory(output / "model", build.exporter(trainer.decoder, recipe))
-                display.say(f"finished {recipe.schedule.steps} steps; the model is {output / 'model'}")
-        finally:
-            trainer.journal.close()
+        with _what_would_fit(recipe):
+            trainer = self._assemble(found, position, checkpoints, sampler)
+            trainer.around = around(profiles, trainer.decoder, output, say)
+            try:
+                status = trainer.fit()
+                if status == 0:
+                    dtype, export = trainer.zero.dtype, build.DTYPES[recipe.run.export_dtype]
+                    pieces = weight_pieces(trainer.decoder, trainer.places, dtype, export)
+                    trainer.saver.export(output / "model", pieces, export)
+                if self.mesh.main:
+                    say(plot.terminal(trainer.journal.curve("loss")))
+                if status == 0:
+                    say(f"finished {recipe.schedule.steps} steps; the model is {output / 'model'}")
+            finally:
+                trainer.journal.close()
+                trainer.optimizer.offload.close()
+        self.mesh.wait()
         return status
 
-
-def _assemble(
-    recipe: Recipe,
-    found: Path | None,
-    position: Position | None,
-    checkpoints: Checkpoints,
-    display: Display,
-    sampler: Sampler | None,
-) -> Trainer:
-    """Put the collaborators together, in one fixed order: words, data, model, optimizer, then what was saved."""
-    words = build.build_words(recipe)
-    data, fingerprint = build.build_data(recipe, words)
-    if position and position.data != fingerprint:
-        raise ConfigError(
-            f"the training data is not what {recipe.run.output} was trained on: bring the old files back, "
-            "give another run.output, or start over with --fresh"
+    def _assemble(
+        self, found: Path | None, position: Position | None, checkpoints: Checkpoints, sampler: Sampler | None
+    ) -> Trainer:
+        """Put the collaborators together, in one fixed order: words, data, model, optimizer, then what was saved."""
+        recipe, mesh, display = self.recipe, self.mesh, self.display
+        with self.meeting.after("data", mesh.main, FAILED):
+            words = build.build_words(recipe)
+            data, fingerprint = build.build_data(recipe, words)
+        if position and position.data != fingerprint:
+            raise ConfigError(
+                f"the training data is not what {recipe.run.output} was trained on: bring the old files back, "
+                "give another run.output, or start over with --fresh"
+            )
+        axes, offload = Axes(mesh, recipe.parallel), build.build_offload(recipe, mesh)
+        decoder, zero, places = build.build_model(recipe, found, axes, offload)
+        build.check_vocabulary(places.spec, words)
+        optimizer = build.build_optimizer(decoder, recipe, axes, offload)
+        scaler = build.build_scaler(recipe)
+        if found and position:
+            restore(Stored(found), position, decoder, places, optimizer, mesh)
+            scaler.load(position.scaler)
+            display.say(f"going on from {found.name}")
+        parameters = sum(map(math.prod, places.whole.values()))
+        many = "" if mesh.alone else f", {mesh.size('world')} ranks ({mesh.layout})"
+        display.say(f"{recipe.run.output}: {parameters / 1e6:.2f}M parameters, {recipe.schedule.steps} steps{many}")
+        step = position.step if position else 0
+        files, behind = build.model_files(recipe), recipe.run.save_behind and recipe.offload == type(recipe.offload)()
+        return Trainer(
+            decoder,
+            optimizer,
+            data,
+            recipe,
+            saver=Saver(checkpoints, files, mesh, attempt=self.attempt, behind=behind),
+            journal=Journal(recipe.run.output, step) if mesh.main else Unwritten(),
+            display=display,
+            words=words,
+            sampler=sampler,
+            position=position or Position(data=fingerprint, recipe=recipe.identity()),
+            scaler=scaler,
+            axes=axes,
+            zero=zero,
+            places=places,
+            meter=Meter.of(places.spec, decoder) if mesh.main else None,
         )
-    decoder = build.build_model(recipe, found)
-    build.check_vocabulary(decoder, words)
-    optimizer, scaler = build.build_optimizer(decoder, recipe), build.build_scaler(recipe)
-    if found and position:
-        optimizer.load(read_optimizer(found))
-        scaler.load(position.scaler)
-        torch.set_rng_state(torch.tensor(list(bytes.fromhex(position.rng)), dtype=torch.uint8))
-        display.say(f"going on from {found.name}")
-    parameters = sum(p.numel() for p in decoder.parameters())
-    display.say(f"{recipe.run.output}: {parameters / 1e6:.2f}M parameters, {recipe.schedule.steps} steps")
-    return Trainer(
-        decoder,
-        optimizer,
-        data,
-        recipe,
-        checkpoints=checkpoints,
-        journal=Journal(recipe.run.output, position.step if position else 0),
-        display=display,
-        write_model=build.writer(decoder, recipe),
-        words=words,
-        sampler=sampler,
-        scaler=scaler,
-        position=position or Position(data=fingerprint, recipe=recipe.identity()),
-        meter=Meter.of(decoder.spec, decoder),
-    )
 
 
 def _same_recipe(recipe: Recipe, position: Position, output: Path) -> None:
@@ -123,6 +187,68 @@ def _same_recipe(recipe: Recipe, position: Position, output: Path) -> None:
             f"{output} holds a run of another recipe: {lines}. Undo the change, give another run.output, "
             "or start over with --fresh"
         )
+
+
+def _named(error: Exception, ranks: Ranks) -> Exception:
+    """The error with the rank that met it, where there are others."""
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+        return WorkerError(
+            f"rank {ranks.rank} lost another rank ({str(error).splitlines()[0]}); what it said is above, or in what "
+            "started it. The same command goes on from the newest checkpoint"
+        )
+    if ranks.main:
+        return error
+    if isinstance(error, TwofoldError):
+        return type(error)(f"rank {ranks.rank}: {error}")
+    error.add_note(f"on rank {ranks.rank} of {ranks.world}")
+    return error
+
+
+@contextmanager
+def _held(output: Path, mesh: Mesh) -> Iterator[str]:
+    """Hold the run directory for all ranks; gives a name for this attempt, by which all see that it is one directory.
+
+    Raises:
+        ConfigError: another run has it, or a rank does not see what the main one writes there.
+    """
+    if not mesh.main:
+        yield _met(output, mesh)
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    with _alone(output):
+        yield _met(output, mesh)
+
+
+def _met(output: Path, mesh: Mesh) -> str:
+    sign, group = output / ".attempt", mesh.group("world")
+    if mesh.main:
+        sign.write_text(secrets.token_hex(6), encoding="utf-8")
+    attempt = str(from_first(sign.read_text(encoding="utf-8") if mesh.main else "", group))
+    seen = everyone(sign.is_file() and sign.read_text(encoding="utf-8") == attempt, group)
+    if not all(seen):
+        raise ConfigError(
+            f"rank {seen.index(False)} does not see {output} as rank 0 does: run.output must be in a directory that "
+            "all machines share"
+        )
+    return attempt
+
+
+@contextmanager
+def _what_would_fit(recipe: Recipe) -> Iterator[None]:
+    """Turn an allocation that failed into one line that says what would need less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        lacked = shortage(error)
+        if lacked is None:
+            raise
+        advice = [
+            f'offload.{f.name} = "disk"' for f in fields(recipe.offload) if getattr(recipe.offload, f.name) == "none"
+        ]
+        if recipe.model.recompute == "none":
+            advice.append('model.recompute = "full"')
+        advice.append("fewer data.micro_tokens")
+        raise CapacityError(f"out of memory: {lacked}. What would need less: {', '.join(advice)}") from None
 
 
 @contextmanager

@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 
 from ..core import CheckpointError
-from ..kernels.optimizer import Shard, gradient_norm
+from ..kernels.optimizer import Shard, add_squares
 from .config import OptimizerConfig
+from .offload import Offload
 from .peers import Peers, peers_of
 from .rules import Parts, rules_for
 from .zero import local
 
-Norm = Callable[[Mapping[str, Tensor]], float]
-"""This rank's slices of the gradient by name to the Euclidean norm of the whole model's."""
-States = Callable[[str, torch.Size], Tensor]
-"""(name, shape) to an fp32 tensor of zeros: where the numbers that a rule keeps, and masters, are held."""
+Norm = Callable[[Mapping[str, float]], float]
+"""The sums of squares of this rank's slices of the gradient, by name, to the Euclidean norm of the whole model's."""
 
 
 def decay_groups(named: Iterable[tuple[str, Tensor]]) -> tuple[list[str], list[str]]:
@@ -41,8 +40,8 @@ class Optimizer:
     """The masters, their states, and the four moves of a step.
 
     `matrices` are the parts that Muon turns (`models.layout.matrices`). `peers` hold the other slices of the tensors
-    (left out: those that DTensors name); `norm` is of the whole model's gradient, from this rank's slices by name.
-    `states` gives the memory for what is kept.
+    (left out: those that DTensors name); `norm` is of the whole model's gradient, from squares of this rank's slices.
+    `offload` has what is kept while it is not worked on.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class Optimizer:
         matrices: Mapping[str, Parts] | None = None,
         peers: Peers | None = None,
         norm: Norm | None = None,
-        states: States | None = None,
+        offload: Offload | None = None,
     ) -> None:
         self.config, self.norm = config, norm
         self.weights = {name: weight for name, weight in named if weight.requires_grad}
@@ -63,8 +62,9 @@ class Optimizer:
         self.decay = dict.fromkeys(decay_groups(self.weights.items())[0], decay)
         self.kept: dict[str, dict[str, Tensor]] = {}
         self.steps: dict[str, int] = {}
-        self._make = states or self._zeros
-        self._copies = {name: self._copy(name) for name, w in self.weights.items() if w.dtype != torch.float32}
+        self.offload = offload or Offload()
+        self._summing = self.offload.gradients(self.weights, local)
+        self._copies = {name: self._copy(name) for name, weight in self.weights.items() if self._apart(weight)}
         self._sums: dict[str, Tensor] = {}
         self._factor = 1.0
 
@@ -75,6 +75,8 @@ class Optimizer:
 
     def gradient(self, name: str) -> Tensor | None:
         """What `step` will read: the slice's gradient, as many times too large as the loss was scaled."""
+        if self._summing:
+            return self._summing.get(name)
         if name in self._copies:
             return self._sums.get(name)
         grad = self.weights[name].grad
@@ -82,7 +84,10 @@ class Optimizer:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """After each micro-batch of a 16-bit run: add its gradients to the sums in fp32 and let them go."""
+        """After each micro-batch: add the gradients of 16-bit weights to sums in fp32, and let them go."""
+        if self._summing:
+            self._summing.collect()
+            return
         for name in self._copies:
             weight = self.weights[name]
             if weight.grad is None:
@@ -100,7 +105,10 @@ class Optimizer:
         The gradients themselves are not touched: the factor is part of the step's one pass.
         """
         grads = {name: grad for name in self.weights if (grad := self.gradient(name)) is not None}
-        norm = (gradient_norm(list(grads.values())) if self.norm is None else self.norm(grads)) / scale
+        squares = dict.fromkeys(grads, 0.0)
+        for pieces in self.offload.pieces(grads):
+            add_squares(squares, pieces)
+        norm = (math.sqrt(sum(squares.values())) if self.norm is None else self.norm(squares)) / scale
         self._factor = min(1.0, self.config.clip / (norm + 1e-6)) / scale if math.isfinite(norm) else 1.0
         return norm
 
@@ -111,32 +119,37 @@ class Optimizer:
             due = [(name, grad) for name in names if (grad := self.gradient(name)) is not None]
             for name, _ in due:
                 self.steps[name] = self.steps.get(name, 0) + 1
-            rule.step([self.shard(name, grad) for name, grad in due], lr, self._factor)
+            for shards in self.offload.tiles([self.shard(name, grad) for name, grad in due], not rule.elementwise):
+                rule.step(shards, lr, self._factor)
+                for it in shards:
+                    if it.narrow is not None:
+                        it.narrow.copy_(it.weight)
         self._factor = 1.0
-        for name, copy in self._copies.items():
-            local(self.weights[name].detach()).copy_(copy)
 
     def shard(self, name: str, grad: Tensor) -> Shard:
         """What the rule updates: master, gradient, and what it keeps."""
         return Shard(
             weight=self.master(name),
-            grad=grad.contiguous(),
+            grad=grad.to(self.master(name).device).contiguous(),
             states=tuple(self.keeps(name).values()),
             steps=self.steps.get(name, 0),
             decay=self.decay.get(name, 0.0),
             name=name,
+            narrow=local(self.weights[name].detach()) if name in self._copies else None,
         )
 
     def keeps(self, name: str) -> dict[str, Tensor]:
         """What the rule keeps of a weight, by the rule's names for it; made when it is first asked for."""
         if name not in self.kept:
             shape = self.master(name).shape
-            self.kept[name] = {key: self._make(f"{key}.{name}", shape) for key in self.rules[name].states}
+            self.kept[name] = {key: self._zeros(f"{key}.{name}", shape) for key in self.rules[name].states}
         return self.kept[name]
 
     def zero(self) -> None:
         """Let all gradients go."""
         self._factor = 1.0
+        if self._summing:
+            self._summing.zero()
         self._sums.clear()
         for weight in self.weights.values():
             weight.grad = None
@@ -148,7 +161,7 @@ class Optimizer:
             if name in self.steps:
                 out[f"step.{name}"] = torch.tensor(float(self.steps[name]))
             out |= {f"{key}.{name}": value for key, value in self.kept.get(name, {}).items()}
-            if name in self._copies:
+            if name in self._copies and self.weights[name].dtype != torch.float32:
                 out[f"master.{name}"] = self._copies[name]
         return out
 
@@ -163,27 +176,37 @@ class Optimizer:
         for name in self.weights:
             master = self.master(name)
             if name in self._copies:
-                master.copy_(_take(left, f"master.{name}", master.shape))
+                weight = self.weights[name]
+                exact = weight.dtype == torch.float32
+                master.copy_(local(weight.detach()) if exact else _take(left, f"master.{name}", master.shape))
+                self.offload.let_go(master)
             if f"step.{name}" in left:
                 self.steps[name] = int(_take(left, f"step.{name}", torch.Size([])))
                 for key, kept in self.keeps(name).items():
                     kept.copy_(_take(left, f"{key}.{name}", master.shape))
+                    self.offload.let_go(kept)
         if left:
-            raise CheckpointError(f"optimizer.safetensors has a tensor this model does not: {sorted(left)[0]}")
+            raise CheckpointError(f"the optimizer's state has a tensor this model does not: {sorted(left)[0]}")
 
     def _zeros(self, name: str, shape: torch.Size) -> Tensor:
-        return torch.zeros(shape, device=next(iter(self.weights.values())).device)
+        return self.offload.zeros(name, shape, next(iter(self.weights.values())).device)
+
+    def _apart(self, weight: Tensor) -> bool:
+        """Whether a weight has a master of its own: a 16-bit one, or one of a device whose states the host keeps."""
+        return weight.dtype != torch.float32 or (self.offload.keeps_states and weight.device.type != "cpu")
 
     @torch.no_grad()
     def _copy(self, name: str) -> Tensor:
         weight = local(self.weights[name].detach())
-        return self._make(f"master.{name}", weight.shape).copy_(weight)
+        copy = self._zeros(f"master.{name}", weight.shape).copy_(weight)
+        self.offload.let_go(copy, weight)
+        return copy
 
 
 def _take(tensors: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
     if name not in tensors:
-        raise CheckpointError(f"optimizer.safetensors lacks '{name}'")
+        raise CheckpointError(f"the optimizer's state lacks '{name}'")
     found = tensors.pop(name)
     if found.shape != shape:
-        raise CheckpointError(f"optimizer.safetensors: '{name}' is {list(found.shape)}, the model's is {list(shape)}")
+        raise CheckpointError(f"the optimizer's state: '{name}' is {list(found.shape)}, the model's is {list(shape)}")
     return found

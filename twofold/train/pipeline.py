@@ -55,7 +55,7 @@ class Pipeline:
     def __init__(self, spec: ModelSpec, mesh: Mesh, config: ParallelConfig) -> None:
         group = mesh.group("pp")
         assert group is not None, "a pipeline of one rank is none"
-        self.mesh, self.config, self.group = mesh, config, group
+        self.mesh, self.config, self.group, self.vocab = mesh, config, group, spec.vocab
         self.ranks, self.rank, self.tied = group.size(), group.rank(), spec.head.tied
         if config.pp_schedule in SINGLE and config.pp_stages > 1:
             raise ConfigError(
@@ -130,7 +130,7 @@ class Pipeline:
         ids, targets = torch.stack([part[0] for part in parts]), torch.stack([part[1] for part in parts])
         for stage in self.stages:
             stage.contexts = [part[2] for part in parts]
-        self._learning = decoder, total, decoder.spec.vocab, loss
+        self._learning = decoder, total, self.vocab, loss
         schedule = self._schedule(len(parts), ids.shape[1], decoder)
         found: list[Tensor] = []
         first, last = (any(getattr(stage, end) for stage in self.stages) for end in ("first", "last"))
@@ -186,7 +186,7 @@ class Pipeline:
                 held[number] = hidden_1LD
             out = stage(held.pop(number), torch.tensor([0]))
             if stage.last:
-                return losses.evaluate(decoder, out[0], targets, decoder.spec.vocab)
+                return losses.evaluate(decoder, out[0], targets, self.vocab)
             if owner == (number + 1) % self.ranks:
                 held[number + 1] = out
             else:

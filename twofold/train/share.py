@@ -69,9 +69,11 @@ def _piece(batch: Batch, first: int, last: int) -> Batch:
         return nothing(batch)
     start = sum(batch.lengths[:first])
     tokens = slice(start, start + sum(batch.lengths[first:last]))
-    return Batch(ids_T=batch.ids_T[tokens], targets_T=batch.targets_T[tokens], lengths=batch.lengths[first:last])
+    return Batch(
+        ids_T=batch.ids_T[tokens], targets_T=batch.targets_T[tokens], lengths=batch.lengths[first:last], first=start
+    )
 
 
 def nothing(batch: Batch) -> Batch:
     """One token with nothing to learn."""
-    return Batch(ids_T=batch.ids_T[:1], targets_T=torch.tensor([IGNORE]), lengths=(1,))
+    return Batch(ids_T=batch.ids_T[:1], targets_T=torch.tensor([IGNORE]), lengths=(1,), padding=1)

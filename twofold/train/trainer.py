@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from ..core import TwofoldError
 from ..data import Batch
@@ -28,14 +26,18 @@ from ..models.decoder import Decoder
 from . import fault, plot
 from . import loss as losses
 from .axes import Axes
-from .checkpoint import Checkpoints, Position
+from .checkpoint import Position
 from .config import Recipe, SampleConfig
 from .journal import Journal
 from .meter import Meter
+from .moe import Routers
 from .optimizer import Optimizer
+from .places import Places
 from .progress import Display
+from .saver import Saver, Snapshot
 from .scaler import LossScaler
 from .schedule import lr_at
+from .state import gathered, state_pieces, weight_pieces
 from .stop import Stop
 from .zero import Zero
 
@@ -76,6 +78,8 @@ class Step:
     grad_norm: float
     skipped: str | None = None
     overflow: bool = False
+    figures: dict[str, float] = field(default_factory=dict)
+    """What else the journal keeps: how a mixture's experts were used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +100,16 @@ class Trainer:
         data: Data,
         recipe: Recipe,
         *,
-        checkpoints: Checkpoints,
+        saver: Saver,
         journal: Journal,
         display: Display,
-        write_model: Callable[[Path], None],
         words: Words,
         sampler: Sampler | None = None,
         scaler: LossScaler | None = None,
         position: Position | None = None,
         axes: Axes | None = None,
         zero: Zero | None = None,
+        places: Places | None = None,
         meter: Meter | None = None,
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
@@ -114,10 +118,13 @@ class Trainer:
         self.axes = axes or Axes()
         self.mesh = self.axes.mesh
         self.zero = zero or Zero(decoder, self.mesh)
-        self.checkpoints, self.journal, self.display = checkpoints, journal, display
-        self.write_model, self.words, self.sampler = write_model, words, sampler
+        self.places = places or Places(decoder, self.axes)
+        self.saver, self.journal, self.display = saver, journal, display
+        self.words, self.sampler = words, sampler
         self.scaler = scaler or LossScaler()
         self.position = position or Position()
+        within = self.mesh.group("tp") if self.axes.config.sequence else None
+        self.routers = Routers(decoder, recipe.moe, recipe.run.seed, self.mesh.group("tokens"), within)
         self._saved_at = self.position.step if position else -1
 
     # ---------------------------------------------------------------------------------------- one step
@@ -136,12 +143,15 @@ class Trainer:
         if not targets:
             return Step(loss=0.0, targets=0, lr=lr, grad_norm=0.0, skipped="the batch has no target")
         self.optimizer.zero()
+        self.routers.begin(self.position.step, len(batch.ids_T), self.scaler.scale)
         summed = self._pass(batch, targets / self.scaler.scale, loss)
         self.axes.collect(self.decoder)
         self.optimizer.collect()  # what a pipeline leaves where it is
         mean = self.mesh.sum("loss", summed)[0] / targets
         done = Step(loss=mean, targets=targets, lr=lr, grad_norm=self.optimizer.clip(self.scaler.scale))
-        if math.isfinite(done.loss) and math.isfinite(done.grad_norm):
+        finite = math.isfinite(done.loss) and math.isfinite(done.grad_norm)
+        done = replace(done, figures=self.routers.end(moved=finite))
+        if finite:
             self.optimizer.step(lr)
             self.scaler.update(None)
         else:
@@ -176,7 +186,7 @@ class Trainer:
             self.zero.micro_batch(last=number == len(parts))
             ids_T, targets_T, ctx = self.axes.place(part)
             hidden_TD = self.decoder(ids_T, ctx)
-            summed += losses.backward(self.decoder, hidden_TD, targets_T, total, self.decoder.spec.vocab, loss)
+            summed += losses.backward(self.decoder, hidden_TD, targets_T, total, self.places.spec.vocab, loss)
             self.optimizer.collect()
         return summed
 
@@ -197,7 +207,7 @@ class Trainer:
         if self.axes.pipeline:
             return self.axes.pipeline.evaluate(placed, self.decoder)
         hidden_TD = self.decoder(ids_T, ctx)
-        return losses.evaluate(self.decoder, hidden_TD, targets_T, self.decoder.spec.vocab)
+        return losses.evaluate(self.decoder, hidden_TD, targets_T, self.places.spec.vocab)
 
     # ---------------------------------------------------------------------------------------- the loop
     def fit(self) -> int:
@@ -207,13 +217,17 @@ class Trainer:
             clock = _Clock()
             while self.position.step < steps:
                 self._advance(clock)
-                asked = self.mesh.sum("world", float(stop.asked is not None))[0]
+                asked, failed = self.mesh.sum("world", float(stop.asked is not None), float(self.saver.failed))
+                if failed:
+                    self.saver.wait()
                 if asked and self.position.step < steps:
                     self.save()
+                    self.saver.wait()
                     why = stop.asked or "another rank was told to stop"
                     self.display.say(f"{why}: saved at step {self.position.step}; the same command goes on from here")
                     return STOPPED
             self.save()
+            self.saver.wait()
         return 0
 
     def _advance(self, clock: _Clock) -> None:
@@ -229,6 +243,7 @@ class Trainer:
             tokens=at.tokens + len(batch.ids_T),
             skipped=at.skipped + (done.skipped is not None),
             skips_in_row=at.skips_in_row + (not done.overflow) if done.skipped else 0,
+            loss=at.loss if done.skipped else done.loss,
         )
         step, last = self.position.step, self.position.step == self.recipe.schedule.steps
         self._report(done, clock, step % run.log_every == 0 or last)
@@ -241,6 +256,7 @@ class Trainer:
             self.sample()
         if step % run.save_every == 0:
             self.save()
+        self.optimizer.offload.settle()
 
     def _report(self, done: Step, clock: _Clock, log: bool) -> None:
         step = self.position.step
@@ -263,6 +279,7 @@ class Trainer:
                 grad_norm=done.grad_norm,
                 tokens=self.position.tokens,
                 tokens_per_second=round(speed, 1),
+                **done.figures,
                 **({"loss_scale": self.scaler.scale} if self.scaler.dynamic else {}),
                 **machine,
             )
@@ -278,24 +295,47 @@ class Trainer:
             return
         config = self.recipe.sample
         prompts = [self.words.prompt(text) for text in config.prompts]
-        with torch.no_grad():
-            answers = self.sampler(self.decoder, prompts, config, self.words.eos_ids)
+        answers: list[list[int]] = []
+        with torch.no_grad(), self._whole() as decoder:
+            if self.mesh.main and decoder is not None:
+                answers = self.sampler(decoder, prompts, config, self.words.eos_ids)
+        if not self.mesh.main:
+            return
         for prompt, ids in zip(config.prompts, answers, strict=True):
             text = self.words.text(ids)
             self.journal.add(self.position.step, prompt=prompt, text=text)
             self.display.say(f"  {prompt!r} -> {text!r}")
 
+    @contextmanager
+    def _whole(self) -> Iterator[Decoder | None]:
+        """The decoder that the main rank samples from: as ZeRO gathers it, or put together from every axis."""
+        if self.axes.tensor or self.axes.pipeline:
+            self.zero.settle()
+            pieces = weight_pieces(self.decoder, self.places, self.zero.dtype)
+            yield gathered(pieces, self.places.spec, self.zero.dtype, self.mesh)
+            return
+        with self.zero.whole() as decoder:
+            yield decoder
+
     def save(self) -> None:
-        """Write a checkpoint of this step, unless it is there."""
+        """Write a checkpoint of this step, unless it is there; what the run waits for is the saver's to say."""
         if self._saved_at == self.position.step:
             return
         self.journal.sync()
-        state: Tensor = torch.get_rng_state()
-        position = replace(self.position, rng=bytes(state.tolist()).hex(), scaler=self.scaler.state())
-        self.checkpoints.save(position, self.optimizer.state(), self.write_model)
+        self.zero.settle()
+        dtype, places = self.zero.dtype, self.places
+        self.saver.save(
+            Snapshot(
+                position=replace(self.position, scaler=self.scaler.state()),
+                weights=weight_pieces(self.decoder, places, dtype),
+                states=state_pieces(self.decoder, places, self.optimizer, self.mesh, dtype),
+            )
+        )
         self._saved_at = self.position.step
 
     def _draw(self) -> None:
+        if not self.mesh.main:
+            return
         curves = {"training": self.journal.curve("loss"), "validation": self.journal.curve("valid_loss")}
         picture = plot.svg(curves, title=f"{self.recipe.run.output.name}: loss")
         (self.recipe.run.output / "loss.svg").write_text(picture, encoding="utf-8")

@@ -22,7 +22,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ..core import ConfigError
-from ..models.decoder import Decoder, Layer
+from ..models.decoder import Decoder, Experts, Layer
+from ..models.exchange import joined, mixtures
 from ..parallel import Mesh, ParallelConfig
 from ..parallel.compress import NarrowGather, NarrowReduce
 
@@ -43,17 +44,19 @@ class Zero:
         `dtype` is what weights are multiplied in; the shards that the optimizer moves stay as the decoder has them.
         `roots` are the modules whose forwards are called: the decoder's own, or the stages of a pipeline.
         """
-        self.decoder, self.stage = decoder, mesh.layout.stage
+        self.decoder, self.stage, self.dtype = decoder, mesh.layout.stage, dtype or next(decoder.parameters()).dtype
         self.parts: list[FSDPModule] = []
         if mesh.size("data") * mesh.size("sp") == 1:
             return
-        devices = mesh.sharded()
+        devices, holders = mesh.sharded(), mesh.sharded(experts=True)
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         layers = [layer for layer in decoder.layers if isinstance(layer, Layer)]
-        for module in (*layers, *(roots or [decoder])):
-            last = not isinstance(module, Layer)  # the loss reads its weights behind the forward
+        apart = [experts for _, experts in mixtures(decoder) if experts.exchange is not None]
+        for module in (*apart, *layers, *(roots or [decoder])):
+            last = not isinstance(module, Layer | Experts)  # the loss reads its weights behind the forward
             again = self.stage == 3 and not last
-            fully_shard(module, mesh=devices, reshard_after_forward=again, mp_policy=policy)
+            among = holders if isinstance(module, Experts) else devices  # those that have the same experts
+            fully_shard(module, mesh=among, reshard_after_forward=again, mp_policy=policy)
             part = cast(FSDPModule, module)
             part.set_force_sum_reduction_for_comms(True)  # gloo has no averages
             part.set_gradient_divide_factor(1.0)
@@ -71,14 +74,22 @@ class Zero:
 
     @contextmanager
     def whole(self) -> Iterator[Decoder]:
-        """The decoder with all its parameters on every rank, for saving and sampling; a collective."""
+        """The decoder with all its parameters on every rank; a collective. Inside, a rank may run it on its own."""
         for part in self.parts:
             part.unshard()
+            part.set_reshard_after_forward(False, recurse=False)
         try:
-            yield self.decoder
+            with joined(self.decoder):
+                yield self.decoder
         finally:
             for part in self.parts:
-                part.reshard()
+                part.set_reshard_after_forward(self.stage == 3 and part is not self.parts[-1], recurse=False)
+            self.settle()
+
+    def settle(self) -> None:
+        """Let gathered parameters go, so that the decoder has its shards, whatever ran last."""
+        for part in self.parts:
+            part.reshard()
 
 
 def _narrow(part: FSDPModule, config: ParallelConfig, mesh: Mesh) -> None:

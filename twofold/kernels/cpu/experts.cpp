@@ -45,13 +45,15 @@ void best_of(const float* x, int count, int wanted, int32_t* best) {
 
 void run(const Route& it, Crew& crew) {
   by_rows(crew, *it.rows, it.experts, [&](int64_t first, int64_t last) {
-    float* e = crew.scratch->need<float>(divide_up(it.experts, LANES) * LANES);
+    const int64_t width = divide_up(it.experts, LANES) * LANES;
+    float *e = crew.scratch->need<float>(2 * width), *merit = e + width;
     for (int64_t t = first; t < last; t++) {
       const float* logits = it.logits + t * it.logits_stride;
       float* weights = it.weights + t * it.top_k;
       int32_t* chosen = it.chosen + t * it.top_k;
       const float sum = exponentials(logits, it.experts, e);
-      best_of(logits, it.experts, it.top_k, chosen);
+      for (int i = 0; it.bias && i < it.experts; i++) merit[i] = e[i] / sum + it.bias[i];
+      best_of(it.bias ? merit : logits, it.experts, it.top_k, chosen);
       float share = 0.0f;
       for (int c = 0; c < it.top_k; c++) share += weights[c] = e[chosen[c]] / sum;
       for (int c = 0; it.renormalise && c < it.top_k; c++) weights[c] /= share;

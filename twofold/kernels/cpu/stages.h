@@ -268,14 +268,15 @@ struct QuantizedEmbed {
   int64_t out_stride;
 };
 
-// The top_k best of softmax(logits[row]) and their weights, best first; of equal logits the lower expert is the better.
+// The top_k best of softmax(logits[row]) and their weights, best first; of equals the lower expert is the better.
 struct Route {
   const int32_t* rows;
   int32_t experts, top_k, renormalise, unused;
   const float* logits;
   int64_t logits_stride;
-  float* weights;   // [rows][top_k]
-  int32_t* chosen;  // [rows][top_k]
+  const float* bias;  // [experts] added to the probabilities for the choice alone; or null
+  float* weights;     // [rows][top_k]
+  int32_t* chosen;    // [rows][top_k]
 };
 
 // Each (row, choice) is dealt a place: group g's are first[g] to first[g+1]-1, in the order of their rows. A negative choice

@@ -21,7 +21,10 @@ from .tiles import choose
 
 
 @triton.jit
-def _route(logits, weights, experts, T, E, C, RENORMALISE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _route(
+    logits, bias, weights, experts, T, E, C,
+    BIASED: tl.constexpr, RENORMALISE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     e = tl.arange(0, BLOCK)
     live = (row < T)[:, None] & (e < E)[None, :]
@@ -29,40 +32,45 @@ def _route(logits, weights, experts, T, E, C, RENORMALISE: tl.constexpr, ROWS: t
     x = tl.where((row < T)[:, None], x, 0.0)
     p = tl.exp(x - tl.max(x, 1)[:, None])
     p = p / tl.sum(p, 1)[:, None]
-    p = tl.where((e < E)[None, :], p, -1.0)
-    left = p
+    merit = p
+    if BIASED:
+        merit = p + tl.load(bias + e, e < E, 0.0)[None, :]
+    merit = tl.where((e < E)[None, :], merit, float("-inf"))
+    left = merit
     total = tl.full((ROWS,), 1.0, tl.float32)
     if RENORMALISE:
         total = tl.zeros((ROWS,), tl.float32)
         for _ in range(C):
-            best = tl.argmax(left, 1)
-            total += tl.max(left, 1)
-            left = tl.where(e[None, :] == best[:, None], -1.0, left)
-        left = p
+            best = e[None, :] == tl.argmax(left, 1)[:, None]
+            total += tl.sum(tl.where(best, p, 0.0), 1)
+            left = tl.where(best, float("-inf"), left)
+        left = merit
     for c in range(C):
-        best = tl.argmax(left, 1)  # of equals the first
-        tl.store(weights + row * C + c, tl.max(left, 1) / total, row < T)
-        tl.store(experts + row * C + c, best.to(tl.int64), row < T)
-        left = tl.where(e[None, :] == best[:, None], -1.0, left)
+        chosen = tl.argmax(left, 1)  # of equals the first
+        best = e[None, :] == chosen[:, None]
+        tl.store(weights + row * C + c, tl.sum(tl.where(best, p, 0.0), 1) / total, row < T)
+        tl.store(experts + row * C + c, chosen.to(tl.int64), row < T)
+        left = tl.where(best, float("-inf"), left)
 
 
 @triton.jit
-def _combine(share, weights, experts_order, out, D, C, BLOCK: tl.constexpr):
-    """Each token's shares, weighted and added in the order of their experts."""
+def _combine(share, weights, experts, experts_order, out, D, C, BLOCK: tl.constexpr):
+    """Each token's shares, weighted and added in the order of their experts; a negative expert has none."""
     token = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = d < D
     total = tl.zeros((BLOCK,), tl.float32)
     for c in range(C):
         choice = token * C + tl.load(experts_order + token * C + c)
-        part = tl.load(share + choice * D + d, live, 0.0).to(tl.float32)
+        there = live & (tl.load(experts + choice) >= 0)
+        part = tl.load(share + choice * D + d, there, 0.0).to(tl.float32)
         weight = tl.load(weights + choice).to(share.dtype.element_ty).to(tl.float32)
         total += (part * weight).to(share.dtype.element_ty).to(tl.float32)
     tl.store(out + token * D + d, total.to(out.dtype.element_ty), live)
 
 
-def route(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
-    """`kernels.moe.route` on CUDA; of equal weights the lowest expert is chosen."""
+def route(logits_TE: Tensor, top_k: int, renormalise: bool, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`kernels.moe.route` on CUDA; of equals the lowest expert is chosen."""
     T, E = logits_TE.shape
     weights_TC = torch.empty(T, top_k, dtype=torch.float32, device=logits_TE.device)
     experts_TC = torch.empty(T, top_k, dtype=torch.int64, device=logits_TE.device)
@@ -71,11 +79,13 @@ def route(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Ten
         rows = max(1, 1024 // block)
         _route[(triton.cdiv(T, rows),)](
             logits_TE.contiguous(),
+            logits_TE if bias_E is None else bias_E.contiguous(),
             weights_TC,
             experts_TC,
             T,
             E,
             top_k,
+            BIASED=bias_E is not None,
             RENORMALISE=renormalise,
             ROWS=rows,
             BLOCK=block,
@@ -86,11 +96,12 @@ def route(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Ten
 
 
 def runs(experts_TC: Tensor, num_experts: int, rows: int) -> Runs:
-    """Sort the choices by expert and cut each expert's run into tiles of `rows` places."""
+    """Sort the choices by expert and cut each expert's run into tiles of `rows` places; negative ones have no tile."""
     T, C = experts_TC.shape
     flat_P = experts_TC.reshape(-1)
-    counts_E = torch.zeros(num_experts, dtype=torch.int64, device=flat_P.device)
-    counts_E.scatter_add_(0, flat_P, torch.ones_like(flat_P))
+    flat_P = torch.where(flat_P < 0, num_experts, flat_P)  # behind all others
+    counts_E = torch.zeros(num_experts + 1, dtype=torch.int64, device=flat_P.device)
+    counts_E = counts_E.scatter_add_(0, flat_P, torch.ones_like(flat_P))[:num_experts]
     ends_E = counts_E.cumsum(0)
     tiles_E = (counts_E + rows - 1) // rows
     tile_ends_E = tiles_E.cumsum(0)
@@ -144,6 +155,7 @@ def _experts(x_TD: Tensor, up: Matrix, down: Matrix, weights_TC: Tensor, experts
     _combine[(T, triton.cdiv(D, block))](
         share,
         weights_TC.contiguous(),
+        experts_TC.contiguous(),
         experts_TC.argsort(-1),
         out_TD,
         D,

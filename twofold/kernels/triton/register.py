@@ -34,17 +34,11 @@ def _serve(op: Op[..., Any], module: str, why: str, gradient: Callable[..., Tens
     op.implementations = {"triton": op.implementations.pop("triton"), **op.implementations}
 
 
-def _route(logits_TE: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+def _route(logits_TE: Tensor, top_k: int, renormalise: bool, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
     kernel: Callable[..., tuple[Tensor, Tensor]] = import_module(f"{__package__}.experts").route
-    weights_TC, experts_TC = kernel(logits_TE.detach(), top_k, renormalise)
-    weights_TC = with_reference_gradient(lambda *_: weights_TC, _weights, logits_TE, experts_TC, renormalise)
+    weights_TC, experts_TC = kernel(logits_TE.detach(), top_k, renormalise, bias_E)
+    weights_TC = with_reference_gradient(lambda *_: weights_TC, moe.weights_of, logits_TE, experts_TC, renormalise)
     return weights_TC, experts_TC
-
-
-def _weights(logits_TE: Tensor, experts_TC: Tensor, renormalise: bool) -> Tensor:
-    """The routing weights of experts that are chosen already."""
-    weights_TC = torch.softmax(logits_TE.float(), -1).gather(-1, experts_TC)
-    return weights_TC / weights_TC.sum(-1, keepdim=True) if renormalise else weights_TC
 
 
 _serve(linear.linear, "linear", "one tile for each shape of weights, so a row has one bit pattern", F.linear)

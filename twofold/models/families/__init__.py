@@ -5,6 +5,7 @@ rope.py        rotary settings in every spelling
 llama.py       Llama, Mistral, Granite, and the names that most families share
 qwen.py        Qwen2, Qwen3 and their mixtures of experts
 mixtral.py     Mixtral
+ernie.py       ERNIE 4.5, the mixtures
 gemma.py       Gemma 1, 2 and 3 (text)
 phi.py         Phi 1 and 2, Phi-3 and Phi-4
 gpt.py         GPT-2, GPT-J, GPT-NeoX
@@ -17,7 +18,7 @@ olmo.py        OLMo 1 and 2
 cohere.py      Command R
 """
 
-from . import bloom, cohere, falcon, gemma, gpt, llama, mixtral, olmo, opt, phi, qwen, stablelm, starcoder2
+from . import bloom, cohere, ernie, falcon, gemma, gpt, llama, mixtral, olmo, opt, phi, qwen, stablelm, starcoder2
 from .registry import FAMILIES, Family, family
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Family",
     "bloom",
     "cohere",
+    "ernie",
     "falcon",
     "family",
     "gemma",

@@ -1,0 +1,129 @@
+"""What of a run goes into its checkpoints, by name and as pieces, and back.
+
+weights   every parameter by the decoder's name, in the model's dtype
+states    exp_avg.<parameter> ...   what the optimizer keeps, divided as the parameter is
+          master.<parameter>        its fp32, where the model's dtype is narrower
+          buffer.<name>             the decoder's buffers
+          rng.<rank>                the random state of each rank
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..core import CheckpointError
+from ..models.decoder import Decoder
+from ..models.spec import ModelSpec
+from ..parallel import Mesh
+from ..parallel.messages import everyone
+from .checkpoint import Position
+from .courier import Courier
+from .optimizer import Optimizer
+from .pieces import Held, Piece, Pieces, Stored, divide, table
+from .places import Places, named
+from .zero import local
+
+Value = Callable[[str, Held], Tensor]
+"""(the decoder's name of a tensor, the part of it that is wanted) to that part."""
+
+MASTER, BUFFER, RANDOM = "master.", "buffer.", "rng."
+
+
+@torch.no_grad()
+def fill(decoder: nn.Module, roots: Sequence[nn.Module], device: str, value: Value, places: Places) -> None:
+    """Memory for a decoder that was divided before it had any, and what `value` says of each part in it."""
+    for root in roots:
+        root.to_empty(device=device)
+    for name, tensor in named(decoder):
+        local(tensor).copy_(value(name, places[name]))
+
+
+def weight_pieces(
+    decoder: nn.Module, places: Places, dtype: torch.dtype, wider: torch.dtype | None = None
+) -> dict[str, Piece]:
+    """The model's weights in its `dtype`; `wider` is what they are written in, when that is another."""
+    pieces = {}
+    for name, tensor in named(decoder):
+        mine = local(tensor.detach())
+        if isinstance(tensor, nn.Parameter):
+            pieces[name] = Piece(places[name], mine.to(dtype) if wider else mine, wider or dtype)
+        else:
+            pieces[name] = Piece(places[name], mine, mine.dtype)
+    return pieces
+
+
+def state_pieces(
+    decoder: nn.Module, places: Places, optimizer: Optimizer, mesh: Mesh, dtype: torch.dtype
+) -> dict[str, Piece]:
+    """Everything else that the next step depends on."""
+    pieces = {}
+    for name, tensor in optimizer.state().items():
+        place = places.get(name.partition(".")[2])
+        if place is None or tuple(tensor.shape) != place.local:
+            place = Held.all(tensor.shape)
+        pieces[name] = Piece(place, tensor, tensor.dtype)
+    for name, parameter in decoder.named_parameters():
+        if parameter.dtype != dtype:
+            pieces[MASTER + name] = Piece(places[name], local(parameter.detach()), parameter.dtype)
+    for name, buffer in decoder.named_buffers():
+        pieces[BUFFER + name] = Piece(places[name], buffer, buffer.dtype)
+    random = torch.get_rng_state()
+    pieces[f"{RANDOM}{mesh.rank_in_world}"] = Piece(Held.all(random.shape), random, random.dtype)
+    return pieces
+
+
+@torch.no_grad()
+def restore(
+    stored: Stored, position: Position, decoder: nn.Module, places: Places, optimizer: Optimizer, mesh: Mesh
+) -> None:
+    """Put the optimizer, the buffers and this rank's random state back to where a checkpoint has them.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, or has another shape; it is named.
+    """
+    own = {name for name, p in decoder.named_parameters() if p.dtype == torch.float32}  # filled from its master already
+    buffers, taken = dict(decoder.named_buffers()), {}
+    for name, entry in stored.entries.items():
+        owner = name.partition(".")[2]
+        place = places.get(owner)
+        if name.startswith(RANDOM) or (name.startswith(MASTER) and owner in own):
+            continue
+        if place is None and owner in places.whole:
+            continue  # it is another rank's
+        if name.startswith(BUFFER):
+            if owner not in buffers:
+                raise CheckpointError(f"{stored.directory.name} has a buffer this model does not: {owner}")
+            buffers[owner].copy_(stored.read(name, place))
+        else:
+            taken[name] = stored.read(name, place if place is not None and place.shape == entry.shape else None)
+    optimizer.load(taken)
+    _random(stored, position, mesh)
+
+
+def gathered(pieces: Pieces, spec: ModelSpec, dtype: torch.dtype, mesh: Mesh) -> Decoder | None:
+    """The whole model on the main rank, of what all hold between them; None on the others. A collective."""
+    group = mesh.group("world")
+    wholes = divide(everyone(table(pieces), group))
+    courier = Courier(pieces, wholes, mesh.rank_in_world, group)
+    courier.send([(name, 0) for name in wholes])
+    decoder = Decoder(spec, dtype=dtype) if mesh.main else None
+    if decoder is not None:
+        tensors = dict(named(decoder))
+        for name in wholes:
+            tensors[name].copy_(courier.whole(name))
+    courier.finish()
+    return decoder
+
+
+def _random(stored: Stored, position: Position, mesh: Mesh) -> None:
+    """The rank's own state in as many ranks as there were; in another number, one that no rank had."""
+    name = f"{RANDOM}{mesh.rank_in_world}"
+    if name in stored.entries and stored.world == mesh.size("world"):
+        torch.set_rng_state(stored.read(name))
+    elif position.rng and mesh.alone:
+        torch.set_rng_state(torch.tensor(list(bytes.fromhex(position.rng)), dtype=torch.uint8))
+    else:
+        torch.manual_seed(torch.initial_seed() + (position.step << 20) + mesh.rank_in_world)
