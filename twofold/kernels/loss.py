@@ -33,6 +33,8 @@ from .op import op
 
 PIECE_NUMBERS, PIECE_MULTIPLE = 1 << 21, 1024
 """Numbers of a piece of logits, about (8 MiB); pieces begin where the sum's blocks do."""
+SLICE = 2048
+"""Rows of the weight whose gradient is made at a time: what is added is still in the cache."""
 
 
 @op
@@ -252,9 +254,9 @@ class _TokenLogprobs(torch.autograd.Function):
             if d_hidden_RD is not None:
                 d_hidden_RD.addmm_(d_RB, w_VD[first:last].to(d_RB.dtype))
             if sum_VD is not None:
-                sum_VD[first:last].addmm_(d_RB.t(), hidden_RD)
+                _add_products(sum_VD[first:last], d_RB, hidden_RD)
             elif d_w_VD is not None:
-                _product_into(d_w_VD[first:last], d_RB.t(), hidden_RD)
+                _products(d_w_VD[first:last], d_RB, hidden_RD)
             if d_b_V is not None:
                 d_b_V[first:last] = d_RB.sum(0)
         return d_hidden_RD, d_w_VD, d_b_V, None, None, None
@@ -267,11 +269,24 @@ def _sum_so_far(w_VD: Tensor) -> Tensor | None:
     return found if found is not None and found.dtype == torch.float32 and found.is_contiguous() else None
 
 
-def _product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
-    if out.dtype == a.dtype:
-        torch.mm(a, b, out=out)
-    else:
-        out.copy_(a @ b)
+def _products(out_BD: Tensor, d_RB: Tensor, hidden_RD: Tensor) -> None:
+    """Scores' gradients ᵀ · hidden states, some of the vocabulary at a time."""
+    for at, d_RS in _slices(d_RB):
+        if out_BD.dtype == d_RB.dtype:
+            torch.mm(d_RS.t(), hidden_RD, out=out_BD[at])
+        else:
+            out_BD[at] = d_RS.t() @ hidden_RD
+
+
+def _add_products(sum_BD: Tensor, d_RB: Tensor, hidden_RD: Tensor) -> None:
+    """The same, added as autograd would: each product by itself first, so that the bits are its bits too."""
+    room_SD = torch.empty(min(SLICE, d_RB.shape[1]), hidden_RD.shape[1])
+    for at, d_RS in _slices(d_RB):
+        sum_BD[at] += torch.mm(d_RS.t(), hidden_RD, out=room_SD[: d_RS.shape[1]])
+
+
+def _slices(d_RB: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    return ((slice(at, at + SLICE), d_RB[:, at : at + SLICE]) for at in range(0, d_RB.shape[1], SLICE))
 
 
 def _rows_as_they_lie(w: Tensor) -> Tensor:
