@@ -30,9 +30,19 @@ class Engine:
         return not self.home
 
 
-OUR_ENGINES = tuple(
-    Engine(name=f"{OURS} {stage}", runner="train_twofold.py", home="", flags=("--zero", str(stage)), stage=stage)
-    for stage in (0, 1, 2, 3)
+_RUNNER = "train_twofold.py"
+OUR_ENGINES = (
+    *(
+        Engine(name=f"{OURS} {stage}", runner=_RUNNER, home="", flags=("--zero", str(stage)), stage=stage)
+        for stage in (0, 1, 2, 3)
+    ),
+    Engine(
+        name=f"{OURS} disk",
+        runner=_RUNNER,
+        home="",
+        flags=("--zero", "3", "--disk", "optimizer", "gradients"),
+        stage=3,
+    ),
 )
 PEER_ENGINES = (
     Engine(name="DDP", runner="train_torch.py", flags=("--engine", "ddp")),
@@ -46,7 +56,7 @@ PEER_ENGINES = (
 
 def chosen(ranks: int, peers: list[str]) -> list[Engine]:
     """Ours and the peers of a run; on one rank our stages are all the same."""
-    ours = OUR_ENGINES[:1] if ranks == 1 else OUR_ENGINES
+    ours = (OUR_ENGINES[0], OUR_ENGINES[-1]) if ranks == 1 else OUR_ENGINES
     return [*ours, *(engine for engine in PEER_ENGINES if engine.name in peers)]
 
 

@@ -14,8 +14,8 @@ from twofold.train.init import init_weights
 
 PLACE = Path("~/.cache/twofold/bench")
 DONE = ".complete"
-RUNTIME = 700 << 20
-"""Bytes of a process with torch and an engine in it, before any model."""
+RUNTIME = 450 << 20
+"""Bytes of a process with torch and an engine in it, before any model; libraries are shared among the ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Twofold's trainer, a rank of it: the step of `twofold train`, on the token ids that its peers read.
 
-    python benchmarks/peers/train_twofold.py --model DIR --threads N --length L --micro B [--zero 0..3]
+    python benchmarks/peers/train_twofold.py --model DIR --threads N --length L --micro B [--zero 0..3] [--disk WHAT ...]
 
 What the recipe does not say here is at its default.
 """
@@ -20,6 +20,7 @@ from training import CLIP, DECAY, RULE, Turns, arguments, sequences
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--zero", type=int, default=0, choices=range(4))
+    parser.add_argument("--disk", nargs="*", default=[], help="what waits in mapped files: optimizer, gradients ...")
     args = parser.parse_args()
     turns = Turns(Channel())
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
@@ -36,7 +37,8 @@ def main() -> None:
     ranks = discover()
     with tempfile.TemporaryDirectory() as folder, joined(ranks):
         trainer = make_trainer(args, ranks, Path(folder))
-        turns.ready(f"twofold, fp32, {trainer.mesh.layout}")
+        on_disk = f", on disk {' and '.join(args.disk)}" if args.disk else ""
+        turns.ready(f"twofold, fp32, {trainer.mesh.layout}{on_disk}")
         while turns.wanted():
             turns.done(trainer.step(batch(args, turns.step)).loss)
 
@@ -53,18 +55,16 @@ def batch(args: argparse.Namespace, step: int) -> Any:
 
 
 def make_trainer(args: argparse.Namespace, ranks: Any, folder: Path) -> Any:
-    """The trainer of a recipe with this model, over these ranks."""
+    """The trainer of a recipe with this model, over these ranks; it will not be asked to save or sample."""
     from twofold.parallel import Mesh, ParallelConfig
     from twofold.parallel.layout import lay_out
-    from twofold.train import Trainer
+    from twofold.train import Trainer, build
     from twofold.train import config as tables
     from twofold.train.axes import Axes
-    from twofold.train.build import build_model, build_optimizer
-    from twofold.train.checkpoint import Checkpoints
-    from twofold.train.journal import Journal
+    from twofold.train.journal import Unwritten
+    from twofold.train.offload_config import OffloadConfig
     from twofold.train.progress import Display
     from twofold.train.trainer import Data
-    from twofold.train.zero import Zero
 
     tokens = args.micro * args.length
     recipe = tables.Recipe(
@@ -75,26 +75,26 @@ def make_trainer(args: argparse.Namespace, ranks: Any, folder: Path) -> Any:
         ),
         schedule=tables.ScheduleConfig(steps=1_000_000, kind="constant"),
         run=tables.RunConfig(output=folder, threads=args.threads),
+        parallel=ParallelConfig(zero=args.zero),
+        offload=OffloadConfig(**dict.fromkeys(args.disk, "disk")),
     )
     numbers = {"lr": recipe.optimizer.lr, **recipe.optimizer.numbers(), "clip": recipe.optimizer.clip}
     assert numbers == {**RULE, "weight_decay": DECAY, "clip": CLIP}, "peers would train by another rule"
-    parallel = ParallelConfig(zero=args.zero)
-    mesh = Mesh(lay_out(parallel, ranks.world), ranks.rank)
-    axes = Axes(mesh, parallel)
-    decoder = build_model(recipe, None)
-    zero = Zero(decoder, mesh)
+    mesh = Mesh(lay_out(recipe.parallel, ranks.world), ranks.rank)
+    axes, offload = Axes(mesh, recipe.parallel), build.build_offload(recipe, mesh)
+    decoder, zero, places = build.build_model(recipe, None, axes, offload)
     return Trainer(
         decoder,
-        build_optimizer(decoder, recipe, axes),
+        build.build_optimizer(decoder, recipe, axes, offload),
         Data(train=None, valid=[]),
         recipe,
-        checkpoints=Checkpoints(folder / "checkpoints", 1),
-        journal=Journal(folder),
+        saver=None,
+        journal=Unwritten(),
         display=Display(1),
-        write_model=lambda directory: None,
         words=None,
         axes=axes,
         zero=zero,
+        places=places,
     )
 
 

@@ -17,7 +17,7 @@ def test_our_stages_on_two_ranks(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     (cell,) = json.loads(record.read_text())["cells"]
-    assert list(cell["engines"]) == [f"twofold {stage}" for stage in range(4)]
+    assert list(cell["engines"]) == [f"twofold {each}" for each in (0, 1, 2, 3, "disk")]
     for found in cell["engines"].values():
         assert found["tokens_per_second"] > 0 and found["peak_mib"] > 50
         assert len(found["losses"]) == 4 and found["losses"]["3"] < found["losses"]["0"] - 0.1

@@ -96,5 +96,5 @@ def test_ranks_are_told_as_torchrun_tells_them() -> None:
 
 
 def test_alone_our_stages_are_one() -> None:
-    assert [engine.name for engine in chosen(1, ["DDP"])] == ["twofold 0", "DDP"]
-    assert len(chosen(2, [])) == 4
+    assert [engine.name for engine in chosen(1, ["DDP"])] == ["twofold 0", "twofold disk", "DDP"]
+    assert len(chosen(2, [])) == 5
