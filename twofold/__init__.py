@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from .engine.llm import LLM
     from .engine.sampling import SamplingParams
     from .models.weights import load
+    from .train.deepspeed import initialize
     from .train.trainer import Trainer
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "Engine", "EngineConfig", "SamplingParams", "Trainer", "__version__", "load"]
+__all__ = ["LLM", "Engine", "EngineConfig", "SamplingParams", "Trainer", "__version__", "initialize", "load"]
 
 _HOMES = {
     "LLM": ".engine.llm",
@@ -29,6 +30,7 @@ _HOMES = {
     "EngineConfig": ".engine.config",
     "SamplingParams": ".engine.sampling",
     "Trainer": ".train.trainer",
+    "initialize": ".train.deepspeed",
     "load": ".models.weights",
 }
 

@@ -117,12 +117,19 @@ def train(flags: Flags) -> Run:
     flags.add("fresh", "start over: remove the run's checkpoints and log first", switch=True)
     flags.add("profile", "after six steps, say where work, time and memory go, module by module", switch=True)
     flags.add("profile-comm", "after five steps, say what each collective costs", switch=True)
+    flags.add("plan", "start nothing: say what a rank would hold and send, how long it takes, what fits", switch=True)
+    flags.add("ranks", "with --plan: so many processes (default: 1)")
+    flags.add("node", "with --plan: so many of them on each machine (default: all)")
     flags.add("kernels", KERNELS)
 
     def run(given: Given) -> int:
         from .commands.train import train
         from .kernels.op import use_named
 
+        if given.plan or given.ranks or given.node:
+            from .commands.train_plan import planned
+
+            return planned(given.recipe, given.set or [], given.plan, given.ranks, given.node)
         if given.kernels is not None:
             use_named(given.kernels)
         asked = {"modules": given.profile, "collectives": given.profile_comm}

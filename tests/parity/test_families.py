@@ -41,7 +41,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_the_zoo_has_every_architecture() -> None:
     assert sorted(FAMILIES) == zoo.ARCHITECTURES
-    assert len(zoo.ARCHITECTURES) == 24
+    assert len(zoo.ARCHITECTURES) == 25
 
 
 def test_logits_of_the_whole_prompt(pair: Pair) -> None:

@@ -63,8 +63,10 @@ def test_each_part_is_where_it_belongs(tmp_path: Path) -> None:
     }
     assert qkv.parameters == (D + 1) * (mixer.q_width + 2 * mixer.kv_width)
     layer = tree.at("decoder.layers.1")
-    assert {"norm1", "qkv", "rotate", "packed_attention", "out", "norm2", "router", "experts"} <= set(layer.children)
-    assert {"route", "experts", "gate_up", "down"} <= set(layer.children["experts"].children)
+    assert {"norm1", "qkv", "rotate", "packed_attention", "out", "norm2", "router", "route", "experts"} <= set(
+        layer.children
+    )
+    assert {"experts", "gate_up", "down"} <= set(layer.children["experts"].children)
     assert layer.children["packed_attention"].flops["again"] == layer.children["packed_attention"].flops["forward"] > 0
     assert tree.at("token_logprobs").flops["again"] == 0 < tree.at("token_logprobs").flops["backward"]
     assert not tree.at("decoder.layers.0.rotate.down").seconds

@@ -33,7 +33,7 @@ def test_a_case_fits_its_op_and_what_torch_does_instead(op: Op[..., Any]) -> Non
     assert serving(op, args, case.keywords)[0] in ("reference", *op.implementations)
     if case.plain is not None:
         theirs = case.plain(*args, **case.keywords)
-        assert numel(ours) == numel(theirs)
+        assert numel(ours) == numel(theirs) or op.name == "square_sums"  # one for each piece; torch's is one for all
 
 
 def numel(result: Any) -> int:

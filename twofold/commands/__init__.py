@@ -13,4 +13,5 @@ model.py       where the bundled model lies, and a model opened for a command
 plan.py        what a model needs and what fits, before it is loaded
 quantize.py    a checkpoint rounded to int8 or int4, and what it costs
 train.py       a recipe run, its samples spoken by the serving engine
+train_plan.py  what a rank of a run would hold and send, how long it takes, what would make it fit
 """

@@ -21,6 +21,7 @@ BENCHMARKS = (
     "recompute",
     "offload",
     "balance",
+    "zero",
     "train_peers",
 )
 

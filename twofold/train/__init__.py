@@ -8,6 +8,7 @@ loss.py        cross-entropy in chunks of rows, forward and backward in one pass
 axes.py        what tensor, sequence and pipeline parallel change about a step
 pipeline.py    stages of layers on the schedules of torch
 share.py       how a step's batch is divided among ranks, in micro-batches
+deepspeed/     a ds_config and any nn.Module in, an engine with DeepSpeed's verbs out
 zero.py        parameters, gradients and states divided among ranks, on FSDP2
 offload.py     where optimizer states, gradients and weights are while nobody works on them
 offload_config.py     its settings
@@ -26,6 +27,10 @@ policies.py    what of a layer is kept for its backward pass: the words of a rec
 selective.py   tensors that an op made in one pass, kept as recipes
 kept.py        where activations wait: the device, host memory, a file
 held.py        how much a layer holds between its passes, a forecast from its spec
+forecast.py    bytes of a rank at each moment of a step, from shapes alone
+traffic.py     bytes that a rank sends in a step, by axis
+planning.py    a recipe on so many ranks: layout, bytes, traffic, what would make it fit; zero = "auto"
+storages.py    bytes of all tensors that are alive, gathered and let-go ones too, op by op
 live.py        bytes of all tensors that are alive, and who made them
 profile.py     FLOPs, time and memory of each module of a step
 profile_tree.py  a profile as a tree of modules, and as a table

@@ -94,10 +94,15 @@ def build_data(recipe: Recipe, words: RecipeWords) -> tuple[Data, str]:
 def build_offload(recipe: Recipe, mesh: Mesh) -> Offload:
     """Where a rank keeps what it is not working on; files are in the run's output when the recipe names no place."""
     output = recipe.run.output
-    return Offload(recipe.offload, output if mesh.alone else output / f"rank-{mesh.rank_in_world}")
+    folder = output if mesh.alone else output / f"rank-{mesh.rank_in_world}"
+    if "disk" in recipe.offload.places and recipe.offload.directory is None:
+        folder.mkdir(parents=True, exist_ok=True)
+    return Offload(recipe.offload, folder)
 
 
-def build_model(recipe: Recipe, checkpoint: Path | None, axes: Axes, offload: Offload) -> tuple[Decoder, Zero, Places]:
+def build_model(
+    recipe: Recipe, checkpoint: Path | None, axes: Axes, offload: Offload
+) -> tuple[Decoder, Zero[Decoder], Places]:
     """The decoder with its weights, divided over the mesh: those of `checkpoint` when a run goes on, else as it begins.
 
     A rank among others never holds more than its part and one whole tensor. What ZeRO divides is fp32 whatever the

@@ -22,9 +22,10 @@ from rich.console import Console
 
 from ..core import CapacityError, ConfigError, TwofoldError, WorkerError, load_config
 from ..parallel import Mesh, Ranks, discover, joined
-from ..parallel.layout import lay_out
+from ..parallel.layout import Layout, lay_out
 from ..parallel.messages import everyone, from_first
 from ..parallel.ranks import Meeting
+from ..platforms import read_memory
 from ..platforms.memory import shortage
 from . import build, plot
 from .axes import Axes
@@ -33,6 +34,7 @@ from .config import Recipe
 from .journal import Journal, Unwritten
 from .meter import Meter
 from .pieces import Stored
+from .planning import Machine, laid_out, spec_of
 from .profile import around
 from .progress import Display
 from .saver import Saver
@@ -77,7 +79,7 @@ def run(
         try:
             torch.set_num_threads(recipe.run.threads)
             torch.manual_seed(recipe.run.seed)
-            mesh = Mesh(layout, ranks.rank)
+            mesh = Mesh(_settled(recipe, layout, ranks), ranks.rank)
             display = Display(recipe.schedule.steps, console if ranks.main else Console(quiet=True))
             with _held(recipe.run.output, mesh) as attempt:
                 return _Run(recipe, mesh, meeting, display, attempt).to_its_end(fresh, sampler, profiles)
@@ -87,6 +89,14 @@ def run(
             if not meeting.first(FAILED):
                 return LOST
             raise _named(error, ranks) from None
+
+
+def _settled(recipe: Recipe, layout: Layout, ranks: Ranks) -> Layout:
+    """The layout, its `zero = "auto"` by what fits: the first rank's memory decides for all, so that all agree."""
+    if layout.world == 1 or recipe.parallel.zero != "auto":
+        return layout
+    free = int(from_first(read_memory().available, dist.group.WORLD))
+    return laid_out(recipe, spec_of(recipe), ranks.world, Machine(available=free, node=ranks.local_world))
 
 
 @dataclass(frozen=True)

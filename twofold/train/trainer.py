@@ -108,7 +108,7 @@ class Trainer:
         scaler: LossScaler | None = None,
         position: Position | None = None,
         axes: Axes | None = None,
-        zero: Zero | None = None,
+        zero: Zero[Decoder] | None = None,
         places: Places | None = None,
         meter: Meter | None = None,
         around: Callable[[], AbstractContextManager[None]] = nullcontext,

@@ -13,8 +13,8 @@ divided by its global number of targets. "hybrid" is stage 3 over the ranks of a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import cast
+from contextlib import contextmanager, nullcontext
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,19 +27,22 @@ from ..models.exchange import joined, mixtures
 from ..parallel import Mesh, ParallelConfig
 from ..parallel.compress import NarrowGather, NarrowReduce
 
+M = TypeVar("M", bound=nn.Module)
 
-class Zero:
-    """A decoder divided over a mesh. Alone it is the decoder as it was."""
+
+class Zero(Generic[M]):
+    """A decoder, or any module of blocks, divided over a mesh. Alone it is as it was."""
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: M,
         mesh: Mesh,
         dtype: torch.dtype | None = None,
         roots: Sequence[nn.Module] = (),
         config: ParallelConfig | None = None,
+        blocks: Sequence[nn.Module] | None = None,
     ) -> None:
-        """Divide `decoder` in place, a group of parameters for each layer and one for the rest.
+        """Divide `decoder` in place, a group of parameters for each block (a decoder's layers) and one for the rest.
 
         `dtype` is what weights are multiplied in; the shards that the optimizer moves stay as the decoder has them.
         `roots` are the modules whose forwards are called: the decoder's own, or the stages of a pipeline.
@@ -50,10 +53,9 @@ class Zero:
             return
         devices, holders = mesh.sharded(), mesh.sharded(experts=True)
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        layers = [layer for layer in decoder.layers if isinstance(layer, Layer)]
-        apart = [experts for _, experts in mixtures(decoder) if experts.exchange is not None]
-        for module in (*apart, *layers, *(roots or [decoder])):
-            last = not isinstance(module, Layer | Experts)  # the loss reads its weights behind the forward
+        blocks = _blocks(decoder) if blocks is None else blocks
+        for number, module in enumerate((*blocks, *(roots or [decoder]))):
+            last = number >= len(blocks)  # the loss reads its weights behind the forward
             again = self.stage == 3 and not last
             among = holders if isinstance(module, Experts) else devices  # those that have the same experts
             fully_shard(module, mesh=among, reshard_after_forward=again, mp_policy=policy)
@@ -73,13 +75,13 @@ class Zero:
         root.set_reshard_after_backward(last or self.stage == 3)
 
     @contextmanager
-    def whole(self) -> Iterator[Decoder]:
+    def whole(self) -> Iterator[M]:
         """The decoder with all its parameters on every rank; a collective. Inside, a rank may run it on its own."""
         for part in self.parts:
             part.unshard()
             part.set_reshard_after_forward(False, recurse=False)
         try:
-            with joined(self.decoder):
+            with joined(self.decoder) if isinstance(self.decoder, Decoder) else nullcontext():
                 yield self.decoder
         finally:
             for part in self.parts:
@@ -90,6 +92,14 @@ class Zero:
         """Let gathered parameters go, so that the decoder has its shards, whatever ran last."""
         for part in self.parts:
             part.reshard()
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """A decoder's layers, and before them the experts that ranks have between them."""
+    if not isinstance(module, Decoder):
+        return []
+    apart = [experts for _, experts in mixtures(module) if experts.exchange is not None]
+    return [*apart, *(layer for layer in module.layers if isinstance(layer, Layer))]
 
 
 def _narrow(part: FSDPModule, config: ParallelConfig, mesh: Mesh) -> None:
