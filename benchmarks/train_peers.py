@@ -30,7 +30,9 @@ from twofold.platforms import read_memory, usable_cores
 HERE = Path(__file__).resolve().parent
 SLOW = 4.0
 STEPS = {"50M": 3, "300M": 1, "quick": 3}
-"""Steps of a turn; the first turn and every start warm up for as many, two at most."""
+"""Steps of a turn."""
+WARM = 2
+"""Steps after every start that are not timed: DDP divides its buckets anew after the first."""
 
 
 def arguments() -> argparse.Namespace:
@@ -128,7 +130,7 @@ class Match:
         if not group.warm:
             about = group.ready()
             found = self.outcomes.setdefault(engine.name, Outcome(ours=engine.ours, about=about))
-            found.losses |= group.turn(min(2, self.steps)).losses
+            found.losses |= group.turn(WARM).losses
         return group
 
     def _end(self, name: str) -> None:

@@ -1,6 +1,6 @@
 """Twofold's trainer, a rank of it: the step of `twofold train`, on the token ids that its peers read.
 
-    python benchmarks/peers/train_twofold.py --model DIR --threads N --length L --micro B [--zero 0..3] [--disk WHAT ...]
+    python benchmarks/peers/train_twofold.py --model DIR --threads N --length L --micro B [--zero 0..3] [--disk WHAT]
 
 What the recipe does not say here is at its default.
 """
