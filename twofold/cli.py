@@ -22,7 +22,7 @@ Command = Callable[[Flags], Run]
 
 
 def serve(flags: Flags) -> Run:
-    """Serve a model over an OpenAI-compatible API, with a chat page ($TWOFOLD_API_KEY: ask for that key)."""
+    """Serve a model over an OpenAI-compatible API, with a chat and a training page ($TWOFOLD_API_KEY: ask for it)."""
     from .engine.config import EngineConfig
     from .serve.config import ServeConfig
 

@@ -1,6 +1,7 @@
-"""Pictures of the chat page of a running server: `python tests/e2e/screenshot.py URL FOLDER [QUESTION]`.
+"""Pictures of the pages of a running server: `python tests/e2e/screenshot.py URL FOLDER [QUESTION]`.
 
-Light, dark, a narrow window, and the probabilities of one token; to be looked at, and one of them is docs/chat.png.
+Light, dark, a narrow window, and the probabilities of one token; where the server has runs, the training page with the
+newest two. They are to be looked at; docs/chat.png and docs/train.png are two of them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,14 @@ def media(browser: Browser, scheme: str) -> None:
     browser.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
 
+def size(browser: Browser, width: int, height: int, *, mobile: bool = False) -> None:
+    browser.devtools(
+        "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
+    )
+
+
 def take(browser: Browser, url: str, folder: Path, question: str) -> None:
-    browser.devtools("Emulation.setDeviceMetricsOverride", width=1280, height=800, deviceScaleFactor=1, mobile=False)
+    size(browser, 1280, 800)
     media(browser, "light")
     browser.open(url).wait("return document.querySelector('#model').value")
     browser.screenshot(folder / "welcome.png")
@@ -43,16 +50,39 @@ def take(browser: Browser, url: str, folder: Path, question: str) -> None:
         browser.hover("#doubted")
     browser.screenshot(folder / "popover.png")
     browser.script("document.querySelector('#tint').click()")
-    browser.devtools("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+    size(browser, 390, 844, mobile=True)
     browser.wait("return !document.body.classList.contains('panel-open')")
     browser.screenshot(folder / "narrow.png")
+
+
+def take_training(browser: Browser, url: str, folder: Path) -> None:
+    size(browser, 1280, 900)
+    media(browser, "light")
+    browser.open(f"{url.rstrip('/')}/train")
+    browser.wait("return document.querySelector('#live-state').textContent === 'live'")
+    if not browser.script("return document.querySelector('.run')"):
+        return
+    browser.wait("return document.querySelector('.tall .line')")
+    browser.screenshot(folder / "train-light.png")
+    browser.script("document.querySelectorAll('.run input')[1]?.click()")
+    browser.hover(".tall .picture")
+    browser.wait("return document.querySelector('.cursor line')")
+    media(browser, "dark")
+    browser.screenshot(folder / "train-dark.png")
+    browser.script("document.querySelector('#samples-title').scrollIntoView()")
+    browser.screenshot(folder / "train-samples.png")
+    size(browser, 390, 844, mobile=True)
+    browser.script("document.querySelector('#curves').scrollIntoView()")
+    browser.screenshot(folder / "train-narrow.png")
 
 
 def main() -> None:
     url, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as browser:
-        take(browser(), url, folder, " ".join(sys.argv[3:]) or QUESTION)
+        page = browser()
+        take(page, url, folder, " ".join(sys.argv[3:]) or QUESTION)
+        take_training(page, url, folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The parts of the chat page that think: Markdown, tokens under text, and the event stream, run where they live."""
+"""The parts of the pages that think, run where they live: Markdown, tokens, the event stream, curves, what happened."""
 
 from __future__ import annotations
 
@@ -58,6 +58,18 @@ return import("/ui/sse.js").then(async ({ events }) => {
   const found = [];
   for await (const data of events(stream)) found.push(data);
   return found;
+});
+"""
+SERIES = """
+const [name, ...args] = arguments;
+return import("/ui/series.js").then((series) => series[name](...args));
+"""
+HAPPENED = """
+const [rows] = arguments;
+return import("/ui/events.js").then(({ Events }) => {
+  const events = new Events();
+  rows.forEach((row) => events.add(row));
+  return events.all([{ step: 10, time: 10 }]).map(({ step, kind, words }) => [step, kind, words]);
 });
 """
 
@@ -175,3 +187,72 @@ def test_events_survive_any_cut(page: Browser, size: int, newline: str) -> None:
     # a lone last \r may still be half of \r\n, so the event that it would end is never told
     whole = ["é€🙂", "one\ntwo", "[DONE]"]
     assert page.script(EVENTS, pieces) == (whole[:2] if newline == "\r" else whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "value"),
+    [
+        ("smooth", [[4, 4, 4], 0.9], [4, 4, 4]),  # no pull towards zero at the beginning
+        ("smooth", [[1, None, 3], 0.5], [1, None, (0.25 * 1 + 0.5 * 3) / 0.75]),
+        ("smooth", [[1, 7, 2], 0], [1, 7, 2]),
+        ("ticks", [0, 10, 5], [0, 2, 4, 6, 8, 10]),
+        ("ticks", [0.13, 0.31, 4], [0.15, 0.2, 0.25, 0.3]),
+        ("ticks", [3, 3, 4], [3]),
+        ("ticks", [2**30, 3 * 2**30, 2, 2**30], [2**30, 2 * 2**30, 3 * 2**30]),
+        ("logTicks", [0.002, 30, 4], [0.01, 0.1, 1, 10]),
+        ("logTicks", [0.9, 30, 8], [1, 2, 5, 10, 20]),
+        ("logTicks", [2, 4, 4], [2, 2.5, 3, 3.5, 4]),
+        ("nearest", [[[1, 0], [2, 0], [5, 0]], 3.4], 1),
+        ("nearest", [[[1, 0], [2, 0], [5, 0]], 99], 2),
+        ("median", [[3, 1, 2, 10]], 2.5),
+        ("number", [0.00075], "7.5e-4"),
+        ("number", [14234], "14.2k"),
+        ("number", [0], "0"),
+        ("precise", [2.5], "2.5000"),
+        ("gibibytes", [1536 * 2**20], "1.5 GiB"),
+        ("duration", [0.2], "0 s"),
+        ("duration", [7330], "2 h 2 min"),
+        ("duration", [90000, 1], "1 d"),
+    ],
+)
+def test_numbers_along_a_run(page: Browser, name: str, args: list[Any], value: Any) -> None:
+    found = page.script(SERIES, name, *args)
+    assert found == (pytest.approx(value) if name in ("smooth", "ticks") and None not in value else value)
+
+
+def test_a_thinned_line_keeps_its_ends_and_its_peaks(page: Browser) -> None:
+    points = [[x, (x * 7919) % 101] for x in range(5000)]
+    points[1234][1], points[4321][1] = 1000, -1000
+    kept = page.script(SERIES, "thin", points, 50)
+    assert len(kept) <= 4 * 51
+    assert kept == sorted(kept, key=lambda point: point[0])
+    assert [point for point in kept if point not in points] == []
+    for point in (points[0], points[1234], points[4321], points[-1]):
+        assert point in kept
+    assert page.script(SERIES, "thin", points[:150], 50) == points[:150]
+
+
+def test_what_happened_is_found_in_the_rows(page: Browser) -> None:
+    rows: list[dict[str, Any]] = [{"step": s, "loss": 2 + 0.01 * (s % 3), "time": s} for s in range(1, 40)]
+    rows[24]["loss"] = rows[25]["loss"] = 6.0
+    rows += [
+        {"step": 40, "valid_loss": 2.5, "time": 40},
+        {"step": 41, "skipped": "the gradient is not finite", "time": 41},
+        {"step": 42, "loss": 2.0, "loss_scale": 8.0, "time": 500},
+        {"step": 43, "loss": 2.0, "loss_scale": 4.0, "time": 501},
+        {"step": 44, "prompt": "a", "text": "b", "time": 502},
+        {"step": 45, "valid_loss": 2.75, "time": 503},
+        {"step": 46, "valid_loss": None, "time": 504},
+        {"step": 47, "rank": "left", "time": 505},
+    ]
+    assert page.script(HAPPENED, rows) == [
+        [10, "checkpoint", "checkpoint on the disk"],
+        [25, "spike", "loss 6.0000 where 2.0100 was usual"],
+        [40, "valid", "validation loss 2.5000"],
+        [41, "skipped", "skipped: the gradient is not finite"],
+        [42, "pause", "went on after 7 min 39 s without a row"],
+        [43, "scale", "loss scale 8 to 4"],
+        [45, "valid", "validation loss 2.7500, 0.25 over that of step 40"],
+        [46, "valid", "validation loss is not a number"],
+        [47, "note", "rank: left"],
+    ]

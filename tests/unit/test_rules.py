@@ -16,6 +16,7 @@ from twofold.models.decoder import Decoder
 from twofold.models.layout import matrices
 from twofold.models.spec import Attention, Gated, Head, LayerSpec, Mixture, ModelSpec, Names, Norm, Pre
 from twofold.train.config import RULES, OptimizerConfig
+from twofold.train.optimizer import Optimizer
 from twofold.train.peers import Alone
 from twofold.train.rules import Adagrad, Adam, AdamW, Lamb, Lion, Muon, Rule, Sgd, rules_for
 
@@ -324,3 +325,20 @@ def test_every_name_makes_a_rule_with_its_own_numbers(name: str) -> None:
 def test_a_number_that_the_rule_does_not_take_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         OptimizerConfig(**given)
+
+
+def test_frozen_squares_stand_still_and_count_as_they_were() -> None:
+    weight, config = torch.randn(40), OptimizerConfig(lr=0.1, betas=(0.8, 0.9), weight_decay=0.0, freeze_step=2)
+    optimizer = Optimizer([("w", weight.clone().requires_grad_())], config)
+    mean, square, truth = torch.zeros(40), torch.zeros(40), weight.clone()
+    for step in range(1, 6):
+        grad = torch.randn(40)
+        optimizer.weights["w"].grad = grad.clone()
+        optimizer.step(0.1)
+        mean = 0.8 * mean + 0.2 * grad
+        if step <= 2:
+            square = 0.9 * square + 0.1 * grad**2
+        root = (square / (1 - 0.9 ** min(step, 2))).sqrt() + 1e-8
+        truth -= 0.1 * mean / (1 - 0.8**step) / root
+        torch.testing.assert_close(optimizer.weights["w"].detach(), truth, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(optimizer.kept["w"]["exp_avg_sq"], square)

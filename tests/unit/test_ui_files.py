@@ -1,4 +1,4 @@
-"""The chat page is small, of this repository alone, and made so that no text can become markup or script."""
+"""The pages are small, of this repository alone, and made so that no text can become markup or script."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import twofold
 FOLDER = Path(twofold.__file__).parent / "serve" / "ui"
 FILES = sorted(path for path in FOLDER.rglob("*") if path.is_file())
 SCRIPTS = [path for path in FILES if path.suffix == ".js"]
+HTML = [path for path in FILES if path.suffix == ".html"]
 STYLES = [path for path in FILES if path.suffix == ".css"]
 MOST_BYTES = 150 * 1024
 
@@ -56,11 +57,27 @@ class Page(HTMLParser):
         self._inside = ""
 
 
-@pytest.fixture(scope="module")
-def page() -> Page:
+def parsed(path: Path) -> Page:
     parser = Page()
-    parser.feed((FOLDER / "index.html").read_text(encoding="utf-8"))
+    parser.feed(path.read_text(encoding="utf-8"))
     return parser
+
+
+def loaded(path: Path) -> set[str]:
+    """The scripts that a page loads, and those that these import."""
+    found: set[str] = set()
+    left = [address for address in parsed(path).addresses if address.endswith(".js")]
+    while left:
+        name = left.pop().removeprefix("/ui/")
+        if name not in found:
+            found.add(name)
+            left += re.findall(r'from "(/ui/[^"]+)"', (FOLDER / name).read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture(params=HTML, ids=lambda path: path.name)
+def page(request: pytest.FixtureRequest) -> Page:
+    return parsed(request.param)
 
 
 def test_the_page_is_small() -> None:
@@ -69,9 +86,14 @@ def test_the_page_is_small() -> None:
 
 def test_nothing_inline_and_nothing_from_elsewhere(page: Page) -> None:
     assert not page.refused
-    served = {f"/ui/{path.relative_to(FOLDER)}" for path in FILES}
+    served = {"/", "/train"} | {f"/ui/{path.relative_to(FOLDER)}" for path in FILES}
     assert not [a for a in page.addresses if not a.startswith("#") and a not in served]
-    assert {a for a in page.addresses if a.endswith(".css")} == {f"/ui/{path.name}" for path in STYLES}
+
+
+def test_every_file_is_of_a_page() -> None:
+    styles = {a.removeprefix("/ui/") for path in HTML for a in parsed(path).addresses if a.endswith(".css")}
+    assert styles == {path.name for path in STYLES}
+    assert set.union(*map(loaded, HTML)) == {path.name for path in SCRIPTS}
 
 
 def test_what_the_page_refers_to_is_there(page: Page) -> None:
@@ -94,14 +116,16 @@ def test_styles_ask_for_nothing(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_imports_and_ids_are_real(path: Path, page: Page) -> None:
+def test_imports_and_ids_are_real(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for address in re.findall(r'from "(/ui/[^"]+)"', text):
         assert (FOLDER / address.removeprefix("/ui/")).is_file(), address
-    for name in re.findall(r'(?:\$|getElementById)\("([\w-]+)"\)', text):
-        assert name in page.ids, name
-    for name in re.findall(r'icon(?:Button)?\("(\w+)"', text):
-        assert f"i-{name}" in page.ids, name
+    for html in [html for html in HTML if path.name in loaded(html)]:
+        ids = parsed(html).ids
+        for name in re.findall(r'(?:\$|getElementById)\("([\w-]+)"\)', text):
+            assert name in ids, f"{html.name} has no {name}"
+        for name in re.findall(r'icon(?:Button)?\("(\w+)"', text):
+            assert f"i-{name}" in ids, f"{html.name} has no icon {name}"
 
 
 @pytest.mark.parametrize("line", ["node.innerHTML = text", "el.setAttribute('style', s)", "new Function(text)"])

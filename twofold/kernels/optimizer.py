@@ -43,14 +43,17 @@ class Shard:
 
 
 @op
-def adamw(shards: Sequence[Shard], rate: float, betas: tuple[float, float], eps: float, scale: float = 1.0) -> None:
+def adamw(
+    shards: Sequence[Shard], rate: float, betas: tuple[float, float], eps: float, scale: float = 1.0, frozen: int = 0
+) -> None:
     """One update of every shard in place by torch.optim.AdamW's formula, gradients times `scale`; states: mean, square.
 
-    Weight decay is decoupled: it shrinks the weight by `rate` times itself (Loshchilov and Hutter 2019).
+    Weight decay is decoupled: it shrinks the weight by `rate` times itself (Loshchilov and Hutter 2019). `frozen`: the
+    squares stand still, as they were after so many updates; 0: they do not.
     """
     for it in shards:
         it.weight.mul_(1.0 - rate * it.decay)
-        _adam_step(it, it.grad * scale, rate, betas, eps)
+        _adam_step(it, it.grad * scale, rate, betas, eps, frozen)
 
 
 @op
@@ -60,11 +63,12 @@ def adam(shards: Sequence[Shard], rate: float, betas: tuple[float, float], eps: 
         _adam_step(it, it.grad * scale + it.decay * it.weight, rate, betas, eps)
 
 
-def _adam_step(it: Shard, grad: Tensor, rate: float, betas: tuple[float, float], eps: float) -> None:
+def _adam_step(it: Shard, grad: Tensor, rate: float, betas: tuple[float, float], eps: float, frozen: int = 0) -> None:
     (mean, square), (beta1, beta2) = it.states, betas
     mean.lerp_(grad, 1.0 - beta1)
-    square.mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
-    root = (1.0 - beta2**it.steps) ** 0.5
+    if not frozen:
+        square.mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
+    root = (1.0 - beta2 ** (frozen or it.steps)) ** 0.5
     it.weight.addcdiv_(mean, (square.sqrt() / root).add_(eps), value=-rate / (1.0 - beta1**it.steps))
 
 
@@ -143,11 +147,13 @@ def add_squares(sums: dict[str, float], grads: Sequence[tuple[str, Tensor]]) -> 
 
 # ----------------------------------------------------------------------------------------------------- native
 @adamw.on("native", why=WHY, missing=native.missing, bits="own")
-def _adamw(shards: Sequence[Shard], rate: float, betas: tuple[float, float], eps: float, scale: float = 1.0) -> None:
+def _adamw(
+    shards: Sequence[Shard], rate: float, betas: tuple[float, float], eps: float, scale: float = 1.0, frozen: int = 0
+) -> None:
     if _fit(shards):
-        _update("adamw", shards, rate, scale, betas, eps)
+        _update("adamw", shards, rate, scale, betas, eps, frozen)
     else:
-        adamw.reference(shards, rate, betas, eps, scale)
+        adamw.reference(shards, rate, betas, eps, scale, frozen)
 
 
 @adam.on("native", why=WHY, missing=native.missing, bits="own")
@@ -216,6 +222,7 @@ def _update(
     scale: float,
     betas: tuple[float, float] = (0.0, 0.0),
     eps: float = 0.0,
+    frozen: int = 0,
 ) -> None:
     listed = (_Shard * len(shards))()
     at = 0
@@ -226,14 +233,15 @@ def _update(
         place.decay = 1.0 - rate * it.decay if rule in ("adamw", "lion") else it.decay
         place.rate, place.root = rate, 1.0
         if rule in ("adamw", "adam"):
-            place.rate, place.root = rate / (1.0 - betas[0] ** it.steps), (1.0 - betas[1] ** it.steps) ** 0.5
+            place.rate = rate / (1.0 - betas[0] ** it.steps)
+            place.root = (1.0 - betas[1] ** (frozen or it.steps)) ** 0.5
         at += -(-place.count // PIECE)
     _run(
         Update(
             shards=len(shards),
             rule=RULES.index(rule),
             beta1=betas[0],
-            beta2=betas[1],
+            beta2=1.0 if frozen else betas[1],
             eps=eps,
             scale=scale,
             shard_size=ctypes.sizeof(_Shard),

@@ -38,7 +38,8 @@ class ParallelConfig:
     comm: Literal["plain", "int8", "int4", "onebit"] = "plain"
     """How gathered parameters and reduced gradients travel (Wang et al. 2023; Tang et al. 2021)."""
     comm_warmup: int = 100
-    """Reductions of each layer that travel whole before "onebit" begins, while gradients are still wild."""
+    """Reductions of each layer that travel whole before "onebit" begins, while gradients are still wild; set
+    optimizer.freeze_step to as many steps."""
     timeout: float = 600.0
     """Seconds that a collective may take before the run says who is missing."""
 

@@ -1,4 +1,4 @@
-"""The engine, to the world: an OpenAI-compatible HTTP API and a chat page, in front of the model's own process.
+"""The engine, to the world: an OpenAI-compatible HTTP API and its pages, in front of the model's own process.
 
 config.py    every setting and limit, with its reason
 server.py    everything wired together; SIGTERM and the way out
@@ -19,9 +19,10 @@ wire.py      the messages between the two
 worker.py    the process itself: the engine's step loop
 model.py     what it loads
 metrics.py   Prometheus, with vLLM's names
-pages.py     the chat page's files
+pages.py     the pages' files
+runs.py      runs of training, read from their logs
 log.py       plain or JSON lines
-ui/          the chat page: HTML, CSS, JavaScript
+ui/          the pages, chat and training: HTML, CSS, JavaScript
 """
 
 from .config import Limits, ServeConfig, Watch

@@ -5,6 +5,7 @@ body ──▶ openai (checked) ──▶ texts (ids) ──▶ Call ──▶ E
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from typing import Any
@@ -27,6 +28,7 @@ from .errors import HttpError
 from .guard import App, Guard, Receive, Scope, Send
 from .metrics import Metrics
 from .pages import Pages
+from .runs import Runs
 from .shape import ChatShape, TextShape
 from .stream import EventStream, whole
 from .texts import Texts
@@ -42,6 +44,7 @@ class Api:
         self.client = client
         self.texts = texts
         self.metrics = Metrics(config, client)
+        self.runs = Runs(config.runs)
         self.draining = False
         self.began = time.time()
         self.defaults = sampling_defaults(config.model) if config.generation_config else {}
@@ -61,6 +64,8 @@ class Api:
             Route("/version", self.version, methods=get),
             Route("/metrics", self.prometheus, methods=get),
             Route("/stats", self.stats, methods=get),
+            Route("/runs", self.list_runs, methods=get),
+            Route("/runs/{name:path}", self.run_rows, methods=get),
         ]
         if self.config.enable_ui:
             routes += Pages().routes()
@@ -270,6 +275,20 @@ class Api:
                 "requests": rows,
             }
         )
+
+    # -- runs of training -------------------------------------------------------------------------------------------
+
+    async def list_runs(self, request: Request) -> Response:
+        """What the training page can show: runs and their state."""
+        return json({"directory": str(self.config.runs), "runs": await asyncio.to_thread(self.runs.listing)})
+
+    async def run_rows(self, request: Request) -> Response:
+        """One run's rows from `from` on; `version` is that of the rows which the asker has already."""
+        given = request.query_params.get("from", "0")
+        if not (given.isascii() and given.isdecimal() and len(given) < 16):
+            raise RequestError(f"from is the number of a row, 0 or more, not {given!r:.40}", "from")
+        name, version = request.path_params["name"], request.query_params.get("version")
+        return json(await asyncio.to_thread(self.runs.rows, name, int(given), version))
 
 
 def truncate(ids: list[int], body: openai.Common, limits: Limits, params: SamplingParams) -> list[int]:

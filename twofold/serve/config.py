@@ -84,6 +84,8 @@ class ServeConfig:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     allowed_hosts: tuple[str, ...] = ()
     enable_ui: bool = True
+    runs: Path = Path("runs")
+    """Where the training page looks for runs: a directory of what `twofold train` writes, or one run's directory."""
     generation_config: bool = True
     chat_template: Path | None = None
     request_seconds: float = 600.0

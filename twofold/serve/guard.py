@@ -36,7 +36,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = logging.getLogger("twofold.access")
 
 OPEN = frozenset({"/livez", "/readyz"})
-POLLED = OPEN | {"/health", "/metrics", "/stats"}  # asked every few seconds: no line for each
+POLLED = OPEN | {"/health", "/metrics", "/stats", "/runs"}  # asked every few seconds: no line for each
 HOST = re.compile(r"(?P<name>[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}")
 LINGER_SECONDS = 1.0
@@ -221,8 +221,9 @@ class Exchange:
     def log(self) -> None:
         """One line for each request: never its content, its query or its key."""
         path = self._scope["path"]
+        polled = path in POLLED or path.startswith("/runs/")
         log.log(
-            logging.DEBUG if path in POLLED and self.status == 200 else logging.INFO,
+            logging.DEBUG if polled and self.status == 200 else logging.INFO,
             "%s %s %s",
             self._scope["method"],
             path if len(path) < 200 and path.isprintable() else repr(path[:200]),

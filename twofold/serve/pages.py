@@ -1,6 +1,6 @@
-"""The chat page: a handful of static files, read once, served under a content policy that lets nothing else in.
+"""The pages, chat and training: static files, read once, served under a content policy that lets nothing else in.
 
-When keys are set the page needs one too (every route does): a browser asks for it as the password of HTTP Basic.
+When keys are set a page needs one too (every route does): a browser asks for it as the password of HTTP Basic.
 """
 
 from __future__ import annotations
@@ -43,10 +43,22 @@ class Pages:
                 self.files[path.relative_to(folder).as_posix()] = (data, KINDS[path.suffix], etag)
 
     def routes(self) -> list[Route]:
-        return [Route("/", self.index, methods=["GET"]), Route("/ui/{name:path}", self.file, methods=["GET"])]
+        return [
+            Route("/", self.index, methods=["GET"]),
+            Route("/train", self.train, methods=["GET"]),
+            Route("/favicon.ico", self.icon, methods=["GET"]),
+            Route("/ui/{name:path}", self.file, methods=["GET"]),
+        ]
 
     async def index(self, request: Request) -> Response:
         return self._answer(request, "index.html")
+
+    async def train(self, request: Request) -> Response:
+        return self._answer(request, "train.html")
+
+    async def icon(self, request: Request) -> Response:
+        """What browsers ask for by themselves, whatever a page says its icon is."""
+        return self._answer(request, "icon.svg")
 
     async def file(self, request: Request) -> Response:
         return self._answer(request, request.path_params["name"])

@@ -99,7 +99,7 @@ class DataConfig:
 
 _ADAM = {"betas": (0.9, 0.95), "eps": 1e-8}
 RULES: dict[str, dict[str, Any]] = {
-    "adamw": {"weight_decay": 0.1, **_ADAM},
+    "adamw": {"weight_decay": 0.1, **_ADAM, "freeze_step": None},
     "adam": {"weight_decay": 0.0, **_ADAM},
     "sgd": {"weight_decay": 0.0, "momentum": 0.0, "nesterov": False},
     "lion": {"weight_decay": 0.1, "betas": (0.9, 0.99)},
@@ -130,6 +130,8 @@ class OptimizerConfig:
     betas: tuple[float, ...] | None = None
     eps: float | None = None
     weight_decay: float | None = None
+    freeze_step: int | None = None
+    """After so many updates adamw's second moment stands still, as one bit a number wants it (Tang et al. 2021)."""
     momentum: float | None = None
     nesterov: bool | None = None
     trust: tuple[float, ...] | None = None
@@ -144,7 +146,7 @@ class OptimizerConfig:
     """Abort after so many steps in a row whose loss or gradient was not finite."""
 
     def __post_init__(self) -> None:
-        _positive(self, "lr", "eps", "adamw_lr", "clip", "max_skips")
+        _positive(self, "lr", "eps", "adamw_lr", "freeze_step", "clip", "max_skips")
         for name in {name: None for takes in RULES.values() for name in takes}:
             users = [rule for rule, takes in RULES.items() if name in takes]
             if self.name not in users and getattr(self, name) is not None:

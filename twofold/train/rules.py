@@ -43,16 +43,21 @@ class Rule(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """See `kernels.optimizer.adamw`; `share` of the rate."""
+    """See `kernels.optimizer.adamw`; `share` of the rate. After `freeze_step` updates the squares stand still."""
 
     betas: tuple[float, float]
     eps: float
     share: float = 1.0
+    freeze_step: int | None = None
     states: ClassVar = ("exp_avg", "exp_avg_sq")
     elementwise: ClassVar = True
 
     def step(self, shards: Sequence[Shard], rate: float, scale: float) -> None:
-        adamw(shards, rate=rate * self.share, betas=self.betas, eps=self.eps, scale=scale)
+        last = self.freeze_step or math.inf
+        moving, still = [it for it in shards if it.steps <= last], [it for it in shards if it.steps > last]
+        for due, frozen in ((moving, 0), (still, self.freeze_step or 0)):
+            if due:
+                adamw(due, rate=rate * self.share, betas=self.betas, eps=self.eps, scale=scale, frozen=frozen)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-/* The server as the page sees it: four calls, the key, and errors in plain words. */
+/* The server as a page sees it: a few calls, the key, and errors in plain words. */
 
 import { events } from "/ui/sse.js";
 
@@ -33,6 +33,17 @@ export async function models() {
 /** The engine's numbers of this moment, as `/stats` gives them. */
 export function stats(signal) {
   return json("/stats", { signal });
+}
+
+/** The runs of training that the server finds: {directory, runs: [{name, state, version, rows, ...}]}. */
+export function runs(signal) {
+  return json("/runs", { signal });
+}
+
+/** A run's rows from number `from` on: {version, from, rows, more}; all of them where `version` is not its own. */
+export function rows(name, from, version, signal) {
+  const path = name.split("/").map(encodeURIComponent).join("/");
+  return json(`/runs/${path}?from=${from}${version ? `&version=${version}` : ""}`, { signal });
 }
 
 /**

@@ -1,8 +1,9 @@
 /* The page: who listens to whom. */
 
-import { hasKey, keepKey, models } from "/ui/api.js";
+import { models } from "/ui/api.js";
 import { Chat } from "/ui/chat.js";
 import { el } from "/ui/element.js";
+import { keyDialog } from "/ui/key.js";
 import { Popover } from "/ui/popover.js";
 import { allowed, Settings } from "/ui/settings.js";
 import { Live } from "/ui/stats.js";
@@ -15,7 +16,7 @@ const scroller = $("scroller");
 
 const settings = new Settings($("settings"), $("model"));
 const live = new Live($("live"), $("live-state"), describe);
-const page = { notice, announce, busy, changed, focus: () => prompt.focus(), key: askKey };
+const page = { notice, announce, busy, changed, focus: () => prompt.focus(), key: (then) => askKey(then) };
 const chat = new Chat($("transcript"), settings, page);
 const popover = new Popover(scroller, $("popover"), (span) => chat.cell(span));
 
@@ -151,27 +152,12 @@ addEventListener("keydown", (event) => {
   prompt.focus();
 });
 
-/* After the key is given, everything that a 401 held up starts again. */
-let held = () => {};
-
-function askKey(then) {
-  held = then;
-  if (hasKey()) $("key-why").textContent = "The key given before is not one the server knows.";
-  if (!$("key-dialog").open) $("key-dialog").showModal();
-}
-
-$("key-cancel").addEventListener("click", () => $("key-dialog").close());
-$("key-dialog").addEventListener("close", () => {
-  if ($("key-dialog").returnValue === "save" && $("key").value) {
-    keepKey($("key").value.trim());
+const askKey = keyDialog({
+  given: () => {
     notice(null);
     start();
-    held();
-  } else {
-    notice("This server asks for an API key.", "Enter it", () => askKey(held));
-  }
-  $("key").value = "";
-  $("key-dialog").returnValue = "";
+  },
+  refused: (again) => notice("This server asks for an API key.", "Enter it", again),
 });
 
 function start() {
