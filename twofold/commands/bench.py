@@ -22,6 +22,7 @@ BENCHMARKS = (
     "offload",
     "balance",
     "zero",
+    "train_peers",
 )
 
 

@@ -5,8 +5,9 @@
                     └── the last piece  ─▶ log p(target)
     backward: each piece once more, turned into its gradient in place, then two products (Wijmans et al. 2024).
 
-A token's log-probability has the bits that the engine reports for it. Where the caller keeps its rows few, `keep` holds
-their logits for backward instead of making them again: three products, not four.
+A token's log-probability has the bits that the engine reports for it. `keep` is for a caller that takes few rows at a
+time and calls backward() for each: their logits are held instead of made again (three products, not four), and what the
+weight's .grad has already is added to in place (a gradient as large as the head is neither made nor added up).
 
 Shapes: R rows, D hidden size, V vocabulary, B a piece of it.
 """
@@ -32,6 +33,8 @@ from .op import op
 
 PIECE_NUMBERS, PIECE_MULTIPLE = 1 << 21, 1024
 """Numbers of a piece of logits, about (8 MiB); pieces begin where the sum's blocks do."""
+SLICE = 2048
+"""Rows of the weight whose gradient is made at a time: what is added is still in the cache."""
 
 
 @op
@@ -234,7 +237,7 @@ class _TokenLogprobs(torch.autograd.Function):
         out_R = pieces.forward(keep and wanted)
         if wanted:
             ctx.save_for_backward(hidden_RD, w_VD)  # so that a change in place before backward is noticed
-            ctx.pieces, ctx.bias = pieces, None if b_V is None else b_V.dtype
+            ctx.keep, ctx.pieces, ctx.bias = keep, pieces, None if b_V is None else b_V.dtype
         return out_R
 
     @staticmethod
@@ -244,23 +247,46 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden_RD = hidden_RD.detach()
         needs = ctx.needs_input_grad
         d_hidden_RD = torch.zeros_like(hidden_RD) if needs[0] else None
-        d_w_VD = torch.empty_like(w_VD) if needs[1] else None
+        sum_VD = _sum_so_far(w_VD) if ctx.keep and needs[1] else None
+        d_w_VD = torch.empty_like(w_VD) if needs[1] and sum_VD is None else None
         d_b_V = torch.empty(w_VD.shape[0], dtype=ctx.bias) if ctx.bias and needs[2] else None
         for first, last, d_RB in ctx.pieces.gradients(grads[0]):
             if d_hidden_RD is not None:
                 d_hidden_RD.addmm_(d_RB, w_VD[first:last].to(d_RB.dtype))
-            if d_w_VD is not None:
-                _product_into(d_w_VD[first:last], d_RB.t(), hidden_RD)
+            if sum_VD is not None:
+                _add_products(sum_VD[first:last], d_RB, hidden_RD)
+            elif d_w_VD is not None:
+                _products(d_w_VD[first:last], d_RB, hidden_RD)
             if d_b_V is not None:
                 d_b_V[first:last] = d_RB.sum(0)
         return d_hidden_RD, d_w_VD, d_b_V, None, None, None
 
 
-def _product_into(out: Tensor, a: Tensor, b: Tensor) -> None:
-    if out.dtype == a.dtype:
-        torch.mm(a, b, out=out)
-    else:
-        out.copy_(a @ b)
+def _sum_so_far(w_VD: Tensor) -> Tensor | None:
+    """The gradient that a weight has, where more can be added to it as it lies: no second one is held beside it."""
+    watched = w_VD._backward_hooks or w_VD._post_accumulate_grad_hooks
+    found = w_VD.grad if w_VD.is_leaf and not watched else None
+    return found if found is not None and found.dtype == torch.float32 and found.is_contiguous() else None
+
+
+def _products(out_BD: Tensor, d_RB: Tensor, hidden_RD: Tensor) -> None:
+    """Scores' gradients ᵀ · hidden states, some of the vocabulary at a time."""
+    for at, d_RS in _slices(d_RB):
+        if out_BD.dtype == d_RB.dtype:
+            torch.mm(d_RS.t(), hidden_RD, out=out_BD[at])
+        else:
+            out_BD[at] = d_RS.t() @ hidden_RD
+
+
+def _add_products(sum_BD: Tensor, d_RB: Tensor, hidden_RD: Tensor) -> None:
+    """The same, added as autograd would: each product by itself first, so that the bits are its bits too."""
+    room_SD = torch.empty(min(SLICE, d_RB.shape[1]), hidden_RD.shape[1])
+    for at, d_RS in _slices(d_RB):
+        sum_BD[at] += torch.mm(d_RS.t(), hidden_RD, out=room_SD[: d_RS.shape[1]])
+
+
+def _slices(d_RB: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    return ((slice(at, at + SLICE), d_RB[:, at : at + SLICE]) for at in range(0, d_RB.shape[1], SLICE))
 
 
 def _rows_as_they_lie(w: Tensor) -> Tensor:

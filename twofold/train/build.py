@@ -92,7 +92,10 @@ def build_data(recipe: Recipe, words: RecipeWords) -> tuple[Data, str]:
 def build_offload(recipe: Recipe, mesh: Mesh) -> Offload:
     """Where a rank keeps what it is not working on; files are in the run's output when the recipe names no place."""
     output = recipe.run.output
-    return Offload(recipe.offload, output if mesh.alone else output / f"rank-{mesh.rank_in_world}")
+    folder = output if mesh.alone else output / f"rank-{mesh.rank_in_world}"
+    if "disk" in recipe.offload.places and recipe.offload.directory is None:
+        folder.mkdir(parents=True, exist_ok=True)
+    return Offload(recipe.offload, folder)
 
 
 def build_model(
