@@ -24,7 +24,7 @@ PRINTS = {
         r"swish_gate, 'cpp': not checked, no C\+\+ compiler .*\nstep 0: .* 'reference'\nstep 29: .* 'reference'\n",
         "The reference in torch serves instead",
     ),
-    "deepspeed_port.py": (SORTED, SORTED, "no C++ compiler was found"),
+    "deepspeed_port.py": (SORTED, SORTED, None),  # needs no kernel of its own; ours may be built already
 }
 
 
@@ -48,7 +48,7 @@ def test_an_example_runs(path: Path, compiler: bool, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with_one, without, why = PRINTS[path.name]
     assert re.fullmatch(with_one if compiler else without, done.stdout), done.stdout + done.stderr
-    if not compiler:
+    if not compiler and why:
         assert done.stderr.count(why) == 1
 
 

@@ -44,6 +44,12 @@ def test_files_are_short() -> None:
     assert not ratchet(sizes, LONG_FILES, FILE)
 
 
+def test_tests_have_names_of_their_own() -> None:
+    """Test files of one name in two folders cannot be collected together."""
+    names = [p.name for p in python_files("tests") if p.name != "conftest.py"]
+    assert len(names) == len(set(names)), sorted({n for n in names if names.count(n) > 1})
+
+
 def test_functions_are_short() -> None:
     sizes: dict[str, int] = {}
     for path in python_files("twofold", "tests", "benchmarks", "examples"):

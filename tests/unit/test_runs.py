@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,9 +28,14 @@ from twofold.train.journal import Journal
 NOW = time.time()
 
 
-def rows(count: int, *, at: float = NOW, first: int = 1) -> list[dict[str, Any]]:
-    """Steps a second apart, the last one at the time `at`."""
-    steps = range(first, first + count)
+@pytest.fixture(autouse=True)
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "NOW", time.time())
+
+
+def rows(count: int, *, at: float | None = None, first: int = 1) -> list[dict[str, Any]]:
+    """Steps a second apart, the last one at the time `at`; left out, when the test began."""
+    steps, at = range(first, first + count), NOW if at is None else at
     return [{"step": s, "loss": 9.0 / s, "tokens": 8 * s, "time": at - (steps[-1] - s)} for s in steps]
 
 
