@@ -78,7 +78,8 @@ def make_trainer(args: argparse.Namespace, ranks: Any, folder: Path) -> Any:
         parallel=ParallelConfig(zero=args.zero),
         offload=OffloadConfig(**dict.fromkeys(args.disk, "disk")),
     )
-    numbers = {"lr": recipe.optimizer.lr, **recipe.optimizer.numbers(), "clip": recipe.optimizer.clip}
+    given = {name: value for name, value in recipe.optimizer.numbers().items() if value is not None}
+    numbers = {"lr": recipe.optimizer.lr, **given, "clip": recipe.optimizer.clip}
     assert numbers == {**RULE, "weight_decay": DECAY, "clip": CLIP}, "peers would train by another rule"
     mesh = Mesh(lay_out(recipe.parallel, ranks.world), ranks.rank)
     axes, offload = Axes(mesh, recipe.parallel), build.build_offload(recipe, mesh)
