@@ -46,12 +46,12 @@ def gather(x: Tensor, group: Group, dim: int = 0, *, add: bool = False) -> Tenso
 
 def scatter(x: Tensor, group: Group, dim: int = 0) -> Tensor:
     """This rank's part of what all have."""
-    return x if group is None else cast(Tensor, _Scatter.apply(x, group, dim))
+    return x if group is None else cast(Tensor, _Scatter.apply(x, group, dim, False))
 
 
 def reduce_scatter(x: Tensor, group: Group, dim: int = 0) -> Tensor:
     """This rank's part of the sum of what each made."""
-    return x if group is None else cast(Tensor, _ReduceScatter.apply(x, group, dim))
+    return x if group is None else cast(Tensor, _Scatter.apply(x, group, dim, True))
 
 
 def exchange(x: Tensor, group: Group, send: Sequence[int], receive: Sequence[int]) -> Tensor:
@@ -133,24 +133,13 @@ class _Gather(torch.autograd.Function):
 
 class _Scatter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, dim: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, dim: int, add: bool) -> Tensor:
         ctx.group, ctx.dim = group, dim
-        return part_of(x, group, dim)
+        return (added_part if add else part_of)(x, group, dim)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return together(grad, ctx.group, ctx.dim), None, None
-
-
-class _ReduceScatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, dim: int) -> Tensor:
-        ctx.group, ctx.dim = group, dim
-        return added_part(x, group, dim)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return together(grad, ctx.group, ctx.dim), None, None
+        return together(grad, ctx.group, ctx.dim), None, None, None
 
 
 class _Exchange(torch.autograd.Function):
