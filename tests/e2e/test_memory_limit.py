@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_recipe import write_recipe
+from tiny_recipe import finish, write_recipe
 
 from twofold.train.journal import read_rows
 
@@ -56,11 +56,6 @@ def start(recipe: Path, run: Path, limit: int = 0, **changes) -> subprocess.Pope
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"},
     )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=120)
-    return process.returncode, said
 
 
 def numbers(run: Path) -> list[tuple[int, float, float]]:
