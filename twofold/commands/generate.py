@@ -21,5 +21,5 @@ def generate(given: Given) -> int:
     llm = LLM(model, **given.options(EngineConfig))
     for completion in llm.generate([prompt], params, progress=False):
         for sample in completion.outputs:
-            print((prompt if given.echo else "") + sample.text)
+            print((prompt if given.echo else "") + sample.text, flush=True)
     return 0
