@@ -18,6 +18,7 @@ from torch import Tensor
 from . import native, stages
 from .op import op
 from .rows import by_rows, by_tiles
+from .slopes import input_slopes, weight_slopes
 
 WIDTH = 16
 
@@ -128,7 +129,7 @@ class _Linear(torch.autograd.Function):
         (grad_TN,) = grads
         x_TK, w_NK = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        grad_x = grad_TN @ w_NK.to(grad_TN.dtype) if needs[0] else None
-        grad_w = (grad_TN.t() @ x_TK).to(w_NK.dtype) if needs[1] else None
+        grad_x = input_slopes(grad_TN, w_NK) if needs[0] else None
+        grad_w = weight_slopes(grad_TN, x_TK).to(w_NK.dtype) if needs[1] else None
         grad_b = grad_TN.sum(0).to(ctx.bias) if ctx.bias and needs[2] else None
         return grad_x, grad_w, grad_b, None

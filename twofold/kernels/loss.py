@@ -30,11 +30,12 @@ from .gradient import with_reference_gradient
 from .linear import fits, linear
 from .linear import stage_of as linear_stage
 from .op import op
+from .slopes import input_slopes, weight_slopes
 
 PIECE_NUMBERS, PIECE_MULTIPLE = 1 << 21, 1024
 """Numbers of a piece of logits, about (8 MiB); pieces begin where the sum's blocks do."""
 SLICE = 2048
-"""Rows of the weight whose gradient is made at a time: what is added is still in the cache."""
+"""Rows of a 16-bit weight whose gradient is made at a time, in fp32 first."""
 
 
 @op
@@ -252,9 +253,9 @@ class _TokenLogprobs(torch.autograd.Function):
         d_b_V = torch.empty(w_VD.shape[0], dtype=ctx.bias) if ctx.bias and needs[2] else None
         for first, last, d_RB in ctx.pieces.gradients(grads[0]):
             if d_hidden_RD is not None:
-                d_hidden_RD.addmm_(d_RB, w_VD[first:last].to(d_RB.dtype))
+                input_slopes(d_RB, w_VD[first:last], d_hidden_RD, add=True)
             if sum_VD is not None:
-                _add_products(sum_VD[first:last], d_RB, hidden_RD)
+                weight_slopes(d_RB, hidden_RD, sum_VD[first:last], add=True)
             elif d_w_VD is not None:
                 _products(d_w_VD[first:last], d_RB, hidden_RD)
             if d_b_V is not None:
@@ -270,19 +271,12 @@ def _sum_so_far(w_VD: Tensor) -> Tensor | None:
 
 
 def _products(out_BD: Tensor, d_RB: Tensor, hidden_RD: Tensor) -> None:
-    """Scores' gradients ᵀ · hidden states, some of the vocabulary at a time."""
-    for at, d_RS in _slices(d_RB):
-        if out_BD.dtype == d_RB.dtype:
-            torch.mm(d_RS.t(), hidden_RD, out=out_BD[at])
-        else:
-            out_BD[at] = d_RS.t() @ hidden_RD
-
-
-def _add_products(sum_BD: Tensor, d_RB: Tensor, hidden_RD: Tensor) -> None:
-    """The same, added as autograd would: each product by itself first, so that the bits are its bits too."""
-    room_SD = torch.empty(min(SLICE, d_RB.shape[1]), hidden_RD.shape[1])
-    for at, d_RS in _slices(d_RB):
-        sum_BD[at] += torch.mm(d_RS.t(), hidden_RD, out=room_SD[: d_RS.shape[1]])
+    """Scores' gradients ᵀ · hidden states; where the weight has fewer bits, some of the vocabulary at a time."""
+    if out_BD.dtype == d_RB.dtype:
+        weight_slopes(d_RB, hidden_RD, out_BD)
+    else:
+        for at, d_RS in _slices(d_RB):
+            out_BD[at] = weight_slopes(d_RS, hidden_RD)
 
 
 def _slices(d_RB: Tensor) -> Iterator[tuple[slice, Tensor]]:

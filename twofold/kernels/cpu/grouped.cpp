@@ -44,12 +44,11 @@ float* sums_of_piece(const Grouped& it, const Matrix& matrix, const Product& pro
     sums_of_rounded(gather(it.rounded, piece, reinterpret_cast<int8_t*>(sum + sums)), matrix.panels, here, sum);
     return sum;
   }
-  float* sum = scratch.need<float>(sums + int64_t(piece.m) * WIDTH + int64_t(piece.panels) * SLAB * LANES);
+  float* sum = scratch.need<float>(sums + int64_t(piece.m) * WIDTH + FOUR * SLAB * LANES);
   float *slab = sum + sums, *panel = slab + int64_t(piece.m) * WIDTH;
   const int64_t rows = product.gated ? 2 * int64_t(product.n) : product.n;
   if (!matrix.w)
-    sums_of(product, piece, [&](int64_t row, int k0, int k, int, float* to) { widen_panel(matrix.panels, row / LANES, k0, k, to); },
-            slab, panel, sum);
+    sums_of(product, piece, Widened{matrix.panels}, slab, panel, sum);
   else if (matrix.type == Type::bf16)
     sums_of(product, piece, lying<uint16_t>(matrix.w, matrix.stride, rows, product.k), slab, panel, sum);
   else

@@ -194,7 +194,7 @@ void widen_row(const Panels& w, int64_t row, int width, float* to) {
 
 void run(const QuantizedLinear& it, Crew& crew) {
   if (!it.a) return multiply_rounded(it, crew);
-  multiply_by_panels(it, crew, [&](int64_t row, int k0, int k, int, float* to) { widen_panel(it.w, row / LANES, k0, k, to); });
+  multiply_by_panels(it, crew, Widened{it.w});
 }
 
 void run(const QuantizedEmbed& it, Crew& crew) {

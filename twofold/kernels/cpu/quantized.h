@@ -10,3 +10,11 @@ int64_t rows_of_block(const Rounded& x);
 
 // Inputs k0 to k0+k-1 of a panel, widened: scale * (code - zero).
 void widen_panel(const Panels& w, int64_t panel, int k0, int k, float* to);
+
+// Panels as `sums_of` takes weights. They ask for their codes themselves, line after line.
+struct Widened {
+  const Panels& panels;
+
+  void fill(const Place& at, float* to) const { widen_panel(panels, at.row / LANES, at.k0, at.k, to); }
+  void fetch(const Place&, int64_t, int64_t) const {}
+};

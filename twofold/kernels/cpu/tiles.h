@@ -29,8 +29,10 @@ struct Piece {
 namespace {
 
 constexpr int SLAB = 256;                  // inner numbers of one panel: 16 KB for 16 outputs
-constexpr int FEW = 3, FEW_SLAB = 64;      // up to this many rows take four panels at once: 4 KB each
+constexpr int FEW = 3, FEW_SLAB = 64;      // up to this many rows take FOUR panels at once: 4 KB each
+constexpr int FOUR = 4;
 constexpr int ROWS = 192;                  // rows of a piece of work: their slab stays in the second-level cache
+constexpr int PANELS = 32;                 // panels of a piece at most: what its slab's copy costs is shared by them
 constexpr int WIDTH = SLAB + LANES;        // a row of the slab's copy: not a power of two, so rows do not share cache sets
 #if defined(__AVX512F__)
 constexpr int TILE = 12;                   // rows of a register tile: 12 x 32 outputs fill 24 of 32 registers
@@ -74,31 +76,29 @@ struct Tiles {
   Tiles() {
     tiles_of<1>(one, std::make_integer_sequence<int, TILE>());
     tiles_of<WIDE>(wide, std::make_integer_sequence<int, TILE>());
-    tiles_of<4>(four, std::make_integer_sequence<int, FEW>());
+    tiles_of<FOUR>(four, std::make_integer_sequence<int, FEW>());
   }
 };
 inline const Tiles tiles;
 
-// All panels of a slab against all rows of the piece.
+// How many panels are multiplied together, of those that are left.
+inline int side_by_side(int m, int left) { return m <= FEW && left >= FOUR ? FOUR : left >= WIDE ? WIDE : 1; }
+
+// Panels side by side, as many as `side_by_side` says, against all rows of the piece. Before each tile, `fetch(i, of)` asks
+// for a part of what is needed next: memory brings it while the tile is multiplied.
+template <class Fetch>
 inline void multiply(const float* a, int64_t a_stride, int m, const float* panel, int64_t panel_stride, int panels, int k,
-                     float* sum, bool first) {
-  const int64_t sum_stride = int64_t(panels) * LANES;
-  int p = 0;
-  for (; m <= FEW && p + 4 <= panels; p += 4)
-    tiles.four[m - 1](a, a_stride, panel + p * panel_stride, panel_stride, k, sum + p * LANES, sum_stride, first);
-  const int wide = panels - (panels - p) % WIDE;
-  for (; p < wide; p += WIDE)
-    for (int row = 0; row < m; row += TILE)
-      tiles.wide[std::min(TILE, m - row) - 1](a + row * a_stride, a_stride, panel + p * panel_stride, panel_stride, k,
-                                              sum + row * sum_stride + p * LANES, sum_stride, first);
-  for (; p < panels; p++)
-    for (int row = 0; row < m; row += TILE)
-      tiles.one[std::min(TILE, m - row) - 1](a + row * a_stride, a_stride, panel + p * panel_stride, panel_stride, k,
-                                             sum + row * sum_stride + p * LANES, sum_stride, first);
+                     float* sum, int64_t sum_stride, bool first, Fetch fetch) {
+  const Tile* of_rows = panels == 1 ? tiles.one : panels == FOUR ? tiles.four : tiles.wide;
+  const int64_t many = divide_up(m, TILE);
+  for (int row = 0, i = 0; row < m; row += TILE, i++) {
+    fetch(i, many);
+    of_rows[std::min(TILE, m - row) - 1](a + row * a_stride, a_stride, panel, panel_stride, k, sum + row * sum_stride,
+                                         sum_stride, first);
+  }
 }
 
-// Sixteen rows of w from `row` on, inner numbers k0 to k0+k-1, as a panel; rows past the last are zero. `ahead` numbers
-// further on lies what this thread reads after this: rows are too many streams for the processor to foresee.
+// Sixteen rows of w from `row` on, inner numbers k0 to k0+k-1, as a panel; rows past the last are zero.
 //
 //   ┌───────────── k ─┐                ┌ 16 ┐
 //   │ w[row]  ....... │   transposed   │ k0 │
@@ -106,23 +106,24 @@ inline void multiply(const float* a, int64_t a_stride, int m, const float* panel
 //   │ w[row+15]  .... │                │ .. │
 //   └─────────────────┘                └────┘
 template <class W>
-void fill_panel(const W* w, int64_t stride, int64_t row, int64_t rows, int k0, int k, int64_t ahead, float* panel) {
+void fill_panel(const W* w, int64_t stride, int64_t row, int64_t rows, int k0, int k, float* panel) {
   const W* from = w + row * stride + k0;
   const int count = int(std::min<int64_t>(LANES, rows - row));
-  constexpr int LINE = 64 / sizeof(W);
   int i = 0;
   if (count == LANES)
-    for (; i + 16 <= k; i += 16) {
-      if (i % LINE == 0)
-        for (int j = 0; j < LANES; j++) prefetch(from + j * stride + i + ahead);
-      transpose16(from + i, stride, panel + i * LANES);
-    }
+    for (; i + 16 <= k; i += 16) transpose16(from + i, stride, panel + i * LANES);
   for (; i < k; i++)
     for (int j = 0; j < LANES; j++) {
       if constexpr (sizeof(W) == 2) panel[i * LANES + j] = j < count ? widen(from[j * stride + i]) : 0.0f;
       else panel[i * LANES + j] = j < count ? from[j * stride + i] : 0.0f;
     }
 }
+
+// Where a panel lies in w: rows from `row` on, inner numbers from k0 on.
+struct Place {
+  int64_t row;
+  int k0, k;
+};
 
 // Weights as they lie in the checkpoint, `rows` of k_all numbers, fp32 or bf16.
 template <class W>
@@ -131,10 +132,15 @@ struct Lying {
   int64_t stride, rows;
   int k_all;
 
-  // A panel of sixteen rows, one of `panels`.
-  void operator()(int64_t row, int k0, int k, int panels, float* to) const {
-    const int64_t ahead = k0 + k < k_all ? k : panels * LANES * stride - k0;
-    fill_panel(w, stride, row, rows, k0, k, ahead, to);
+  void fill(const Place& at, float* to) const { fill_panel(w, stride, at.row, rows, at.k0, at.k, to); }
+
+  // One of `of` parts of a panel, into the cache: rows are too many streams for the processor to foresee.
+  void fetch(const Place& at, int64_t part, int64_t of) const {
+    constexpr int LINE = 64 / sizeof(W);
+    const int64_t lines = divide_up(at.k, LINE);
+    const W* from = w + at.row * stride + at.k0;
+    for (int64_t i = LANES * lines * part / of; i < LANES * lines * (part + 1) / of; i++)
+      prefetch(from + i / lines * stride + i % lines * LINE);
   }
 
   // The sums of a piece of M rows by one panel in one pass over the weights, which are turned in registers. Meanwhile the
@@ -171,8 +177,8 @@ Lying<W> lying(const void* w, int64_t stride, int64_t rows, int k_all) {
 }
 
 // Whether a piece of few rows was done without panels: only weights as they lie are, and where all sixteen rows are there.
-template <class L, class Fill>
-bool streamed(const L&, const Piece&, const Fill&, float*) {
+template <class L, class Weights>
+bool streamed(const L&, const Piece&, const Weights&, float*) {
   return false;
 }
 
@@ -194,26 +200,47 @@ bool streamed(const L& it, const Piece& piece, const Lying<W>& weights, float* s
   return true;
 }
 
-// The sums of a piece, slab after slab. `fill(row, k0, k, panels, to)` makes the panel of sixteen rows of w from `row` on,
-// one of `panels`.
-template <class L, class Fill>
-void sums_of(const L& it, const Piece& piece, Fill fill, float* slab, float* panel, float* sum) {
-  if (streamed(it, piece, fill, sum)) return;
+// The panel after number p of a slab: the next of this slab, the first of the next one, or the next piece's.
+inline Place after(const Piece& piece, int p, const Place& now, int most, int k_all) {
+  if (p + 1 < piece.panels) return {piece.column[p + 1], now.k0, now.k};
+  const int k0 = now.k0 + now.k < k_all ? now.k0 + now.k : 0;
+  return {k0 ? piece.column[0] : piece.following, k0, std::min(most, k_all - k0)};
+}
+
+// Rows of activations as they lie, [rows][k].
+struct Rows {
+  const float* a;
+  int64_t stride;
+
+  const float* at(const Piece& piece, int m, int k0) const { return a + piece.row(m) * stride + k0; }
+  bool copied(const Piece& piece) const { return piece.m > FEW || (piece.from && piece.m > 1); }
+  void copy(const Piece& piece, int k0, int k, float* slab) const {
+    for (int m = 0; m < piece.m; m++) std::memcpy(slab + m * WIDTH, at(piece, m, k0), sizeof(float) * k);
+  }
+};
+
+// The sums of a piece, slab after slab; a panel of the weights is multiplied while it is in the first-level cache.
+template <class R, class Weights>
+void sums_of(const R& rows, int k_all, const Piece& piece, const Weights& weights, float* slab, float* panel, float* sum) {
   const int most = piece.m <= FEW ? FEW_SLAB : SLAB;
+  const int64_t sum_stride = int64_t(piece.panels) * LANES, panel_stride = int64_t(most) * LANES;
   int k0 = 0;
   do {
-    const int k = std::min(most, it.k - k0);
-    for (int p = 0; p < piece.panels; p++) fill(piece.column[p], k0, k, piece.panels, panel + int64_t(p) * most * LANES);
-    const float* a = it.a + piece.row(0) * it.a_stride + k0;
-    int64_t a_stride = it.a_stride;
-    if (piece.m > FEW || (piece.from && piece.m > 1)) {
-      for (int m = 0; m < piece.m; m++)
-        std::memcpy(slab + m * WIDTH, it.a + piece.row(m) * it.a_stride + k0, sizeof(float) * k);
-      a = slab, a_stride = WIDTH;
+    const int k = std::min(most, k_all - k0);
+    const bool copied = rows.copied(piece);
+    if (copied) rows.copy(piece, k0, k, slab);
+    const float* a = copied ? slab : rows.at(piece, 0, k0);
+    const int64_t a_stride = copied ? WIDTH : rows.stride;
+    for (int p = 0, some; p < piece.panels; p += some) {
+      some = side_by_side(piece.m, piece.panels - p);
+      Place at{};
+      for (int j = 0; j < some; j++) weights.fill(at = {piece.column[p + j], k0, k}, panel + j * panel_stride);
+      const Place next = after(piece, p + some - 1, at, most, k_all);
+      multiply(a, a_stride, piece.m, panel, panel_stride, some, k, sum + p * LANES, sum_stride, k0 == 0,
+               [&](int64_t part, int64_t of) { weights.fetch(next, part, of); });
     }
-    multiply(a, a_stride, piece.m, panel, int64_t(most) * LANES, piece.panels, k, sum, k0 == 0);
     k0 += most;
-  } while (k0 < it.k);
+  } while (k0 < k_all);
 }
 
 // Bias, activation, gate; then the sums are outputs: put(row of the piece, output, count, sixteen of them).
@@ -244,33 +271,49 @@ void finish(const L& it, const Piece& piece, int outputs, const float* sum) {
   });
 }
 
+// The sums of a piece by the way that suits its weights.
+template <class L, class Weights>
+void sums_of(const L& it, const Piece& piece, const Weights& weights, float* slab, float* panel, float* sum) {
+  if (!streamed(it, piece, weights, sum)) sums_of(Rows{it.a, it.a_stride}, it.k, piece, weights, slab, panel, sum);
+}
+
 // A product shared out: rows in blocks, outputs in runs of panels, so that there is work for every thread and a block's slab
-// stays in cache.
-template <class L, class Fill>
-void multiply_by_panels(const L& it, Crew& crew, Fill fill) {
-  const int64_t rows = *it.rows, panels = divide_up(it.n, LANES), blocks = divide_up(rows, ROWS);
+// stays in cache. sums(piece, slab, panel, sum), then put(piece, outputs, sum).
+template <class Sums, class Put>
+void share_out(int64_t rows, int n, bool gated, Crew& crew, Sums sums, Put put) {
+  const int64_t panels = divide_up(n, LANES), blocks = divide_up(rows, ROWS);
   if (!rows) return;
   // Panels of a piece: as many as the rows make worth while, but enough pieces for every thread.
-  int64_t each = it.gated ? 4 : 8;
+  int64_t each = (rows <= FEW ? PANELS / 4 : PANELS) / (gated ? 2 : 1);
   while (each > 1 && blocks * divide_up(panels, each) < 4 * crew.threads) each /= 2;
-  if (rows <= FEW && each < 4 && panels >= 4 * crew.threads) each = it.gated ? 2 : 4;
+  if (rows <= FEW && each < 4 && panels >= 4 * crew.threads) each = gated ? 2 : 4;
   const int64_t per_block = divide_up(panels, each), pieces = blocks * per_block;
-  const int64_t most_rows = std::min<int64_t>(rows, ROWS), sources = it.gated ? 2 * each : each;
+  const int64_t most_rows = std::min<int64_t>(rows, ROWS + TILE), sources = gated ? 2 * each : each;
   float* panel = nullptr;
   for (int64_t i; (i = crew.take()) < pieces;) {
-    if (!panel) panel = crew.scratch->need<float>(sources * SLAB * LANES + most_rows * (WIDTH + sources * LANES));
-    float *slab = panel + sources * SLAB * LANES, *sum = slab + most_rows * WIDTH;
+    if (!panel) panel = crew.scratch->need<float>(FOUR * SLAB * LANES + most_rows * (WIDTH + sources * LANES));
+    float *slab = panel + FOUR * SLAB * LANES, *sum = slab + most_rows * WIDTH;
     const int64_t block = i / per_block, p0 = (i % per_block) * each;
     const int outputs = int(std::min(each, panels - p0));
-    int64_t column[16];
-    for (int p = 0; p < outputs; p++) column[p] = (p0 + p) * LANES, column[outputs + p] = it.n + (p0 + p) * LANES;
-    // Rows are shared out evenly, so that no piece is a remainder of a few.
-    const int64_t m0 = rows * block / blocks, m1 = rows * (block + 1) / blocks;
-    const int64_t following = std::min(column[0] + crew.threads * each * LANES, int64_t(it.n) - 1);
-    const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column, nullptr, following};
-    sums_of(it, piece, fill, slab, panel, sum);
-    finish(it, piece, outputs, sum);
+    int64_t column[PANELS];
+    for (int p = 0; p < outputs; p++) column[p] = (p0 + p) * LANES;
+    for (int p = 0; gated && p < outputs; p++) column[outputs + p] = n + (p0 + p) * LANES;
+    // Rows are shared out evenly, so that no piece is a remainder of a few, and by whole tiles.
+    const int64_t m0 = rows * block / blocks / TILE * TILE;
+    const int64_t m1 = block + 1 == blocks ? rows : rows * (block + 1) / blocks / TILE * TILE;
+    const int64_t following = std::min(column[0] + crew.threads * each * LANES, int64_t(n) - 1);
+    const Piece piece{m0, int(m1 - m0), gated ? 2 * outputs : outputs, column, nullptr, following};
+    sums(piece, slab, panel, sum);
+    put(piece, outputs, sum);
   }
+}
+
+template <class L, class Weights>
+void multiply_by_panels(const L& it, Crew& crew, const Weights& weights) {
+  share_out(
+      *it.rows, it.n, it.gated, crew,
+      [&](const Piece& piece, float* slab, float* panel, float* sum) { sums_of(it, piece, weights, slab, panel, sum); },
+      [&](const Piece& piece, int outputs, const float* sum) { finish(it, piece, outputs, sum); });
 }
 
 }  // namespace
