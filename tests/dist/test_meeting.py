@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
 import pytest
-from world import free_port, run_ranks
+from world import run_ranks
 
+from tests.ports import free_port
 from twofold.core import WorkerError
 from twofold.parallel import Ranks, joined
 from twofold.parallel.messages import everyone, from_first
 from twofold.parallel.ranks import Meeting
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", free_port()))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(WorkerError, match=rf"port {port} of 127\.0\.0\.1 is taken by another process: give"):
+            with joined(Ranks(rank=0, world=2, local_rank=0, local_world=2, port=port), timeout=1.0):
+                raise AssertionError("there is nobody to meet")
 
 
 def test_a_rank_that_waits_in_vain_says_so() -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import queue
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+from tests.ports import free_port
 
 LIMIT = 120.0
 
@@ -48,13 +49,6 @@ def run_ranks(world: int, work: Callable[..., Any], *args: Any, limit: float = L
             if process.is_alive():
                 process.kill()
     return [found[rank] for rank in range(world)]
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def _rank(rank: int, world: int, port: int, answers: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:

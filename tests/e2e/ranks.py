@@ -11,12 +11,13 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 LIMIT = 120.0
 _number = itertools.count()
@@ -31,9 +32,7 @@ class Run:
     def __init__(self, recipe: Path, world: int, changes: dict[str, Any], die: tuple[int, int] | None = None) -> None:
         processes = multiprocessing.get_context("forkserver")
         processes.set_forkserver_preload(["torch", "torch.distributed.fsdp", "twofold.train.launch"])
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            port = taken.getsockname()[1]
+        port = free_port()
         number = next(_number)
         self.output = Path(changes["run.output"])
         self.output.mkdir(parents=True, exist_ok=True)

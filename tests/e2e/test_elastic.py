@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from ranks import read_losses
 from tiny_recipe import write_recipe
 from torchrun import Agent, last_step, until
 
+from tests.ports import free_port
 from twofold.train import launch
 
 STEPS = 60
@@ -49,9 +49,7 @@ def test_a_killed_rank_starts_again(recipe: Path, alone: list[float], tmp_path: 
 def test_machines_join_and_leave(recipe: Path, alone: list[float], tmp_path: Path) -> None:
     """An agent alone, a second that joins, and is killed with its rank: the batches are the same."""
     run = tmp_path / "run"
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    port = free_port()
     changes = SHORT | {"run.output": run, "elastic.max": 2}
     stays = Agent(recipe, changes, tmp_path / "stays", ranks=1, elastic=(port, True), paced=(0.2, "well"))
     until(stays, run, 3)

@@ -43,6 +43,7 @@ from twofold.kernels.paged import Panels, Spans, keep, paged_attention
 from twofold.kernels.quantized import quantized_experts, quantized_linear, quantized_rows
 from twofold.kernels.rope import rotate
 from twofold.kernels.sample import Choice, choose, score
+from twofold.kernels.slopes import tiled
 from twofold.kernels.walk import Attend
 
 SANITIZE = (
@@ -86,6 +87,10 @@ def products(draw: Draw) -> Iterable[Any]:
     yield linear(x, w, bias)
     if N % 2 == 0:
         yield product(x, w, bias, act=draw.choice(list(ACTIVATIONS)), gated=True)
+    if len(x):
+        grad = draw.floats(min(len(x), LARGEST // N), N)
+        yield tiled(grad, w)
+        yield tiled(grad, x[: len(grad)], w.float().clone(), standing=True, add=True)
 
 
 @case(quantized_linear, quantized_rows)

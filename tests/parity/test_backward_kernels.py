@@ -1,6 +1,8 @@
-"""Gradients of norms and activations by their kernels, against fp64 through the definitions, and bit for bit again."""
+"""Gradients of products, norms and activations by their kernels, against fp64, and bit for bit again."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from twofold.kernels import native
 from twofold.kernels.activation import ACTIVATIONS, activate, gated
 from twofold.kernels.norm import layer_norm, rms_norm
+from twofold.kernels.slopes import FEW_THREADS, input_slopes, weight_slopes
 
 pytestmark = pytest.mark.skipif(bool(native.missing()), reason=native.missing())
 SHAPES = [(0, 5), (1, 1), (3, 2), (31, 16), (33, 17), (100, 40), (70, 300)]
@@ -86,6 +89,50 @@ def test_far_from_zero_nothing_breaks() -> None:
         (slope,) = torch.autograd.grad(activate(x, act).sum(), x)
         assert torch.isfinite(slope).all(), act
         assert act == "relu2" or torch.allclose(slope, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), atol=1e-5), act
+
+
+@pytest.fixture(params=["own", "torch"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """So many threads that the products are our own, or so few that they are torch's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(FEW_THREADS + 1 if request.param == "own" else 1)
+    yield torch.get_num_threads()
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("t", "k", "n"), [(0, 5, 4), (1, 1, 1), (3, 17, 40), (6, 600, 7), (33, 16, 65), (200, 530, 19), (391, 48, 700)]
+)
+def test_products_of_gradients(t: int, k: int, n: int, dtype: torch.dtype, threads: int) -> None:
+    torch.manual_seed(t)
+    grad, w, x = torch.randn(t, n), torch.randn(n, k).to(dtype), torch.randn(t, k).to(dtype)
+    right_x, right_w = grad.double() @ w.double(), grad.double().t() @ x.double()
+    bound = {"atol": 3e-6 * max(1, t, n), "rtol": 1e-5}
+    torch.testing.assert_close(input_slopes(grad, w).double(), right_x, **bound)
+    torch.testing.assert_close(weight_slopes(grad, x).double(), right_w, **bound)
+    wide = torch.randn(n, 2 * k)  # rows with something between them
+    before = wide.clone()
+    assert weight_slopes(grad, x, wide[:, :k], add=True).data_ptr() == wide.data_ptr()
+    torch.testing.assert_close(wide[:, :k].double(), before[:, :k].double() + right_w, **bound)
+    assert torch.equal(wide[:, k:], before[:, k:])
+    assert torch.equal(input_slopes(grad, w, wide[:, :k].new_empty(t, k)), input_slopes(grad, w))
+    turned = torch.randn(n, t).t()  # a gradient that lies the other way round
+    torch.testing.assert_close(input_slopes(turned, w).double(), turned.double() @ w.double(), **bound)
+
+
+def test_products_of_gradients_have_the_same_bits_on_any_threads() -> None:
+    torch.manual_seed(3)
+    grad, w, x = torch.randn(410, 300), torch.randn(300, 530), torch.randn(410, 530)
+    before = torch.get_num_threads()
+    runs = []
+    try:
+        for count in (FEW_THREADS + 1, FEW_THREADS + 2, 2 * FEW_THREADS + 3):
+            torch.set_num_threads(count)
+            runs.append((input_slopes(grad, w), weight_slopes(grad, x)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(mine, first) for run in runs[1:] for mine, first in zip(run, runs[0], strict=True))
 
 
 def test_bf16_weights_get_bf16_gradients() -> None:

@@ -25,6 +25,7 @@ blocksparse.py which blocks of keys there are at all, as the kernels read it
 walk.py        attention as a walk over blocks of keys, and its folds
 paged.py       attention over keys and values kept in blocks
 moe.py         routing and experts
+slopes.py      the two products of a linear layer's backward
 backward.py    gradients of norms and activations by their own kernels
 loss.py        log-probabilities of given tokens, without the logits of the whole vocabulary
 optimizer.py   AdamW, Adam, SGD, Lion and Adagrad over all tensors in one pass, and the norm of all gradients

@@ -1,7 +1,8 @@
-"""The two products of a linear layer's backward, on the tiles of its forward: any number of threads, the same bits.
+"""The two products of a linear layer's backward, on the tiles of its forward.
 
-torch's own products stand in where there is no library, for other dtypes and on other devices. Their speed on several
-threads is what these are for: MKL reaches two thirds of an AVX2 machine there.
+torch's own products stand in where there is no library, for other dtypes and on other devices, and where threads are
+few: MKL is some percent ahead on one, level on two, and a fifth behind on four of an AVX2 machine (docs/benchmarks.md).
+Adding a weight's gradient to what is there is one pass here, and no second gradient is held beside it.
 
 Shapes: T tokens, K inputs, N outputs.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 from . import native, stages
 
 READ = (torch.float32, torch.bfloat16)
+FEW_THREADS = 2
 
 
 class Slopes(Structure):
@@ -41,22 +43,22 @@ class Slopes(Structure):
 
 def input_slopes(grad_TN: Tensor, w_NK: Tensor, out_TK: Tensor | None = None, *, add: bool = False) -> Tensor:
     """grad · W [T, K] in the gradient's dtype; written, or added, to `out_TK` where that is given."""
-    if not _fits(grad_TN, w_NK, out_TK):
-        return _put(grad_TN @ w_NK.to(grad_TN.dtype), out_TK, add)
-    return _run(_lines(grad_TN), _lines(w_NK), out_TK, standing=False, add=add)
+    if not _fits(grad_TN, w_NK, out_TK) or torch.get_num_threads() <= FEW_THREADS:
+        w_NK = w_NK.to(grad_TN.dtype)
+        return out_TK.addmm_(grad_TN, w_NK) if add and out_TK is not None else _put(grad_TN @ w_NK, out_TK)
+    return tiled(_lines(grad_TN), _lines(w_NK), out_TK, add=add)
 
 
 def weight_slopes(grad_TN: Tensor, x_TK: Tensor, out_NK: Tensor | None = None, *, add: bool = False) -> Tensor:
     """gradᵀ · x [N, K] in the gradient's dtype; written, or added, to `out_NK` where that is given."""
-    if not _fits(grad_TN, x_TK, out_NK):
-        return _put(grad_TN.t() @ x_TK.to(grad_TN.dtype), out_NK, add)
-    return _run(_lines(grad_TN), _lines(x_TK), out_NK, standing=True, add=add)
+    if not _fits(grad_TN, x_TK, out_NK) or (out_NK is None and torch.get_num_threads() <= FEW_THREADS):
+        grad_NT, x_TK = grad_TN.t(), x_TK.to(grad_TN.dtype)
+        return out_NK.addmm_(grad_NT, x_TK) if add and out_NK is not None else _put(grad_NT @ x_TK, out_NK)
+    return tiled(_lines(grad_TN), _lines(x_TK), out_NK, standing=True, add=add)
 
 
-def _put(found: Tensor, out: Tensor | None, add: bool) -> Tensor:
-    if out is None:
-        return found
-    return out.add_(found) if add else out.copy_(found)
+def _put(found: Tensor, out: Tensor | None) -> Tensor:
+    return found if out is None else out.copy_(found)
 
 
 def _fits(grad: Tensor, b: Tensor, out: Tensor | None) -> bool:
@@ -69,7 +71,8 @@ def _lines(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _run(a: Tensor, b: Tensor, out: Tensor | None, *, standing: bool, add: bool) -> Tensor:
+def tiled(a: Tensor, b: Tensor, out: Tensor | None = None, *, standing: bool = False, add: bool = False) -> Tensor:
+    """a · b, or aᵀ · b where it is `standing`, by the kernel: any number of threads, the same bits."""
     library = native.library()
     assert library is not None, "asked for only where it is there"
     rows = ctypes.c_int32(a.shape[1] if standing else a.shape[0])

@@ -195,6 +195,11 @@ def joined(ranks: Ranks, device: str = "cpu", timeout: float = 600.0) -> Iterato
     try:
         store = _meet(ranks, device, timeout)
     except RuntimeError as error:
+        if "EADDRINUSE" in str(error):
+            raise WorkerError(
+                f"port {ranks.port} of {ranks.address} is taken by another process: give another one (MASTER_PORT, or "
+                "torchrun's --master-port)"
+            ) from None
         raise WorkerError(
             f"rank {ranks.rank} of {ranks.world} waited {timeout:.0f} s at {ranks.address}:{ranks.port}, and not all "
             f"the others came: see what they said, or raise parallel.timeout ({str(error).splitlines()[0]})"

@@ -42,13 +42,17 @@ constexpr int TILE = 6;                    // 6 x 16 outputs fill 12 of 16 regis
 constexpr int WIDE = 1;
 #endif
 
+// How a slab's products come to the sums: as the first, onward from what is there, or apart, and then added. A chain as long as
+// the row is the definition of a forward product; gradients are nearer to the truth in chains of a slab.
+enum class Begin { fresh, onward, apart };
+
 // tile[m][p] (+)= a[m, 0..k) . panels; a register tile of M rows by P panels.
 template <int M, int P>
 inline void tile(const float* __restrict a, int64_t a_stride, const float* __restrict panel, int64_t panel_stride, int k,
-                 float* __restrict sum, int64_t sum_stride, bool first) {
+                 float* __restrict sum, int64_t sum_stride, Begin begin) {
   V16 c[M][P];
   TF_UNROLL for (int m = 0; m < M; m++)
-    TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = first ? all(0.0f) : load(sum + m * sum_stride + p * LANES);
+    TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = begin == Begin::onward ? load(sum + m * sum_stride + p * LANES) : all(0.0f);
   for (int i = 0; i < k; i++) {
     V16 w[P];
     TF_UNROLL for (int p = 0; p < P; p++) w[p] = load(panel + p * panel_stride + i * LANES);
@@ -57,16 +61,19 @@ inline void tile(const float* __restrict a, int64_t a_stride, const float* __res
       TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = fma(x, w[p], c[m][p]);
     }
   }
+  if (begin == Begin::apart)
+    TF_UNROLL for (int m = 0; m < M; m++)
+      TF_UNROLL for (int p = 0; p < P; p++) c[m][p] = load(sum + m * sum_stride + p * LANES) + c[m][p];
   TF_UNROLL for (int m = 0; m < M; m++)
     TF_UNROLL for (int p = 0; p < P; p++) store(sum + m * sum_stride + p * LANES, c[m][p]);
 }
 
-using Tile = void (*)(const float*, int64_t, const float*, int64_t, int, float*, int64_t, bool);
+using Tile = void (*)(const float*, int64_t, const float*, int64_t, int, float*, int64_t, Begin);
 
 template <int P, int... M>
 constexpr void tiles_of(Tile* to, std::integer_sequence<int, M...>) {
-  ((to[M] = [](const float* a, int64_t as, const float* w, int64_t ws, int k, float* c, int64_t cs, bool first) {
-     tile<M + 1, P>(a, as, w, ws, k, c, cs, first);
+  ((to[M] = [](const float* a, int64_t as, const float* w, int64_t ws, int k, float* c, int64_t cs, Begin begin) {
+     tile<M + 1, P>(a, as, w, ws, k, c, cs, begin);
    }),
    ...);
 }
@@ -88,13 +95,13 @@ inline int side_by_side(int m, int left) { return m <= FEW && left >= FOUR ? FOU
 // for a part of what is needed next: memory brings it while the tile is multiplied.
 template <class Fetch>
 inline void multiply(const float* a, int64_t a_stride, int m, const float* panel, int64_t panel_stride, int panels, int k,
-                     float* sum, int64_t sum_stride, bool first, Fetch fetch) {
+                     float* sum, int64_t sum_stride, Begin begin, Fetch fetch) {
   const Tile* of_rows = panels == 1 ? tiles.one : panels == FOUR ? tiles.four : tiles.wide;
   const int64_t many = divide_up(m, TILE);
   for (int row = 0, i = 0; row < m; row += TILE, i++) {
     fetch(i, many);
     of_rows[std::min(TILE, m - row) - 1](a + row * a_stride, a_stride, panel, panel_stride, k, sum + row * sum_stride,
-                                         sum_stride, first);
+                                         sum_stride, begin);
   }
 }
 
@@ -219,9 +226,11 @@ struct Rows {
   }
 };
 
-// The sums of a piece, slab after slab; a panel of the weights is multiplied while it is in the first-level cache.
+// The sums of a piece, slab after slab; a panel of the weights is multiplied while it is in the first-level cache. `later`:
+// how a slab that is not the first begins.
 template <class R, class Weights>
-void sums_of(const R& rows, int k_all, const Piece& piece, const Weights& weights, float* slab, float* panel, float* sum) {
+void sums_of(const R& rows, int k_all, const Piece& piece, const Weights& weights, float* slab, float* panel, float* sum,
+             Begin later = Begin::onward) {
   const int most = piece.m <= FEW ? FEW_SLAB : SLAB;
   const int64_t sum_stride = int64_t(piece.panels) * LANES, panel_stride = int64_t(most) * LANES;
   int k0 = 0;
@@ -236,7 +245,8 @@ void sums_of(const R& rows, int k_all, const Piece& piece, const Weights& weight
       Place at{};
       for (int j = 0; j < some; j++) weights.fill(at = {piece.column[p + j], k0, k}, panel + j * panel_stride);
       const Place next = after(piece, p + some - 1, at, most, k_all);
-      multiply(a, a_stride, piece.m, panel, panel_stride, some, k, sum + p * LANES, sum_stride, k0 == 0,
+      multiply(a, a_stride, piece.m, panel, panel_stride, some, k, sum + p * LANES, sum_stride,
+               k0 ? later : Begin::fresh,
                [&](int64_t part, int64_t of) { weights.fetch(next, part, of); });
     }
     k0 += most;
