@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from browser import Browser, chromium, missing
+from browser import Browser, missing
 from tiny_model import tiny_model
 
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"needs Debian's packages: {' '.join(missing)}")
@@ -55,12 +55,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(model: Path) -> Iterator[str]:
     with serving(model, "--num-blocks", "2048") as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser()
 
 
 @pytest.fixture

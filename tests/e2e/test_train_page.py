@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, chromium, missing
+from browser import Browser, missing
 from test_page import serving
 from tiny_model import tiny_model
 
@@ -62,12 +62,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(model: Path, runs: Path) -> Iterator[str]:
     with serving(model, "--num-blocks", "64", "--runs", str(runs)) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ weights   every parameter by the decoder's name, in the model's dtype
 states    exp_avg.<parameter> ...   what the optimizer keeps, divided as the parameter is
           master.<parameter>        its fp32, where the model's dtype is narrower
           buffer.<name>             the decoder's buffers
-          rng.<rank>                the random state of each rank
+          rng.<rank>[.cuda]         the random state of each rank, and of its GPU
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from .zero import local
 
 Value = Callable[[str, Held], Tensor]
 """(the decoder's name of a tensor, the part of it that is wanted) to that part."""
+
+Source = tuple[Callable[[], Tensor], Callable[[Tensor], None]]
+"""How a random state is read, and put back."""
 
 MASTER, BUFFER, RANDOM = "master.", "buffer.", "rng."
 
@@ -84,9 +87,7 @@ def state_pieces(
             pieces[MASTER + name] = Piece(places[name], local(parameter.detach()), parameter.dtype)
     for name, buffer in decoder.named_buffers():
         pieces[BUFFER + name] = Piece(places[name], buffer, buffer.dtype)
-    random = torch.get_rng_state()
-    pieces[f"{RANDOM}{mesh.rank_in_world}"] = Piece(Held.all(random.shape), random, random.dtype)
-    return pieces
+    return pieces | random_pieces(mesh)
 
 
 @torch.no_grad()
@@ -114,7 +115,7 @@ def restore(
         else:
             taken[name] = stored.read(name, place if place is not None and place.shape == entry.shape else None)
     optimizer.load(taken)
-    _random(stored, position, mesh)
+    put_random_back(stored, position, mesh)
 
 
 @torch.no_grad()
@@ -143,11 +144,27 @@ def gathered(pieces: Pieces, spec: ModelSpec, dtype: torch.dtype, mesh: Mesh) ->
     return decoder
 
 
-def _random(stored: Stored, position: Position, mesh: Mesh) -> None:
-    """The rank's own state in as many ranks as there were; in another number, one that no rank had."""
+def _randomness() -> dict[str, Source]:
+    """Where this process has random numbers from, by the end of the name."""
+    sources: dict[str, Source] = {"": (torch.get_rng_state, torch.set_rng_state)}
+    if torch.cuda.is_initialized():
+        sources[".cuda"] = (torch.cuda.get_rng_state, torch.cuda.set_rng_state)
+    return sources
+
+
+def random_pieces(mesh: Mesh) -> dict[str, Piece]:
+    """This rank's random states."""
+    found = {f"{RANDOM}{mesh.rank_in_world}{source}": state() for source, (state, _) in _randomness().items()}
+    return {name: Piece(Held.all(random.shape), random, random.dtype) for name, random in found.items()}
+
+
+def put_random_back(stored: Stored, position: Position, mesh: Mesh) -> None:
+    """The rank's own states in as many ranks as there were; in another number, ones that no rank had."""
     name = f"{RANDOM}{mesh.rank_in_world}"
     if name in stored.entries and stored.world == mesh.size("world"):
-        torch.set_rng_state(stored.read(name))
+        for source, (_, put_back) in _randomness().items():
+            if name + source in stored.entries:  # a run that begins anew on a GPU has none of it yet
+                put_back(stored.read(name + source))
     elif position.rng and mesh.alone:
         torch.set_rng_state(torch.tensor(list(bytes.fromhex(position.rng)), dtype=torch.uint8))
     else:
