@@ -25,7 +25,7 @@ def main() -> None:
     turns = Turns(Channel())
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
 
-    from twofold.platforms import bound_spin
+    from twofold.platforms import bound_spin, keep_freed
 
     bound_spin()
 
@@ -34,6 +34,7 @@ def main() -> None:
     from twofold.parallel.ranks import discover, joined
 
     torch.set_num_threads(args.threads)
+    keep_freed()
     ranks = discover()
     with tempfile.TemporaryDirectory() as folder, joined(ranks):
         trainer = make_trainer(args, ranks, Path(folder))

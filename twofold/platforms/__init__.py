@@ -3,6 +3,7 @@
 cgroup.py        the control groups this process lives in, version 1 and 2
 compiler.py      the C++ compiler that kernels may be built with, when there is one
 cores.py         the processors this process may use
+heap.py          memory that was freed stays with the process
 host.py          HostPool, memory outside the device: this machine's, or files
 instructions.py  the vector instructions of this processor
 memory.py        the memory this process may use
@@ -13,6 +14,7 @@ threads.py       how many threads there are, and how long they may spin
 
 from .compiler import Compiler, find_compiler
 from .cores import usable_cores
+from .heap import keep_freed
 from .instructions import instruction_sets
 from .memory import Memory, free_on, read_memory
 from .platform import Platform, current
@@ -28,6 +30,7 @@ __all__ = [
     "find_compiler",
     "free_on",
     "instruction_sets",
+    "keep_freed",
     "read_memory",
     "team_size",
     "usable_cores",

@@ -25,7 +25,7 @@ from ..parallel import Mesh, Ranks, discover, joined
 from ..parallel.layout import Layout, lay_out
 from ..parallel.messages import everyone, from_first
 from ..parallel.ranks import Meeting
-from ..platforms import read_memory
+from ..platforms import keep_freed, read_memory
 from ..platforms.memory import shortage
 from . import build, elastic, plot
 from .axes import Axes
@@ -80,6 +80,7 @@ def run(
     with joined(ranks, timeout=recipe.parallel.timeout) as meeting:
         try:
             torch.set_num_threads(recipe.run.threads)
+            keep_freed()
             torch.manual_seed(recipe.run.seed)
             mesh = Mesh(_settled(recipe, layout, ranks), ranks.rank)
             display = Display(recipe.schedule.steps, console if ranks.main else Console(quiet=True))

@@ -119,8 +119,3 @@ def _narrow(part: FSDPModule, config: ParallelConfig, mesh: Mesh) -> None:
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def shards(model: nn.Module) -> dict[str, Tensor]:
-    """This rank's part of every parameter that is trained, by name."""
-    return {name: local(p.detach()) for name, p in model.named_parameters() if p.requires_grad}
