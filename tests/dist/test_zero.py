@@ -78,6 +78,27 @@ def test_four_ranks(stage) -> None:
     same(lay_out(ParallelConfig(zero=stage, node=2), 4), 60, tied=False)
 
 
+def two_passes(rank: int, config: ParallelConfig) -> tuple[bool, str]:
+    """Whether FSDP2 divided the decoder, and what a second pass says that nobody announced."""
+    decoder = Decoder(spec_from(CONFIG))
+    init_weights(decoder, 5)
+    zero = Zero(decoder, Mesh(lay_out(config, 2), rank))
+    zero.micro_batch(last=True)
+    try:
+        for _ in range(2):
+            decoder(torch.arange(9) + rank, PackedContext((9,))).sum().backward()
+    except RuntimeError as error:
+        return bool(zero.parts), str(error)
+    return bool(zero.parts), ""
+
+
+def test_gradients_that_travel_as_they_lie_travel_once() -> None:
+    for parts, said in run_ranks(2, two_passes, ParallelConfig(zero=0)):
+        assert not parts and "call Zero.micro_batch before a pass" in said
+    for parts, said in run_ranks(2, two_passes, ParallelConfig(zero=1)):
+        assert parts and not said
+
+
 def test_more_ranks_than_sequences_with_something_to_learn() -> None:
     assert [len(part.ids_T) for rank in range(9) for part in share(batch(0), 9, rank, None)].count(1) >= 2
     same(lay_out(ParallelConfig(zero=3), 4), 4, tied=True, steps=4)

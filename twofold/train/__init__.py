@@ -9,6 +9,7 @@ axes.py        what tensor, sequence and pipeline parallel change about a step
 pipeline.py    stages of layers on the schedules of torch
 share.py       how a step's batch is divided among ranks, in micro-batches
 deepspeed/     a ds_config and any nn.Module in, an engine with DeepSpeed's verbs out
+replicas.py    gradients added up while backward goes on (ZeRO stage 0)
 zero.py        parameters, gradients and states divided among ranks, on FSDP2
 offload.py     where optimizer states, gradients and weights are while nobody works on them
 offload_config.py     its settings

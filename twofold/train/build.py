@@ -133,7 +133,8 @@ def build_model(
     keeper = None if config.activations == "device" else kept.keeper(config.activations, recipe.run.output)
     recompute_layers(decoder, config.recompute, config.recompute_layers, keeper)
     stages = axes.pipeline.stages if axes.pipeline else ()
-    zero = Zero(decoder, mesh, dtype if divided and dtype != torch.float32 else None, stages, recipe.parallel)
+    narrow = dtype if divided and dtype != torch.float32 else None
+    zero = Zero(decoder, mesh, narrow, stages, recipe.parallel, overlap=recipe.offload.gradients == "none")
     places = Places(decoder, axes)
     if not mesh.alone:
         fill(decoder, stages or [decoder], mesh.device, _values(recipe, source, checkpoint is not None), places)

@@ -26,6 +26,7 @@ from ..models.decoder import Decoder, Experts, Layer
 from ..models.exchange import joined, mixtures
 from ..parallel import Mesh, ParallelConfig
 from ..parallel.compress import NarrowGather, NarrowReduce
+from .replicas import Replicas
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -41,15 +42,23 @@ class Zero(Generic[M]):
         roots: Sequence[nn.Module] = (),
         config: ParallelConfig | None = None,
         blocks: Sequence[nn.Module] | None = None,
+        overlap: bool = True,
     ) -> None:
         """Divide `decoder` in place, a group of parameters for each block (a decoder's layers) and one for the rest.
 
         `dtype` is what weights are multiplied in; the shards that the optimizer moves stay as the decoder has them.
-        `roots` are the modules whose forwards are called: the decoder's own, or the stages of a pipeline.
+        `roots` are the modules whose forwards are called: the decoder's own, or the stages of a pipeline. `overlap`:
+        gradients stay where autograd puts them until the backward pass is done, and may travel from there.
         """
         self.decoder, self.stage, self.dtype = decoder, mesh.layout.stage, dtype or next(decoder.parameters()).dtype
         self.parts: list[FSDPModule] = []
+        self._replicas: Replicas | None = None
         if mesh.size("data") * mesh.size("sp") == 1:
+            return
+        group, plain = mesh.group("replicate"), config is None or config.comm == "plain"
+        copied = self.stage == 0 and mesh.size("zero") == 1 and not roots  # sequence parallel ranks divide it, too
+        if copied and overlap and plain and group and Replicas.suit(decoder, dtype):
+            self._replicas = Replicas(cast(Decoder, decoder), group)
             return
         devices, holders = mesh.sharded(), mesh.sharded(experts=True)
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -67,6 +76,8 @@ class Zero(Generic[M]):
 
     def micro_batch(self, last: bool) -> None:
         """Before a micro-batch's forward: what of it is to be reduced and let go, by the stage."""
+        if self._replicas:
+            self._replicas.begin(due=last)
         if not self.parts:
             return
         root = self.parts[-1]
