@@ -184,7 +184,7 @@ def add_formulas(record: dict[str, Any], spec: ModelSpec) -> None:
     record["ours_kept"], record["ours_after"] = 12 * count / among, 16 * count / among
     size = 2 if record["dtype"] == "bf16" else 4
     load = Load(tokens=TOKENS, size=size, policies=tuple(per_layer("none", len(spec.layers))))
-    said = memory(spec, Cut(stage=layout.stage, ranks=among, copies=layout.replicate), load)
+    said = memory(spec, Cut.of(layout, in_place=size == 4), load)
     record["forecast_peak"], record["gathered"] = said.peak.total, said.peak.gathered
 
 

@@ -93,9 +93,7 @@ def check(layout: Layout, found: dict[str, int], dtype: str, policy: str, parts:
         tokens=TOKENS, parts=parts, size=2 if dtype == "bf16" else 4, states=states,
         policies=tuple(per_layer(policy, len(spec.layers))),
     )  # fmt: skip
-    as_they_lie = layout.stage == 0 and dtype == "fp32"
-    cut = Cut(stage=layout.stage, ranks=layout.zero, copies=1 if as_they_lie else layout.replicate)
-    said = memory(spec, cut, load)
+    said = memory(spec, Cut.of(layout, in_place=dtype == "fp32"), load)
     for name, value in (("built", said.built), ("kept", said.kept), ("peak", said.peak.total)):
         assert value == pytest.approx(found[name], rel=WITHIN), (name, said.peak)
 

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from ..models.cuts import local_spec
 from ..models.decoder import Decoder
 from ..models.spec import Gated, LayerSpec, Mixture, ModelSpec, Plain, Rope
+from ..parallel import Layout
 from .held import layer_numbers
 from .loss import CHUNK_NUMBERS, CHUNK_ROWS
 from .policies import Policy
@@ -58,6 +59,12 @@ class Cut:
     stage: int = 0
     ranks: int = 1
     copies: int = 1
+
+    @classmethod
+    def of(cls, layout: Layout, in_place: bool) -> Cut:
+        """A layout's; with fp32 gradients that stay `in_place`, stage 0 is a decoder like any (`replicas.py`)."""
+        whole = in_place and layout.stage == 0 and layout.zero == layout.pp == layout.ep == 1
+        return cls(stage=layout.stage, ranks=layout.zero, copies=1 if whole else layout.replicate)
 
     @property
     def divided(self) -> bool:

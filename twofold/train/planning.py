@@ -125,7 +125,8 @@ def load_of(recipe: Recipe, spec: ModelSpec, layout: Layout) -> Load:
 
 def held(recipe: Recipe, spec: ModelSpec, layout: Layout, load: Load) -> Memory:
     """Bytes of the fullest rank: of a pipeline the first holds most activations, the last the logits."""
-    cut = Cut(stage=layout.stage, ranks=layout.zero, copies=_copies(recipe, layout))
+    plain = recipe.model.dtype == "fp32" and recipe.parallel.comm == "plain"
+    cut = Cut.of(layout, in_place=plain and recipe.offload.gradients == "none")
     found = []
     for rank in range(layout.pp):
         count = layout.pp * recipe.parallel.pp_stages
@@ -135,13 +136,6 @@ def held(recipe: Recipe, spec: ModelSpec, layout: Layout, load: Load) -> Memory:
         flight = min(load.flight, layout.pp - rank) if recipe.parallel.pp_schedule != "gpipe" else load.flight
         found.append(memory(spec, cut, replace(load, flight=flight), tp=layout.tp, layers=own))
     return _offloaded(recipe, max(found, key=lambda it: it.peak.total))
-
-
-def _copies(recipe: Recipe, layout: Layout) -> int:
-    """The copies that FSDP2 keeps alike; it has none to keep where gradients travel as they lie (`replicas.py`)."""
-    alone = layout.stage == 0 and layout.zero == layout.pp == layout.ep == 1
-    plain = recipe.model.dtype == "fp32" and recipe.parallel.comm == "plain" and recipe.offload.gradients == "none"
-    return 1 if alone and plain else layout.replicate
 
 
 def _offloaded(recipe: Recipe, found: Memory) -> Memory:
