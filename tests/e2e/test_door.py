@@ -245,6 +245,17 @@ def test_throughput_measures_both_sides(checkpoint: Path, tmp_path: Path) -> Non
     assert "times transformers" in done.stdout
 
 
+def test_a_start_is_measured_beside_what_it_waits_for(checkpoint: Path, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    command = [sys.executable, "-m", "twofold", "bench", "start", "--model", str(checkpoint), "--quick"]
+    done = subprocess.run([*command, "--json", str(record)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(record.read_text())
+    assert all(len(found[side]) == 1 and found[side][0] > 0 for side in ("torch", "read", "cold", "warm"))
+    assert found["bytes"] == sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    assert "first token beyond reading the file" in done.stdout
+
+
 def test_latency_and_limits_run(checkpoint: Path) -> None:
     for name, *flags in (["latency", "--model", str(checkpoint)], ["limits"]):
         command = [sys.executable, "-m", "twofold", "bench", name, "--quick", "--threads", "1", *flags]

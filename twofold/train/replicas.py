@@ -36,6 +36,7 @@ class Replicas:
     def begin(self, due: bool) -> None:
         """Before a pass, `due` or not; parameters may be others than before, for memory is given to a decoder late."""
         self._due, self._done = due, False
+        self._going.clear()  # of a pass that failed on its way
         layers = set(self._decoder.layers.parameters())
         for parameter in layers - self._watched:
             parameter.register_post_accumulate_grad_hook(self._ready)

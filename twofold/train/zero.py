@@ -7,7 +7,8 @@
     3       and of the parameters   at each forward, backward   after each       3mΨ
 
 (Rajbhandari et al. 2020; Ψ numbers of the model.) Gradients are added up, not averaged: a step's loss is already
-divided by its global number of targets. "hybrid" is stage 3 over the ranks of a node, with a copy on every node.
+divided by its global number of targets. "hybrid" is stage 3 over the ranks of a node, with a copy on every node. Stage
+0 in fp32 with nothing beside it needs no FSDP2 (`replicas.py`).
 """
 
 from __future__ import annotations
