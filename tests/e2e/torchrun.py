@@ -13,7 +13,7 @@ from typing import Any
 from twofold.train.journal import read_rows
 
 LIMIT = 100.0
-SHORT = "keep_alive_interval=1,keep_alive_max_attempt=4,last_call_timeout=1,is_host={host}"
+SHORT = "keep_alive_interval=1,keep_alive_max_attempt=8,last_call_timeout=1,is_host={host}"
 
 
 class Agent:
@@ -77,11 +77,21 @@ class Agent:
             raise AssertionError(f"torchrun did not end:\n{self.said()}") from None
 
 
-def until(agent: Agent, output: Path, step: int, what: str = "", saved: int = 0) -> None:
-    """Wait for the record of a step, that the agent's ranks said `what`, and for the checkpoint of step `saved`."""
+def until(agent: Agent, output: Path, step: int, what: str = "", saved: int = 0, other: Agent | None = None) -> None:
+    """Wait for the record of a step, that the agent's ranks said `what`, and for the checkpoint of step `saved`.
+
+    `other` is an agent that lives meanwhile, too; when the wait fails, what it said is told as well.
+    """
+    agents = [agent, other] if other else [agent]
+
+    def told() -> str:
+        return "\n--- the other:\n".join(it.said() for it in agents)
+
     ends = time.monotonic() + LIMIT
     while last_step(output) < step or what not in agent.said() or (saved and not kept(output, saved)):
-        assert agent.process.poll() is None and time.monotonic() < ends, f"no step {step}:\n{agent.said()}"
+        codes = [it.process.poll() for it in agents]
+        assert codes == [None] * len(agents), f"torchrun ended with {codes} before step {step}:\n{told()}"
+        assert time.monotonic() < ends, f"no step {step} in {LIMIT:g} s:\n{told()}"
         time.sleep(0.01)
 
 
