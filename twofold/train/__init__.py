@@ -4,6 +4,9 @@ config.py      the recipe: one frozen dataclass a table
 build.py       recipe to model, optimizer and data, and the order in which they are put together
 init.py        the first weights: each tensor a function of the seed and its name
 trainer.py     the loop: step, validate, sample, save; stopping and going on
+lesson.py      what one step of a run is made of
+objective.py   what a step makes smaller, whatever its batch is cut into
+step.py        what a step did, and how fast steps are
 loss.py        cross-entropy in chunks of rows, forward and backward in one pass
 axes.py        what tensor, sequence and pipeline parallel change about a step
 pipeline.py    stages of layers on the schedules of torch

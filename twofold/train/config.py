@@ -301,7 +301,7 @@ class Recipe:
 
         A key that its trainer did not know yet was at its default.
         """
-        now, before = self.identity(), _defaults(Recipe) | dict(before)
+        now, before = self.identity(), _defaults(type(self)) | dict(before)
         keys = sorted(now.keys() | before.keys())
         return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 

@@ -33,6 +33,7 @@ from .checkpoint import Checkpoints, Position, read_position
 from .config import Recipe
 from .heartbeat import Heartbeat
 from .journal import Journal, Unwritten
+from .lesson import Lesson
 from .meter import Meter
 from .pieces import Stored
 from .planning import Machine, laid_out, spec_of
@@ -40,13 +41,30 @@ from .profile import around
 from .progress import Display
 from .saver import Saver
 from .state import restore, weight_pieces
-from .trainer import Sampler, Trainer
+from .trainer import Data, Sampler, Trainer
 
 FAILED = "failed"
 LOST = 1
 """Exit status of a rank that ends because another one failed, and told why."""
 GRACE = 0.3
 """Seconds that other ranks give the main one to tell first what may have happened to all."""
+
+
+class Course:
+    """What kind of run it is: the recipe it is read from, its data, and what one of its steps is made of.
+
+    This one reads texts; that of alignment is in `align/`.
+    """
+
+    recipe: type[Recipe] = Recipe
+
+    def data(self, recipe: Recipe, words: build.RecipeWords) -> tuple[Data, str]:
+        """What is read, and a fingerprint of it. The main rank is the first to ask; the others find what it made."""
+        return build.build_data(recipe, words)
+
+    def lesson(self, recipe: Recipe, words: build.RecipeWords, mesh: Mesh) -> Lesson:
+        """What a step is made of."""
+        return Lesson()
 
 
 def run(
@@ -57,6 +75,7 @@ def run(
     sampler: Sampler | None = None,
     console: Console | None = None,
     profiles: Collection[str] = (),
+    course: Course | None = None,
 ) -> int:
     """Train `recipe_path` to its end, from its newest whole checkpoint when there is one.
 
@@ -68,9 +87,9 @@ def run(
     Raises:
         ConfigError: the recipe is wrong, differs from the run it would continue, or its directory is in use.
     """
-    ranks = discover()
+    ranks, course = discover(), course or Course()
     try:
-        recipe = load_config(Recipe, recipe_path, overrides)
+        recipe = load_config(course.recipe, recipe_path, overrides)
         recipe.elastic.admit(ranks.world)
         layout = lay_out(recipe.parallel, ranks.world, ranks.local_world)
     except ConfigError:
@@ -85,7 +104,7 @@ def run(
             mesh = Mesh(_settled(recipe, layout, ranks), ranks.rank)
             display = Display(recipe.schedule.steps, console if ranks.main else Console(quiet=True))
             with _held(recipe.run.output, mesh) as attempt:
-                return _Run(recipe, mesh, meeting, display, attempt).to_its_end(fresh, sampler, profiles)
+                return _Run(recipe, mesh, meeting, display, attempt, course).to_its_end(fresh, sampler, profiles)
         except Exception as error:
             if not ranks.main:
                 time.sleep(GRACE)
@@ -109,6 +128,7 @@ class _Run:
     meeting: Meeting
     display: Display
     attempt: str
+    course: Course
 
     def to_its_end(self, fresh: bool, sampler: Sampler | None, profiles: Collection[str]) -> int:
         recipe, say, output = self.recipe, self.display.say, self.recipe.run.output
@@ -140,11 +160,13 @@ class _Run:
                     dtype, export = trainer.zero.dtype, build.DTYPES[recipe.run.export_dtype]
                     pieces = weight_pieces(trainer.decoder, trainer.places, dtype, export)
                     trainer.saver.export(output / "model", pieces, export)
+                    trainer.lesson.finish(trainer)
                 if self.mesh.main:
                     say(plot.terminal(trainer.journal.curve("loss")))
                 if status == 0:
                     say(f"finished {recipe.schedule.steps} steps; the model is {output / 'model'}")
             finally:
+                trainer.lesson.close()
                 trainer.journal.close()
                 trainer.optimizer.offload.close()
         self.mesh.wait()
@@ -157,7 +179,7 @@ class _Run:
         recipe, mesh, display = self.recipe, self.mesh, self.display
         with self.meeting.after("data", mesh.main, FAILED):
             words = build.build_words(recipe)
-            data, fingerprint = build.build_data(recipe, words)
+            data, fingerprint = self.course.data(recipe, words)
         if position and position.data != fingerprint:
             raise ConfigError(
                 f"the training data is not what {recipe.run.output} was trained on: bring the old files back, "
@@ -177,7 +199,7 @@ class _Run:
         display.say(f"{recipe.run.output}: {parameters / 1e6:.2f}M parameters, {recipe.schedule.steps} steps{many}")
         step = position.step if position else 0
         files, behind = build.model_files(recipe), recipe.run.save_behind and recipe.offload == type(recipe.offload)()
-        return Trainer(
+        trainer = Trainer(
             decoder,
             optimizer,
             data,
@@ -194,7 +216,10 @@ class _Run:
             places=places,
             heart=Heartbeat(recipe.run.output / "hang", mesh, recipe.elastic.heartbeat, self.attempt),
             meter=Meter.of(places.spec, decoder) if mesh.main else None,
+            lesson=self.course.lesson(recipe, words, mesh),
         )
+        trainer.lesson.begin(trainer, Stored(found) if found else None)
+        return trainer
 
 
 def _same_recipe(recipe: Recipe, position: Position, output: Path) -> None:
