@@ -5,8 +5,8 @@
     x ─gather─▶ ...            [out] ─reduce-scatter─▶ + ─gather─▶ ...  [down] ─reduce-scatter─▶
 
 The vocabulary is divided too: each rank looks up its own ids, and the log-probability of a token is put together from
-each rank's largest score, sum of exponentials and, on one of them, the token's own score. A score head is whole on every
-rank.
+each rank's largest score, sum of exponentials and, on one of them, the token's own score. A score head is whole
+on every rank.
 
 Shapes: T tokens, R rows, D hidden size, V this rank's part of the vocabulary.
 """

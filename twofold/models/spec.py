@@ -293,8 +293,8 @@ class ModelSpec:
         """
         if self.head is None:
             raise ConfigError(
-                f"{self.architecture} is a reward model: it scores texts, and has no language head to make any with. Give "
-                "a causal model here, and this one as a reward to `twofold align`"
+                f"{self.architecture} is a reward model: it scores texts, and has no language head to make any with. "
+                "Give a causal model here, and this one as a reward to `twofold align`"
             )
         return self.head
 

@@ -18,7 +18,7 @@ RESIDUAL = ("out", "down")
 
 @torch.no_grad()
 def init_weights(decoder: Decoder, seed: int, done: Callable[..., None] | None = None) -> None:
-    """Fill every parameter: matrices from N(0, 0.02²), scaled for residual projections (GPT-2), norms to identity, and a
+    """Fill every parameter: matrices from N(0, 0.02²), scaled for residual projections (GPT-2), norms to identity, a
     score head to zeros (`models/scoring.py` says why).
 
     `done` is told of each when it is filled.
