@@ -11,4 +11,5 @@ policy.py             the losses of policies and of values: PPO, GRPO, DAPO, GSP
 policy_config.py      the tables of PPO, GRPO with its variants, and of corrections
 preference.py         the losses of preferences: reward models, DPO, IPO, KTO, ORPO, SimPO
 preference_config.py  the tables of reward models and of DPO with its variants
+scorer.py      RewardModel: what a score head says of whole texts
 """

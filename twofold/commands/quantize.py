@@ -58,6 +58,7 @@ def quantize(model: Path, output: Path, recipe: Recipe, reading: Reading) -> int
         raise ConfigError(f"--output is {model} itself: name another directory, the float weights are worth keeping")
     if config.get(KEY):
         raise ConfigError(f"{model} is quantized already: give the float checkpoint it was made from")
+    read_spec(model).speaking()
     _check_memory(model)
     print(f"format        {named(recipe.name).describe()}")
     calibration, held_out = read(model, reading)
