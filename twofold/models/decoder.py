@@ -58,9 +58,11 @@ class Weight(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(bias)) if bias else None
+        self.lora: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        y = linear(x, self.weight, self.bias)
+        return self.lora(x, y) if self.lora else y
 
     def rows(self, ids_T: Tensor) -> Tensor:
         """Rows of a table."""
