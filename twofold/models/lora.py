@@ -23,7 +23,7 @@ from ..core.errors import ConfigError
 from ..kernels.linear import linear
 from ..quant.linear import QuantLinear
 from .decoder import Decoder, Weight
-from .layout import Layouts, Slot
+from .layout import Index, Layouts, Slot
 from .lora_config import LoraConfig
 from .quantized import PROJECTIONS
 from .seeds import source
@@ -75,7 +75,7 @@ class Lora(nn.Module):
 
     @torch.no_grad()
     def delta(self, whole: Callable[[Tensor], Tensor] = Tensor.detach) -> Tensor:
-        """scale · B A as rows [N, K] of the fused weight, fp32; `whole` gives a tensor of which this rank has a part."""
+        """scale · B A as rows [N, K] of the fused weight, fp32; `whole` gives what this rank has a part of."""
         out_NK = torch.zeros(self.outputs, self.inputs)
         for pair in self.pairs:
             a_RK, b_NR = (whole(x.detach()).cpu().float() for x in (pair.a, pair.b))
@@ -138,6 +138,11 @@ def loras(decoder: nn.Module) -> dict[str, Lora]:
 def pair_parameters(decoder: nn.Module) -> dict[str, nn.Parameter]:
     """Every A and B by the decoder's name."""
     return {f"{place}.lora.{name}": p for place, lora in loras(decoder).items() for name, p in lora.named_parameters()}
+
+
+def matrices(decoder: nn.Module) -> dict[str, tuple[Index, ...]]:
+    """Each A and B of more than one row and column as the matrix that it is, as `layout.matrices` has the weights."""
+    return {name: ((slice(0, len(p)),),) for name, p in pair_parameters(decoder).items() if min(p.shape) > 1}
 
 
 def config_of(decoder: nn.Module) -> LoraConfig | None:

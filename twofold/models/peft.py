@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError
 from .decoder import Decoder
@@ -39,7 +39,7 @@ STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base as it was; the others have changed it."""
 
 
-def slots_of(decoder: Decoder) -> dict[str, Slot]:
+def slots_of(decoder: nn.Module) -> dict[str, Slot]:
     """Every tensor of an adapted decoder's adapters, by PEFT's name."""
     found = {}
     for place, lora in loras(decoder).items():
@@ -123,7 +123,7 @@ class AdapterDirectory:
         self._shard = Shard(self.path / WEIGHTS)
         self.config = _config(self.path / CONFIG, table, sorted(self._shard.entries))
 
-    def check(self, decoder: Decoder) -> dict[str, Slot]:
+    def check(self, decoder: nn.Module) -> dict[str, Slot]:
         """The slots of an adapted decoder by its own names, when the directory has each of them and nothing else.
 
         Raises:
@@ -149,6 +149,21 @@ class AdapterDirectory:
         out = torch.empty(stored.shape, dtype=stored.dtype)
         slot.write(out, stored)
         return out
+
+
+class AdapterParameters:
+    """The adapters of a directory by the names of an adapted decoder, one whole at a time; it needs no memory.
+
+    Raises:
+        CheckpointError: what `AdapterDirectory` and its `check` say.
+    """
+
+    def __init__(self, path: str | Path, decoder: nn.Module) -> None:
+        self._directory = AdapterDirectory(path)
+        self._slots = self._directory.check(decoder)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._directory.read(self._slots[name])
 
 
 def load_adapter(decoder: Decoder, path: str | Path) -> LoraConfig:
@@ -197,7 +212,7 @@ def _config(file: Path, table: Mapping[str, Any], names: list[str]) -> LoraConfi
     if table.get("bias", "none") != "none":
         raise CheckpointError(f"{file}: bias is {table['bias']!r}; adapters with biases of their own are not built")
     rank, alpha, rslora = table.get("r"), table.get("lora_alpha"), table.get("use_rslora", False)
-    if type(rank) is not int or type(alpha) not in (int, float) or type(rslora) is not bool:
+    if type(rank) is not int or not isinstance(alpha, int | float) or type(rslora) is not bool:
         raise CheckpointError(f"{file}: r {rank!r}, lora_alpha {alpha!r}, use_rslora {rslora!r} are not an adapter's")
     targets = {name.removeprefix(PREFIX).removesuffix(A) for name in names if name.endswith(A)}
     if not targets:
