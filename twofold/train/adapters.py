@@ -10,7 +10,6 @@ The optimizer sees what asks for gradients, so ZeRO, offload and the rules know 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,16 +23,16 @@ from ..parallel import Mesh
 from .pieces import Held, Piece
 from .places import Places
 from .state import Value, saved, weight_pieces
-from .zero import local
 
 
 def check(mesh: Mesh) -> None:
     """Raises ConfigError when the ranks divide the model in a way that adapters are not divided in."""
-    for axis, instead in (("tp", "parallel.zero = 3"), ("pp", "parallel.zero = 3"), ("ep", "parallel.ep = 1")):
-        if mesh.size(axis) > 1:
+    sizes = {"tp": mesh.size("tp"), "pp": mesh.size("pp"), "ep": mesh.size("ep")}
+    for axis, size in sizes.items():
+        if size > 1:
             raise ConfigError(
-                f"[lora] and parallel.{axis} = {mesh.size(axis)}: adapters are divided by ZeRO and by sequences only; "
-                f"take {instead}, which with LoRA costs little traffic"
+                f"[lora] and parallel.{axis} = {size}: adapters are divided by ZeRO and along sequences (sp) only; set "
+                f"parallel.{axis} = 1, and parallel.zero = 3 where the base does not fit one rank"
             )
 
 

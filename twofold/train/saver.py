@@ -97,7 +97,7 @@ class Saver:
         self._tell()
 
     def export(self, target: Path, weights: Pieces, dtype: torch.dtype, files: Files | None = None) -> None:
-        """Put the model alone into `target`, in `dtype`, in place of what was there; `files` are others than the run's."""
+        """Put the model alone into `target`, in `dtype`, in place of what was there; as `files`, if not the run's."""
         self.wait()
         files = files or self.files
 

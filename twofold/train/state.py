@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..core import CheckpointError
 from ..models.decoder import Decoder
 from ..models.lora import loras
-from ..models.spec import ModelSpec
 from ..models.peft import AdapterParameters
+from ..models.spec import ModelSpec
 from ..models.whole import WholeParameters
 from ..parallel import Mesh
 from ..parallel.messages import everyone
