@@ -60,9 +60,11 @@ class Weight(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(bias)) if bias else None
+        self.lora: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        y = linear(x, self.weight, self.bias)
+        return self.lora(x, y) if self.lora else y
 
     def rows(self, ids_T: Tensor) -> Tensor:
         """Rows of a table."""
@@ -133,8 +135,7 @@ class Experts(nn.Module):
     def multiply(self, x_TD: Tensor, weights_TC: Tensor, experts_TC: Tensor) -> Tensor:
         """The weighted sum of each token's experts, of those that are here; a negative choice is none."""
         if isinstance(self.gate_up, QuantLinear) and isinstance(self.down, QuantLinear):
-            panels = self.gate_up.packed, self.down.packed
-            return quantized_experts(x_TD, *panels, weights_TC, experts_TC, self.spec.act)
+            return quantized_experts(x_TD, self.gate_up.packed, self.down.packed, weights_TC, experts_TC, self.spec.act)
         floats = self.gate_up.floats(), self.down.floats()  # one may be quantized already while the other is not
         return experts(x_TD, *floats, weights_TC, experts_TC, self.spec.act)
 
@@ -255,8 +256,7 @@ class Layer(nn.Module):
             q_THd = rotate(q_THd, cos_TR, sin_TR, mixer.position.interleaved)
             k_TKd = rotate(k_TKd, cos_TR, sin_TR, mixer.position.interleaved)
         mixed_THd = ctx.attend(self.index, q_THd, k_TKd, v_TKd, self.attend)
-        out: Tensor = self.out(mixed_THd.flatten(1))
-        return out
+        return cast(Tensor, self.out(mixed_THd.flatten(1)))
 
     def ffn(self, x_TD: Tensor, ctx: AttnContext, norm: Normalise | None = None) -> Tensor:
         """What the feed-forward makes of hidden states [T, D], passed through `norm` first."""
