@@ -39,7 +39,13 @@ def truth(
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize(
     ("multiplier", "softcap", "heat", "bias"),
-    [(1.0, None, 1.0, False), (0.4, None, 1.0, True), (1.3, 5.0, 1.0, True), (1.0, None, 0.7, True), (1.3, 5.0, 1.3, True)],
+    [
+        (1.0, None, 1.0, False),
+        (0.4, None, 1.0, True),
+        (1.3, 5.0, 1.0, True),
+        (1.0, None, 0.7, True),
+        (1.3, 5.0, 1.3, True),
+    ],
 )
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradients_are_those_of_fp64(shape, multiplier, softcap, heat, bias, keep, monkeypatch) -> None:

@@ -90,9 +90,7 @@ def _native(
     if not fits(hidden_RD, w_VD):
         return token_logprobs.reference(hidden_RD, w_VD, b_V, ids_R, multiplier, softcap, keep, temperature)
     _check(ids_R, w_VD.shape[0])
-    shape = Shape(
-        0.0 if multiplier == 1.0 else multiplier, softcap or 0.0, 0.0 if temperature == 1.0 else temperature
-    )
+    shape = Shape(0.0 if multiplier == 1.0 else multiplier, softcap or 0.0, 0.0 if temperature == 1.0 else temperature)
     out: Tensor = _TokenLogprobs.apply(hidden_RD, w_VD, b_V, ids_R, shape, keep)
     return out
 

@@ -365,9 +365,7 @@ class Decoder(nn.Module):
             logits_RV = soft_cap(logits_RV, head.softcap)
         return logits_RV
 
-    def logprobs(
-        self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False, temperature: float = 1.0
-    ) -> Tensor:
+    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False, temperature: float = 1.0) -> Tensor:
         """log p [R] of one id for each row: the engine's bits, without the whole logits (see `kernels/loss.py`).
 
         With a `temperature` it is that of the distribution sampled from (the engine's "tempered" log-probabilities).
