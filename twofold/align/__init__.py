@@ -12,4 +12,6 @@ policy_config.py      the tables of PPO, GRPO with its variants, and of correcti
 preference.py         the losses of preferences: reward models, DPO, IPO, KTO, ORPO, SimPO
 preference_config.py  the tables of reward models and of DPO with its variants
 scorer.py      RewardModel: what a score head says of whole texts
+rollout.py     n samples of each prompt from the engine, as groups that come when they are finished
+turns.py       what a tool says, as ids behind a turn of the model
 """

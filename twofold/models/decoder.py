@@ -23,7 +23,7 @@ from ..kernels.attention import Attend
 from ..kernels.blocksparse import Sparse
 from ..kernels.entropy import entropy_of, token_entropy
 from ..kernels.linear import linear
-from ..kernels.loss import logprobs_of, token_logprobs
+from ..kernels.loss import logprobs_of, tempered, token_logprobs
 from ..kernels.moe import experts, open_gate, route
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.quantized import quantized_experts
@@ -75,10 +75,16 @@ class Weight(nn.Module):
         return self.weight
 
     def logprobs(
-        self, hidden_RD: Tensor, ids_R: Tensor, multiplier: float, softcap: float | None, keep: bool = False
+        self,
+        hidden_RD: Tensor,
+        ids_R: Tensor,
+        multiplier: float,
+        softcap: float | None,
+        keep: bool = False,
+        temperature: float = 1.0,
     ) -> Tensor:
         """log p [R] of one id for each row, this being the head."""
-        return token_logprobs(hidden_RD, self.weight, self.bias, ids_R, multiplier, softcap, keep)
+        return token_logprobs(hidden_RD, self.weight, self.bias, ids_R, multiplier, softcap, keep, temperature)
 
     def entropy(self, hidden_RD: Tensor, multiplier: float, softcap: float | None) -> Tensor:
         """Entropy [R] of what each row's scores say, this being the head."""
@@ -363,12 +369,15 @@ class Decoder(nn.Module):
             logits_RV = soft_cap(logits_RV, head.softcap)
         return logits_RV
 
-    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False) -> Tensor:
-        """log p [R] of one id for each row: the engine's bits, without the whole logits (see `kernels/loss.py`)."""
+    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False, temperature: float = 1.0) -> Tensor:
+        """log p [R] of one id for each row: the engine's bits, without the whole logits (see `kernels/loss.py`).
+
+        With a `temperature` it is that of the distribution sampled from (the engine's "tempered" log-probabilities).
+        """
         table, head = self._language_head()
         if isinstance(table, QuantLinear):
-            return logprobs_of(self.logits(hidden_RD), ids_R)
-        return table.logprobs(self._projected(hidden_RD), ids_R, head.multiplier, head.softcap, keep)
+            return logprobs_of(tempered(self.logits(hidden_RD), temperature), ids_R)
+        return table.logprobs(self._projected(hidden_RD), ids_R, head.multiplier, head.softcap, keep, temperature)
 
     def entropy(self, hidden_RD: Tensor) -> Tensor:
         """Entropy [R] in nats of what may come next at each row, without the whole logits (`kernels/entropy.py`)."""
