@@ -134,7 +134,9 @@ def _write(sources: Sequence[str], encode: Encoder, place: Path, valid_fraction:
         for source, times in Counter(sources).items():
             for document in documents(source):
                 held_out = document.held_out(valid_fraction)
-                writers[held_out].add(*encode(document), times=1 if held_out else times)
+                with document.named(source):
+                    ids, learn = encode(document)
+                writers[held_out].add(ids, learn, times=1 if held_out else times)
         for writer in writers:
             writer.close()
         if not place.is_dir():
