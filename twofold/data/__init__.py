@@ -15,8 +15,11 @@ order.py       the order of an epoch, by seed and number
 rows.py        what stands in a row: text or messages, tools
 preference.py  rows that judge: preferences, and single completions with a label
 prompts.py     rows that only ask: Prompt, and prompts by number
+wording.py     how rows become ids, for training and rollouts alike
 examples.py    prompts with completions as ids, within limits
 pairs.py       batches of those: pairs, and single ones
+answers.py     which tokens of a chat are the assistant's
+guard.py       special tokens that messages spell, hidden while a template runs
 """
 
 from typing import TYPE_CHECKING, Any
@@ -24,11 +27,12 @@ from typing import TYPE_CHECKING, Any
 from .corpus import Corpus, Split, prepare
 from .dataset import SOURCES, Document, documents
 from .detokenize import TextStream
-from .examples import Examples, Limits, Wording, read_judged, read_preferences
+from .examples import Examples, Limits, read_judged, read_preferences
 from .prompts import Prompt, PromptLoader, Prompts, read_prompts
 from .questions import common_docs, python_docs
 from .stdlib import stdlib_source
 from .tokenizer import Tokenizer
+from .wording import Wording
 
 if TYPE_CHECKING:
     from .chat import ChatTemplate

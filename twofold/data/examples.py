@@ -1,19 +1,15 @@
-"""Prompts with completions as ids: where the completion begins, what of it is learned, and what was too long.
+"""Prompts with completions as ids (`wording.py`), cut to their limits and kept end to end.
 
-    messages (or text where `chat` is set)     through the chat template, each answer up to its end of turn
-    text                                       what the tokenizer puts before a prompt │ prompt │ completion, end of text
-
-The prompt's ids are those that a rollout begins with, and no token reaches over the border. Examples stay in memory, at
-5 bytes a token: good for some hundreds of millions of tokens.
+They stay in memory, at 5 bytes a token: good for some hundreds of millions of tokens. They are tokenised at each start.
 """
 
 from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +18,11 @@ from ..core import ConfigError
 from .corpus import Corpus
 from .dataset import Document
 from .preference import judgements, preferences
-from .rows import Message, Said
-from .tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from .chat import ChatTemplate
+from .wording import Example, Wording
 
 T = TypeVar("T")
+Rows = Callable[[str], Iterator[tuple[Document, list[Example], float]]]
+"""A source to its rows: where each stands, its examples and what is said of them."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +48,6 @@ class Counts:
             f"{self.rows} rows, {self.dropped} dropped, {self.cut_prompts} prompts cut, "
             f"{self.cut_completions} completions cut"
         )
-
-
-@dataclass(frozen=True)
-class Example:
-    """Ids of a prompt, ids of one completion, and which of the completion's are learned."""
-
-    prompt: list[int]
-    completion: list[int]
-    learn: list[bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,68 +99,6 @@ class Limits:
         room = max(0, self.seq_len - len(prompt))
         room = min(room, self.max_completion) if self.max_completion is not None else room
         return Example(prompt, example.completion[:room], example.learn[:room])
-
-
-class Wording:
-    """How rows become ids: a tokenizer, its chat template for messages, and whether text is what a user says.
-
-    Raises:
-        ConfigError: `chat` without a template.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None = None, *, chat: bool = False) -> None:
-        if chat and template is None:
-            raise _no_template()
-        self._tokenizer, self._template, self._chat = tokenizer, template, chat
-        bos = tokenizer.bos_id
-        self._start = [bos] if bos is not None and tokenizer.encode_prompt("")[:1] == [bos] else []
-        self._end = [tokenizer.end_of_text] if tokenizer.end_of_text is not None else []
-
-    def prompt(self, asked: Said, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """What a rollout begins with. Messages that end with the assistant's leave that one open to go on with.
-
-        Raises:
-            ConfigError: messages without a template.
-            RequestError: the template refuses them.
-        """
-        if isinstance(asked, str) and not self._chat:
-            return [*self._start, *self._tokenizer.encode(asked)]
-        messages = _spoken(asked, "user")
-        if self._template is None:
-            raise _no_template()
-        going_on = messages[-1]["role"] in ("assistant", "model")
-        return self._template.encode(
-            self._tokenizer,
-            messages,
-            tools=list(tools) or None,
-            add_generation_prompt=not going_on,
-            continue_final_message=going_on,
-        )
-
-    def example(self, asked: Said, completion: Said, tools: Sequence[Mapping[str, Any]] = ()) -> Example:
-        """A prompt and a completion. Of messages, every one of the assistant's in the completion is learned.
-
-        Raises:
-            ConfigError: messages without a template.
-            RequestError: the template refuses them.
-        """
-        if isinstance(asked, str) and isinstance(completion, str) and not self._chat:
-            answer = [*self._tokenizer.encode(completion), *self._end]
-            return Example(self.prompt(asked), answer, [True] * len(answer))
-        if self._template is None:
-            raise _no_template()
-        question, answers = _spoken(asked, "user"), _spoken(completion, "assistant")
-        return Example(*self._template.encode_answer(self._tokenizer, question, answers, tools=list(tools) or None))
-
-
-def _spoken(said: Said, role: str) -> tuple[Message, ...]:
-    return ({"role": role, "content": said},) if isinstance(said, str) else said
-
-
-def _no_template() -> ConfigError:
-    return ConfigError(
-        "messages need a chat template: the tokenizer's folder has none, put a chat_template.jinja there"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +161,7 @@ def read_judged(
     return _read(sources, rows, limits, valid_fraction)
 
 
-def _read(sources: Sequence[str], rows: Any, limits: Limits, valid_fraction: float) -> Parted[Examples]:
+def _read(sources: Sequence[str], rows: Rows, limits: Limits, valid_fraction: float) -> Parted[Examples]:
     """Both sides of every source; one that is named twice is learned twice and validated once."""
     both = _Writer(limits), _Writer(limits)
     for place, source in enumerate(sources):

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -102,13 +101,10 @@ def _as_messages(prompt: str, chosen: tuple[Message, ...], rejected: tuple[Messa
 
 def _common(chosen: Said, rejected: Said) -> tuple[Said, Said, Said]:
     """What both begin with, and the two ends. Text is cut before a space, which belongs to the word behind it."""
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        size = len(os.path.commonprefix((chosen, rejected)))
-        if size and chosen[size - 1] == " ":
-            size -= 1
-    else:
-        same = [a == b for a, b in zip(chosen, rejected)]
-        size = same.index(False) if False in same else len(same)
-        if size in (len(chosen), len(rejected)) or not size:
-            raise ValueError("'chosen' and 'rejected' need a prompt in common and an answer each: give 'prompt'")
+    same = [a == b for a, b in zip(chosen, rejected)]
+    size = same.index(False) if False in same else len(same)
+    if isinstance(chosen, str):
+        size -= size > 0 and chosen[size - 1] == " "
+    elif not 0 < size < min(len(chosen), len(rejected)):
+        raise ValueError("'chosen' and 'rejected' need a prompt in common and an answer each: give 'prompt'")
     return chosen[:size], chosen[size:], rejected[size:]

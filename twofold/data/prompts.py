@@ -12,24 +12,28 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..core import ConfigError
 from . import rows
 from .dataset import Asked, Document, documents
-from .examples import Counts, Limits, Parted, Wording
+from .examples import Counts, Limits, Parted
 from .order import Order
+from .wording import Wording
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One prompt: its place in its source, its ids, what the data said, and the row's other keys."""
+    """What a policy is to answer: ids as the model reads them, and the row of the data that they come from."""
 
     number: int
+    """Its place among all rows of the run's sources; the seeds of its samples hang on it."""
     ids: tuple[int, ...]
-    shown: str | list[dict[str, Any]]
-    columns: Mapping[str, Any]
+    shown: str | list[dict[str, Any]] = ""
+    """What the data said: a text, or a chat's messages."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The row's other keys, for rewards."""
 
 
 def asked(row: Mapping[str, Any]) -> Asked:
