@@ -10,7 +10,7 @@ import fcntl
 import math
 import secrets
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..parallel.messages import everyone, from_first
 from ..parallel.ranks import Meeting
 from ..platforms import keep_freed, read_memory
 from ..platforms.memory import shortage
-from . import build, elastic, plot
+from . import build, card, elastic, plot
 from .axes import Axes
 from .checkpoint import Checkpoints, Position, read_position
 from .config import Recipe
@@ -121,6 +121,7 @@ class _Run:
         checkpoints = Checkpoints(output / "checkpoints", recipe.run.keep_last, recipe.run.keep_every)
         if fresh and self.mesh.main:
             checkpoints.clear()
+            (output / card.EVALUATION).unlink(missing_ok=True)
         found, notes = checkpoints.latest(self.mesh.group("world"))
         for note in notes:
             say(note)
@@ -139,7 +140,7 @@ class _Run:
                 if status == 0:
                     dtype, export = trainer.zero.dtype, build.DTYPES[recipe.run.export_dtype]
                     pieces = weight_pieces(trainer.decoder, trainer.places, dtype, export)
-                    trainer.saver.export(output / "model", pieces, export)
+                    trainer.saver.export(output / "model", pieces, export, self._card(trainer))
                 if self.mesh.main:
                     say(plot.terminal(trainer.journal.curve("loss")))
                 if status == 0:
@@ -149,6 +150,12 @@ class _Run:
                 trainer.optimizer.offload.close()
         self.mesh.wait()
         return status
+
+    def _card(self, trainer: Trainer) -> Callable[[Path], None]:
+        """What writes the model's card, of the run as it stands now."""
+        output, at = self.recipe.run.output, trainer.position
+        trained = card.training(self.recipe.identity(), at.step, at.tokens, trainer.journal.rows)
+        return lambda directory: card.put(directory, trained, output / card.EVALUATION, output.name)
 
     def _assemble(
         self, found: Path | None, position: Position | None, checkpoints: Checkpoints, sampler: Sampler | None

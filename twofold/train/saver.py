@@ -96,8 +96,10 @@ class Saver:
             self._threads.popleft().join()
         self._tell()
 
-    def export(self, target: Path, weights: Pieces, dtype: torch.dtype) -> None:
-        """Put the model alone into `target`, in `dtype`, in place of what was there."""
+    def export(
+        self, target: Path, weights: Pieces, dtype: torch.dtype, beside: Callable[[Path], None] | None = None
+    ) -> None:
+        """Put the model alone into `target`, in `dtype`, in place of what was there; `beside` adds what is about it."""
         self.wait()
 
         def write(directory: Path) -> None:
@@ -107,6 +109,8 @@ class Saver:
             self._agree(faults, {})
             if self.main:
                 self.files.finish(directory, dtype, plan)
+                if beside is not None:
+                    beside(directory)
 
         if self.main:
             replace_directory(target, write)
