@@ -22,6 +22,7 @@ from ..models.decoder import Decoder
 from ..models.layout import matrices
 from ..models.lora import adapt
 from ..models.lora import matrices as adapter_matrices
+from ..models.scoring import as_critic, as_reward
 from ..models.spec import ModelSpec
 from ..models.whole import WholeParameters
 from ..parallel import Mesh
@@ -124,7 +125,8 @@ def build_model(
         decoder = axes.divide(weights.spec_from(hf_config(recipe)), device="meta", dtype=held)
     elif source is not None:
         memory = offload.place_weights if offload.keeps_weights else None
-        decoder = weights.load(source, dtype=dtype, sparse=config.sparse_attention, memory=memory)
+        wanted = None if recipe.heads == "language" else hf_config(recipe)
+        decoder = weights.load(source, dtype=dtype, sparse=config.sparse_attention, memory=memory, wanted=wanted)
     else:
         device = "meta" if offload.keeps_weights else "cpu"
         decoder = Decoder(weights.spec_from(hf_config(recipe)), dtype=dtype, device=device)
@@ -157,7 +159,7 @@ def _values(recipe: Recipe, decoder: Decoder, checkpoint: Path | None) -> Value:
         return saved(checkpoint, decoder)
     first: WholeParameters | FirstWeights
     if recipe.model.from_:
-        first = WholeParameters(recipe.model.from_)
+        first = WholeParameters(recipe.model.from_, wanted=hf_config(recipe))
     else:
         first = FirstWeights(Decoder(weights.spec_from(hf_config(recipe)), device="meta"), recipe.run.seed)
 
@@ -208,6 +210,10 @@ def hf_config(recipe: Recipe) -> dict[str, Any]:
     if config is None:
         assert recipe.model.from_ is not None
         config = weights.read_config(recipe.model.from_)
+    if recipe.heads == "critic":
+        config = as_critic(config)
+    elif recipe.heads == "reward":
+        config = as_reward(config)
     return config if sparse is None else config | {weights.SPARSE: sparse}
 
 
