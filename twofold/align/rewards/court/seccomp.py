@@ -1,6 +1,6 @@
 """The system calls that a candidate may not make, as a classic BPF program: no privilege is needed to install it.
 
-Refused: sockets, new processes and programs, signals and any other hand on other processes, mounts and namespaces,
+Refused: sockets, new processes and programs, leaving the process group, signals and any other hand on other processes, mounts and namespaces,
 shared memory that outlives its maker, and what has been the kernel's weakest side (io_uring, bpf, keyrings).
 Threads, files and memory stay. Each refusal is EPERM, which Python shows as PermissionError.
 """
@@ -21,6 +21,7 @@ _REFUSED: dict[str, tuple[int, int | None]] = {
     **{"process_vm_writev": (311, 271), "process_madvise": (440, 440), "process_mrelease": (448, 448)},
     **{"sched_setaffinity": (203, 122), "sched_setscheduler": (144, 119), "sched_setparam": (142, 118)},
     **{"sched_setattr": (314, 274), "setpriority": (141, 140), "ioprio_set": (251, 30)},
+    **{"setsid": (112, 157), "setpgid": (109, 154)},
     **{"migrate_pages": (256, 238), "move_pages": (279, 239), "personality": (135, 92)},
     **{"unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "chroot": (161, 51)},
     **{"pivot_root": (155, 41), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430)},
