@@ -1,4 +1,4 @@
-"""The rewards that are built in and judge one completion at a time: regex, length, equals, json_schema, python_parses."""
+"""The built-in rewards that judge one completion at a time: regex, length, equals, json_schema, python_parses."""
 
 from __future__ import annotations
 

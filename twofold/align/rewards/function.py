@@ -28,7 +28,7 @@ Function = Callable[..., Any]
 
 
 def load_function(path: str) -> Function:
-    """The function that "file.py:name" or "package.module:name" names. Raises ConfigError, or what its import raises."""
+    """What "file.py:name" or "package.module:name" names. Raises ConfigError, or what the import of it raises."""
     place, _, name = path.rpartition(":")
     module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     found: Any = getattr(module, name, None)

@@ -1,4 +1,4 @@
-"""python_passes_tests: the share of a row's tests that a completion's code passes, each completion in a court of its own.
+"""python_passes_tests: the share of a row's tests that a completion's code passes, each in a court of its own.
 
 What the court withstands, and what not, is in docs/rewards.md.
 """
@@ -36,7 +36,7 @@ class Verdict(msgspec.Struct, frozen=True):
     passed: int = 0
     tests: int = 1
     why: str = ""
-    walls: list[str] = []  # noqa: RUF012  msgspec copies it
+    walls: list[str] = []
     fault: str = ""
 
 

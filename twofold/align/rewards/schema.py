@@ -205,5 +205,8 @@ _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 _VALUES: dict[str, Any] = {
     **dict.fromkeys(("minProperties", "maxProperties", "minItems", "maxItems", "minLength", "maxLength"), int),
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), (int, float)),
-    **{"required": list, "enum": list, "pattern": str, "$ref": str, "uniqueItems": bool, "type": (str, list)},
+    **dict.fromkeys(("required", "enum"), list),
+    **dict.fromkeys(("pattern", "$ref"), str),
+    "uniqueItems": bool,
+    "type": (str, list),
 }

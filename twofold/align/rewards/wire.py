@@ -53,9 +53,9 @@ class Scored(msgspec.Struct):
     """What a reward said of a batch."""
 
     values: list[float | None]
-    faults: list[Fault] = []  # noqa: RUF012  msgspec copies it
-    metrics: dict[str, float] = {}  # noqa: RUF012
-    extra: dict[str, list[Any]] = {}  # noqa: RUF012
+    faults: list[Fault] = []
+    metrics: dict[str, float] = {}
+    extra: dict[str, list[Any]] = {}
 
 
 class Broken(Exception):

@@ -211,9 +211,9 @@ def _among_themselves(verb: str) -> Callable[[Remote, Any], Any]:
     return lambda self, other: _ask(self, verb, other) if type(other) is Remote else NotImplemented
 
 
-for _name, _verb in {"getitem": "item", "setitem": "put", "delitem": "drop", "len": "len", "enter": "enter"}.items():
+_PLAIN = {"getitem": "item", "setitem": "put", "delitem": "drop"}
+_PLAIN |= {name: name for name in ("len", "enter", "next", "neg")}
+for _name, _verb in _PLAIN.items():
     setattr(Remote, f"__{_name}__", _plainly(_verb))
-Remote.__next__ = _plainly("next")  # type: ignore[attr-defined]
-Remote.__neg__ = _plainly("neg")  # type: ignore[attr-defined]
 for _name in ("eq", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv"):
     setattr(Remote, f"__{_name}__", _among_themselves(_name))
