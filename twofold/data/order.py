@@ -1,7 +1,7 @@
 """The order in which a loader reads: a function of a seed and an epoch, so that a run's place in its data is a number.
 
-    position   0 1 2 3 4 5 6 7 8 9 ...      epochs of n = 4 end to end
-    item       2 0 3 1│1 3 0 2│0 2 ...      a permutation for each epoch
+position   0 1 2 3 4 5 6 7 8 9 ...      epochs of n = 4 end to end
+item       2 0 3 1│1 3 0 2│0 2 ...      a permutation for each epoch
 """
 
 from __future__ import annotations

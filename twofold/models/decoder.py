@@ -23,7 +23,7 @@ from ..kernels.attention import Attend
 from ..kernels.blocksparse import Sparse
 from ..kernels.entropy import entropy_of, token_entropy
 from ..kernels.linear import linear
-from ..kernels.loss import logprobs_of, token_logprobs
+from ..kernels.loss import logprobs_of, tempered, token_logprobs
 from ..kernels.moe import experts, open_gate, route
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.quantized import quantized_experts
@@ -60,9 +60,11 @@ class Weight(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(bias)) if bias else None
+        self.lora: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        y = linear(x, self.weight, self.bias)
+        return self.lora(x, y) if self.lora else y
 
     def rows(self, ids_T: Tensor) -> Tensor:
         """Rows of a table."""
@@ -73,10 +75,16 @@ class Weight(nn.Module):
         return self.weight
 
     def logprobs(
-        self, hidden_RD: Tensor, ids_R: Tensor, multiplier: float, softcap: float | None, keep: bool = False
+        self,
+        hidden_RD: Tensor,
+        ids_R: Tensor,
+        multiplier: float,
+        softcap: float | None,
+        keep: bool = False,
+        temperature: float = 1.0,
     ) -> Tensor:
         """log p [R] of one id for each row, this being the head."""
-        return token_logprobs(hidden_RD, self.weight, self.bias, ids_R, multiplier, softcap, keep)
+        return token_logprobs(hidden_RD, self.weight, self.bias, ids_R, multiplier, softcap, keep, temperature)
 
     def entropy(self, hidden_RD: Tensor, multiplier: float, softcap: float | None) -> Tensor:
         """Entropy [R] of what each row's scores say, this being the head."""
@@ -133,8 +141,7 @@ class Experts(nn.Module):
     def multiply(self, x_TD: Tensor, weights_TC: Tensor, experts_TC: Tensor) -> Tensor:
         """The weighted sum of each token's experts, of those that are here; a negative choice is none."""
         if isinstance(self.gate_up, QuantLinear) and isinstance(self.down, QuantLinear):
-            panels = self.gate_up.packed, self.down.packed
-            return quantized_experts(x_TD, *panels, weights_TC, experts_TC, self.spec.act)
+            return quantized_experts(x_TD, self.gate_up.packed, self.down.packed, weights_TC, experts_TC, self.spec.act)
         floats = self.gate_up.floats(), self.down.floats()  # one may be quantized already while the other is not
         return experts(x_TD, *floats, weights_TC, experts_TC, self.spec.act)
 
@@ -255,8 +262,7 @@ class Layer(nn.Module):
             q_THd = rotate(q_THd, cos_TR, sin_TR, mixer.position.interleaved)
             k_TKd = rotate(k_TKd, cos_TR, sin_TR, mixer.position.interleaved)
         mixed_THd = ctx.attend(self.index, q_THd, k_TKd, v_TKd, self.attend)
-        out: Tensor = self.out(mixed_THd.flatten(1))
-        return out
+        return cast(Tensor, self.out(mixed_THd.flatten(1)))
 
     def ffn(self, x_TD: Tensor, ctx: AttnContext, norm: Normalise | None = None) -> Tensor:
         """What the feed-forward makes of hidden states [T, D], passed through `norm` first."""
@@ -363,12 +369,15 @@ class Decoder(nn.Module):
             logits_RV = soft_cap(logits_RV, head.softcap)
         return logits_RV
 
-    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False) -> Tensor:
-        """log p [R] of one id for each row: the engine's bits, without the whole logits (see `kernels/loss.py`)."""
+    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False, temperature: float = 1.0) -> Tensor:
+        """log p [R] of one id for each row: the engine's bits, without the whole logits (see `kernels/loss.py`).
+
+        With a `temperature` it is that of the distribution sampled from (the engine's "tempered" log-probabilities).
+        """
         table, head = self._language_head()
         if isinstance(table, QuantLinear):
-            return logprobs_of(self.logits(hidden_RD), ids_R)
-        return table.logprobs(self._projected(hidden_RD), ids_R, head.multiplier, head.softcap, keep)
+            return logprobs_of(tempered(self.logits(hidden_RD), temperature), ids_R)
+        return table.logprobs(self._projected(hidden_RD), ids_R, head.multiplier, head.softcap, keep, temperature)
 
     def entropy(self, hidden_RD: Tensor) -> Tensor:
         """Entropy [R] in nats of what may come next at each row, without the whole logits (`kernels/entropy.py`)."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..kernels.activation import soft_cap
 from ..kernels.linear import linear
+from ..kernels.loss import tempered
 from ..parallel import comm
 from .cuts import WHOLE, Cut, cuts, local_spec
 from .decoder import Decoder, Layer, Weight
@@ -160,9 +161,15 @@ class CutTable(Weight):
         return comm.gather(padded, self.group, 1).narrow(1, 0, self.vocab)
 
     def logprobs(
-        self, hidden_RD: Tensor, ids_R: Tensor, multiplier: float, softcap: float | None, keep: bool = False
+        self,
+        hidden_RD: Tensor,
+        ids_R: Tensor,
+        multiplier: float,
+        softcap: float | None,
+        keep: bool = False,
+        temperature: float = 1.0,
     ) -> Tensor:
-        logits_RV = self._logits(hidden_RD, multiplier, softcap)
+        logits_RV = tempered(self._logits(hidden_RD, multiplier, softcap), temperature)
         return cast(Tensor, _CutLogprobs.apply(logits_RV, *self._own(ids_R), self.group))
 
     def entropy(self, hidden_RD: Tensor, multiplier: float, softcap: float | None) -> Tensor:

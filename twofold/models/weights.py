@@ -30,6 +30,7 @@ from .decoder import Decoder
 from .families import FAMILIES
 from .filler import Filler
 from .layout import Layouts, Piece, Slot, held, quantized_modules
+from .lora import loras
 from .memory import give_memory
 from .quantized import KEY, check_config, config_of, formats, prepare, stored_formats
 from .reader import Reader
@@ -54,7 +55,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a directory; give a local checkpoint with config.json and safetensors")
-    return _read_json(path / CONFIG)
+    return read_json(path / CONFIG)
 
 
 def spec_from(config: Mapping[str, Any]) -> ModelSpec:
@@ -234,8 +235,10 @@ def save(
     directory that the new one does not overwrite is removed.
 
     Raises:
-        CheckpointError: `config` describes another model.
+        CheckpointError: `config` describes another model, or the decoder has adapters, which have a file of their own.
     """
+    if loras(decoder):
+        raise CheckpointError("save: the decoder has adapters; merge them (models.lora.merge) or use save_adapter")
     if spec_from(config) != decoder.spec:
         raise CheckpointError(
             "save: config describes another model than the decoder; give the config it was built from"
@@ -282,7 +285,7 @@ def write_rest(
     if len(files) > 1:
         where = {item.name: file for file, items in files.items() for item in items}
         total = sum(item.nbytes for items in files.values() for item in items)
-        _write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+        write_json(path / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
     ours = {*files, INDEX} if len(files) > 1 else set(files)
     for old in path.glob("model*.safetensors*"):
         if old.name not in ours and re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", old.name):
@@ -291,7 +294,7 @@ def write_rest(
     told = config_of(decoder)
     floats = dtype or next((p.dtype for p in decoder.parameters()), decoder.dtype)
     written |= {"dtype": str(floats).removeprefix("torch.")} | ({KEY: told} if told else {})
-    _write_json(path / CONFIG, written)
+    write_json(path / CONFIG, written)
 
 
 def _pending(
@@ -339,7 +342,7 @@ def open_shards(path: Path) -> list[Shard]:
 
 
 def _indexed(path: Path) -> list[Shard]:
-    where = _read_json(path / INDEX).get("weight_map")
+    where = read_json(path / INDEX).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
         raise CheckpointError(f"{path / INDEX}: 'weight_map' must map names to files")
     files = sorted(set(where.values()))
@@ -355,7 +358,8 @@ def _indexed(path: Path) -> list[Shard]:
     return shards
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON table of a checkpoint. Raises CheckpointError: missing, too large, or no table."""
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise CheckpointError(f"{path} is larger than {JSON_LIMIT >> 20} MiB")
@@ -369,7 +373,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON table, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     partial.replace(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..core import ConfigError
 from ..data import ChatTemplate, PackedLoader, Tokenizer, prepare
@@ -19,17 +20,20 @@ from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
 from ..models.layout import matrices
+from ..models.lora import adapt
+from ..models.lora import matrices as adapter_matrices
 from ..models.spec import ModelSpec
 from ..models.whole import WholeParameters
 from ..parallel import Mesh
-from . import kept
+from . import adapters, kept
 from .axes import Axes
 from .config import Recipe
-from .files import ModelFiles
+from .files import AdapterFiles, Files, ModelFiles
 from .init import FirstWeights, init_weights
 from .offload import Offload
 from .optimizer import Optimizer
 from .peers import peers_of
+from .pieces import Held
 from .places import Places
 from .recompute import recompute_layers
 from .scaler import LossScaler
@@ -111,7 +115,9 @@ def build_model(
         ConfigError: sequences longer than the model's context, or a model that cannot be divided so.
     """
     config, dtype, mesh = recipe.model, DTYPES[recipe.model.dtype], axes.mesh
-    source = checkpoint or config.from_
+    source = config.from_ if recipe.lora else checkpoint or config.from_
+    if recipe.lora:
+        adapters.check(mesh)
     divided = mesh.size("data") * mesh.size("sp") > 1
     if not mesh.alone:
         held = torch.float32 if divided else dtype
@@ -125,6 +131,10 @@ def build_model(
         if offload.keeps_weights:
             offload.place_weights(decoder)
         init_weights(decoder, recipe.run.seed, offload.let_go)
+    if recipe.lora and mesh.alone:
+        adapters.put(decoder, recipe.lora, recipe.run.seed, checkpoint)
+    elif recipe.lora:
+        adapt(decoder, recipe.lora)
     if recipe.data.seq_len > decoder.max_len:
         raise ConfigError(
             f"data.seq_len is {recipe.data.seq_len}, the model's context {decoder.max_len}: shorten the one or "
@@ -137,20 +147,24 @@ def build_model(
     zero = Zero(decoder, mesh, narrow, stages, recipe.parallel, overlap=recipe.offload.gradients == "none")
     places = Places(decoder, axes)
     if not mesh.alone:
-        fill(decoder, stages or [decoder], mesh.device, _values(recipe, source, checkpoint is not None), places)
+        fill(decoder, stages or [decoder], mesh.device, _values(recipe, decoder, checkpoint), places)
     return decoder, zero, places
 
 
-def _values(recipe: Recipe, source: Path | None, resumed: bool) -> Value:
+def _values(recipe: Recipe, decoder: Decoder, checkpoint: Path | None) -> Value:
     """Where a rank's part of each parameter comes from."""
-    if source and resumed:
-        return saved(source)
+    if checkpoint and not recipe.lora:
+        return saved(checkpoint, decoder)
     first: WholeParameters | FirstWeights
-    if source:
-        first = WholeParameters(source)
+    if recipe.model.from_:
+        first = WholeParameters(recipe.model.from_)
     else:
         first = FirstWeights(Decoder(weights.spec_from(hf_config(recipe)), device="meta"), recipe.run.seed)
-    return lambda name, place: place.take(first[name])
+
+    def base(name: str, place: Held) -> Tensor:
+        return place.take(first[name])
+
+    return adapters.values(decoder, base, recipe.run.seed, checkpoint) if recipe.lora else base
 
 
 def build_optimizer(
@@ -167,7 +181,12 @@ def build_optimizer(
     whole = Decoder(axes.tensor.whole, device="meta") if axes.tensor else decoder
     peers = peers_of(named, axes.tensor)
     return Optimizer(
-        named.items(), recipe.optimizer, matrices=matrices(whole), peers=peers, norm=axes.norm, offload=offload
+        named.items(),
+        recipe.optimizer,
+        matrices=matrices(whole) | adapter_matrices(decoder),
+        peers=peers,
+        norm=axes.norm,
+        offload=offload,
     )
 
 
@@ -195,3 +214,10 @@ def hf_config(recipe: Recipe) -> dict[str, Any]:
 def model_files(recipe: Recipe) -> ModelFiles:
     """The run's model as Hugging Face lays it out, tokenizer included."""
     return ModelFiles(hf_config(recipe), recipe.model.tokenizer_dir)
+
+
+def run_files(recipe: Recipe, decoder: Decoder) -> Files:
+    """What the run's checkpoints hold of the model: all of it, or its adapters as PEFT lays them out."""
+    if recipe.lora is None:
+        return model_files(recipe)
+    return AdapterFiles(decoder, str(recipe.model.from_ or ""), recipe.model.tokenizer_dir)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ..models.decoder import Decoder, Normalise, Weight
 from ..models.scoring import TENSOR
+from ..models.seeds import source
 
 STD = 0.02
 RESIDUAL = ("out", "down")
@@ -47,9 +47,4 @@ class FirstWeights:
             return out.fill_(0.0 if module.spec.offset else 1.0)
         assert isinstance(module, Weight), f"{name} has no first value"
         std = STD * (self._scale if place.rsplit(".", 1)[-1] in RESIDUAL else 1.0)
-        return out.normal_(0.0, std, generator=_source(self._seed, name))
-
-
-def _source(seed: int, name: str) -> torch.Generator:
-    key = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
-    return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
+        return out.normal_(0.0, std, generator=source(self._seed, name))

@@ -27,7 +27,7 @@ from ..parallel.messages import everyone, from_first
 from ..parallel.ranks import Meeting
 from ..platforms import keep_freed, read_memory
 from ..platforms.memory import shortage
-from . import build, elastic, plot
+from . import adapters, build, elastic, plot
 from .axes import Axes
 from .checkpoint import Checkpoints, Position, read_position
 from .config import Recipe
@@ -157,9 +157,7 @@ class _Run:
             try:
                 status = trainer.fit()
                 if status == 0:
-                    dtype, export = trainer.zero.dtype, build.DTYPES[recipe.run.export_dtype]
-                    pieces = weight_pieces(trainer.decoder, trainer.places, dtype, export)
-                    trainer.saver.export(output / "model", pieces, export)
+                    self._export(trainer)
                     trainer.lesson.finish(trainer)
                 if self.mesh.main:
                     say(plot.terminal(trainer.journal.curve("loss")))
@@ -171,6 +169,18 @@ class _Run:
                 trainer.optimizer.offload.close()
         self.mesh.wait()
         return status
+
+    def _export(self, trainer: Trainer) -> None:
+        """The finished model, and the adapters alone where it has some."""
+        recipe, output = self.recipe, self.recipe.run.output
+        dtype, export = trainer.zero.dtype, build.DTYPES[recipe.run.export_dtype]
+        pieces = weight_pieces(trainer.decoder, trainer.places, dtype, export)
+        if recipe.lora is None:
+            trainer.saver.export(output / "model", pieces, export)
+            return
+        trainer.saver.export(output / "adapter", pieces, export)
+        pieces = adapters.merged_pieces(trainer.decoder, trainer.places, dtype, export)
+        trainer.saver.export(output / "model", pieces, export, build.model_files(recipe))
 
     def _assemble(
         self, found: Path | None, position: Position | None, checkpoints: Checkpoints, sampler: Sampler | None
@@ -196,9 +206,15 @@ class _Run:
             display.say(f"going on from {found.name}")
         parameters = sum(map(math.prod, places.whole.values()))
         many = "" if mesh.alone else f", {mesh.size('world')} ranks ({mesh.layout})"
+        if recipe.lora:
+            trained = sum(math.prod(places.whole[name]) for name in optimizer.weights)
+            many = f" of which {trained / 1e6:.3f}M are trained{many}"
         display.say(f"{recipe.run.output}: {parameters / 1e6:.2f}M parameters, {recipe.schedule.steps} steps{many}")
         step = position.step if position else 0
-        files, behind = build.model_files(recipe), recipe.run.save_behind and recipe.offload == type(recipe.offload)()
+        files, behind = (
+            build.run_files(recipe, decoder),
+            recipe.run.save_behind and recipe.offload == type(recipe.offload)(),
+        )
         trainer = Trainer(
             decoder,
             optimizer,
