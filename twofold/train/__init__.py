@@ -47,6 +47,7 @@ pieces.py      what a rank holds of a tensor, written by any layout and read by 
 places.py      where each tensor of a rank lies in the whole model
 state.py       what of a run goes into its checkpoints, and back
 files.py       the model's own files, as Hugging Face lays them out
+card.py        the model card: a README.md made of the JSON that stands beside it
 courier.py     weights on their way from the ranks that hold them to those that write them
 saver.py       checkpoints written behind the run's back
 journal.py     what happened, as JSON lines and as TensorBoard events

@@ -10,7 +10,7 @@ import fcntl
 import math
 import secrets
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..parallel.messages import everyone, from_first
 from ..parallel.ranks import Meeting
 from ..platforms import keep_freed, read_memory
 from ..platforms.memory import shortage
-from . import adapters, build, elastic, plot
+from . import adapters, build, card, elastic, plot
 from .axes import Axes
 from .checkpoint import Checkpoints, Position, read_position
 from .config import Recipe
@@ -141,6 +141,7 @@ class _Run:
         checkpoints = Checkpoints(output / "checkpoints", recipe.run.keep_last, recipe.run.keep_every)
         if fresh and self.mesh.main:
             checkpoints.clear()
+            (output / card.EVALUATION).unlink(missing_ok=True)
         found, notes = checkpoints.latest(self.mesh.group("world"))
         for note in notes:
             say(note)
@@ -176,11 +177,17 @@ class _Run:
         dtype, export = trainer.zero.dtype, build.DTYPES[recipe.run.export_dtype]
         pieces = weight_pieces(trainer.decoder, trainer.places, dtype, export)
         if recipe.lora is None:
-            trainer.saver.export(output / "model", pieces, export)
+            trainer.saver.export(output / "model", pieces, export, beside=self._card(trainer))
             return
         trainer.saver.export(output / "adapter", pieces, export)
         pieces = adapters.merged_pieces(trainer.decoder, trainer.places, dtype, export)
-        trainer.saver.export(output / "model", pieces, export, build.model_files(recipe))
+        trainer.saver.export(output / "model", pieces, export, build.model_files(recipe), self._card(trainer))
+
+    def _card(self, trainer: Trainer) -> Callable[[Path], None]:
+        """What writes the model's card, of the run as it stands now."""
+        output, at = self.recipe.run.output, trainer.position
+        trained = card.training(self.recipe.identity(), at.step, at.tokens, trainer.journal.rows)
+        return lambda directory: card.put(directory, trained, output / card.EVALUATION, output.name)
 
     def _assemble(
         self, found: Path | None, position: Position | None, checkpoints: Checkpoints, sampler: Sampler | None
