@@ -41,7 +41,7 @@ class RewardModel:
         if spec.score is None:
             raise ConfigError(
                 f"{spec.architecture} has no score head: give a reward model, a "
-                f"{reward_architecture(spec.architecture)} such as `twofold align` makes with algorithm = \"reward\""
+                f'{reward_architecture(spec.architecture)} such as `twofold align` makes with algorithm = "reward"'
             )
         if spec.score != 1:
             raise ConfigError(f"{spec.architecture} has {spec.score} labels; a reward is one number: give one with one")
