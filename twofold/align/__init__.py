@@ -22,6 +22,8 @@ rollouts
   experience.py         prompts to judged rollouts, each rank its share, all of it on every rank
   play.py               the policy in training, served by an engine on its own weights
 runs
+  config.py             the recipe: what train's has, an algorithm, and how answers are judged
+  launch.py             alignment as a course of the trainer
   judged.py             an objective over whole sequences: every target of a micro-batch at once
   pairwise.py           what runs that learn from pairs have in common
   reference.py          the policy that another is held to

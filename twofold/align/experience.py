@@ -112,7 +112,7 @@ def gather(
         "groups": [[group.prompt.number, [_plain(it) for it in group.rollouts]] for group in groups],
         "totals": told.totals,
         "parts": dict(told.parts),
-        "faults": dict(told.faults),
+        "faults": told.fault_counts,
         "notes": list(told.notes),
         "seconds": dict(seconds),
     }

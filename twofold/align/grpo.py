@@ -108,11 +108,14 @@ class GrpoLesson(Lesson):
     per_step: int
     valid: Sequence[Prompt]
     objective: GroupLoss
-    reference: Reference | None = None
+    reference: Reference | None = field(default=None, init=False)
     drawn: int = field(default=0, init=False)
     """Prompts taken from the loader so far."""
 
     def begin(self, trainer: Trainer, stored: Stored | None) -> None:
+        if self.config.beta:
+            self.reference = Reference(trainer.recipe, trainer)
+        self.play.begin(trainer)
         if stored is not None:
             self.drawn = int(stored.read(DRAWN))
 

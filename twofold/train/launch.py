@@ -62,7 +62,7 @@ class Course:
         """What is read, and a fingerprint of it. The main rank is the first to ask; the others find what it made."""
         return build.build_data(recipe, words)
 
-    def lesson(self, recipe: Recipe, words: build.RecipeWords, mesh: Mesh) -> Lesson:
+    def lesson(self, recipe: Recipe, data: Data, words: build.RecipeWords) -> Lesson:
         """What a step is made of."""
         return Lesson()
 
@@ -245,7 +245,7 @@ class _Run:
             places=places,
             heart=Heartbeat(recipe.run.output / "hang", mesh, recipe.elastic.heartbeat, self.attempt),
             meter=Meter.of(places.spec, decoder) if mesh.main else None,
-            lesson=self.course.lesson(recipe, words, mesh),
+            lesson=self.course.lesson(recipe, data, words),
         )
         trainer.lesson.begin(trainer, Stored(found) if found else None)
         return trainer
