@@ -172,13 +172,13 @@ def pack(rollouts: Sequence[Rollout], beside_N: Mapping[str, Tensor] | None = No
 
 
 def _plain(it: Rollout) -> dict[str, Any]:
-    names = ("sample", "ids", "logprobs", "mine", "versions", "finish", "text")
+    names = ("sample", "ids", "logprobs", "mine", "versions", "finish", "text", "error")
     return {name: getattr(it, name) for name in names}
 
 
 def _rollout(prompt: Prompt, plain: Mapping[str, Any]) -> Rollout:
-    lists = ("ids", "logprobs", "mine", "versions")
-    return Rollout(prompt=prompt, **{name: tuple(value) if name in lists else value for name, value in plain.items()})
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+    return Rollout(prompt=prompt, **fields)
 
 
 def _mean(values: Tensor) -> float:

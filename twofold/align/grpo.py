@@ -127,9 +127,7 @@ class GrpoLesson(Lesson):
         config, longest = self.config, self.play.config.max_tokens
         harvest, seen = self._draw(trainer)
         advantage_N = advantages(harvest, config, longest)
-        trainer.journal.add(
-            trainer.position.step + 1, rollouts=show(harvest, advantage_N, self.play.config.shown)
-        )
+        trainer.journal.add(trainer.position.step + 1, rollouts=show(harvest, advantage_N, self.play.config.shown))
         keep_N = ~harvest.rewards_N.isnan()
         if config.mask_truncated:
             keep_N &= ~harvest.truncated_N
@@ -195,5 +193,3 @@ def line(figures: Mapping[str, float]) -> str:
     """What a step's line on the terminal has of rewards."""
     wanted = {"reward": "reward {:.3f}", "kl": "kl={}", "entropy": "entropy {:.2f}", "length": "length {:.0f}"}
     return "  ".join(text.format(figures[name]) for name, text in wanted.items() if name in figures)
-
-

@@ -1,6 +1,6 @@
 """Alignment as a course of the trainer: what is read, what a step is made of, and what judges it.
 
-    recipe ─▶ algorithm ─▶ data by number, a lesson, an objective ─▶ the trainer's own loop: steps, checkpoints, signals
+recipe ─▶ algorithm ─▶ data by number, a lesson, an objective ─▶ the trainer's own loop: steps, checkpoints, signals
 """
 
 from __future__ import annotations

@@ -75,9 +75,7 @@ class Play:
         """One judged answer to each prompt, the likeliest: for held-out prompts, the same ones every time."""
         return self._play(trainer, prompts, 1, self.params.with_(temperature=0.0), 0)
 
-    def _play(
-        self, trainer: Trainer, prompts: Sequence[Prompt], n: int, params: SamplingParams, seed: int
-    ) -> Harvest:
+    def _play(self, trainer: Trainer, prompts: Sequence[Prompt], n: int, params: SamplingParams, seed: int) -> Harvest:
         prompts = [replace(prompt, number=place) for place, prompt in enumerate(prompts)]  # one may come twice
         watch, mine = Watch(), shared(prompts, trainer.mesh)
         groups = self._groups(trainer, mine, n, params, seed, math.ceil(len(prompts) / trainer.mesh.size("data")))

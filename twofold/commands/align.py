@@ -1,7 +1,7 @@
 """`twofold align`: a policy judged and improved, by the recipe's algorithm; any of the recipe's keys is a flag.
 
-    --optimizer.lr 1e-5     the key as the recipe has it
-    --lr 1e-5               its last word, where one table alone has it, or the algorithm's own table
+--optimizer.lr 1e-5     the key as the recipe has it
+--lr 1e-5               its last word, where one table alone has it, or the algorithm's own table
 """
 
 from __future__ import annotations

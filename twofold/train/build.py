@@ -101,9 +101,7 @@ def text_loader(recipe: Recipe, words: RecipeWords, sources: Sequence[str]) -> t
 
 def _packed(recipe: Recipe, corpus: Corpus) -> PackedLoader:
     config = recipe.data
-    return PackedLoader(
-        corpus, seq_len=config.seq_len, tokens_per_batch=config.tokens_per_step, seed=recipe.run.seed
-    )
+    return PackedLoader(corpus, seq_len=config.seq_len, tokens_per_batch=config.tokens_per_step, seed=recipe.run.seed)
 
 
 def build_offload(recipe: Recipe, mesh: Mesh) -> Offload:

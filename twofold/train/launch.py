@@ -205,8 +205,8 @@ class _Run:
         base = adapters.fingerprint(recipe)
         if position and position.base != base:
             raise ConfigError(
-                f"{recipe.model.from_} is not the model that the adapters of {recipe.run.output} were trained on: bring "
-                "it back, give another run.output, or start over with --fresh"
+                f"{recipe.model.from_} is not the model that the adapters of {recipe.run.output} were trained on: "
+                "bring it back, give another run.output, or start over with --fresh"
             )
         axes, offload = Axes(mesh, recipe.parallel), build.build_offload(recipe, mesh)
         decoder, zero, places = build.build_model(recipe, found, axes, offload)
