@@ -119,10 +119,12 @@ class PromptLoader:
     """`batch(i)` is `size` prompts and a pure function of i; without `shuffle`, in the source's order.
 
     Raises:
-        ConfigError: no prompts.
+        ConfigError: no prompts, or `size` is not positive.
     """
 
     def __init__(self, prompts: Sequence[Prompt], size: int, *, seed: int = 0, shuffle: bool = True) -> None:
+        if size < 1:
+            raise ConfigError(f"a batch must have 1 prompt or more, not {size}")
         self._prompts, self._size = prompts, size
         self._order = Order(len(prompts), seed=seed, shuffle=shuffle)
 
