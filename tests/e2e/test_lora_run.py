@@ -126,7 +126,7 @@ def test_another_base_is_refused(recipe: Path, tmp_path: Path) -> None:
     raw = bytearray(weights.read_bytes())
     raw[-1000] ^= 1
     weights.write_bytes(raw)
-    with pytest.raises(ConfigError, match="is not the model that the adapters of .* were trained on"):
+    with pytest.raises(ConfigError, match=r"is not the model that the adapters of .* were trained on"):
         run_here(recipe, run, model__from=str(base), schedule__steps=4, run__save_every=2)
     with pytest.raises(ConfigError, match=r"lora\.rank was 4, is 8"):
         run_here(recipe, run, model__from=str(base), schedule__steps=4, run__save_every=2, lora__rank=8)
