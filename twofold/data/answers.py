@@ -110,19 +110,19 @@ def _pieces(
     pieces = template.marked(messages, given)
     if len(pieces) > 1:
         return pieces, True
-    return _between_prompts(template, messages, given, asked), False
+    return _between_prompts(template, pieces[0], messages, given, asked), False
 
 
 def _between_prompts(
-    template: ChatTemplate, messages: list[Message], given: Mapping[str, Any], asked: int
+    template: ChatTemplate, whole: str, messages: list[Message], given: Mapping[str, Any], asked: int
 ) -> list[str]:
     """As `_pieces`, from what each answer behind the first `asked` messages adds to its question."""
     places = [place for place, message in enumerate(messages) if place >= asked and message["role"] in ASSISTANT]
-    whole = template.render(messages, add_generation_prompt=False, **given)
     cuts: list[int] = []
     for place in places:
         question = template.render(messages[:place], add_generation_prompt=True, **given)
-        answer = template.render(messages[: place + 1], add_generation_prompt=False, **given)
+        last = place + 1 == len(messages)
+        answer = whole if last else template.render(messages[: place + 1], add_generation_prompt=False, **given)
         if answer.startswith(question) and whole.startswith(answer):
             cuts += [len(question), len(answer)]
         elif place != places[-1]:

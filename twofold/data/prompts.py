@@ -3,8 +3,8 @@
     {"prompt": "..." or [messages], ...}         TRL's prompt-only rows: every other key is a column
     {"data_source", "prompt", "reward_model": {"ground_truth"}, ...}     verl's: `ground_truth` becomes a column as well
 
-`tools` go into the chat template. Where a source has answers, as python-docs does, they are the column "answer". Prompts
-stay in memory, their ids in 4 bytes each: good for millions of them.
+`tools` go into the chat template. Where a source has answers, as python-docs does, they are the column "answer".
+Prompts stay in memory, their ids in 4 bytes each: good for millions of them.
 """
 
 from __future__ import annotations
