@@ -35,6 +35,7 @@ from .spec import (
     Attention,
     Ffn,
     Gated,
+    Head,
     LayerSpec,
     Mixture,
     ModelSpec,
@@ -70,17 +71,10 @@ class Weight(nn.Module):
         """The weight as one can multiply by it."""
         return self.weight
 
-    def logprobs(
-        self,
-        hidden_RD: Tensor,
-        ids_R: Tensor,
-        multiplier: float,
-        softcap: float | None,
-        keep: bool = False,
-        temperature: float = 1.0,
-    ) -> Tensor:
+    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, head: Head, keep: bool, temperature: float) -> Tensor:
         """log p [R] of one id for each row, this being the head."""
-        return token_logprobs(hidden_RD, self.weight, self.bias, ids_R, multiplier, softcap, keep, temperature)
+        how = head.multiplier, head.softcap, keep, temperature
+        return token_logprobs(hidden_RD, self.weight, self.bias, ids_R, *how)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -368,7 +362,7 @@ class Decoder(nn.Module):
     def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False, temperature: float = 1.0) -> Tensor:
         """log p [R] of one id for each row: the engine's bits, without the whole logits (see `kernels/loss.py`).
 
-        With a `temperature` it is that of the distribution sampled from (the engine's "tempered" log-probabilities).
+        With a `temperature`: of the distribution sampled from, the engine's "tempered" log-probabilities.
         """
         head = self.spec.head
         table = cast(Weight | QuantLinear, self.embed if head.tied else self.head)
@@ -376,7 +370,7 @@ class Decoder(nn.Module):
             return logprobs_of(tempered(self.logits(hidden_RD), temperature), ids_R)
         if self.spec.embedding.project:
             hidden_RD = self.head_project(hidden_RD)
-        return table.logprobs(hidden_RD, ids_R, head.multiplier, head.softcap, keep, temperature)
+        return table.logprobs(hidden_RD, ids_R, head, keep, temperature)
 
 
 def alibi_slopes(heads: int, scale: float = 1.0) -> tuple[float, ...]:

@@ -27,7 +27,7 @@ from ..kernels.loss import tempered
 from ..parallel import comm
 from .cuts import WHOLE, Cut, cuts, local_spec
 from .decoder import Decoder, Layer, Weight, alibi_slopes
-from .spec import Alibi, ModelSpec
+from .spec import Alibi, Head, ModelSpec
 
 
 class TensorParallel:
@@ -159,20 +159,12 @@ class CutTable(Weight):
         padded = F.pad(own, (0, each - own.shape[1]))
         return comm.gather(padded, self.group, 1).narrow(1, 0, self.vocab)
 
-    def logprobs(
-        self,
-        hidden_RD: Tensor,
-        ids_R: Tensor,
-        multiplier: float,
-        softcap: float | None,
-        keep: bool = False,
-        temperature: float = 1.0,
-    ) -> Tensor:
+    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, head: Head, keep: bool, temperature: float) -> Tensor:
         logits_RV = linear(comm.copy_to(hidden_RD, self.group), self.weight, self.bias).float()
-        if multiplier != 1.0:
-            logits_RV = logits_RV * multiplier
-        if softcap is not None:
-            logits_RV = soft_cap(logits_RV, softcap)
+        if head.multiplier != 1.0:
+            logits_RV = logits_RV * head.multiplier
+        if head.softcap is not None:
+            logits_RV = soft_cap(logits_RV, head.softcap)
         logits_RV = tempered(logits_RV, temperature)
         return cast(Tensor, _CutLogprobs.apply(logits_RV, *self._own(ids_R), self.group))
 
