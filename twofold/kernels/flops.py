@@ -85,6 +85,11 @@ def _logprobs(
     return product, product * (_wanted(hidden_RD, w_VD) + (not keep))
 
 
+def _entropy(hidden_RD: Tensor, w_VD: Tensor, b_V: Tensor | None, multiplier: float, softcap: Any) -> tuple[int, int]:
+    product = 2 * hidden_RD.shape[0] * w_VD.shape[0] * w_VD.shape[1]
+    return product, product * (_wanted(hidden_RD, w_VD) + 1)  # the scores are made again
+
+
 def _lora(x_TK: Tensor, y_TN: Tensor, adapters: Sequence[Any], index_T: Tensor) -> tuple[int, int]:
     tokens = torch.bincount(index_T.long() + 1, minlength=len(adapters) + 1)[1:].tolist()
     sizes = ((a.a_RK.numel() + a.b_NR.numel(), a.a_RK.numel()) for a in adapters)
@@ -108,6 +113,7 @@ FORMULAS: dict[str, Formula] = {
     "packed_attention": _attention,
     "experts": _experts,
     "token_logprobs": _logprobs,
+    "token_entropy": _entropy,
     "lora": _lora,
     "quantized_linear": _quantized,
     "quantized_experts": _quantized_experts,
@@ -116,6 +122,7 @@ FORMULAS: dict[str, Formula] = {
 
 PASSES = frozenset(
     {"rms_norm", "layer_norm", "activate", "gated", "soft_cap", "rotate", "route", "open_gate", "logprobs_of"}
+    | {"entropy_of"}
     | {"quantize_rows", "quantized_rows"}
 )
 """Ops that pass over their numbers once."""
