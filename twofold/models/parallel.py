@@ -28,7 +28,7 @@ from ..kernels.loss import tempered
 from ..parallel import comm
 from .cuts import WHOLE, Cut, cuts, local_spec
 from .decoder import Decoder, Layer, Weight
-from .spec import Alibi, ModelSpec
+from .spec import Alibi, Head, ModelSpec
 
 
 class TensorParallel:
@@ -160,27 +160,19 @@ class CutTable(Weight):
         padded = F.pad(own, (0, each - own.shape[1]))
         return comm.gather(padded, self.group, 1).narrow(1, 0, self.vocab)
 
-    def logprobs(
-        self,
-        hidden_RD: Tensor,
-        ids_R: Tensor,
-        multiplier: float,
-        softcap: float | None,
-        keep: bool = False,
-        temperature: float = 1.0,
-    ) -> Tensor:
-        logits_RV = tempered(self._logits(hidden_RD, multiplier, softcap), temperature)
+    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, head: Head, keep: bool, temperature: float) -> Tensor:
+        logits_RV = tempered(self._logits(hidden_RD, head), temperature)
         return cast(Tensor, _CutLogprobs.apply(logits_RV, *self._own(ids_R), self.group))
 
-    def entropy(self, hidden_RD: Tensor, multiplier: float, softcap: float | None) -> Tensor:
+    def entropy(self, hidden_RD: Tensor, head: Head) -> Tensor:
         """This rank's part of the logits of all rows is held: a trainer gives a chunk of them at a time."""
-        return cast(Tensor, _CutEntropy.apply(self._logits(hidden_RD, multiplier, softcap), self.group))
+        return cast(Tensor, _CutEntropy.apply(self._logits(hidden_RD, head), self.group))
 
-    def _logits(self, hidden_RD: Tensor, multiplier: float, softcap: float | None) -> Tensor:
+    def _logits(self, hidden_RD: Tensor, head: Head) -> Tensor:
         logits_RV = linear(comm.copy_to(hidden_RD, self.group), self.weight, self.bias).float()
-        if multiplier != 1.0:
-            logits_RV = logits_RV * multiplier
-        return logits_RV if softcap is None else soft_cap(logits_RV, softcap)
+        if head.multiplier != 1.0:
+            logits_RV = logits_RV * head.multiplier
+        return logits_RV if head.softcap is None else soft_cap(logits_RV, head.softcap)
 
 
 class _CutLogprobs(torch.autograd.Function):
