@@ -10,7 +10,7 @@ from benchmarks import quality
 from twofold import LLM, SamplingParams
 from twofold.commands.model import bundled_model
 from twofold.core import load_config
-from twofold.data import ChatTemplate, Tokenizer
+from twofold.data import ChatTemplate, Tokenizer, Wording
 from twofold.data.dataset import documents
 from twofold.engine.defaults import sampling_defaults
 from twofold.models import read_spec

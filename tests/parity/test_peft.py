@@ -173,7 +173,9 @@ def test_pickled_adapters_are_not_opened(llama, tmp_path: Path) -> None:
 
 
 def test_a_target_that_is_none_of_the_models_is_named(llama) -> None:
-    with pytest.raises(ConfigError, match="'c_attn' is none of this model's; the linear layers are down_proj, gate_proj"):
+    with pytest.raises(
+        ConfigError, match="'c_attn' is none of this model's; the linear layers are down_proj, gate_proj"
+    ):
         adapt(load(llama[0]), LoraConfig(targets=("q_proj", "c_attn")))
     with pytest.raises(ConfigError, match="'lm_head' has no adapters here"):
         adapt(load(llama[0]), LoraConfig(targets=("lm_head",)))

@@ -9,7 +9,7 @@ KTO has single answers with a label instead; what it compares them with is the K
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..data import Batch
 from ..data.pairs import PairLoader, UnpairedLoader
 from ..train.lesson import Lesson
 from ..train.objective import Sums
+from ..train.pieces import Stored
 from ..train.step import Step
 from ..train.trainer import Trainer
 from .aggregate import sequence_sums
@@ -101,7 +102,11 @@ class PairLesson(Lesson):
     objective: PairLoss
     loader: PairLoader
     valid: Sequence[Batch]
-    reference: Reference | None = None
+    reference: Reference | None = field(default=None, init=False)
+
+    def begin(self, trainer: Trainer, stored: Stored | None) -> None:
+        if self.objective.config.reference:
+            self.reference = Reference(trainer.recipe, trainer)
 
     def step(self, trainer: Trainer) -> Step:
         return trainer.step(self._beside(trainer, self.loader.batch(trainer.position.batch)), self.objective)
@@ -130,7 +135,10 @@ class LabelLesson(Lesson):
     objective: LabelLoss
     loader: UnpairedLoader
     valid: Sequence[tuple[Batch, Batch]]
-    reference: Reference
+    reference: Reference = field(init=False)
+
+    def begin(self, trainer: Trainer, stored: Stored | None) -> None:
+        self.reference = Reference(trainer.recipe, trainer)
 
     def step(self, trainer: Trainer) -> Step:
         number = trainer.position.batch

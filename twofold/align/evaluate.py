@@ -9,19 +9,18 @@ prompts and a way to draw to groups of rollouts, in any order, as they end.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
 
 from ..core import WorkerError
 from .episode import Group, Prompt, Rollout
+from .experience import judged
+from .rewards import Judgement, Panel
 from .task import Task
 
-AT_ONCE = 256
-"""Answers that a panel is given together."""
+AT_ONCE = 16
+"""Prompts whose answers a panel is given together."""
 
 Tell = Callable[[str, int, int], None]
 """(what is going on, how many are done, how many there are)"""
@@ -38,37 +37,8 @@ class Drawing:
     stop: tuple[str, ...]
     seed: int
 
-    def seed_of(self, prompt: Prompt, part: int = 0) -> int:
-        """The seed of a prompt's samples, in [0, 2^63), the same whoever answers; `part` counts separate requests."""
-        digest = blake2b(f"{self.seed}/{prompt.number}/{part}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") >> 1
-
 
 Answerer = Callable[[Sequence[Prompt], Drawing], Iterator[Group]]
-
-
-class Judged(Protocol):
-    """What a panel says: a total for each answer and its parts by the rewards' names; None where it has no answer."""
-
-    @property
-    def totals(self) -> Sequence[float | None]: ...
-    @property
-    def parts(self) -> Mapping[str, Sequence[float | None]]: ...
-    @property
-    def faults(self) -> Mapping[str, int]: ...
-
-
-class Judge(Protocol):
-    """A panel of rewards, as `align/rewards` makes one."""
-
-    def score(
-        self,
-        prompts: Sequence[Any],
-        completions: Sequence[Any],
-        completion_ids: Sequence[Sequence[int]],
-        columns: Mapping[str, Sequence[Any]],
-        step: int,
-    ) -> Judged: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +67,18 @@ class Evaluation:
     model: str
     outcomes: tuple[Outcome, ...]
     faults: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+    """A line for each kind of fault."""
 
 
 def evaluate(
-    task: Task, prompts: Sequence[Prompt], answer: Answerer, panel: Judge, *, model: str = "", tell: Tell | None = None
+    task: Task, prompts: Sequence[Prompt], answer: Answerer, panel: Panel, *, model: str = "", tell: Tell | None = None
 ) -> Evaluation:
     """Ask everything once greedily and `task.drawn` times sampled, and judge it.
 
     `model` is what the figures are told of. Raises WorkerError when an answer is missing at the end.
     """
     say = tell or (lambda what, done, total: None)
-    greedy = Drawing(n=1, temperature=0.0, top_p=1.0, max_tokens=task.max_tokens, stop=task.stop, seed=task.seed)
     sampled = Drawing(
         n=task.drawn,
         temperature=task.temperature,
@@ -116,15 +87,18 @@ def evaluate(
         stop=task.stop,
         seed=task.seed,
     )
+    greedy = replace(sampled, n=1, temperature=0.0, top_p=1.0)
     firsts = _ask(prompts, greedy, answer, lambda done: say("greedy answers", done, len(prompts)))
     others: dict[int, tuple[Rollout, ...]] = {}
     if sampled.n:
         total = len(prompts) * sampled.n
         others = _ask(prompts, sampled, answer, lambda done: say("sampled answers", done, total))
-    groups = [(*firsts[prompt.number], *others.get(prompt.number, ())) for prompt in prompts]
-    scored, faults = _judge(prompts, groups, panel, say)
-    outcomes = tuple(Outcome(prompt, found[0], tuple(found[1:])) for prompt, found in zip(prompts, scored, strict=True))
-    return Evaluation(task, model, outcomes, faults)
+    groups = [
+        Group(prompt=prompt, rollouts=(*firsts[prompt.number], *others.get(prompt.number, ()))) for prompt in prompts
+    ]
+    scored, faults, notes = _judge(groups, panel, say)
+    outcomes = tuple(Outcome(prompt, found[0], tuple(found[1:])) for prompt, found in zip(prompts, scored))
+    return Evaluation(task, model, outcomes, faults, tuple(notes))
 
 
 def _ask(
@@ -142,28 +116,23 @@ def _ask(
     return found
 
 
-def _judge(
-    prompts: Sequence[Prompt], groups: Sequence[Sequence[Rollout]], panel: Judge, say: Tell
-) -> tuple[list[list[Scored]], dict[str, int]]:
-    """Every answer with its worth, grouped as they came, and the rewards' faults."""
-    flat = [(prompt, rollout) for prompt, group in zip(prompts, groups, strict=True) for rollout in group]
-    keys = sorted({key for prompt in prompts for key in prompt.columns})
-    scored: list[Scored] = []
+def _judge(groups: Sequence[Group], panel: Panel, say: Tell) -> tuple[list[list[Scored]], Counter[str], list[str]]:
+    """Every answer with its worth, grouped as they came, the rewards' faults, and a line for each kind of fault."""
+    scored: list[list[Scored]] = []
     faults: Counter[str] = Counter()
-    for start in range(0, len(flat), AT_ONCE):
-        batch = flat[start : start + AT_ONCE]
-        say("judging", start, len(flat))
-        said = panel.score(
-            [prompt.shown for prompt, _ in batch],
-            [rollout.text for _, rollout in batch],
-            [list(rollout.ids) for _, rollout in batch],
-            {key: [prompt.columns.get(key) for prompt, _ in batch] for key in keys},
-            0,
-        )
-        faults.update(said.faults)
-        for place, (_, rollout) in enumerate(batch):
-            parts = {name: values[place] for name, values in said.parts.items()}
-            scored.append(Scored(rollout, said.totals[place], parts))
-    say("judging", len(flat), len(flat))
-    left = iter(scored)
-    return [list(itertools.islice(left, len(group))) for group in groups], dict(faults)
+    notes: list[str] = []
+    for start in range(0, len(groups), AT_ONCE):
+        some = groups[start : start + AT_ONCE]
+        say("judging", start, len(groups))
+        said = judged(some, panel, 0)
+        faults.update(said.fault_counts)
+        notes += said.notes
+        rows = iter(range(len(said.totals)))
+        for group in some:
+            scored.append([_scored(said, next(rows), rollout) for rollout in group.rollouts])
+    say("judging", len(groups), len(groups))
+    return scored, faults, notes
+
+
+def _scored(said: Judgement, row: int, rollout: Rollout) -> Scored:
+    return Scored(rollout, said.totals[row], {name: values[row] for name, values in said.parts.items()})

@@ -108,11 +108,14 @@ class GrpoLesson(Lesson):
     per_step: int
     valid: Sequence[Prompt]
     objective: GroupLoss
-    reference: Reference | None = None
+    reference: Reference | None = field(default=None, init=False)
     drawn: int = field(default=0, init=False)
     """Prompts taken from the loader so far."""
 
     def begin(self, trainer: Trainer, stored: Stored | None) -> None:
+        if self.config.beta:
+            self.reference = Reference(trainer.recipe, trainer)
+        self.play.begin(trainer)
         if stored is not None:
             self.drawn = int(stored.read(DRAWN))
 
@@ -124,9 +127,7 @@ class GrpoLesson(Lesson):
         config, longest = self.config, self.play.config.max_tokens
         harvest, seen = self._draw(trainer)
         advantage_N = advantages(harvest, config, longest)
-        trainer.journal.add(
-            trainer.position.step + 1, rollouts=show(harvest, advantage_N, self.play.config.shown)
-        )
+        trainer.journal.add(trainer.position.step + 1, rollouts=show(harvest, advantage_N, self.play.config.shown))
         keep_N = ~harvest.rewards_N.isnan()
         if config.mask_truncated:
             keep_N &= ~harvest.truncated_N
@@ -192,5 +193,3 @@ def line(figures: Mapping[str, float]) -> str:
     """What a step's line on the terminal has of rewards."""
     wanted = {"reward": "reward {:.3f}", "kl": "kl={}", "entropy": "entropy {:.2f}", "length": "length {:.0f}"}
     return "  ".join(text.format(figures[name]) for name, text in wanted.items() if name in figures)
-
-

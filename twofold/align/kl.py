@@ -34,7 +34,8 @@ def kl(logp_R: Tensor, reference_R: Tensor, estimator: Estimator) -> Tensor:
         return x_R
     if estimator == "k2":
         return x_R.square() / 2
-    return (-x_R).clamp(max=LARGEST_LOG_RATIO).expm1() + x_R
+    x_R = x_R.clamp(min=-LARGEST_LOG_RATIO)  # both terms: a gradient of the second alone would push the wrong way
+    return (-x_R).expm1() + x_R
 
 
 def kl_loss(logp_R: Tensor, reference_R: Tensor, estimator: LossEstimator, ratio_R: Tensor | None = None) -> Tensor:

@@ -10,17 +10,6 @@ from ..core import ConfigError
 CHOSEN: Any = None
 """The default of a field that, left out, another field's value decides; `__post_init__` puts that in."""
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "grpo": {},
-    "dr_grpo": {"scale": "none", "aggregate": "constant"},
-    "dapo": {"aggregate": "token", "clip_high": 0.28, "dynamic_sampling": True, "mask_truncated": True},
-    "rloo": {"baseline": "leave_one_out", "scale": "none", "ratio": "trajectory"},
-    "gspo": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
-    "cispo": {"loss": "cispo", "aggregate": "token", "clip_low": 1.0, "clip_high": 4.0},
-    "reinforce": {"baseline": "whiten", "scale": "none", "aggregate": "token"},
-}
-"""What each variant sets otherwise than GRPO."""
-
 GRPO: dict[str, Any] = {
     "loss": "clip",
     "baseline": "group",
@@ -32,6 +21,17 @@ GRPO: dict[str, Any] = {
     "dynamic_sampling": False,
     "mask_truncated": False,
 }
+"""The fields of GrpoConfig that a variant decides, as GRPO has them."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "dr_grpo": {"scale": "none", "aggregate": "constant"},
+    "dapo": {"aggregate": "token", "clip_high": 0.28, "dynamic_sampling": True, "mask_truncated": True},
+    "rloo": {"baseline": "leave_one_out", "scale": "none", "ratio": "trajectory"},
+    "gspo": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
+    "cispo": {"loss": "cispo", "aggregate": "token", "clip_low": 1.0, "clip_high": 4.0},
+    "reinforce": {"baseline": "whiten", "scale": "none", "aggregate": "token"},
+}
+"""What each variant sets otherwise than GRPO."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +82,7 @@ class GrpoConfig:
     """Optimizer steps of each time through."""
 
     def __post_init__(self) -> None:
-        for name, value in (GRPO | VARIANTS[self.variant]).items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        _choose(self, GRPO | VARIANTS[self.variant])
         _at_least("grpo", self, {"group": 1, "epochs": 1, "minibatches": 1})
         _at_least("grpo", self, {"beta": 0, "overlong_buffer": 0, "overlong_penalty": 0})
         _check_clip("grpo", self.clip_low, self.clip_high, self.dual_clip)
@@ -159,8 +157,7 @@ class PpoConfig:
     """Optimizer steps of each time through."""
 
     def __post_init__(self) -> None:
-        if self.kl is None:
-            object.__setattr__(self, "kl", "k1" if self.kl_in == "reward" else "k3")
+        _choose(self, {"kl": "k1" if self.kl_in == "reward" else "k3"})
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"ppo.{name} must be in [0, 1], not {getattr(self, name)}")
@@ -218,6 +215,13 @@ class CorrectionConfig:
     def plain(self) -> bool:
         """Whether every token counts, with weight 1."""
         return self.level == "none" and self.reject_low is None and self.reject_high is None
+
+
+def _choose(config: object, values: dict[str, Any]) -> None:
+    """Fill the fields that were left out, once, before anybody has seen the config."""
+    for name, value in values.items():
+        if getattr(config, name) is CHOSEN:
+            object.__setattr__(config, name, value)
 
 
 def _at_least(table: str, config: object, least: dict[str, float]) -> None:

@@ -129,7 +129,7 @@ def kto_baseline(mismatched_N: Tensor) -> Tensor:
 
 
 def orpo(chosen_mean_P: Tensor, rejected_mean_P: Tensor, beta: float) -> Tensor:
-    """NLL of the chosen answer plus β times that of its odds being the better ones [P] (Hong et al. 2024, equation 6)."""
+    """NLL of the chosen answer plus β times that of its odds being the better [P] (Hong et al. 2024, equation 6)."""
     log_odds_ratio_P = _log_odds(chosen_mean_P.float()) - _log_odds(rejected_mean_P.float())
     return -chosen_mean_P.float() - beta * logsigmoid(log_odds_ratio_P)
 

@@ -1,7 +1,7 @@
 """Reference: the policy that another is held to, and how likely it finds a batch's targets.
 
-    full weights    a frozen copy of the model that the run began with, divided among ranks as the policy is
-    LoRA            the policy itself, its adapters switched off: no second copy
+full weights    a frozen copy of the model that the run began with, divided among ranks as the policy is
+LoRA            the policy itself, its adapters switched off: no second copy
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..train.axes import Axes
 from ..train.config import Recipe
 from ..train.offload import Offload
 from ..train.trainer import Trainer
-from ..train.zero import Zero
+from ..train.zero import Zero, local
 from .judged import target_logprobs
 
 
@@ -41,7 +41,7 @@ class Reference:
     def bytes(self) -> int:
         """What this rank holds of it."""
         weights = self.decoder.parameters() if self.decoder else ()
-        return sum(build.local(weight).nbytes for weight in weights)
+        return sum(local(weight).nbytes for weight in weights)
 
     def logprobs(self, trainer: Trainer, batch: Batch) -> Tensor:
         """log p of each target of a batch, fp32 [T], 0 where nothing is learned; a collective."""

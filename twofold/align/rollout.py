@@ -215,7 +215,8 @@ class _Run:
                 self.engine.abort(name)
             self._live.clear()
             with suppress(StateError):  # asleep, or between two weights: then the ends are told at its next step
-                self.engine.step()
+                if self.engine.has_work:
+                    self.engine.step()
 
     # ------------------------------------------------------------------------------------ a turn of the model
     def _submit(self, sample: _Sample, left: int | None) -> None:

@@ -6,7 +6,9 @@
     max_tokens = 64
 
     [[rewards]]                      # as in the recipes of `twofold align`
-    name = "python_passes_tests"
+    kind = "python_passes_tests"
+    prefix = true                    # the prompt is the code's beginning
+    partial = false                  # all of the tests, or nothing
 
 A line's prompt is a text or a list of messages; its other keys are columns, which the rewards are given.
 """
@@ -14,17 +16,20 @@ A line's prompt is a text or a list of messages; its other keys are columns, whi
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..core import ConfigError, load_config, nearest
-from ..data import SOURCES, documents
-from ..data.dataset import Chat, Completion
+from ..core import ConfigError, load_config
+from ..data import SOURCES, Document, documents
+from ..data.dataset import Asked, Chat, Completion
+from ..data.prompts import asked
+from ..data.rows import Said
 from .episode import Prompt
-from .rewards.config import RewardConfig
+from .rewards.config import RewardConfig, check_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,7 @@ class Task:
     def __post_init__(self) -> None:
         if not self.rewards:
             raise ConfigError("a task needs something to judge by: at least one [[rewards]] table")
+        check_names(self.rewards)
         if not self.k or min(self.k) < 1:
             raise ConfigError(f"k must be numbers of answers from 1, such as [1, 8], not {list(self.k)}")
         if self.samples is not None and self.samples != 0 and self.samples < max(self.k):
@@ -103,11 +109,10 @@ def read_prompts(task: Task, limit: int | None = None) -> list[Prompt]:
     Raises:
         ConfigError: no such source, a bad line, which is named, or no prompt at all.
     """
-    rows = _documents(task.prompts) if task.prompts in SOURCES else _lines(Path(task.prompts))
     found = []
-    for number, (shown, columns) in enumerate(rows):
-        if number == limit:
-            break
+    rows = documents(task.prompts) if task.prompts in SOURCES else documents(task.prompts, asked)
+    for number, document in enumerate(itertools.islice(rows, limit)):
+        shown, columns = _question(document, task.prompts)
         found.append(Prompt(number=number, ids=(), shown=_talk(task, shown), columns=columns))
     if not found:
         raise ConfigError(f"{task.prompts} has no prompt in it")
@@ -120,54 +125,26 @@ def fingerprint(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
-Shown = str | list[dict[str, Any]]
+def _question(document: Document, source: str) -> tuple[Said, Mapping[str, Any]]:
+    """What a document asks, and its columns; an answer that it has is the column "answer"."""
+    match document.content:
+        case Asked(prompt, columns, ()):
+            return prompt, columns
+        case Asked():
+            raise ConfigError(f"{document.where or source}: a task's prompts have no tools")
+        case Completion(prompt, completion):
+            return prompt, {"answer": completion}
+        case Chat((*before, last), ()) if before and last.get("role") == "assistant":
+            return tuple(before), {"answer": last["content"]}
+    raise ConfigError(
+        f"{document.where or source} asks nothing: rows with 'prompt', or questions with answers are needed"
+    )
 
 
-def _talk(task: Task, shown: Shown) -> Shown:
+def _talk(task: Task, shown: Said) -> str | list[dict[str, Any]]:
     """The prompt as it is asked: messages where the task chats."""
     if isinstance(shown, str) and not task.chat:
         return shown
-    messages = [{"role": "user", "content": shown}] if isinstance(shown, str) else shown
-    told = bool(task.system) and messages[0].get("role") != "system"
+    messages = [{"role": "user", "content": shown}] if isinstance(shown, str) else [dict(each) for each in shown]
+    told = bool(task.system) and messages[0]["role"] != "system"
     return [{"role": "system", "content": task.system}, *messages] if told else messages
-
-
-def _documents(name: str) -> Iterator[tuple[Shown, dict[str, Any]]]:
-    """Prompts of a named source: its questions, their answers as the column "answer"."""
-    for document in documents(name):
-        match document.content:
-            case Completion(prompt, completion):
-                yield prompt, {"answer": completion}
-            case Chat((*before, last)) if before and last.get("role") == "assistant":
-                yield [dict(message) for message in before], {"answer": last["content"]}
-            case _:
-                raise ConfigError(f"source '{name}' is text to read, which asks nothing: name one with answers")
-
-
-def _lines(path: Path) -> Iterator[tuple[Shown, dict[str, Any]]]:
-    try:
-        text = path.expanduser().read_text(encoding="utf-8")
-    except OSError:
-        guess = nearest(str(path), SOURCES)
-        hint = f"; did you mean '{guess}'?" if guess else f", nor one of the named sources ({', '.join(SOURCES)})"
-        raise ConfigError(f"prompts: {path} is no file{hint}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 (byte {error.start})") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield _row(json.loads(line))
-            except ValueError as error:
-                raise ConfigError(f"{path}, line {number}: {error}") from None
-
-
-def _row(row: Any) -> tuple[Shown, dict[str, Any]]:
-    if not isinstance(row, dict) or "prompt" not in row:
-        raise ValueError("a line is a JSON object with a 'prompt', and whatever the rewards need")
-    shown = row.pop("prompt")
-    if isinstance(shown, str) and shown:
-        return shown, row
-    messages = isinstance(shown, list) and shown and all(isinstance(m, dict) and "role" in m for m in shown)
-    if not messages:
-        raise ValueError(f"'prompt' must be a text or a list of messages, not {shown!r:.60}")
-    return shown, row

@@ -6,10 +6,12 @@ A model in this process and a server are asked alike, with the same seeds: a ser
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,12 @@ from ..align import scores
 from ..align.episode import Group, Prompt, Rollout
 from ..align.evaluate import Answerer, Drawing, Evaluation, Tell, evaluate
 from ..align.rewards import Panel
+from ..align.rollout import rollout, seed_of
 from ..align.task import Task, read_prompts, read_task
 from ..core import CapacityError, CheckpointError, ConfigError, RequestError
+from ..data import ChatTemplate, Tokenizer
+from ..data.rows import Said
+from ..data.wording import Wording
 from ..engine.config import EngineConfig
 from ..engine.llm import LLM
 from ..engine.sampling import MAX_N, SamplingParams
@@ -30,8 +36,6 @@ from .flags import Given
 from .model import bundled_model
 from .remote import Server
 
-AT_ONCE = 64
-"""Prompts that an engine in this process is given together."""
 CALLS = 8
 """Requests that a server is sent at the same time."""
 TRIES = 6
@@ -55,6 +59,8 @@ def run(given: Given) -> int:
             for place in (model, given.against)
             if place is not None
         ]
+    for note in dict.fromkeys(note for one in found for note in one.notes):
+        print(f"twofold: {note}", file=sys.stderr)
     records = [scores.record(one) for one in found]
     difference = scores.compare(*found) if len(found) == 2 else None
     for line in _told(records, difference):
@@ -81,27 +87,43 @@ def _evaluated(task: Task, prompts: Sequence[Prompt], place: str, panel: Panel, 
     llm = LLM(directory, **given.options(EngineConfig))
     path = directory.resolve()
     name = path.parent.name if path.name == "model" else path.name
-    return evaluate(task, prompts, local(llm), panel, model=name, tell=tell)
+    chats = not all(isinstance(prompt.shown, str) for prompt in prompts)
+    return evaluate(task, prompts, _local(llm, chats), panel, model=name, tell=tell)
 
 
 # ------------------------------------------------------------------------------------------------- who answers
-def local(llm: LLM) -> Answerer:
+@dataclass(frozen=True)
+class _Words:
+    """A model's tokenizer, and its chat template where it has one."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+
+
+def _local(llm: LLM, chats: bool) -> Answerer:
     """Answers of an engine in this process."""
+    words = _Words(llm.tokenizer, llm.template if chats else None)
+    wording = Wording(words.tokenizer, words.template)
 
     def answer(prompts: Sequence[Prompt], drawing: Drawing) -> Iterator[Group]:
-        for start in range(0, len(prompts), AT_ONCE):
-            some = prompts[start : start + AT_ONCE]
-            asked = [(prompt, params) for prompt in some for params in _requests(prompt, drawing)]
-            ids = [_ids(llm, prompt) for prompt, _ in asked]
-            done = llm.generate(ids, [SamplingParams(**params) for _, params in asked], progress=False)
-            made: dict[int, list[Rollout]] = {prompt.number: [] for prompt in some}
-            for (prompt, _), completion in zip(asked, done, strict=True):
-                mine = made[prompt.number]
-                for output in completion.outputs:
-                    mine.append(_rollout(prompt, len(mine), output.token_ids, output.finish_reason, output.text))
-            yield from (Group(prompt=prompt, rollouts=tuple(made[prompt.number])) for prompt in some)
+        ready = [replace(prompt, ids=tuple(wording.prompt(_said(prompt)))) for prompt in prompts]
+        params = SamplingParams(
+            temperature=drawing.temperature,
+            top_p=drawing.top_p,
+            max_tokens=drawing.max_tokens,
+            stop=drawing.stop,
+        )
+        for group in rollout(llm.engine, ready, drawing.n, params, seed=drawing.seed, words=words):
+            failed = next((it for it in group.rollouts if it.finish == "error"), None)
+            if failed is not None:
+                raise RequestError(f"prompt {group.prompt.number} was not answered: {failed.error}")
+            yield group
 
     return answer
+
+
+def _said(prompt: Prompt) -> Said:
+    return prompt.shown if isinstance(prompt.shown, str) else tuple(prompt.shown)
 
 
 class _Remote:
@@ -169,13 +191,13 @@ def _requests(prompt: Prompt, drawing: Drawing) -> list[dict[str, Any]]:
         "max_tokens": drawing.max_tokens,
         "stop": drawing.stop,
     }
-    return [{"n": n, "seed": drawing.seed_of(prompt, part), **same} for part, n in enumerate(parts)]
+    seeds = [seed_of(drawing.seed, prompt.number + (part << 32)) for part in range(len(parts))]
+    return [{"n": n, "seed": _signed(seed), **same} for n, seed in zip(parts, seeds, strict=True)]
 
 
-def _ids(llm: LLM, prompt: Prompt) -> list[int]:
-    if isinstance(prompt.shown, str):
-        return llm.tokenizer.encode_prompt(prompt.shown)
-    return llm.template.encode(llm.tokenizer, prompt.shown)
+def _signed(seed: int) -> int:
+    """A seed of 64 bits as the signed number of 64 bits that APIs take; an engine of ours reads the same bits."""
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
 
 
 def _rollout(prompt: Prompt, sample: int, ids: Sequence[int], finish: str, text: str) -> Rollout:

@@ -9,6 +9,7 @@ The optimizer sees what asks for gradients, so ZeRO, offload and the rules know 
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -20,9 +21,13 @@ from ..models.decoder import Decoder
 from ..models.lora import FirstPairs, adapt, loras, pair_parameters
 from ..models.lora_config import LoraConfig
 from ..parallel import Mesh
+from .config import Recipe
 from .pieces import Held, Piece
 from .places import Places
 from .state import Value, saved, weight_pieces
+
+PROBES, PROBE = 64, 4096
+"""Places of a file that a fingerprint reads, and bytes of each."""
 
 
 def check(mesh: Mesh) -> None:
@@ -34,6 +39,25 @@ def check(mesh: Mesh) -> None:
                 f"[lora] and parallel.{axis} = {size}: adapters are divided by ZeRO and along sequences (sp) only; set "
                 f"parallel.{axis} = 1, and parallel.zero = 3 where the base does not fit one rank"
             )
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """What tells a base from another: its settings, the sizes of its files, and numbers from all over them.
+
+    The base is not in the run's checkpoints, so a run that goes on must find the same one.
+    """
+    base = recipe.model.from_
+    if recipe.lora is None or base is None:
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted((base / "config.json", *base.glob("model*.safetensors"))):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for number in range(PROBES):
+                file.seek(size * number // PROBES)
+                digest.update(file.read(PROBE))
+    return digest.hexdigest()
 
 
 def put(decoder: Decoder, config: LoraConfig, seed: int, checkpoint: Path | None) -> None:

@@ -180,6 +180,7 @@ class OptimizerConfig:
 
 
 Shape = Literal["linear", "cosine", "sqrt"]
+Heads = Literal["language", "reward", "critic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,6 +295,11 @@ class Recipe:
             )
         if self.elastic.max is not None and self.parallel.dp != "auto":
             raise ConfigError('elastic.max lets ranks come and go: parallel.dp must be "auto", what the others leave')
+
+    @property
+    def heads(self) -> Heads:
+        """What stands on the layers: a language head; a score in its place (reward), or beside it (critic)."""
+        return "language"
 
     def identity(self) -> dict[str, Any]:
         """The keys that decide the weights' bits, dotted; a run resumes only when all of them are unchanged."""

@@ -62,7 +62,7 @@ class Course:
         """What is read, and a fingerprint of it. The main rank is the first to ask; the others find what it made."""
         return build.build_data(recipe, words)
 
-    def lesson(self, recipe: Recipe, words: build.RecipeWords, mesh: Mesh) -> Lesson:
+    def lesson(self, recipe: Recipe, data: Data, words: build.RecipeWords) -> Lesson:
         """What a step is made of."""
         return Lesson()
 
@@ -202,6 +202,12 @@ class _Run:
                 f"the training data is not what {recipe.run.output} was trained on: bring the old files back, "
                 "give another run.output, or start over with --fresh"
             )
+        base = adapters.fingerprint(recipe)
+        if position and position.base != base:
+            raise ConfigError(
+                f"{recipe.model.from_} is not the model that the adapters of {recipe.run.output} were trained on: "
+                "bring it back, give another run.output, or start over with --fresh"
+            )
         axes, offload = Axes(mesh, recipe.parallel), build.build_offload(recipe, mesh)
         decoder, zero, places = build.build_model(recipe, found, axes, offload)
         build.check_vocabulary(places.spec, words)
@@ -213,10 +219,10 @@ class _Run:
             display.say(f"going on from {found.name}")
         parameters = sum(map(math.prod, places.whole.values()))
         many = "" if mesh.alone else f", {mesh.size('world')} ranks ({mesh.layout})"
+        size = f"{parameters / 1e6:.2f}M parameters"
         if recipe.lora:
-            trained = sum(math.prod(places.whole[name]) for name in optimizer.weights)
-            many = f" of which {trained / 1e6:.3f}M are trained{many}"
-        display.say(f"{recipe.run.output}: {parameters / 1e6:.2f}M parameters, {recipe.schedule.steps} steps{many}")
+            size += f" ({sum(math.prod(places.whole[name]) for name in optimizer.weights) / 1e6:.3f}M in adapters)"
+        display.say(f"{recipe.run.output}: {size}, {recipe.schedule.steps} steps{many}")
         step = position.step if position else 0
         files, behind = (
             build.run_files(recipe, decoder),
@@ -232,14 +238,14 @@ class _Run:
             display=display,
             words=words,
             sampler=sampler,
-            position=position or Position(data=fingerprint, recipe=recipe.identity()),
+            position=position or Position(data=fingerprint, base=base, recipe=recipe.identity()),
             scaler=scaler,
             axes=axes,
             zero=zero,
             places=places,
             heart=Heartbeat(recipe.run.output / "hang", mesh, recipe.elastic.heartbeat, self.attempt),
             meter=Meter.of(places.spec, decoder) if mesh.main else None,
-            lesson=self.course.lesson(recipe, words, mesh),
+            lesson=self.course.lesson(recipe, data, words),
         )
         trainer.lesson.begin(trainer, Stored(found) if found else None)
         return trainer

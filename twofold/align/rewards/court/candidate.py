@@ -114,12 +114,11 @@ class _Answering:
         return {"result": values.pack(result, self._refer, given), "changed": changed}
 
     def _refer(self, thing: Any) -> dict[str, Any]:
-        kind = type(thing)
         if isinstance(thing, type) and issubclass(thing, Exception):
             known = [base.__name__ for base in thing.__mro__ if base.__module__ == builtins.__name__]
             return {"x": [thing.__name__, known[0]]}
         self._things[id(thing)] = thing  # kept, so that the number stays its own
-        return {"h": id(thing), "n": kind.__name__, "class": isinstance(thing, type)}
+        return {"h": id(thing)}
 
     def _resolve(self, data: dict[str, Any]) -> Any:
         if "h" in data:

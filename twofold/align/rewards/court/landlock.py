@@ -37,13 +37,13 @@ def restrict(libc: ctypes.CDLL, folder: str) -> bool:
     ruleset = int(libc.syscall(_CREATE, rules, ctypes.c_size_t(len(rules)), 0))
     if ruleset < 0:
         return False
-    allowed = {place: _READ_FILE | _READ_DIR for place in readable()}
+    allowed = dict.fromkeys(readable(), _READ_FILE | _READ_DIR)
     allowed |= {"/dev/null": _READ_FILE | _WRITE_FILE, folder: rights & ~1}
     for place, right in allowed.items():
         right &= rights if os.path.isdir(place) else rights & _FILE
         handle = os.open(place, _PATH | os.O_CLOEXEC)
         libc.syscall(_ADD, ruleset, 1, struct.pack("=Qi", right, handle), 0)
         os.close(handle)
-    held = libc.syscall(_RESTRICT, ruleset, 0) == 0
+    held = bool(libc.syscall(_RESTRICT, ruleset, 0) == 0)
     os.close(ruleset)
     return held

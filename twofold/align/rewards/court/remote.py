@@ -83,7 +83,7 @@ class Link:
         """One verb done on the other side; changeable arguments come back as it left them."""
         if self.gone:
             raise Gone(self.gone)
-        shared, lent = values.Shared(), len(self._lent)
+        shared = values.Shared()
         packed = values.pack(args, self._refer, shared, learn=True)
         named = values.pack(options or {}, self._refer, shared, learn=True)
         self.say({"verb": verb, "of": of, "args": packed, "options": named})
@@ -91,7 +91,6 @@ class Link:
         while "back" in answer:
             self.say(self._back(answer))
             answer = self.hear()
-        del self._lent[lent:]
         if "raise" in answer:
             raise self._error(answer)
         try:
@@ -128,7 +127,9 @@ class Link:
         if callable(thing):
             self._lent.append(thing)
             return {"k": len(self._lent) - 1}
-        raise TypeError(f"a {type(thing).__name__} cannot be given to a candidate: plain data, its own things, functions")
+        raise TypeError(
+            f"a {type(thing).__name__} cannot be given to a candidate: plain data, its own things, functions"
+        )
 
     def _resolve(self, data: dict[str, Any]) -> Any:
         if "x" in data:
@@ -136,7 +137,7 @@ class Link:
             kind = getattr(builtins, base, Exception)
             kind = kind if isinstance(kind, type) and issubclass(kind, Exception) else Exception
             return self._errors.setdefault(name, kind if name == base else type(str(name), (kind,), {}))
-        return Remote(self, int(data["h"]), str(data["n"]))
+        return Remote(self, int(data["h"]))
 
     def _error(self, answer: dict[str, Any]) -> BaseException:
         """The candidate's exception as one of this process: its nearest class that is known here."""
@@ -153,10 +154,9 @@ class Link:
 class Remote:
     """Something of the candidate's that is not plain data."""
 
-    def __init__(self, link: Link, number: int, name: str) -> None:
+    def __init__(self, link: Link, number: int) -> None:
         object.__setattr__(self, "_link", link)
         object.__setattr__(self, "_number", number)
-        object.__setattr__(self, "_name", name)
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__") and name != "__name__":
@@ -211,9 +211,9 @@ def _among_themselves(verb: str) -> Callable[[Remote, Any], Any]:
     return lambda self, other: _ask(self, verb, other) if type(other) is Remote else NotImplemented
 
 
-for _name, _verb in {"getitem": "item", "setitem": "put", "delitem": "drop", "len": "len", "enter": "enter"}.items():
+_PLAIN = {"getitem": "item", "setitem": "put", "delitem": "drop"}
+_PLAIN |= {name: name for name in ("len", "enter", "next", "neg")}
+for _name, _verb in _PLAIN.items():
     setattr(Remote, f"__{_name}__", _plainly(_verb))
-Remote.__next__ = _plainly("next")  # type: ignore[attr-defined]
-Remote.__neg__ = _plainly("neg")  # type: ignore[attr-defined]
 for _name in ("eq", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv"):
     setattr(Remote, f"__{_name}__", _among_themselves(_name))

@@ -1,11 +1,11 @@
 """Values that cross between judge and candidate as JSON; both sides build exact built-in types from it, nothing else.
 
-    plain            None, True, 1.5, "text", small integers
-    {"i": "0x1f"}    any other integer
-    {"l": [...]}     list       {"t": tuple}  {"s": set}  {"f": frozenset}  {"d": [[key, value], ...]}
-    {"b": "00ff"}    bytes      {"y": bytearray}  {"c": [re, im]}  {"r": [start, stop, step]}
-    {"a": 3}         the fourth changeable container of this call: lists stay the same list on both sides
-    {"h": ...}, {"k": ...}, ...   what only stands for something: `refer` makes it, `resolve` reads it
+plain            None, True, 1.5, "text", small integers
+{"i": "0x1f"}    any other integer
+{"l": [...]}     list       {"t": tuple}  {"s": set}  {"f": frozenset}  {"d": [[key, value], ...]}
+{"b": "00ff"}    bytes      {"y": bytearray}  {"c": [re, im]}  {"r": [start, stop, step]}
+{"a": 3}         the fourth changeable container of this call: lists stay the same list on both sides
+{"h": ...}, {"k": ...}, ...   what only stands for something: `refer` makes it, `resolve` reads it
 """
 
 from __future__ import annotations
