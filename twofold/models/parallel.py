@@ -215,7 +215,8 @@ class _CutEntropy(torch.autograd.Function):
         widest: int,
     ) -> Tensor:
         scores = Scores(w_VD, b_V, *shape)
-        log_R, mean_R = hidden_RD.new_empty(2, len(hidden_RD), dtype=torch.float32)
+        log_R = hidden_RD.new_empty(len(hidden_RD), dtype=torch.float32)
+        mean_R = torch.empty_like(log_R)
         for at in chunks(len(hidden_RD), widest):  # the same on every rank, for each is two sums
             logits_CV = scores.of(hidden_RD[at])
             top_C = logits_CV.max(1).values
