@@ -116,7 +116,7 @@ class PairLesson(Lesson):
         for batch in self.valid:
             given = self._beside(trainer, batch)
             rows_R, owner_R = target_rows(batch)
-            logp_R = trainer.read(batch, target_logprobs)[rows_R]
+            logp_R = trainer.read(batch, target_logprobs())[rows_R]
             ref_R = given.beside["ref"][rows_R] if self.reference else None
             held.add(*self.objective.of(logp_R, owner_R, len(batch.lengths), ref_R))
         tell(trainer, held)
@@ -152,7 +152,7 @@ class LabelLesson(Lesson):
         for batch, mismatched in self.valid:
             self.objective.baseline = self._baseline(trainer, mismatched)
             rows_R, owner_R = target_rows(batch)
-            ratio_T = trainer.read(batch, target_logprobs) - self.reference.logprobs(trainer, batch)
+            ratio_T = trainer.read(batch, target_logprobs()) - self.reference.logprobs(trainer, batch)
             label_R = batch.beside["label"][rows_R]
             loss, found = self.objective.of(ratio_T[rows_R], label_R, owner_R, len(batch.lengths))
             summed, answers = summed + float(loss), answers + self.objective.size(batch)
@@ -164,7 +164,7 @@ class LabelLesson(Lesson):
     def _baseline(self, trainer: Trainer, mismatched: Batch) -> Tensor:
         rows_R, owner_R = target_rows(mismatched)
         with torch.no_grad():
-            logp_T = trainer.read(mismatched, target_logprobs) - self.reference.logprobs(trainer, mismatched)
+            logp_T = trainer.read(mismatched, target_logprobs()) - self.reference.logprobs(trainer, mismatched)
         return kto_baseline(sequence_sums(logp_T[rows_R], owner_R, len(mismatched.lengths)))
 
     def line(self, figures: dict[str, float]) -> str:

@@ -114,7 +114,7 @@ class GrpoLesson(Lesson):
 
     def begin(self, trainer: Trainer, stored: Stored | None) -> None:
         if self.config.beta:
-            self.reference = Reference(trainer.recipe, trainer)
+            self.reference = Reference(trainer.recipe, trainer, self.objective.temperature)
         self.play.begin(trainer)
         if stored is not None:
             self.drawn = int(stored.read(DRAWN))
@@ -142,7 +142,7 @@ class GrpoLesson(Lesson):
         batch = pack(harvest.rollouts, {"advantage": advantage_N})
         on_policy = self.play.config.on_policy
         if not on_policy:
-            batch, more = corrected(trainer, batch, self.correction)
+            batch, more = corrected(trainer, batch, self.correction, self.objective.temperature)
             figures |= more
         if self.reference:
             batch = self.reference.beside(trainer, batch)

@@ -134,7 +134,7 @@ class PpoLesson(Lesson):
     def begin(self, trainer: Trainer, stored: Stored | None) -> None:
         config = self.config
         if config.kl_coef:
-            self.reference = Reference(trainer.recipe, trainer)
+            self.reference = Reference(trainer.recipe, trainer, self.objective.temperature)
         self.play.begin(trainer)
         start = float(stored.read(COEFFICIENT)) if stored else config.kl_coef
         self.coefficient = KlCoefficient(value=start, target=config.kl_target, horizon=config.kl_horizon)
@@ -180,7 +180,7 @@ class PpoLesson(Lesson):
             scores_N = scores_N - config.missing_eos_penalty * harvest.truncated_N
         batch = pack(harvest.rollouts)
         if not self.play.config.on_policy:
-            batch, more = corrected(trainer, batch, self.correction)
+            batch, more = corrected(trainer, batch, self.correction, self.objective.temperature)
             figures |= more
         if self.reference:
             batch = self.reference.beside(trainer, batch)

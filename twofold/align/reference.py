@@ -27,8 +27,9 @@ from .judged import target_logprobs
 class Reference:
     """What a run began with. It learns nothing, so it keeps no gradients and no states."""
 
-    def __init__(self, recipe: Recipe, trainer: Trainer) -> None:
+    def __init__(self, recipe: Recipe, trainer: Trainer, temperature: float = 1.0) -> None:
         """Load a frozen copy, or find that the policy's adapters can be switched off."""
+        self._look = target_logprobs(temperature)
         self.decoder: Decoder | None = None
         self._zero: Zero[Decoder] | None = None
         if recipe.lora is None:
@@ -47,7 +48,7 @@ class Reference:
         """log p of each target of a batch, fp32 [T], 0 where nothing is learned; a collective."""
         apart: AbstractContextManager[object] = nullcontext() if self.decoder else off(trainer.decoder)
         with torch.no_grad(), apart:
-            found_T = trainer.read(batch, target_logprobs, self.decoder)
+            found_T = trainer.read(batch, self._look, self.decoder)
         (self._zero or trainer.zero).settle()
         return found_T
 

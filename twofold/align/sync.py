@@ -46,7 +46,7 @@ def sync(decoder: Decoder, engine: Engine, version: int) -> Synced:
 
     Raises:
         StateError: the engine's decoder has memory of its own: such an engine gets its weights by `load_weights`.
-        ConfigError: a version that is not above the engine's last one.
+        ConfigError: a version below the engine's; the same one says that no weight has changed since.
     """
     started = time.perf_counter()
     apart = different(decoder, engine.decoder)
@@ -56,7 +56,8 @@ def sync(decoder: Decoder, engine: Engine, version: int) -> Synced:
             "send it weights with engine.load_weights(named_tensors, version)"
         )
     before = engine.runner.compilations
-    engine.load_weights(None, version)
+    if version != engine.version:  # else they are as they were when it had them last
+        engine.load_weights(None, version)
     tensors = dict(_tensors(decoder))
     return Synced(
         version=version,
@@ -95,7 +96,7 @@ class Shared:
         """The engine with the weights of this moment; a collective, inside of which each rank is on its own.
 
         Raises:
-            ConfigError: a version that is not above the last one.
+            ConfigError: a version below the last one; the same one says that no weight has changed since.
         """
         started = time.perf_counter()
         own = {name: local(tensor).numel() for name, tensor in self.zero.decoder.named_parameters()}

@@ -31,6 +31,7 @@ from . import adapters, build, card, elastic, plot
 from .axes import Axes
 from .checkpoint import Checkpoints, Position, read_position
 from .config import Recipe
+from .export import export, export_adapter
 from .heartbeat import Heartbeat
 from .journal import Journal, Unwritten
 from .lesson import Lesson
@@ -40,7 +41,7 @@ from .planning import Machine, laid_out, spec_of
 from .profile import around
 from .progress import Display
 from .saver import Saver
-from .state import restore, weight_pieces
+from .state import restore
 from .trainer import Data, Sampler, Trainer
 
 FAILED = "failed"
@@ -158,7 +159,9 @@ class _Run:
             try:
                 status = trainer.fit()
                 if status == 0:
-                    self._export(trainer)
+                    if recipe.lora:
+                        export_adapter(trainer, output / "adapter")
+                    export(trainer, output / "model", self._card(trainer))
                     trainer.lesson.finish(trainer)
                 if self.mesh.main:
                     say(plot.terminal(trainer.journal.curve("loss")))
@@ -170,18 +173,6 @@ class _Run:
                 trainer.optimizer.offload.close()
         self.mesh.wait()
         return status
-
-    def _export(self, trainer: Trainer) -> None:
-        """The finished model, and the adapters alone where it has some."""
-        recipe, output = self.recipe, self.recipe.run.output
-        dtype, export = trainer.zero.dtype, build.DTYPES[recipe.run.export_dtype]
-        pieces = weight_pieces(trainer.decoder, trainer.places, dtype, export)
-        if recipe.lora is None:
-            trainer.saver.export(output / "model", pieces, export, beside=self._card(trainer))
-            return
-        trainer.saver.export(output / "adapter", pieces, export)
-        pieces = adapters.merged_pieces(trainer.decoder, trainer.places, dtype, export)
-        trainer.saver.export(output / "model", pieces, export, build.model_files(recipe), self._card(trainer))
 
     def _card(self, trainer: Trainer) -> Callable[[Path], None]:
         """What writes the model's card, of the run as it stands now."""
