@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from ..core import ConfigError
 from ..models.decoder import Decoder
-from ..models.lora import FirstPairs, adapt, loras, pair_parameters
+from ..models.lora import FirstPairs, adapt, loras, pair_parameters, trained_parameters
 from ..models.lora_config import LoraConfig
 from ..parallel import Mesh
 from .config import Recipe
@@ -67,15 +67,17 @@ def put(decoder: Decoder, config: LoraConfig, seed: int, checkpoint: Path | None
         return
     value = saved(checkpoint, decoder)
     with torch.no_grad():
-        for name, parameter in pair_parameters(decoder).items():
+        for name, parameter in trained_parameters(decoder).items():
             parameter.copy_(value(name, Held.all(parameter.shape)))
 
 
 def values(decoder: Decoder, base: Value, seed: int, checkpoint: Path | None) -> Value:
     """Where a rank's part of each parameter of an adapted decoder comes from; `base` knows those that are frozen."""
+    if checkpoint:
+        mine, own = saved(checkpoint, decoder), trained_parameters(decoder)
+        return lambda name, place: mine(name, place) if name in own else base(name, place)
     first = FirstPairs(decoder, seed)
-    mine: Value = saved(checkpoint, decoder) if checkpoint else lambda name, place: place.take(first[name])
-    return lambda name, place: mine(name, place) if name in first else base(name, place)
+    return lambda name, place: place.take(first[name]) if name in first else base(name, place)
 
 
 def merged_pieces(decoder: Decoder, places: Places, dtype: torch.dtype, written: torch.dtype) -> dict[str, Piece]:
