@@ -11,8 +11,8 @@ A log grows while it is read, and is cut back when a run goes on from a checkpoi
 was left; a line without its end is left for the next time; and a log that is no longer the one that was read gets a
 new `version`, which tells whoever counts its rows to begin again.
 
-Rows of rollouts are large and many. Among a run's rows each stands as the number of its answers alone, and is read again
-when somebody asks for that one row.
+Rows of rollouts are large and many. Among a run's rows each stands as the number of its answers alone, and is read
+again when somebody asks for that one row.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ export const KINDS = {
   skipped: "Skipped",
   spike: "Spikes",
   pause: "Restarts",
+  fault: "Faults of rewards",
   scale: "Loss scale",
   valid: "Validation",
   checkpoint: "Checkpoints",
@@ -30,6 +31,7 @@ export class Events {
     this.before = null;
     this.scale = null;
     this.best = null;
+    this.highest = null;
     this.above = false;
   }
 
@@ -39,6 +41,8 @@ export class Events {
     if (typeof row.loss === "number") this.loss(row);
     if (typeof row.loss_scale === "number") this.scaled(row);
     if (row.valid_loss !== undefined) this.valid(row);
+    else if (typeof row.eval?.reward === "number") this.reward(row);
+    this.faults(row);
     const words = Object.entries(row).filter(([key, value]) => typeof value === "string" && key !== "skipped");
     if (words.length && !words.some(([key]) => WORDLESS.has(key))) {
       this.say(row, "note", words.map(([key, value]) => `${key}: ${value}`).join(", "));
@@ -86,5 +90,20 @@ export class Events {
     const beside = better ? (this.best ? ", the best so far" : "") : `, ${number(value - this.best.valid_loss)} over that of step ${count(this.best.step)}`;
     if (better) this.best = row;
     return this.say(row, "valid", `validation loss ${precise(value)}${beside}`);
+  }
+
+  reward(row) {
+    const value = row.eval.reward;
+    const better = this.highest === null || value > this.highest.eval.reward;
+    const beside = better ? (this.highest ? ", the best so far" : "") : `, ${number(this.highest.eval.reward - value)} under that of step ${count(this.highest.step)}`;
+    if (better) this.highest = row;
+    this.say(row, "valid", `held-out reward ${number(value)}${beside}`);
+  }
+
+  faults(row) {
+    for (const [key, value] of Object.entries(row)) {
+      if (!key.startsWith("faults.") || !(value > 0)) continue;
+      this.say(row, "fault", `the reward ${key.slice(7)} failed for ${count(value)} ${value === 1 ? "answer" : "answers"}`);
+    }
   }
 }
