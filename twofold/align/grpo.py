@@ -28,6 +28,7 @@ from .advantage import group_advantage, informative, overlong_penalty, reinforce
 from .aggregate import aggregate, denominator
 from .correction import mismatch
 from .episode import Prompt
+from .estimates import bootstrap
 from .experience import Harvest, pack
 from .judged import Judged, Seen
 from .kl import kl, kl_loss
@@ -180,11 +181,16 @@ class GrpoLesson(Lesson):
 
 
 def examine(trainer: Trainer, play: Play, valid: Sequence[Prompt]) -> None:
-    """The likeliest answers to held-out prompts, and their rewards."""
+    """The likeliest answers to held-out prompts, and their rewards with the interval of the mean (95%)."""
     if not valid:
         return
-    found, step = play.look(trainer, valid).figures(), trainer.position.step
+    harvest, step = play.look(trainer, valid), trainer.position.step
+    found = harvest.figures()
     kept = {name: value for name, value in found.items() if name.startswith(("reward", "length", "truncated"))}
+    counted = harvest.rewards_N[~harvest.rewards_N.isnan()].tolist()
+    if counted:
+        around = bootstrap(counted)
+        kept |= {"low": around.low, "high": around.high}
     trainer.journal.add(step, eval=kept)
     trainer.display.say(f"step {step}: held-out reward {found['reward']:.4f}, {found['length']:.0f} tokens")
 

@@ -187,7 +187,7 @@ function heights(lines, log) {
   const edges = (some) => some.flatMap(([low, high]) => [low, high]);
   const around = lines.flatMap(({ points, band }) => edges([...points.filter(bounded), ...(band ?? [])].map((point) => point.slice(-2))));
   const [low, high] = span([...lines.flatMap(({ points, faint }) => [...span(points.map(([, y]) => y)), ...bulk(faint ?? points)]), ...around]);
-  if (low === 0 && high === 0) return [-0.1, 0.1]; // nothing but zeros: a line through the middle
+  if (low === 0 && high === 0) return [-0.02, 0.1]; // nothing but zeros: a line that is seen above the foot
   if (log) return [low / 1.1, high * 1.1];
   const air = (high - low || Math.abs(high) || 1) * 0.12;
   return [low >= 0 ? Math.max(0, low - air) : low - air, high + air];

@@ -15,7 +15,6 @@ const PART = "rewards.";
 const FAULT = "faults.";
 
 const exact = (value) => (value === 0 ? "0.0 exactly" : number(value));
-const tokens = (value) => number(value);
 
 const PREFERENCES = [
   { keys: ["accuracy"], title: "Accuracy", say: percent, smooth: true, lead: true },
@@ -38,12 +37,12 @@ const POLICY = [
 ];
 const VALUES = [
   { keys: ["value"], title: "Value", say: number, smooth: true },
-  { keys: ["explained_variance"], title: "Explained variance", say: percent, smooth: true },
+  { keys: ["explained_variance"], title: "Explained variance", say: number, smooth: true },
   { keys: ["value_loss"], title: "Value loss", say: number, smooth: true },
   { keys: ["value_clipped"], title: "Clipped share of values", say: percent, rest: 0 },
 ];
 const ANSWERS = [
-  { keys: ["length"], title: "Length in tokens", say: tokens, smooth: true },
+  { keys: ["length"], title: "Length in tokens", say: number, smooth: true },
   { keys: ["truncated"], title: "Share cut off at the limit", say: percent, smooth: true },
   { keys: ["learned"], title: "Answers learned from", say: count, axis: number },
   { keys: ["skipped_rollouts"], title: "Answers without a reward", say: count, axis: number, rest: 0 },

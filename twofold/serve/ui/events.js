@@ -18,6 +18,7 @@ const WINDOW = 32; // losses and waits that say what is usual
 const FEWEST = 12;
 const SPIKE = 8; // times the usual distance from the usual loss
 const FLOOR = 0.02; // of the loss: the least that is taken for a usual distance
+const FEWEST_WAITS = 3;
 const PAUSE_SECONDS = 60;
 const PAUSE_TIMES = 20;
 const WORDLESS = new Set(["prompt", "text"]);
@@ -62,7 +63,7 @@ export class Events {
   wait(row) {
     if (typeof row.time !== "number") return;
     const waited = this.before === null ? 0 : row.time - this.before;
-    const usual = this.waits.length ? median(this.waits) : 0;
+    const usual = this.waits.length >= FEWEST_WAITS ? median(this.waits) : Infinity;
     if (waited > Math.max(PAUSE_SECONDS, PAUSE_TIMES * usual)) this.say(row, "pause", `went on after ${duration(waited)} without a row`);
     else if (this.before !== null) this.waits = [...this.waits, waited].slice(-WINDOW);
     this.before = row.time;
@@ -94,9 +95,9 @@ export class Events {
 
   reward(row) {
     const value = row.eval.reward;
-    const better = this.highest === null || value > this.highest.eval.reward;
-    const beside = better ? (this.highest ? ", the best so far" : "") : `, ${number(this.highest.eval.reward - value)} under that of step ${count(this.highest.step)}`;
-    if (better) this.highest = row;
+    const under = this.highest ? this.highest.eval.reward - value : -1;
+    const beside = under > 0 ? `, ${number(under)} under that of step ${count(this.highest.step)}` : under === 0 ? `, as in step ${count(this.highest.step)}` : this.highest ? ", the best so far" : "";
+    if (under < 0) this.highest = row;
     this.say(row, "valid", `held-out reward ${number(value)}${beside}`);
   }
 

@@ -6,6 +6,7 @@ import { Events } from "/ui/events.js";
 const NOT_CURVES = new Set(["step", "time", "tokens", "rollouts"]);
 const NOT_HELD = new Set(["loss", "pairs", "low", "high"]); // the loss is the row's valid_loss
 const BOUNDED = ["pass@1", "accuracy", "reward"]; // what low and high of an evaluation are bounds of: the first there is
+const ROUNDING = 1e-6;
 const RECENT = 64;
 
 /** `summary` is the run's entry of `/runs`, as of the last time it was asked for. */
@@ -80,7 +81,7 @@ export class Run {
   held(row) {
     const { low, high } = row.eval;
     const found = Object.entries(row.eval).filter(([key, value]) => typeof value === "number" && !NOT_HELD.has(key));
-    const bounded = BOUNDED.find((key) => low <= row.eval[key] && row.eval[key] <= high);
+    const bounded = BOUNDED.find((key) => low - ROUNDING <= row.eval[key] && row.eval[key] <= high + ROUNDING);
     for (const [key, value] of found) this.point(row, `held.${key}`, value, key === bounded ? { low, high } : {});
   }
 

@@ -20,7 +20,7 @@ export function summary({ run, hue }) {
       { class: "facts" },
       figure("Step", steps ? `${count(step ?? 0)} / ${count(steps)}` : said(step, count)),
       about(run),
-      figure("Tokens", said(tokens, number)),
+      run.curves.has("margin") || run.curves.has("reward") ? [] : figure("Tokens", said(tokens, number)),
       figure("Tokens per second", said(speed, number)),
       run.left === null ? figure("Time", said(took, duration)) : figure("Time left", said(run.left, duration)),
     ),

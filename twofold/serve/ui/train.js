@@ -139,6 +139,18 @@ function render() {
   $("samples-part").hidden = !chosen().some(({ run }) => run.samples.size);
   samples.show(chosen());
   $("events-part").hidden = !happenings.show(chosen());
+  jumps();
+}
+
+/* A run with rollouts makes a long page: a way to each of its parts. */
+function jumps() {
+  const parts = [...$("some").querySelectorAll("section:not([hidden])")].map((part) => part.querySelector("h2"));
+  const words = parts.map((part) => part.textContent).join();
+  $("jumps").hidden = $("rollouts-part").hidden;
+  if (words === $("jumps").dataset.words) return;
+  $("jumps").dataset.words = words;
+  const jump = (part) => () => part.parentElement.parentElement.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  $("jumps").replaceChildren(...parts.map((part) => el("button", { type: "button", class: "quiet small", on: { click: jump(part) } }, part.textContent)));
 }
 
 /* Charts cost something with many rows: they are drawn again when there is something new to draw. */
