@@ -176,7 +176,7 @@ function folding(text, kind) {
   const pre = el("pre", {}, text.trim() ? head : "(blank)");
   if (head.length >= text.trimEnd().length) return el("div", { class: kind }, pre);
   pre.classList.add("folded");
-  const words = `Show all ${count(lines.length)} ${lines.length === 1 ? "line" : "lines"}`;
+  const words = lines.length > LINES ? `Show all ${count(lines.length)} lines` : `Show all ${count(text.length)} characters`;
   const click = () => {
     const open = button.getAttribute("aria-expanded") === "false";
     button.setAttribute("aria-expanded", String(open));
