@@ -7,9 +7,10 @@ import torch
 
 from tests.parity import tiny
 from tests.parity.small_trainer import Numbers, make_trainer
+from twofold.core import ConfigError
 from twofold.models import LoraConfig
 from twofold.models.compile import why_not
-from twofold.models.decoder import Decoder
+from twofold.models.decoder import Decoder, Weight
 from twofold.models.lora import adapt, loras, merge, off, pair_parameters
 from twofold.models.packed import PackedContext
 from twofold.models.weights import spec_from
@@ -37,14 +38,23 @@ MODELS = {
     "llama-bf16": (LLAMA, LoraConfig(rank=4, rslora=True), torch.bfloat16),
     "gpt2": (GPT2, LoraConfig(rank=17), torch.float32),
     "moe": (MOE, LoraConfig(rank=2), torch.float32),
+    "llama-int8": (LLAMA, LoraConfig(rank=3), "int8"),
+    "llama-int4-floats": (LLAMA, LoraConfig(rank=3), "int4-weight-only"),
 }
+
+
+def base_of(name: str) -> Decoder:
+    config, _, format = MODELS[name]
+    if isinstance(format, str):
+        return tiny.rounded(tiny.decoder(spec_from(config)), format)
+    return tiny.decoder(spec_from(config), format)
 
 
 def made(name: str) -> Decoder:
     """An adapted decoder whose adapters say something, and the same whenever it is asked for."""
-    config, lora, dtype = MODELS[name]
-    decoder = tiny.decoder(spec_from(config), dtype)
-    adapt(decoder, lora, seed=3)
+    decoder = base_of(name)
+    adapt(decoder, MODELS[name][1], seed=3)
+    decoder.which = name
     source = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for key, parameter in pair_parameters(decoder).items():
@@ -93,7 +103,7 @@ def test_alone_in_chunks_found_and_preempted_are_as_together(model) -> None:
 
 
 def test_adapters_that_are_off_are_not_there(model) -> None:
-    plain = tiny.decoder(model.spec, model.dtype)
+    plain = base_of(model.which)
     base = tiny.run(tiny.engine(plain), *(tiny.request(i) for i in range(4)))
     assert "adapters" in why_not(model) and not why_not(plain)
     with off(model):
@@ -117,10 +127,17 @@ def gradients(decoder: Decoder) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in pair_parameters(decoder).items() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "llama-bf16"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("llama-bf16", "llama-int8")])
 def test_gradients_are_those_of_the_explicit_weight(name: str) -> None:
     """dL/dA = s Bᵀ (dL/dW) and dL/dB = s (dL/dW) Aᵀ, where W + s B A is the weight itself."""
-    decoder, explicit = made(name), made(name)
+    decoder, explicit = made(name), tiny.decoder(made(name).spec)
+    adapt(explicit, MODELS[name][1])
+    with torch.no_grad():
+        for place, module in explicit.named_modules():
+            if isinstance(module, Weight):
+                module.weight.copy_(decoder.get_submodule(place).floats())
+        for key, parameter in pair_parameters(explicit).items():
+            parameter.copy_(pair_parameters(decoder)[key])
     merge(explicit)
     passed(decoder)
     passed(explicit)
@@ -140,9 +157,7 @@ def test_gradients_are_those_of_the_explicit_weight(name: str) -> None:
 
 @pytest.mark.parametrize("policy", ["full", "attention", "ffn", "selective"])
 def test_recomputed_gradients_are_the_same_bits(model, policy: str) -> None:
-    again = tiny.decoder(model.spec, model.dtype)
-    adapt(again, next(iter(loras(model).values())).config)
-    again.load_state_dict(model.state_dict())
+    again = made(model.which)
     recompute_layers(again, policy)
     model.zero_grad()
     passed(model)
@@ -181,3 +196,17 @@ def test_first_values_are_of_the_seed_and_the_name_alone() -> None:
             assert 0.8 * 44**-0.5 < value.abs().max() <= 44**-0.5
         else:
             assert not value.any()
+
+
+def test_a_quantized_base_lets_the_gradient_through_and_cannot_be_merged() -> None:
+    """int8 activations are rounded on the way, and the gradient goes as if they had not been."""
+    decoder, close = made("llama-int8"), made("llama-int4-floats")
+    passed(decoder)
+    assert all(grad.abs().max() > 0 for grad in gradients(decoder).values())
+    with pytest.raises(ConfigError, match="is quantized: load the float checkpoint"):
+        merge(close)
+    exact, rounded = made("llama"), gradients(decoder)
+    passed(exact)
+    for name, grad in gradients(exact).items():
+        cosine = torch.nn.functional.cosine_similarity(grad.flatten(), rounded[name].flatten(), 0)
+        assert cosine > 0.97, name

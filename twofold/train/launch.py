@@ -127,9 +127,9 @@ class _Run:
         position = read_position(found) if found else None
         if position:
             _same_recipe(recipe, position, output)
-            there = from_first((output / "model").is_dir(), self.mesh.group("world"))
+            there = from_first(adapters.result(recipe).is_dir(), self.mesh.group("world"))
             if position.step == recipe.schedule.steps and there:
-                say(f"{output}: finished, all {position.step} steps are done; the model is {output}/model")
+                say(f"{output}: finished, all {position.step} steps are done; {adapters.said(recipe)}")
                 return 0
         with _what_would_fit(recipe):
             trainer = self._assemble(found, position, checkpoints, sampler)
@@ -141,7 +141,7 @@ class _Run:
                 if self.mesh.main:
                     say(plot.terminal(trainer.journal.curve("loss")))
                 if status == 0:
-                    say(f"finished {recipe.schedule.steps} steps; the model is {output / 'model'}")
+                    say(f"finished {recipe.schedule.steps} steps; {adapters.said(recipe)}")
             finally:
                 trainer.journal.close()
                 trainer.optimizer.offload.close()
@@ -157,6 +157,8 @@ class _Run:
             trainer.saver.export(output / "model", pieces, export)
             return
         trainer.saver.export(output / "adapter", pieces, export)
+        if adapters.quantized(recipe):
+            return
         pieces = adapters.merged_pieces(trainer.decoder, trainer.places, dtype, export)
         trainer.saver.export(output / "model", pieces, export, build.model_files(recipe))
 
@@ -176,8 +178,8 @@ class _Run:
         base = adapters.fingerprint(recipe)
         if position and position.base != base:
             raise ConfigError(
-                f"{recipe.model.from_} is not the model that the adapters of {recipe.run.output} were trained on: bring "
-                "it back, give another run.output, or start over with --fresh"
+                f"{recipe.model.from_} is not the model that the adapters of {recipe.run.output} were trained on: "
+                "bring it back, give another run.output, or start over with --fresh"
             )
         axes, offload = Axes(mesh, recipe.parallel), build.build_offload(recipe, mesh)
         decoder, zero, places = build.build_model(recipe, found, axes, offload)
