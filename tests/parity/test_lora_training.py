@@ -8,8 +8,9 @@ import torch
 from tests.parity import tiny
 from tests.parity.small_trainer import Numbers, make_trainer
 from twofold.core import ConfigError
+from twofold.engine import runner
+from twofold.kernels import native
 from twofold.models import LoraConfig
-from twofold.models.compile import why_not
 from twofold.models.decoder import Decoder, Weight
 from twofold.models.lora import adapt, loras, merge, off, pair_parameters
 from twofold.models.packed import PackedContext
@@ -102,13 +103,35 @@ def test_alone_in_chunks_found_and_preempted_are_as_together(model) -> None:
     assert tiny.run(warm, again) == cold and again.num_cached == 64
 
 
+def test_the_program_reads_adapters_where_they_are_and_has_the_bits_of_single_kernels(model, monkeypatch) -> None:
+    served = tiny.engine(model, enable_prefix_caching=False)
+    assert native.missing() or served.runner.program is not None
+    before = tiny.run(served, *(tiny.request(i) for i in range(4)))
+    kept = {name: parameter.detach().clone() for name, parameter in pair_parameters(model).items()}
+    with torch.no_grad():
+        for parameter in pair_parameters(model).values():
+            parameter.mul_(-0.7)
+    after = tiny.run(served, *(tiny.request(i) for i in range(4)))
+    assert after != before
+    monkeypatch.setattr(runner, "why_not", lambda decoder: "told so")
+    single = tiny.engine(model)
+    assert single.runner.program is None
+    assert tiny.run(single, *(tiny.request(i) for i in range(4))) == after
+    with torch.no_grad():
+        for name, parameter in pair_parameters(model).items():
+            parameter.copy_(kept[name])
+
+
 def test_adapters_that_are_off_are_not_there(model) -> None:
     plain = base_of(model.which)
     base = tiny.run(tiny.engine(plain), *(tiny.request(i) for i in range(4)))
-    assert "adapters" in why_not(model) and not why_not(plain)
+    served = tiny.engine(model, enable_prefix_caching=False)
+    mine = tiny.run(served, *(tiny.request(i) for i in range(4)))
+    assert mine != base
     with off(model):
+        assert tiny.run(served, *(tiny.request(i) for i in range(4))) == base, "the program that is there"
         assert tiny.run(tiny.engine(model), *(tiny.request(i) for i in range(4))) == base
-    assert tiny.run(tiny.engine(model), *(tiny.request(i) for i in range(4))) != base
+    assert tiny.run(served, *(tiny.request(i) for i in range(4))) == mine
     assert all(lora.on for lora in loras(model).values())
 
 
