@@ -92,7 +92,7 @@ def adapt(decoder: Decoder, config: LoraConfig, seed: int = 0) -> None:
     """Freeze a decoder and put an adapter beside each weight that is targeted, in the weight's own dtype.
 
     A is drawn as PEFT draws it, by `seed` and its name (on the meta device nothing is drawn); B is zero, so that
-    nothing changes yet.
+    nothing changes yet. An engine that has the decoder already must be told: `engine.load_weights(None, version)`.
 
     Raises:
         ConfigError: it has adapters already, or a target names no linear layer of this model.
