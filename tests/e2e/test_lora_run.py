@@ -14,7 +14,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny_recipe import bits, kill_after, write_recipe
 
-from twofold.core import ConfigError
+from twofold.commands.checkpoint import checkpoint
+from twofold.core import CheckpointError, ConfigError
 from twofold.models import load, load_adapter, read_config, save
 from twofold.models.lora import merge
 from twofold.models.quantized import formats, quantize_weights
@@ -76,6 +77,16 @@ def test_a_checkpoint_is_a_directory_of_adapters_alone(recipe: Path, whole: Path
     for name, tensor in load_file(newest / "adapter_model.safetensors").items():
         assert torch.equal(tensor, last[name])
     assert (whole / "adapter" / "tokenizer.json").exists()
+
+
+def test_an_export_of_a_checkpoint_is_the_merged_model(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    assert checkpoint("export", whole, str(tmp_path / "model"), None) == 0
+    ours, merged = (load_file(path / "model.safetensors") for path in (tmp_path / "model", whole / "model"))
+    assert ours.keys() == merged.keys() and all(torch.equal(ours[name], merged[name]) for name in ours)
+    assert (tmp_path / "model" / "tokenizer.json").exists()
+    run_here(recipe.with_name("pretrain.toml"), tmp_path / "seed", schedule__steps=2)
+    with pytest.raises(CheckpointError, match="their base was drawn from a seed"):
+        checkpoint("export", tmp_path / "seed", str(tmp_path / "other"), None)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -21,6 +21,7 @@ from ..models.decoder import Decoder
 from ..models.lora import FirstPairs, adapt, loras, pair_parameters
 from ..models.lora_config import LoraConfig
 from ..models.quantized import KEY
+from ..models.spec import ModelSpec
 from ..models.weights import read_config
 from ..parallel import Mesh
 from .config import Recipe
@@ -78,6 +79,14 @@ def said(recipe: Recipe) -> str:
     if not quantized(recipe):
         return f"the model is {result(recipe)}"
     return f"the model is {recipe.model.from_} (quantized, as it was) with the adapter {result(recipe)}"
+
+
+def share(spec: ModelSpec, config: LoraConfig) -> float:
+    """The numbers of the adapters for each number of the model."""
+    decoder = Decoder(spec, device="meta")
+    adapt(decoder, config)
+    mine = sum(parameter.numel() for parameter in pair_parameters(decoder).values())
+    return mine / (sum(parameter.numel() for parameter in decoder.parameters()) - mine)
 
 
 def put(decoder: Decoder, config: LoraConfig, seed: int, checkpoint: Path | None) -> None:
