@@ -84,7 +84,7 @@ def test_an_export_of_a_checkpoint_is_the_merged_model(recipe: Path, whole: Path
     ours, merged = (load_file(path / "model.safetensors") for path in (tmp_path / "model", whole / "model"))
     assert ours.keys() == merged.keys() and all(torch.equal(ours[name], merged[name]) for name in ours)
     assert (tmp_path / "model" / "tokenizer.json").exists()
-    run_here(recipe.with_name("pretrain.toml"), tmp_path / "seed", schedule__steps=2)
+    run_here(recipe.with_name("pretrain.toml"), tmp_path / "seed", schedule__steps=3)
     with pytest.raises(CheckpointError, match="their base was drawn from a seed"):
         checkpoint("export", tmp_path / "seed", str(tmp_path / "other"), None)
 

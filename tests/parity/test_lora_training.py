@@ -17,6 +17,7 @@ from twofold.models.packed import PackedContext
 from twofold.models.weights import spec_from
 from twofold.train import loss as losses
 from twofold.train.recompute import recompute_layers
+from twofold.train.replicas import Replicas
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": tiny.VOCAB, "hidden_size": 44,
@@ -203,6 +204,7 @@ def test_micro_batches_and_steps_move_adapters_alone(tmp_path) -> None:
     for name, parameter in decoder.named_parameters():
         assert torch.equal(parameter, before[name]) == (".lora." not in name), name
     assert trainer.optimizer.weights.keys() == pair_parameters(decoder).keys()
+    assert Replicas.suit(decoder, None), "stage 0 needs no FSDP2"
 
 
 def test_first_values_are_of_the_seed_and_the_name_alone() -> None:
