@@ -31,6 +31,7 @@ class RewardProcess:
         self._link: socket.socket | None = None
         self._printed: deque[str] = deque(maxlen=_KEPT)
         self._reader: threading.Thread | None = None
+        self._limit = config.timeout
 
     @property
     def pid(self) -> int | None:
@@ -41,10 +42,9 @@ class RewardProcess:
         """Its judgement of the batch in `frame`. Raises Broken after which the next call starts a new process."""
         try:
             link = self._link or self._start()
-            limit = self.config.timeout
-            if self.config.kind == "python_passes_tests":
-                limit = batch_seconds(self.config, count)
-            deadline = time.monotonic() + limit
+            tests = self.config.kind == "python_passes_tests"
+            self._limit = batch_seconds(self.config, count) if tests else self.config.timeout
+            deadline = time.monotonic() + self._limit
             wire.send(link, frame, deadline)
             scored = wire.receive(link, wire.Scored, deadline)
             if len(scored.values) != count:
@@ -72,7 +72,8 @@ class RewardProcess:
         self._reader = threading.Thread(target=self._listen, args=(self._popen.stdout,), daemon=True)
         self._reader.start()
         self._link = ours
-        deadline = time.monotonic() + self.config.start
+        self._limit = self.config.start
+        deadline = time.monotonic() + self._limit
         wire.send(ours, wire.encode(asdict(self.config)), deadline)
         ready = wire.receive(ours, wire.Ready, deadline)
         if ready.error:
@@ -88,7 +89,7 @@ class RewardProcess:
     def _explained(self, broken: wire.Broken, code: int | None) -> wire.Broken:
         """What a person needs to know of a process that is gone: how it ended and what it said last."""
         if broken.reason == "timeout":
-            return wire.Broken("timeout", f"{broken}: killed after {self.config.timeout:g} s")
+            return wire.Broken("timeout", f"{broken}: killed after {self._limit:g} s")
         if broken.reason != "died":
             return broken
         ending = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
