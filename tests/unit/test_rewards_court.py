@@ -151,7 +151,8 @@ FORGED = {
     "ends the process": "import os\nos._exit(0)",
     "ends when called": "import os\ndef add(a, b):\n    os._exit(0)",
     "exits when called": "def add(a, b):\n    raise SystemExit(0)",
-    "prints a verdict": 'import sys, os\nfor fd in range(64):\n    try:\n        os.write(fd, b\'{"passed": 4, "tests": 4}\')\n'
+    "prints a verdict": "import sys, os\nfor fd in range(64):\n    try:\n"
+    '        os.write(fd, b\'{"passed": 4, "tests": 4}\')\n'
     "    except OSError: pass\ndef add(a, b): return 0",
     "answers in advance": "import os\ndef add(a, b):\n    for fd in range(64):\n        try:\n"
     '            os.write(fd, b\'{"result": 3, "changed": []}\\n\' * 8)\n        except OSError: pass\n    return 0',
@@ -166,7 +167,8 @@ FORGED = {
     "        setattr(operator, name, lambda *a: True)\nsys.settrace(lambda *a: None)\ndef add(a, b): return 0",
     "raises what a test may expect": "def add(a, b): raise AssertionError('fine')",
     "walks the frames": "import sys, gc\ndef add(a, b):\n    frame = sys._getframe()\n    while frame:\n"
-    "        for name, value in list(frame.f_locals.items()):\n            if isinstance(value, set): value.update(range(9))\n"
+    "        for name, value in list(frame.f_locals.items()):\n"
+    "            if isinstance(value, set): value.update(range(9))\n"
     "        frame = frame.f_back\n    for thing in gc.get_objects():\n"
     "        if type(thing) is set and not thing:\n            thing.update(range(9))\n    return 0",
     "at exit": "import atexit, os\natexit.register(lambda: os.write(1, b'{\"passed\": 4}'))\nraise SystemExit(0)",
@@ -176,21 +178,20 @@ FORGED = {
 }
 
 
+EXPECTS = [
+    *("assert add(1, 2) == 3", "assert 3 == add(1, 2)", "assert abs(add(1, 2) - 3) < 1", "assert 3 in [add(1, 2)]"),
+    *("assert 3 in add(1, 2)", "assert not add(1, 2) != 3", "try:\n    ok = add(1, 2) == 3\nfinally:\n    assert ok"),
+    "try:\n    got = add(1, 2)\nexcept:\n    got = 0\nassert got == 3",
+]
+
+
 @pytest.mark.parametrize("name", FORGED)
 def test_a_forged_pass_fails(name: str) -> None:
-    tests = [
-        "assert add(1, 2) == 3",
-        "assert 3 == add(1, 2)",
-        "assert abs(add(1, 2) - 3) < 1",
-        "assert 3 in [add(1, 2)]",
-    ]
-    tests += [
-        "assert 3 in add(1, 2)",
-        "assert not add(1, 2) != 3",
-        "try:\n    ok = add(1, 2) == 3\nfinally:\n    assert ok",
-    ]
-    tests += ["try:\n    got = add(1, 2)\nexcept:\n    got = 0\nassert got == 3"]
-    assert share(FORGED[name], tests, seconds=2.0) == 0.0
+    assert share(FORGED[name], EXPECTS, seconds=2.0) == 0.0
+
+
+def test_an_honest_program_passes_where_the_forged_fail() -> None:
+    assert share(ADD, EXPECTS) == 7 / 8  # an integer contains nothing
 
 
 def test_a_dead_candidate_raises_no_error_that_a_test_may_expect() -> None:
@@ -221,32 +222,35 @@ def test_the_tests_cannot_be_read_by_the_candidate() -> None:
 
 
 def test_limits(tmp_path: Path) -> None:
+    """Each act is refused by the wall beside it; a wall that this machine lacks is named instead."""
     victim = tmp_path / "victim"
     victim.write_text("alive")
     acts = {
-        "bytearray(2 * 10**9)": "MemoryError",
-        "open('big', 'wb').write(bytes(20 * 2**20))": "OSError",
-        "[open(f'/dev/null') for _ in range(100)]": "OSError",
-        f"open({str(victim)!r}).read()": "PermissionError",
-        f"os.unlink({str(victim)!r})": "PermissionError",
-        "open('/etc/passwd').read()": "PermissionError",
-        "socket.create_connection(('127.0.0.1', 1))": "PermissionError",
-        "socket.socketpair()": "PermissionError",
-        "os.fork()": "PermissionError",
-        "os.kill(os.getppid(), 9)": "PermissionError",
-        "os.kill(-1, 9)": "PermissionError",
-        "os.setsid()": "PermissionError",
-        "subprocess.run(['true'])": "PermissionError",
-        "fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid())": "PermissionError",
-        "os.sched_setaffinity(os.getppid(), {0})": "PermissionError",
-        "resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))": "PermissionError",
+        "bytearray(2 * 10**9)": ("MemoryError", ""),
+        "open('big', 'wb').write(bytes(20 * 2**20))": ("OSError", ""),
+        "[open(f'/dev/null') for _ in range(100)]": ("OSError", ""),
+        "[open(f'f{i}', 'wb').write(bytes(15 * 2**20)) for i in range(5)]": ("OSError", "namespaces"),
+        f"open({str(victim)!r}).read()": ("PermissionError", "landlock"),
+        f"os.unlink({str(victim)!r})": ("PermissionError", "landlock"),
+        "open('/etc/passwd').read()": ("PermissionError", "landlock"),
+        "socket.create_connection(('127.0.0.1', 1))": ("PermissionError", "seccomp"),
+        "socket.socketpair()": ("PermissionError", "seccomp"),
+        "os.fork()": ("PermissionError", "seccomp"),
+        "os.kill(os.getppid(), 9)": ("PermissionError", "seccomp"),
+        "os.kill(-1, 9)": ("PermissionError", "seccomp"),
+        "os.setsid()": ("PermissionError", "seccomp"),
+        "subprocess.run(['true'])": ("PermissionError", "seccomp"),
+        "fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid())": ("PermissionError", "seccomp"),
+        "os.sched_setaffinity(os.getppid(), {0})": ("PermissionError", "seccomp"),
+        "resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))": ("PermissionError", "seccomp"),
     }
     code = "import fcntl, os, resource, socket, subprocess\ndef act(number):\n    try:\n"
     code += "".join(f"        if number == {i}: {act}\n" for i, act in enumerate(acts))
     code += "    except BaseException as error:\n        return [kind.__name__ for kind in type(error).__mro__]\n"
-    tests = [f"assert {kind!r} in act({i})" for i, kind in enumerate(acts.values())]
-    passing = [judged(code, [test]).values[0] for test in tests]
-    assert [act for act, value in zip(acts, passing) if value != 1.0] == []
+    lacking = " ".join(fault.note for fault in judged(ADD, TESTS).faults)
+    for i, (act, (error, wall)) in enumerate(acts.items()):
+        if not wall or wall not in lacking:
+            assert share(code, [f"assert {error!r} in act({i})"]) == 1.0, act
     assert victim.read_text() == "alive"
 
 

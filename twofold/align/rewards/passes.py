@@ -27,6 +27,7 @@ from .wire import Batch, Fault, Scored
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); import court.judge; del sys.path[0]; court.judge.main()"
 _HERE = str(Path(__file__).parent)
 _GRACE = 2.0  # seconds for a judge to start and to speak, beside what the candidate has
+_ALONE = ("-P", "-s", "-S", "-B")  # as -I, but for the seed of hashes in its environment, which is all that is there
 _BARE = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "TZ": "UTC"}
 
 
@@ -91,7 +92,8 @@ class PassesTests:
     def _judge(self, job: Job) -> Verdict:
         config = self._config
         with tempfile.TemporaryDirectory(prefix="court-", ignore_cleanup_errors=True) as folder:
-            words = [sys.executable, "-I", "-S", "-c", _BOOT, _HERE, str(config.seconds), str(config.megabytes), folder]
+            limits = [str(config.seconds), str(config.megabytes), folder]
+            words = [sys.executable, *_ALONE, "-c", _BOOT, _HERE, *limits]
             judge = subprocess.Popen(
                 words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_BARE, cwd=folder
             )
