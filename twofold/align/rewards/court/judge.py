@@ -62,6 +62,7 @@ def main() -> None:
     finally:
         with contextlib.suppress(OSError):
             os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
     os.write(verdict_to, json.dumps(verdict).encode())
     os._exit(0)
 
