@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from twofold.align.rewards import Panel, RewardConfig
@@ -271,14 +272,18 @@ def test_the_same_answers_in_the_same_order_and_no_process_left() -> None:
     with Panel([RewardConfig(kind="python_passes_tests", seconds=0.7)]) as panel:
         batch = ([""] * len(codes), codes, [[]] * len(codes), {"tests": [TESTS] * len(codes)})
         first, second = panel.score(*batch), panel.score(*batch)
-        group = panel.pids()["python_passes_tests"]
+        worker = psutil.Process(panel.pids()["python_passes_tests"])
         assert first == second and first.totals[-2:] == [0.0, 0.0] and None not in first.totals
-        left = [pid for pid in filter(str.isdigit, os.listdir("/proc")) if _group(pid) == group and int(pid) != group]
-        assert left == []
+        started = worker.children(recursive=True)
+        assert started and all(child.ppid() == worker.pid for child in started)  # ushers: no judge, no candidate
+    assert not psutil.wait_procs([worker, *started], timeout=5)[1]
 
 
-def _group(pid: str) -> int | None:
-    try:
-        return os.getpgid(int(pid))
-    except ProcessLookupError:
-        return None
+def test_tests_that_hang_cost_one_verdict_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twofold.align.rewards.passes._GRACE", 0.3)
+    scorer = PassesTests(RewardConfig(kind="python_passes_tests", seconds=0.5))
+    rows: dict[str, list[Any]] = {"tests": [["while True: pass"], ["assert add(1, 2) == 3"]]}
+    for _ in range(2):
+        assert scorer(Batch([""] * 2, [ADD] * 2, [[]] * 2, rows, 0)).values == [0.0, 1.0]
+    busy = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    assert not [p for p in busy if "court.judge" in " ".join(p.cmdline()) and p.ppid() != os.getpid()]

@@ -68,7 +68,7 @@ print(*[refused(act) for act in acts])
 
 def test_all_walls_say_which_stand(tmp_path: Path) -> None:
     code = """
-stand = walls.wall_in(walls.Limits(seconds=2, megabytes=512, folder=sys.argv[1]))
+stand = walls.wall_in(walls.Limits(2.0, 512, sys.argv[1]))
 open("mine", "w").write("x")
 print(*stand)
 """

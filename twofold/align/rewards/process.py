@@ -97,8 +97,11 @@ class RewardProcess:
         said = f", its last words: {' | '.join(lines)[-300:]}" if lines else ""
         return wire.Broken("died", f"died ({ending}){said}")
 
-    def kill(self) -> int | None:
-        """End the process and all it started, at once. Returns its exit status: below 0 is a signal."""
+    def kill(self, patience: float = 0.2) -> int | None:
+        """Hang up, give it `patience` seconds to leave by itself, end it and all it started.
+
+        Returns its exit status: below 0 is a signal.
+        """
         popen, self._popen = self._popen, None
         if self._link is not None:
             self._link.close()
@@ -106,7 +109,7 @@ class RewardProcess:
         if popen is None:
             return None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            popen.wait(0.2)  # one that has died by itself says how
+            popen.wait(patience)  # one that has died by itself says how
         with contextlib.suppress(ProcessLookupError):
             os.killpg(popen.pid, signal.SIGKILL)
         code = popen.wait()
