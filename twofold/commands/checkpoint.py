@@ -12,8 +12,10 @@ from ..core import CheckpointError, ConfigError, unknown
 from ..models.shards import write_shard
 from ..models.weights import read_config
 from ..models.whole import WholeParameters
+from ..train import card
 from ..train.checkpoint import MANIFEST, Checkpoints, check, damage, read_position, replace_directory
 from ..train.files import ModelFiles
+from ..train.journal import read_rows
 from ..train.pieces import Stored
 from ..train.state import MASTER
 from .bytes import human
@@ -85,10 +87,20 @@ def export(directory: Path, output: Path, dtype: str | None) -> int:
         for file, items in plan.items():
             write_shard(target / file, items)
         files.finish(target, kept, plan)
+        _describe(path, target, output.resolve().name)
 
     replace_directory(output, write)
     print(f"{path} as {str(kept).removeprefix('torch.')}: {output}")
     return 0
+
+
+def _describe(path: Path, target: Path, name: str) -> None:
+    """The card of an exported checkpoint; evaluations of the run's finished model are of these weights too."""
+    position, run = read_position(path), path.resolve().parent.parent
+    model, rows = run / "model", read_rows(run / "log.jsonl")
+    same = card.steps(model) == position.step
+    trained = card.training(position.recipe, position.step, position.tokens, rows)
+    card.put(target, trained, model / card.EVALUATION if same else None, name)
 
 
 def found_in(directory: Path) -> list[Path]:

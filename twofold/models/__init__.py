@@ -5,6 +5,7 @@ context.py   the one thing the decoder asks of the world around it
 packed.py    the context of whole sequences
 rope.py      the angle of each position
 decoder.py   the model
+scoring.py   score heads: reward models and critics
 memory.py    memory for what was built without
 compile.py   Program: a decoder as one list of stages for the CPU kernels
 write.py     how a decoder's layers are written as stages
@@ -17,6 +18,10 @@ reader.py    config.json with a memory: what nobody reads is an error
 families/    config.json to spec, one short file for each family
 layout.py    where each tensor of a checkpoint lies in the decoder
 filler.py    tensors put into their places one at a time, and what is still missing
+lora.py      low-rank adapters beside a decoder's frozen weights
+lora_config.py  their settings
+peft.py      adapters on disk, as PEFT has them
+seeds.py     random numbers by a tensor's name
 quantized.py which weights may be quantized, and the decoder with panels in their places
 calibration.py  a decoder as calibration sees it: blocks, weights, where scales can move
 exchange.py  a decoder whose experts are divided among ranks
@@ -27,7 +32,9 @@ whole.py     a checkpoint's directory as parameters, one whole at a time
 
 from .context import AttnContext
 from .decoder import Decoder
+from .lora_config import LoraConfig
 from .packed import PackedContext
+from .peft import load_adapter, save_adapter
 from .spec import LayerSpec, ModelSpec
 from .weights import decoder_tensors, load, load_tensors, read_config, read_formats, read_spec, save, spec_from
 
@@ -35,14 +42,17 @@ __all__ = [
     "AttnContext",
     "Decoder",
     "LayerSpec",
+    "LoraConfig",
     "ModelSpec",
     "PackedContext",
     "decoder_tensors",
     "load",
+    "load_adapter",
     "load_tensors",
     "read_config",
     "read_formats",
     "read_spec",
     "save",
+    "save_adapter",
     "spec_from",
 ]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..kernels import all_ops, native, stages
 from .decoder import Decoder
+from .lora import loras
 from .write import Writer
 
 
@@ -61,6 +62,8 @@ def why_not(decoder: Decoder, device: str | None = None) -> str:
             return f"{op.name} is to be served by {op.asked()}"
     if decoder.spec.embedding.project and decoder.spec.embedding.positions:
         return "learned positions behind a projection"
+    if loras(decoder):
+        return "adapters beside its weights (merge them, or run one kernel at a time)"
     return ""
 
 

@@ -32,6 +32,7 @@ class QuantLinear(nn.Module):
         self.register_buffer("scales", packed.scales)
         self.register_buffer("zeros", packed.zeros)
         self.bias = bias
+        self.lora: nn.Module | None = None
 
     @classmethod
     def of(cls, quantized: Quantized, bias: nn.Parameter | None = None) -> QuantLinear:
@@ -80,7 +81,8 @@ class QuantLinear(nn.Module):
             self.put(self.format.quantize(w_NK))
 
     def forward(self, x_TK: Tensor) -> Tensor:
-        return quantized_linear(x_TK, self.packed, self.bias)
+        y_TN = quantized_linear(x_TK, self.packed, self.bias)
+        return y_TN if self.lora is None else self.lora(x_TK, y_TN)
 
     def rows(self, ids_T: Tensor) -> Tensor:
         """Rows of a table, fp32."""

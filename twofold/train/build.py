@@ -7,29 +7,35 @@ its weights first, since nothing divides them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..core import ConfigError
-from ..data import ChatTemplate, PackedLoader, Tokenizer, prepare
+from ..data import ChatTemplate, Corpus, PackedLoader, Tokenizer, prepare
 from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
 from ..models.layout import matrices
+from ..models.lora import adapt
+from ..models.lora import matrices as adapter_matrices
+from ..models.scoring import as_critic, as_reward
 from ..models.spec import ModelSpec
 from ..models.whole import WholeParameters
 from ..parallel import Mesh
-from . import kept
+from . import adapters, kept
 from .axes import Axes
 from .config import Recipe
-from .files import ModelFiles
+from .files import AdapterFiles, Files, ModelFiles
 from .init import FirstWeights, init_weights
 from .offload import Offload
 from .optimizer import Optimizer
 from .peers import peers_of
+from .pieces import Held
 from .places import Places
 from .recompute import recompute_layers
 from .scaler import LossScaler
@@ -79,14 +85,23 @@ def build_data(recipe: Recipe, words: RecipeWords) -> tuple[Data, str]:
     if config.valid:
         other = prepare(config.valid, words.tokenizer, folder, template=words.template)
         held_out, fingerprint = other.train, f"{fingerprint}+{other.fingerprint}"
-    train = PackedLoader(
-        split.train, seq_len=config.seq_len, tokens_per_batch=config.tokens_per_step, seed=recipe.run.seed
-    )
+    train = _packed(recipe, split.train)
     valid = []
     if held_out.tokens > len(held_out):
         loader = PackedLoader(held_out, seq_len=config.seq_len, tokens_per_batch=config.tokens_per_step)
         valid = list(loader.once(recipe.run.eval_batches))
     return Data(train=train, valid=valid), fingerprint
+
+
+def text_loader(recipe: Recipe, words: RecipeWords, sources: Sequence[str]) -> tuple[PackedLoader, str]:
+    """Batches of other texts than the recipe's own, and their fingerprint."""
+    split = prepare(sources, words.tokenizer, recipe.run.output / "text", template=words.template)
+    return _packed(recipe, split.train), split.fingerprint
+
+
+def _packed(recipe: Recipe, corpus: Corpus) -> PackedLoader:
+    config = recipe.data
+    return PackedLoader(corpus, seq_len=config.seq_len, tokens_per_batch=config.tokens_per_step, seed=recipe.run.seed)
 
 
 def build_offload(recipe: Recipe, mesh: Mesh) -> Offload:
@@ -111,20 +126,27 @@ def build_model(
         ConfigError: sequences longer than the model's context, or a model that cannot be divided so.
     """
     config, dtype, mesh = recipe.model, DTYPES[recipe.model.dtype], axes.mesh
-    source = checkpoint or config.from_
+    source = config.from_ if recipe.lora else checkpoint or config.from_
+    if recipe.lora:
+        adapters.check(mesh)
     divided = mesh.size("data") * mesh.size("sp") > 1
     if not mesh.alone:
         held = torch.float32 if divided else dtype
         decoder = axes.divide(weights.spec_from(hf_config(recipe)), device="meta", dtype=held)
     elif source is not None:
         memory = offload.place_weights if offload.keeps_weights else None
-        decoder = weights.load(source, dtype=dtype, sparse=config.sparse_attention, memory=memory)
+        wanted = None if recipe.heads == "language" else hf_config(recipe)
+        decoder = weights.load(source, dtype=dtype, sparse=config.sparse_attention, memory=memory, wanted=wanted)
     else:
         device = "meta" if offload.keeps_weights else "cpu"
         decoder = Decoder(weights.spec_from(hf_config(recipe)), dtype=dtype, device=device)
         if offload.keeps_weights:
             offload.place_weights(decoder)
         init_weights(decoder, recipe.run.seed, offload.let_go)
+    if recipe.lora and mesh.alone:
+        adapters.put(decoder, recipe.lora, recipe.run.seed, checkpoint)
+    elif recipe.lora:
+        adapt(decoder, recipe.lora)
     if recipe.data.seq_len > decoder.max_len:
         raise ConfigError(
             f"data.seq_len is {recipe.data.seq_len}, the model's context {decoder.max_len}: shorten the one or "
@@ -137,20 +159,24 @@ def build_model(
     zero = Zero(decoder, mesh, narrow, stages, recipe.parallel, overlap=recipe.offload.gradients == "none")
     places = Places(decoder, axes)
     if not mesh.alone:
-        fill(decoder, stages or [decoder], mesh.device, _values(recipe, source, checkpoint is not None), places)
+        fill(decoder, stages or [decoder], mesh.device, _values(recipe, decoder, checkpoint), places)
     return decoder, zero, places
 
 
-def _values(recipe: Recipe, source: Path | None, resumed: bool) -> Value:
+def _values(recipe: Recipe, decoder: Decoder, checkpoint: Path | None) -> Value:
     """Where a rank's part of each parameter comes from."""
-    if source and resumed:
-        return saved(source)
+    if checkpoint and not recipe.lora:
+        return saved(checkpoint, decoder)
     first: WholeParameters | FirstWeights
-    if source:
-        first = WholeParameters(source)
+    if recipe.model.from_:
+        first = WholeParameters(recipe.model.from_, wanted=hf_config(recipe))
     else:
         first = FirstWeights(Decoder(weights.spec_from(hf_config(recipe)), device="meta"), recipe.run.seed)
-    return lambda name, place: place.take(first[name])
+
+    def base(name: str, place: Held) -> Tensor:
+        return place.take(first[name])
+
+    return adapters.values(decoder, base, recipe.run.seed, checkpoint) if recipe.lora else base
 
 
 def build_optimizer(
@@ -167,7 +193,12 @@ def build_optimizer(
     whole = Decoder(axes.tensor.whole, device="meta") if axes.tensor else decoder
     peers = peers_of(named, axes.tensor)
     return Optimizer(
-        named.items(), recipe.optimizer, matrices=matrices(whole), peers=peers, norm=axes.norm, offload=offload
+        named.items(),
+        recipe.optimizer,
+        matrices=matrices(whole) | adapter_matrices(decoder),
+        peers=peers,
+        norm=axes.norm,
+        offload=offload,
     )
 
 
@@ -189,9 +220,20 @@ def hf_config(recipe: Recipe) -> dict[str, Any]:
     if config is None:
         assert recipe.model.from_ is not None
         config = weights.read_config(recipe.model.from_)
+    if recipe.heads == "critic":
+        config = as_critic(config)
+    elif recipe.heads == "reward":
+        config = as_reward(config)
     return config if sparse is None else config | {weights.SPARSE: sparse}
 
 
 def model_files(recipe: Recipe) -> ModelFiles:
     """The run's model as Hugging Face lays it out, tokenizer included."""
     return ModelFiles(hf_config(recipe), recipe.model.tokenizer_dir)
+
+
+def run_files(recipe: Recipe, decoder: Decoder) -> Files:
+    """What the run's checkpoints hold of the model: all of it, or its adapters as PEFT lays them out."""
+    if recipe.lora is None:
+        return model_files(recipe)
+    return AdapterFiles(decoder, str(recipe.model.from_ or ""), recipe.model.tokenizer_dir)

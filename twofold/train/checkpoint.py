@@ -53,6 +53,8 @@ class Position:
     recent: list[float] = field(default_factory=list)
     """Losses that the next one is measured by."""
     data: str = ""
+    base: str = ""
+    """What its adapters stand beside, where it has some (`adapters.fingerprint`)."""
     recipe: dict[str, Any] = field(default_factory=dict)
 
     @property

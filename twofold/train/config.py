@@ -10,6 +10,7 @@ Recipe
 ├── fp16        dynamic loss scaling, where model.dtype is fp16
 ├── offload     what is kept in the host's memory or on disk
 ├── moe         how a mixture's tokens are dealt to its experts
+├── lora        low-rank adapters in the place of the weights themselves (models/lora_config.py)
 ├── run         where results go, how often to validate and save, threads and seed
 └── sample      prompts that the serving engine answers while the model trains
 """
@@ -24,6 +25,7 @@ from typing import Any, Literal, get_type_hints
 
 from ..core import ConfigError, flatten
 from ..data.bpe import VocabularyConfig
+from ..models.lora_config import LoraConfig
 from ..parallel.config import ParallelConfig
 from . import policies
 from .elastic import ElasticConfig
@@ -178,6 +180,7 @@ class OptimizerConfig:
 
 
 Shape = Literal["linear", "cosine", "sqrt"]
+Heads = Literal["language", "reward", "critic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +280,8 @@ class Recipe:
     fp16: LossScaleConfig = field(default_factory=LossScaleConfig)
     offload: OffloadConfig = field(default_factory=OffloadConfig)
     moe: MoeConfig = field(default_factory=MoeConfig)
+    lora: LoraConfig | None = None
+    """Train adapters beside the weights, which stay as they are; left out, all weights are trained."""
     sample: SampleConfig = field(default_factory=SampleConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     elastic: ElasticConfig = field(default_factory=ElasticConfig)
@@ -284,8 +289,17 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.fp16 != LossScaleConfig() and self.model.dtype != "fp16":
             raise ConfigError(f"[fp16] is about scaling the loss, and model.dtype is {self.model.dtype}: leave it out")
+        if self.lora is not None and self.moe.bias_rate:
+            raise ConfigError(
+                "moe.bias_rate moves the choice of experts, and [lora] leaves the model as it is: set it to 0"
+            )
         if self.elastic.max is not None and self.parallel.dp != "auto":
             raise ConfigError('elastic.max lets ranks come and go: parallel.dp must be "auto", what the others leave')
+
+    @property
+    def heads(self) -> Heads:
+        """What stands on the layers: a language head; a score in its place (reward), or beside it (critic)."""
+        return "language"
 
     def identity(self) -> dict[str, Any]:
         """The keys that decide the weights' bits, dotted; a run resumes only when all of them are unchanged."""
@@ -301,7 +315,7 @@ class Recipe:
 
         A key that its trainer did not know yet was at its default.
         """
-        now, before = self.identity(), _defaults(Recipe) | dict(before)
+        now, before = self.identity(), _defaults(type(self)) | dict(before)
         keys = sorted(now.keys() | before.keys())
         return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..models import weights
+from ..models import peft, weights
 from ..models.decoder import Decoder
 from ..models.shards import Pending
 
@@ -26,6 +26,20 @@ TOKENIZER_FILES = (
 )
 LEAST = 1 << 30
 """Bytes of weights that are worth a file, and so a rank that writes it, of their own."""
+
+
+class Files(Protocol):
+    """What of a run has files of its own beside what the next step depends on."""
+
+    def plan(
+        self, dtype: torch.dtype, whole: Callable[[str], Tensor] | None = None, writers: int = 1
+    ) -> dict[str, list[Pending]]:
+        """The tensors of each file in order, about a file for each writer; `whole` gives a parameter by name."""
+        ...
+
+    def finish(self, directory: Path, dtype: torch.dtype, files: Mapping[str, list[Pending]]) -> None:
+        """Everything but the tensors."""
+        ...
 
 
 class ModelFiles:
@@ -54,6 +68,24 @@ class ModelFiles:
         if dtype not in self._decoders:
             self._decoders[dtype] = Decoder(self.spec, dtype=dtype, device="meta")
         return self._decoders[dtype]
+
+
+class AdapterFiles:
+    """The directory of an adapted decoder's adapters, as PEFT lays it out; `base` is where the weights came from."""
+
+    def __init__(self, decoder: Decoder, base: str, tokenizer: Path) -> None:
+        self.decoder, self.base, self.tokenizer = decoder, base, tokenizer
+
+    def plan(
+        self, dtype: torch.dtype, whole: Callable[[str], Tensor] | None = None, writers: int = 1
+    ) -> dict[str, list[Pending]]:
+        """One file of all tensors, in order."""
+        return {peft.WEIGHTS: peft.pending(self.decoder, whole, dtype)}
+
+    def finish(self, directory: Path, dtype: torch.dtype, files: Mapping[str, list[Pending]]) -> None:
+        """The settings, and the tokenizer."""
+        weights.write_json(directory / peft.CONFIG, peft.config_json(self.decoder, self.base))
+        copy_files(self.tokenizer, directory, TOKENIZER_FILES)
 
 
 def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:

@@ -26,7 +26,7 @@ class Places:
     def __init__(self, decoder: Decoder, axes: Axes) -> None:
         self.spec = axes.tensor.whole if axes.tensor else decoder.spec
         model = decoder if axes.mesh.alone else Decoder(self.spec, device="meta")
-        self.whole = {name: tuple(tensor.shape) for name, tensor in named(model)}
+        self.whole = {name: tuple(tensor.shape) for it in (decoder, model) for name, tensor in named(it)}
         self._held = {}
         for name, tensor in named(decoder):
             place = held(tensor)
@@ -49,6 +49,12 @@ def named(decoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """A decoder's parameters and buffers."""
     yield from decoder.named_parameters()
     yield from decoder.named_buffers()
+
+
+def trained(decoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Of those, what a checkpoint has the weights of: all, or adapters where the rest is frozen."""
+    frozen = any(not parameter.requires_grad for parameter in decoder.parameters())
+    return ((name, tensor) for name, tensor in named(decoder) if tensor.requires_grad or not frozen)
 
 
 def held(tensor: Tensor) -> Held:

@@ -37,19 +37,19 @@ class Replicas:
         """Before a pass, `due` or not; parameters may be others than before, for memory is given to a decoder late."""
         self._due, self._done = due, False
         self._going.clear()  # of a pass that failed on its way
-        layers = set(self._decoder.layers.parameters())
+        layers = {parameter for parameter in self._decoder.layers.parameters() if parameter.requires_grad}
         for parameter in layers - self._watched:
             parameter.register_post_accumulate_grad_hook(self._ready)
         self._watched = layers
 
     @staticmethod
     def suit(decoder: nn.Module, dtype: torch.dtype | None) -> bool:
-        """Whether gradients are what the optimizer reads, of every parameter, and all ranks have the same ones."""
+        """Whether gradients are what the optimizer reads, of all that is trained, and all ranks have the same ones."""
         return (
             isinstance(decoder, Decoder)
             and dtype is None
             and len(decoder.layers) > 0
-            and all(p.requires_grad and p.dtype == torch.float32 for p in decoder.parameters())
+            and all(p.dtype == torch.float32 for p in decoder.parameters() if p.requires_grad)
             and all(experts.exchange is None for _, experts in mixtures(decoder))
         )
 

@@ -27,7 +27,7 @@ from ..parallel import Mesh
 from ..parallel.messages import everyone
 from .checkpoint import Checkpoints, Position, note, replace_directory, unfinished, write_json
 from .courier import Courier
-from .files import ModelFiles
+from .files import Files
 from .pieces import INDEX, Pieces, Whole, divide, file_of, index, pending, table
 
 COPIES = 2
@@ -53,7 +53,7 @@ class Saver:
     """Writes a run's checkpoints. Making one is a collective, and so is each of its verbs."""
 
     def __init__(
-        self, checkpoints: Checkpoints, files: ModelFiles, mesh: Mesh, *, attempt: str = "", behind: bool = True
+        self, checkpoints: Checkpoints, files: Files, mesh: Mesh, *, attempt: str = "", behind: bool = True
     ) -> None:
         """`behind`: in a thread; else the run waits for the files, and nothing is copied."""
         self.checkpoints, self.files = checkpoints, files
@@ -96,17 +96,30 @@ class Saver:
             self._threads.popleft().join()
         self._tell()
 
-    def export(self, target: Path, weights: Pieces, dtype: torch.dtype) -> None:
-        """Put the model alone into `target`, in `dtype`, in place of what was there."""
+    def export(
+        self,
+        target: Path,
+        weights: Pieces,
+        dtype: torch.dtype,
+        files: Files | None = None,
+        beside: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Put the model alone into `target`, in `dtype`, in place of what was there.
+
+        It is written as `files`, if not as the run's; `beside` adds what is about it.
+        """
         self.wait()
+        files = files or self.files
 
         def write(directory: Path) -> None:
             everyone(None, self._group)  # the directory is there
             wholes = divide(everyone(table(weights), self._group))
-            plan, _, faults = self._put_weights(directory, weights, wholes, dtype)
+            plan, _, faults = self._put_weights(files, directory, weights, wholes, dtype)
             self._agree(faults, {})
             if self.main:
-                self.files.finish(directory, dtype, plan)
+                files.finish(directory, dtype, plan)
+                if beside is not None:
+                    beside(directory)
 
         if self.main:
             replace_directory(target, write)
@@ -139,7 +152,7 @@ class Saver:
             raise CheckpointError(f"rank 0: {told[0][0]}")
         weights, states = divide(t[1] for t in told), divide(t[2] for t in told)
         dtype = next(iter(snapshot.weights.values())).dtype if snapshot.weights else torch.float32
-        plan, notes, faults = self._put_weights(directory, snapshot.weights, weights, dtype)
+        plan, notes, faults = self._put_weights(self.files, directory, snapshot.weights, weights, dtype)
         faults += self._put(
             directory, file_of(self.rank, self.world), pending(snapshot.states, states, self.rank), notes
         )
@@ -155,11 +168,11 @@ class Saver:
             self.checkpoints.commit(directory, snapshot.position, notes)
 
     def _put_weights(
-        self, directory: Path, pieces: Pieces, wholes: Mapping[str, Whole], dtype: torch.dtype
+        self, files: Files, directory: Path, pieces: Pieces, wholes: Mapping[str, Whole], dtype: torch.dtype
     ) -> tuple[dict[str, list[Pending]], dict[str, Any], list[str]]:
         """Write this rank's share of the model's files: the plan of all, notes of its own, and what went wrong."""
         courier = Courier(pieces, wholes, self.rank, self._group)
-        plan = self.files.plan(dtype, courier.whole, self.world)
+        plan = files.plan(dtype, courier.whole, self.world)
         courier.send([(item.source, n % self.world) for n, items in enumerate(plan.values()) for item in items])
         notes: dict[str, Any] = {}
         faults: list[str] = []

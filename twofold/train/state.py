@@ -1,10 +1,11 @@
 """What of a run goes into its checkpoints, by name and as pieces, and back.
 
-weights   every parameter by the decoder's name, in the model's dtype
+weights   every parameter that is trained by the decoder's name, in the model's dtype
 states    exp_avg.<parameter> ...   what the optimizer keeps, divided as the parameter is
           master.<parameter>        its fp32, where the model's dtype is narrower
           buffer.<name>             the decoder's buffers
           rng.<rank>[.cuda]         the random state of each rank, and of its GPU
+          lesson.<name>             what a lesson remembers (lesson.py), which takes it back itself
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from ..core import CheckpointError
 from ..models.decoder import Decoder
+from ..models.lora import loras
+from ..models.peft import AdapterParameters
 from ..models.spec import ModelSpec
 from ..models.whole import WholeParameters
 from ..parallel import Mesh
@@ -25,7 +28,7 @@ from .checkpoint import Position, read_position
 from .courier import Courier
 from .optimizer import Optimizer
 from .pieces import Held, Piece, Pieces, Stored, divide, table
-from .places import Places, named
+from .places import Places, named, trained
 from .zero import local
 
 Value = Callable[[str, Held], Tensor]
@@ -34,7 +37,7 @@ Value = Callable[[str, Held], Tensor]
 Source = tuple[Callable[[], Tensor], Callable[[Tensor], None]]
 """How a random state is read, and put back."""
 
-MASTER, BUFFER, RANDOM = "master.", "buffer.", "rng."
+MASTER, BUFFER, RANDOM, LESSON = "master.", "buffer.", "rng.", "lesson."
 
 
 @torch.no_grad()
@@ -46,9 +49,10 @@ def fill(decoder: nn.Module, roots: Sequence[nn.Module], device: str, value: Val
         local(tensor).copy_(value(name, places[name]))
 
 
-def saved(source: Path) -> Value:
+def saved(source: Path, decoder: nn.Module) -> Value:
     """What a checkpoint has for each parameter: fp32 masters, where there are, before narrow weights."""
-    stored, whole = Stored(source), WholeParameters(source)
+    stored = Stored(source)
+    whole = AdapterParameters(source, decoder) if loras(decoder) else WholeParameters(source)
 
     def value(name: str, place: Held) -> Tensor:
         if MASTER + name in stored.entries:
@@ -59,11 +63,11 @@ def saved(source: Path) -> Value:
 
 
 def weight_pieces(
-    decoder: nn.Module, places: Places, dtype: torch.dtype, wider: torch.dtype | None = None
+    decoder: nn.Module, places: Places, dtype: torch.dtype, wider: torch.dtype | None = None, every: bool = False
 ) -> dict[str, Piece]:
-    """The model's weights in its `dtype`; `wider` is what they are written in, when that is another."""
+    """What is trained of the model, or `every` weight, in its `dtype`; `wider` is what it is written in, if another."""
     pieces = {}
-    for name, tensor in named(decoder):
+    for name, tensor in named(decoder) if every else trained(decoder):
         mine = local(tensor.detach())
         if isinstance(tensor, nn.Parameter):
             pieces[name] = Piece(places[name], mine.to(dtype) if wider else mine, wider or dtype)
@@ -83,7 +87,7 @@ def state_pieces(
             place = Held.all(tensor.shape)
         pieces[name] = Piece(place, tensor, tensor.dtype)
     for name, parameter in decoder.named_parameters():
-        if parameter.dtype != dtype:
+        if parameter.requires_grad and parameter.dtype != dtype:
             pieces[MASTER + name] = Piece(places[name], local(parameter.detach()), parameter.dtype)
     for name, buffer in decoder.named_buffers():
         pieces[BUFFER + name] = Piece(places[name], buffer, buffer.dtype)
@@ -104,7 +108,7 @@ def restore(
     for name, entry in stored.entries.items():
         owner = name.partition(".")[2]
         place = places.get(owner)
-        if name.startswith(RANDOM) or (name.startswith(MASTER) and owner in own):
+        if name.startswith((RANDOM, LESSON)) or (name.startswith(MASTER) and owner in own):
             continue
         if place is None and owner in places.whole:
             continue  # it is another rank's
@@ -121,9 +125,10 @@ def restore(
 @torch.no_grad()
 def go_back(source: Path, decoder: nn.Module, places: Places, optimizer: Optimizer, mesh: Mesh) -> Position:
     """Put a run that has gone on back to where a checkpoint has it, in the memory that it has."""
-    position, value = read_position(source), saved(source)
+    position, value = read_position(source), saved(source, decoder)
     for name, parameter in decoder.named_parameters():
-        local(parameter.detach()).copy_(value(name, places[name]))
+        if parameter.requires_grad:
+            local(parameter.detach()).copy_(value(name, places[name]))
     optimizer.forget()
     restore(Stored(source), position, decoder, places, optimizer, mesh)
     return position
