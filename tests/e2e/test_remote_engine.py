@@ -55,8 +55,7 @@ def start(dtype=torch.float32, settings=None, **remote):
 
 
 def local(version, dtype=torch.float32, settings=None):
-    engine = Engine(weights(version, dtype), EngineConfig(**SETTINGS, **(settings or {})), eos_ids=(7,))
-    return engine
+    return Engine(weights(version, dtype), EngineConfig(**SETTINGS, **(settings or {})), eos_ids=(7,))
 
 
 def drain(engine, said=None, versions=None):
@@ -337,7 +336,7 @@ def test_what_cannot_be_is_refused(engine):
 
 def test_sleep_and_wake_keep_requests(engine):
     send(engine, 0)
-    ask(engine, 1, 5, max_tokens=300)
+    ask(engine, 1, 5, max_tokens=3000)
     said = tiny.Said()
     said.hear(engine.step())
     engine.sleep()
@@ -348,5 +347,5 @@ def test_sleep_and_wake_keep_requests(engine):
     engine.wake()
     drain(engine, said)
     near = local(0)
-    ask(near, 1, 5, max_tokens=300)
+    ask(near, 1, 5, max_tokens=3000)
     assert said == drain(near)

@@ -14,6 +14,7 @@ import mmap
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Protocol
@@ -31,8 +32,9 @@ TRAINER, GENERATOR = 0, 1
 class Ring:
     """The trainer's end: slots to fill. `check` raises when the other end is gone."""
 
-    def __init__(self, slots: int, size: int, check: Callable[[], None], *, shared: bool) -> None:
-        self.size = size
+    def __init__(self, slots: int, size: int, check: Callable[[], None], *, shared: bool, limit: float) -> None:
+        """`limit`: seconds that the other end may take for a bucket."""
+        self.size, self._limit = size, limit
         self.file: int | None = None
         if shared:
             self.file = os.memfd_create("twofold-weights")
@@ -46,10 +48,17 @@ class Ring:
         self._slot_of: dict[int, int] = {}
 
     def room(self, number: int, nbytes: int) -> Tensor:
-        """Memory for a bucket, as soon as a slot is free."""
+        """Memory for a bucket, as soon as a slot is free.
+
+        Raises:
+            WorkerError: the other end is gone, or takes none in time.
+        """
+        ends = time.monotonic() + self._limit
         with self._news:
             while not self._free:
                 self._check()
+                if time.monotonic() > ends:
+                    raise WorkerError(f"the generator took no bucket of weights for {self._limit:g} s")
                 self._news.wait(0.1)
             slot = self._slot_of[number] = self._free.pop()
         return self._memory[slot, :nbytes]
@@ -102,16 +111,16 @@ class Pair:
     """A gloo group of two, the trainer and its generator, apart from whatever groups a process is in."""
 
     def __init__(self, store: str, rank: int, patience: float) -> None:
-        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options: Any = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._timeout = timedelta(seconds=patience)
         if store.startswith("/"):
             meeting: Any = dist.FileStore(store, 2)  # type: ignore[attr-defined]
-            options._devices = [dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]  # type: ignore[attr-defined]
+            options._devices = [dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
         else:
             host, _, port = store.rpartition(":")
             meeting = dist.TCPStore(host, int(port), 2, False, timedelta(seconds=patience))  # type: ignore[attr-defined]
-            options._devices = [dist.ProcessGroupGloo.create_default_device()]  # type: ignore[attr-defined]
-        self._group = dist.ProcessGroupGloo(meeting, rank, 2, options)  # type: ignore[attr-defined]
+            options._devices = [dist.ProcessGroupGloo.create_default_device()]
+        self._group: Any = dist.ProcessGroupGloo(meeting, rank, 2, options)
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._sent: list[Any] = []
 

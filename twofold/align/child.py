@@ -18,7 +18,7 @@ from . import wire
 from .remote_config import RemoteConfig
 
 MODULE = "twofold.align.generator"
-LAST_WORDS = 12
+LAST_WORDS = 60
 """Lines of standard error that are told when it dies."""
 
 
@@ -44,8 +44,8 @@ class Child:
         with theirs:
             self._popen = subprocess.Popen(
                 [*config.launcher, config.python or sys.executable, "-P", "-m", MODULE],
-                stdin=theirs,
-                stdout=theirs,
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
                 stderr=subprocess.PIPE,
                 pass_fds=files,
                 env=environment,

@@ -21,7 +21,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from ..core import TwofoldError, WorkerError, build
 from ..engine.request import Output, Request, State
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from .channel import Inlet
 
 BEAT_SECONDS = 0.25
+Mail: TypeAlias = "queue.SimpleQueue[wire.Offer | wire.Filled | wire.Drop]"
+
 NOTHING = -1
 """The version of an engine that no weights have come to."""
 
@@ -69,10 +71,9 @@ class Line:
 class Stager:
     """Takes offers of weights, a bucket at a time, into `spare`; its own thread."""
 
-    def __init__(self, line: Line, buckets: Buckets, inlet: Inlet, spare: Decoder) -> None:
-        self.mail: queue.SimpleQueue[wire.Offer | wire.Filled | wire.Drop] = queue.SimpleQueue()
+    def __init__(self, line: Line, mail: Mail, buckets: Buckets, inlet: Inlet, spare: Decoder) -> None:
         self.spare = spare
-        self._line, self._buckets, self._inlet = line, buckets, inlet
+        self._line, self._mail, self._buckets, self._inlet = line, mail, buckets, inlet
 
     def run(self) -> None:
         """For ever."""
@@ -80,7 +81,7 @@ class Stager:
 
         torch.set_num_threads(1)  # of this thread: the others are for the steps
         while True:
-            offer = self.mail.get()
+            offer = self._mail.get()
             if isinstance(offer, wire.Offer):
                 self._take(offer)
             elif isinstance(offer, wire.Filled):  # of an offer that was torn
@@ -102,7 +103,7 @@ class Stager:
 
         due = set(range(len(self._buckets)))
         while due:
-            told = self.mail.get()
+            told = self._mail.get()
             if not isinstance(told, wire.Filled):
                 raise WorkerError(f"version {version} ended {len(due)} of {len(self._buckets)} buckets too early")
             data = self._data(told)
@@ -127,6 +128,7 @@ class Generator:
         self.line = line
         self.inbox: queue.SimpleQueue[wire.ToGenerator] = queue.SimpleQueue()
         self.step_began: float | None = None
+        self._mail: Mail = queue.SimpleQueue()
         self._held: deque[wire.ToGenerator] = deque()
         self._swap: wire.Swap | None = None
         self._stager: Stager | None = None
@@ -172,7 +174,7 @@ class Generator:
         limits = engine.limits
         self.line.send(wire.Ready(limits.max_model_len, limits.vocab, limits.cache_tokens))
         inlet = SharedInlet(*start.shared) if start.shared else Pair(start.store or "", 1, start.patience)
-        self._stager = Stager(self.line, layout, inlet, spare)
+        self._stager = Stager(self.line, self._mail, layout, inlet, spare)
         threading.Thread(target=self._stager.run, name="stager", daemon=True).start()
         return engine
 
@@ -271,8 +273,7 @@ class Generator:
             while True:
                 message = self.line.receive()
                 if isinstance(message, wire.Offer | wire.Filled | wire.Drop):
-                    if self._stager is not None:
-                        self._stager.mail.put(message)
+                    self._mail.put(message)
                 else:
                     self.inbox.put(message)
         except (OSError, EOFError):

@@ -80,6 +80,7 @@ class RemoteEngine:
         self._loading = threading.Lock()
         self._frames: deque[tuple[int, list[Output]]] = deque()
         self._live: dict[str, Request] = {}
+        self._ended: set[str] = set()  # their end is in a frame
         self._aborted: set[str] = set()
         self._consumer = threading.get_ident()
         self.version = NOTHING
@@ -87,19 +88,25 @@ class RemoteEngine:
         """The version that the next step is made with; `version` is that of what the last step told."""
         self.last: Transfer | None = None
         self.asleep = False
-        shared = self.remote.transport == "shared"
-        self._ring = Ring(self._buckets.dtypes + 1, self._buckets.largest, self._check, shared=shared)
+        shared, limit = self.remote.transport == "shared", self.remote.patience + self.remote.step_limit
+        self._ring = Ring(self._buckets.dtypes + 1, self._buckets.largest, self._check, shared=shared, limit=limit)
+        self.limits = Limits(max_model_len=0, vocab=0, cache_tokens=0)
+        self._pair: Pair | None = None
+        self._forget()
         self._start()
 
     # ------------------------------------------------------------------------------------ life
-    def _start(self) -> None:
+    def _forget(self) -> None:
+        """What the process said that is gone, or has not come yet."""
         self._fault: str | None = None
         self._ready: wire.Ready | None = None
         self._swapping: int | None = None
         self._staged: wire.Staged | wire.Torn | None = None
-        self._told: EngineStats | None = None
-        self._rested: bool = False
+        self._asked: deque[list[EngineStats]] = deque()
+        self._rested = False
         self.newest = NOTHING
+
+    def _start(self) -> None:
         self._meeting = Meeting(self.remote.address) if self._ring.file is None else None
         files = () if self._ring.file is None else (self._ring.file,)
         self._child = Child(self.remote, self._hear, self._lose, files)
@@ -122,10 +129,9 @@ class RemoteEngine:
         except WorkerError:
             self._child.close(0.0)
             raise
-        assert self._ready is not None
-        self.limits = Limits(
-            max_model_len=self._ready.max_model_len, vocab=self._ready.vocab, cache_tokens=self._ready.cache_tokens
-        )
+        ready = self._ready
+        assert ready is not None
+        self.limits = Limits(max_model_len=ready.max_model_len, vocab=ready.vocab, cache_tokens=ready.cache_tokens)
         self._pair = Pair(self._meeting.name, TRAINER, self.remote.patience) if self._meeting else None
 
     @property
@@ -142,6 +148,7 @@ class RemoteEngine:
         if self._meeting is not None:
             self._meeting.close()
         self._ring.reset()
+        self._forget()
         self._start()
         with self._news:
             live = [request for name, request in self._live.items() if name not in self._aborted]
@@ -181,7 +188,7 @@ class RemoteEngine:
         self.limits.room(request)
         with self._news:
             self._check()
-            if request.id in self._live:
+            if request.id in self._live or request.id in self._ended:
                 raise RequestError(f"request id '{request.id}' is in use: give each request its own", "id")
             if not self._live and not self._frames:
                 self.version = self.newest
@@ -192,7 +199,7 @@ class RemoteEngine:
     def abort(self, request_id: str) -> None:
         """End a request; unknown and ended ids are ignored. Nothing but its end comes from `step` any more."""
         with self._news:
-            if request_id not in self._live:
+            if request_id not in self._live and request_id not in self._ended:
                 return
             self._aborted.add(request_id)
         self._child.send(wire.Abort(request_id))
@@ -222,6 +229,7 @@ class RemoteEngine:
                 self._check()
                 self._news.wait(1.0)
             self.version, outputs = self._frames.popleft()
+            self._ended.difference_update(output.request_id for output in outputs if output.finish is not None)
         return [told for output in outputs if (told := self._passed(output)) is not None]
 
     def _passed(self, output: Output) -> Output | None:
@@ -309,11 +317,11 @@ class RemoteEngine:
 
     def stats(self) -> EngineStats:
         """Gauges and counters of the generator's engine."""
-        self._told = None
+        told: list[EngineStats] = []
+        self._asked.append(told)
         self._child.send(wire.Ask())
-        self._wait(lambda: self._told is not None, self.remote.step_limit + self.remote.patience, "answer")
-        assert self._told is not None
-        return self._told
+        self._wait(lambda: bool(told), self.remote.step_limit + self.remote.patience, "answer")
+        return told[0]
 
     # ------------------------------------------------------------------------------------ what it says
     def _hear(self, message: wire.ToTrainer) -> None:
@@ -337,7 +345,7 @@ class RemoteEngine:
                 case wire.Rested():
                     self._rested = True
                 case wire.Told(stats=stats):
-                    self._told = stats
+                    self._asked.popleft().append(stats)
             self._news.notify_all()
 
     def _note(self, outputs: list[Output]) -> None:
@@ -348,6 +356,7 @@ class RemoteEngine:
                 request.output_ids.extend(token.id for token in output.tokens)
                 if output.finish is not None:
                     del self._live[output.request_id]
+                    self._ended.add(output.request_id)
 
     def _lose(self, why: str) -> None:
         with self._news:
