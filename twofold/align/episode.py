@@ -43,6 +43,9 @@ class Rollout:
     finish: str
     """ One of "stop", "length", "error", "abort", "timeout"."""
     text: str
+    """The text behind the prompt, without a stop string and special tokens unless they were asked for."""
+    error: str | None = None
+    """Why the engine could not go on, where finish is "error"."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,14 @@ def _experts(
 
 
 def _logprobs(
-    hidden_RD: Tensor, w_VD: Tensor, b_V: Tensor | None, ids_R: Tensor, multiplier: float, softcap: Any, keep: bool
+    hidden_RD: Tensor,
+    w_VD: Tensor,
+    b_V: Tensor | None,
+    ids_R: Tensor,
+    multiplier: float,
+    softcap: Any,
+    keep: bool,
+    *_: Any,
 ) -> tuple[int, int]:
     product = 2 * hidden_RD.shape[0] * w_VD.shape[0] * w_VD.shape[1]
     return product, product * (_wanted(hidden_RD, w_VD) + (not keep))

@@ -21,7 +21,7 @@ from ..kernels.activation import activate, gated, soft_cap
 from ..kernels.attention import Attend
 from ..kernels.blocksparse import Sparse
 from ..kernels.linear import linear
-from ..kernels.loss import logprobs_of, token_logprobs
+from ..kernels.loss import logprobs_of, tempered, token_logprobs
 from ..kernels.moe import experts, open_gate, route
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.quantized import quantized_experts
@@ -71,10 +71,16 @@ class Weight(nn.Module):
         return self.weight
 
     def logprobs(
-        self, hidden_RD: Tensor, ids_R: Tensor, multiplier: float, softcap: float | None, keep: bool = False
+        self,
+        hidden_RD: Tensor,
+        ids_R: Tensor,
+        multiplier: float,
+        softcap: float | None,
+        keep: bool = False,
+        temperature: float = 1.0,
     ) -> Tensor:
         """log p [R] of one id for each row, this being the head."""
-        return token_logprobs(hidden_RD, self.weight, self.bias, ids_R, multiplier, softcap, keep)
+        return token_logprobs(hidden_RD, self.weight, self.bias, ids_R, multiplier, softcap, keep, temperature)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -359,15 +365,18 @@ class Decoder(nn.Module):
             logits_RV = soft_cap(logits_RV, head.softcap)
         return logits_RV
 
-    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False) -> Tensor:
-        """log p [R] of one id for each row: the engine's bits, without the whole logits (see `kernels/loss.py`)."""
+    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False, temperature: float = 1.0) -> Tensor:
+        """log p [R] of one id for each row: the engine's bits, without the whole logits (see `kernels/loss.py`).
+
+        With a `temperature` it is that of the distribution sampled from (the engine's "tempered" log-probabilities).
+        """
         head = self.spec.head
         table = cast(Weight | QuantLinear, self.embed if head.tied else self.head)
         if isinstance(table, QuantLinear):
-            return logprobs_of(self.logits(hidden_RD), ids_R)
+            return logprobs_of(tempered(self.logits(hidden_RD), temperature), ids_R)
         if self.spec.embedding.project:
             hidden_RD = self.head_project(hidden_RD)
-        return table.logprobs(hidden_RD, ids_R, head.multiplier, head.softcap, keep)
+        return table.logprobs(hidden_RD, ids_R, head.multiplier, head.softcap, keep, temperature)
 
 
 def alibi_slopes(heads: int, scale: float = 1.0) -> tuple[float, ...]:

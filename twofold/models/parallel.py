@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..kernels.activation import soft_cap
 from ..kernels.linear import linear
+from ..kernels.loss import tempered
 from ..parallel import comm
 from .cuts import WHOLE, Cut, cuts, local_spec
 from .decoder import Decoder, Layer, Weight, alibi_slopes
@@ -159,13 +160,20 @@ class CutTable(Weight):
         return comm.gather(padded, self.group, 1).narrow(1, 0, self.vocab)
 
     def logprobs(
-        self, hidden_RD: Tensor, ids_R: Tensor, multiplier: float, softcap: float | None, keep: bool = False
+        self,
+        hidden_RD: Tensor,
+        ids_R: Tensor,
+        multiplier: float,
+        softcap: float | None,
+        keep: bool = False,
+        temperature: float = 1.0,
     ) -> Tensor:
         logits_RV = linear(comm.copy_to(hidden_RD, self.group), self.weight, self.bias).float()
         if multiplier != 1.0:
             logits_RV = logits_RV * multiplier
         if softcap is not None:
             logits_RV = soft_cap(logits_RV, softcap)
+        logits_RV = tempered(logits_RV, temperature)
         return cast(Tensor, _CutLogprobs.apply(logits_RV, *self._own(ids_R), self.group))
 
 
