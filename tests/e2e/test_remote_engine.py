@@ -49,13 +49,13 @@ def weights(version, dtype=torch.float32):
 
 
 def start(dtype=torch.float32, settings=None, **remote):
-    config = EngineConfig(**SETTINGS, **(settings or {}))
+    config = EngineConfig(**(SETTINGS | (settings or {})))
     told = RemoteConfig(**({"threads": 1, "bucket_mb": SMALL, "patience": 20} | remote))
     return RemoteEngine(MODEL, config, dtype=dtype, eos_ids=(7,), remote=told)
 
 
 def local(version, dtype=torch.float32, settings=None):
-    return Engine(weights(version, dtype), EngineConfig(**SETTINGS, **(settings or {})), eos_ids=(7,))
+    return Engine(weights(version, dtype), EngineConfig(**(SETTINGS | (settings or {}))), eos_ids=(7,))
 
 
 def drain(engine, said=None, versions=None):
@@ -65,7 +65,7 @@ def drain(engine, said=None, versions=None):
         said.hear(outputs)
         for output in outputs:
             if versions is not None:
-                versions.setdefault(output.request_id, []).extend([engine.version] * len(output.tokens))
+                versions.setdefault(output.request_id, []).extend([output.version] * len(output.tokens))
     return said
 
 
@@ -81,7 +81,7 @@ def engine():
 
 
 def send(engine, version):
-    return engine.load_weights(decoder_tensors(weights(version)), version=engine.newest + 1)
+    return engine.load_weights(decoder_tensors(weights(version)), version=engine.version + 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -127,14 +127,14 @@ def test_new_weights_in_the_middle_of_rollouts(engine):
     """Tokens say which weights made them, and those behind the swap are what these weights would have said."""
     before, after = 0, 5
     send(engine, before)
-    old = engine.newest
+    old = engine.version
     ask(engine, 1, 5, max_tokens=1500)
     said, versions = tiny.Said(), {}
     for _ in range(5):
         outputs = engine.step()
         said.hear(outputs)
         for output in outputs:
-            versions.setdefault(output.request_id, []).extend([engine.version] * len(output.tokens))
+            versions.setdefault(output.request_id, []).extend([output.version] * len(output.tokens))
     told = send(engine, after)
     assert told.pause is not None and told.pause < 1.0
     drain(engine, said, versions)
@@ -155,7 +155,7 @@ def test_new_weights_in_the_middle_of_rollouts(engine):
 def test_it_generates_on_while_weights_travel(engine):
     """Two threads of requests' life: tokens of the old weights come while the buckets of the new ones do."""
     send(engine, 0)
-    old = engine.newest
+    old = engine.version
     ask(engine, 1, max_tokens=3000)
     seen = []
 
@@ -175,20 +175,29 @@ def test_it_generates_on_while_weights_travel(engine):
     assert versions["r1"].count(old) >= seen[-1] and versions["r1"][-1] == old + 1
 
 
-def test_finish_lets_running_requests_end_with_their_weights():
-    with start(running="finish") as far:
-        far.load_weights(decoder_tensors(weights(0)), 0)
-        ask(far, 1, 5, max_tokens=600)
-        said, versions = tiny.Said(), {}
-        told = far.load_weights(decoder_tensors(weights(3)), 1)
-        assert told.pause is None
-        ask(far, 2)  # behind the swap
-        drain(far, said, versions)
-        assert {n: set(v) for n, v in versions.items()} == {"r1": {0}, "r5": {0}, "r2": {1}}
-        assert far.last.version == 1 and far.last.pause is not None
-        near = local(3)
-        ask(near, 2)
-        assert drain(near)["r2"] == said["r2"]
+def test_staged_weights_wait_until_they_are_swapped_in(engine):
+    """So requests may end with the weights they began with."""
+    send(engine, 0)
+    old = engine.version
+    ask(engine, 1, 5, max_tokens=600)
+    told = engine.stage(decoder_tensors(weights(3)), old + 1)
+    assert told.pause is None and engine.version == old
+    versions = {}
+    drain(engine, versions=versions)
+    assert {*versions["r1"], *versions["r5"]} == {old}
+    assert engine.swap().pause is not None and engine.version == old + 1
+    ask(engine, 2)
+    near = local(3)
+    ask(near, 2)
+    assert drain(engine) == drain(near)
+    with pytest.raises(StateError, match="stage some first"):
+        engine.swap()
+    engine.stage(decoder_tensors(weights(1)), old + 2)  # replaced before it was used
+    send(engine, 3)
+    ask(engine, 2)
+    near = local(3)
+    ask(near, 2)
+    assert drain(engine) == drain(near)
 
 
 def damaged(engine, monkeypatch):
@@ -225,7 +234,7 @@ def test_a_torn_transfer_leaves_the_old_weights_in_force(way, transport, monkeyp
         ask(near, 1, 5, max_tokens=400)
         assert said == drain(near) and {*versions["r1"], *versions["r5"]} == {0}
         for _ in range(3):  # and nothing is used up: the same version may come again, and others
-            far.load_weights(decoder_tensors(weights(1)), far.newest + 1)
+            far.load_weights(decoder_tensors(weights(1)), far.version + 1)
         ask(far, 3)
         near = local(1)
         ask(near, 3)
@@ -284,8 +293,8 @@ def test_death_in_the_middle_of_a_transfer_is_told():
 
 
 def test_a_process_that_cannot_begin_says_why(monkeypatch):
-    with pytest.raises(WorkerError, match="max_model_len is 99999"):
-        start(settings={"max_model_len": 99_999})
+    with pytest.raises(WorkerError, match="kv_cache_memory_bytes is 1, less than one block"):
+        start(settings={"num_blocks": None, "kv_cache_memory_bytes": 1})
     with pytest.raises(WorkerError, match="exit code 3"):
         start(launcher=(sys.executable, "-c", "import sys; sys.exit(3)"))
     monkeypatch.setattr(Buckets, "fingerprint", property(lambda self: "another"))
@@ -319,9 +328,9 @@ def test_aborted_requests_say_no_more_than_that(engine):
 def test_what_cannot_be_is_refused(engine):
     send(engine, 0)
     with pytest.raises(ConfigError, match="not above"):
-        engine.load_weights(decoder_tensors(weights(0)), engine.newest)
+        engine.load_weights(decoder_tensors(weights(0)), engine.version)
     with pytest.raises(ConfigError, match="weights of its own"):
-        engine.load_weights(None, engine.newest + 1)
+        engine.load_weights(None, engine.version + 1)
     with pytest.raises(RequestError, match="token id 999"):
         bad = tiny.request(1)
         bad.prompt_ids = (999,)

@@ -122,15 +122,14 @@ class Stager:
 
 
 class Generator:
-    """The step loop. Requests wait until there are weights, and behind a swap that waits for others to end."""
+    """The step loop. Requests wait until there are weights."""
 
     def __init__(self, line: Line) -> None:
         self.line = line
         self.inbox: queue.SimpleQueue[wire.ToGenerator] = queue.SimpleQueue()
         self.step_began: float | None = None
         self._mail: Mail = queue.SimpleQueue()
-        self._held: deque[wire.ToGenerator] = deque()
-        self._swap: wire.Swap | None = None
+        self._held: deque[wire.Submit] = deque()
         self._stager: Stager | None = None
 
     def run(self) -> int:
@@ -181,33 +180,27 @@ class Generator:
     # ------------------------------------------------------------------------------------ the loop
     def _loop(self, engine: Engine) -> None:
         while self._take(engine):
-            if self._swap is not None and self._may_swap(engine):
-                self._exchange(engine, self._swap)
-            elif self._can_step(engine):
+            if self._can_step(engine):
                 self.step_began = time.monotonic()
                 outputs = engine.step()
                 self.step_began = None
                 if outputs:
-                    self.line.send(wire.Said(engine.version, outputs))
+                    self.line.send(wire.Said(outputs))
 
     def _can_step(self, engine: Engine) -> bool:
         return engine.has_work and not engine.asleep and engine.version != NOTHING
 
-    def _may_swap(self, engine: Engine) -> bool:
-        return self._swap is not None and not (self._swap.finish and engine.has_work)
-
-    def _exchange(self, engine: Engine, swap: wire.Swap) -> None:
+    def _exchange(self, engine: Engine, version: int) -> None:
         assert self._stager is not None
         began = time.perf_counter()
-        self._stager.spare = engine.exchange(self._stager.spare, swap.version)
-        self._swap = None
-        self.line.send(wire.Swapped(swap.version, time.perf_counter() - began))
+        self._stager.spare = engine.exchange(self._stager.spare, version)
+        self.line.send(wire.Swapped(version, time.perf_counter() - began))
+        while self._held:
+            self._submit(engine, self._held.popleft())
 
     def _take(self, engine: Engine) -> bool:
         """Apply what the trainer asked for; wait for it when there is nothing else to do. False means leave."""
-        while self._held and self._open(engine):
-            self._submit(engine, self._held.popleft())
-        block = not (self._can_step(engine) or self._may_swap(engine))
+        block = not self._can_step(engine)
         while True:
             try:
                 message = self.inbox.get(block)
@@ -215,16 +208,14 @@ class Generator:
                 return True
             block = False
             match message:
+                case wire.Submit() if engine.version == NOTHING:
+                    self._held.append(message)
                 case wire.Submit():
-                    if self._open(engine) and not self._held:
-                        self._submit(engine, message)
-                    else:
-                        self._held.append(message)
+                    self._submit(engine, message)
                 case wire.Abort(id=name):
                     self._abort(engine, name)
-                case wire.Swap():
-                    self._swap = message
-                    return True
+                case wire.Swap(version=version):
+                    self._exchange(engine, version)
                 case wire.Rest(asleep=asleep):
                     (engine.sleep if asleep else engine.wake)()
                     self.line.send(wire.Rested(asleep))
@@ -233,12 +224,7 @@ class Generator:
                 case wire.Stop():
                     return False
 
-    def _open(self, engine: Engine) -> bool:
-        """Whether requests may come to the engine."""
-        return engine.version != NOTHING and self._swap is None
-
-    def _submit(self, engine: Engine, message: wire.ToGenerator) -> None:
-        assert isinstance(message, wire.Submit)
+    def _submit(self, engine: Engine, message: wire.Submit) -> None:
         left = message.seconds_left
         request = Request(
             id=message.id,
@@ -258,14 +244,14 @@ class Generator:
             self._end(engine, request.id, State.ERROR, str(error))
 
     def _abort(self, engine: Engine, name: str) -> None:
-        held = [m for m in self._held if isinstance(m, wire.Submit) and m.id == name]
+        held = [message for message in self._held if message.id == name]
         for message in held:
             self._held.remove(message)
             self._end(engine, name, State.ABORT)
         engine.abort(name)
 
     def _end(self, engine: Engine, name: str, state: State, error: str | None = None) -> None:
-        self.line.send(wire.Said(engine.version, [Output(name, finish=state, error=error)]))
+        self.line.send(wire.Said([Output(name, finish=state, error=error)]))
 
     # ------------------------------------------------------------------------------------ the other threads
     def _ears(self) -> None:

@@ -5,9 +5,8 @@
 
 It generates on while the trainer works: `step` takes what one step of it said, and waits where there is nothing yet.
 New weights travel in buckets into a second decoder while it steps with the first; between two steps they change
-places. Running requests are then computed anew with the new weights, as `Engine.load_weights` does it (their tokens say
-which version made them), or, with `running = "finish"`, the swap waits until they have ended and holds back what is
-submitted behind it.
+places. Running requests are then computed anew with the new weights, as `Engine.load_weights` does it, and their tokens
+say which version made them. Whoever wants them to end with the weights they began with stages first and swaps later.
 """
 
 from __future__ import annotations
@@ -37,14 +36,13 @@ from .child import Child
 from .remote_config import RemoteConfig
 
 NOTHING = -1
-FOREVER = float("inf")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
     """What new weights cost: bytes moved, seconds until the other end had them all, and seconds between two steps.
 
-    `pause` is None while the swap waits for running requests to end.
+    `pause` is None until they are swapped in.
     """
 
     version: int
@@ -78,14 +76,12 @@ class RemoteEngine:
         self._buckets = Buckets(decoder_tensors(Decoder(spec_from(model), dtype=dtype, device="meta")), self._limit)
         self._news = threading.Condition()
         self._loading = threading.Lock()
-        self._frames: deque[tuple[int, list[Output]]] = deque()
+        self._frames: deque[list[Output]] = deque()
         self._live: dict[str, Request] = {}
         self._ended: set[str] = set()  # their end is in a frame
         self._aborted: set[str] = set()
-        self._consumer = threading.get_ident()
         self.version = NOTHING
-        self.newest = NOTHING
-        """The version that the next step is made with; `version` is that of what the last step told."""
+        """Of the weights that the generator steps with now; each Output says which made it."""
         self.last: Transfer | None = None
         self.asleep = False
         shared, limit = self.remote.transport == "shared", self.remote.patience + self.remote.step_limit
@@ -100,11 +96,11 @@ class RemoteEngine:
         """What the process said that is gone, or has not come yet."""
         self._fault: str | None = None
         self._ready: wire.Ready | None = None
-        self._swapping: int | None = None
+        self._waiting: int | None = None
         self._staged: wire.Staged | wire.Torn | None = None
         self._asked: deque[list[EngineStats]] = deque()
         self._rested = False
-        self.newest = NOTHING
+        self.version = NOTHING
 
     def _start(self) -> None:
         self._meeting = Meeting(self.remote.address) if self._ring.file is None else None
@@ -162,8 +158,9 @@ class RemoteEngine:
             self.sleep()
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; who waits for it is told."""
         self._child.close()
+        self._lose("the generator was closed")
         self._ring.close()
         if self._meeting is not None:
             self._meeting.close()
@@ -190,9 +187,6 @@ class RemoteEngine:
             self._check()
             if request.id in self._live or request.id in self._ended:
                 raise RequestError(f"request id '{request.id}' is in use: give each request its own", "id")
-            if not self._live and not self._frames:
-                self.version = self.newest
-            self._consumer = threading.get_ident()
             self._live[request.id] = replace_outputs(request)
         self._child.send(wire.Submit(**request.wire()))
 
@@ -211,24 +205,23 @@ class RemoteEngine:
             return bool(self._frames or self._live)
 
     def step(self) -> list[Output]:
-        """What one step of the generator said, in order; waits for it. `version` is then the one that made it.
+        """What one step of the generator said, in order; waits for it.
 
         Raises:
             StateError: it sleeps, or has no weights.
             WorkerError: the process is gone; requests under way are kept for `restart`.
         """
         with self._news:
-            self._consumer = threading.get_ident()
             while not self._frames:
                 if not self._live:
                     return []
                 if self.asleep:
                     raise StateError("the engine sleeps: wake it first")
-                if self.newest == NOTHING and self._swapping is None and not self._loading.locked():
+                if self.version == NOTHING and not self._loading.locked():
                     raise StateError("the engine has no weights yet: load_weights first")
                 self._check()
                 self._news.wait(1.0)
-            self.version, outputs = self._frames.popleft()
+            outputs = self._frames.popleft()
             self._ended.difference_update(output.request_id for output in outputs if output.finish is not None)
         return [told for output in outputs if (told := self._passed(output)) is not None]
 
@@ -243,10 +236,15 @@ class RemoteEngine:
 
     # ------------------------------------------------------------------------------------ weights and memory
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]] | None, version: int) -> Transfer:
-        """Send new weights under the checkpoint's names, in the order of `decoder_tensors`, and have them swapped in.
+        """Send new weights and go on with them at once; requests under way are computed anew. `stage`, then `swap`."""
+        self.stage(named_tensors, version)
+        return self.swap()
 
-        Back when all is there and checked, so that the tensors may change again; and swapped, but for
-        `running = "finish"` while requests run. Meanwhile the generator steps on with what it has.
+    def stage(self, named_tensors: Iterable[tuple[str, Tensor]] | None, version: int) -> Transfer:
+        """Send new weights under the checkpoint's names, in the order of `decoder_tensors`, beside those in force.
+
+        Back when all is there and checked, so that the tensors may change again. Meanwhile the generator steps on.
+        Weights that were staged and not swapped in are replaced.
 
         Raises:
             ConfigError: no tensors, or a version that is not above the last one.
@@ -256,22 +254,32 @@ class RemoteEngine:
         if named_tensors is None:
             raise ConfigError("a remote engine has weights of its own: give it the trainer's (`decoder_tensors`)")
         with self._loading:
-            self._wait(lambda: self._swapping is None, FOREVER, "swap")
-            if version <= self.newest:
-                raise ConfigError(f"weights version {version} is not above {self.newest}: count versions upwards")
+            self._check()
+            if version <= self.version:
+                raise ConfigError(f"weights version {version} is not above {self.version}: count versions upwards")
             began = time.perf_counter()
+            self._waiting = None
             self._send(named_tensors, version)
-            seconds = time.perf_counter() - began
-            finish = self.remote.running == "finish"
-            with self._news:
-                self.last = Transfer(version=version, nbytes=self._buckets.nbytes, seconds=seconds)
-                self._swapping = version
-                waits = finish and bool(self._live)
-            self._child.send(wire.Swap(version, finish))
-            if not waits:
-                self._wait(lambda: self._swapping is None, self.remote.step_limit + self.remote.patience, "swap")
-                if threading.get_ident() == self._consumer and not self.has_work:
-                    self.version = version
+            self._waiting = version
+            self.last = Transfer(
+                version=version, nbytes=self._buckets.nbytes, seconds=time.perf_counter() - began, pause=None
+            )
+            return self.last
+
+    def swap(self) -> Transfer:
+        """Have the generator go on with what was staged, from its next step on.
+
+        Raises:
+            StateError: nothing was staged.
+            WorkerError: the process is gone.
+        """
+        with self._loading:
+            if self._waiting is None:
+                raise StateError("no weights wait to be swapped in: stage some first")
+            version, self._waiting = self._waiting, None
+            self._child.send(wire.Swap(version))
+            self._wait(lambda: self.version == version, self.remote.step_limit + self.remote.patience, "swap")
+            assert self.last is not None
             return self.last
 
     def _send(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -297,7 +305,7 @@ class RemoteEngine:
     def _raise_torn(self, version: int) -> None:
         if isinstance(self._staged, wire.Torn):
             raise WorkerError(
-                f"weights version {version} did not arrive whole: {self._staged.why}; version {self.newest} stays in "
+                f"weights version {version} did not arrive whole: {self._staged.why}; version {self.version} stays in "
                 "force, and this one may be sent again"
             )
 
@@ -331,15 +339,15 @@ class RemoteEngine:
             return
         with self._news:
             match message:
-                case wire.Said(version=version, outputs=outputs):
+                case wire.Said(outputs=outputs):
                     self._note(outputs)
-                    self._frames.append((version, outputs))
+                    self._frames.append(outputs)
                 case wire.Ready():
                     self._ready = message
                 case wire.Staged() | wire.Torn():
                     self._staged = message
                 case wire.Swapped(version=version, pause=pause):
-                    self.newest, self._swapping = version, None
+                    self.version = version
                     if self.last is not None:
                         self.last = replace(self.last, pause=pause)
                 case wire.Rested():

@@ -8,7 +8,6 @@ from typing import Literal
 from ..core import ConfigError
 
 Transport = Literal["shared", "gloo"]
-Running = Literal["anew", "finish"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +22,6 @@ class RemoteConfig:
     """What buckets travel through: memory that both processes of this machine have, or gloo, which crosses machines."""
     bucket_mb: float = 256
     """MiB of weights that travel at once, at most, but for a larger tensor."""
-    running: Running = "anew"
-    """Requests under way are computed anew with new weights and go on, or the swap waits until they have ended."""
     threads: int = 0
     """Threads that the generator computes with; 0: as many as Twofold takes on this machine."""
     patience: float = 20.0
@@ -43,8 +40,6 @@ class RemoteConfig:
     def __post_init__(self) -> None:
         if self.transport not in ("shared", "gloo"):
             raise ConfigError(f'transport must be "shared" or "gloo", not {self.transport!r}')
-        if self.running not in ("anew", "finish"):
-            raise ConfigError(f'running must be "anew" or "finish", not {self.running!r}')
         for name in ("bucket_mb", "patience", "step_limit", "start_limit"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")

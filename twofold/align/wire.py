@@ -92,10 +92,9 @@ class Drop(msgspec.Struct, tag="drop", frozen=True):
 
 
 class Swap(msgspec.Struct, tag="swap", frozen=True):
-    """Go on with these weights from the next step on; `finish`: when what is running has ended."""
+    """Go on with these weights from the next step on."""
 
     version: int
-    finish: bool
 
 
 class Rest(msgspec.Struct, tag="rest", frozen=True):
@@ -121,9 +120,8 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
 
 
 class Said(msgspec.Struct, tag="said", frozen=True):
-    """What one step said, and the version of the weights that it was made with."""
+    """What one step said."""
 
-    version: int
     outputs: list[Output]
 
 
