@@ -27,7 +27,7 @@ from ..kernels.linear import linear
 from ..parallel import comm
 from .cuts import WHOLE, Cut, cuts, local_spec
 from .decoder import Decoder, Layer, Weight
-from .spec import Alibi, ModelSpec
+from .spec import Alibi, Head, ModelSpec
 
 
 class TensorParallel:
@@ -159,22 +159,14 @@ class CutTable(Weight):
         padded = F.pad(own, (0, each - own.shape[1]))
         return comm.gather(padded, self.group, 1).narrow(1, 0, self.vocab)
 
-    def logprobs(
-        self,
-        hidden_RD: Tensor,
-        ids_R: Tensor,
-        multiplier: float,
-        softcap: float | None,
-        keep: bool = False,
-        temperature: float = 1.0,
-    ) -> Tensor:
+    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, head: Head, keep: bool, temperature: float) -> Tensor:
         whole_RD = comm.copy_to(hidden_RD, self.group)
-        logits_RV = Scores(self.weight, self.bias, multiplier, softcap, temperature).of(whole_RD)
+        logits_RV = Scores(self.weight, self.bias, head.multiplier, head.softcap, temperature).of(whole_RD)
         return cast(Tensor, _CutLogprobs.apply(logits_RV, *self._own(ids_R), self.group))
 
-    def entropy(self, hidden_RD: Tensor, multiplier: float, softcap: float | None, temperature: float = 1.0) -> Tensor:
+    def entropy(self, hidden_RD: Tensor, head: Head, temperature: float) -> Tensor:
         whole_RD = comm.copy_to(hidden_RD, self.group)
-        shape, widest = (multiplier, softcap, temperature), -(-self.vocab // self.group.size())
+        shape, widest = (head.multiplier, head.softcap, temperature), -(-self.vocab // self.group.size())
         return cast(Tensor, _CutEntropy.apply(whole_RD, self.weight, self.bias, shape, self.group, widest))
 
 
