@@ -154,15 +154,15 @@ def test_runs_are_compared(page: Browser, server: str) -> None:
 
 def test_evaluations_are_shown_with_their_intervals(page: Browser) -> None:
     page.script("document.querySelector('.run[data-name=\"first\"] button').click()")  # alone
-    page.wait("return document.querySelector('.figures tbody')")
+    page.wait("return document.querySelector('.measures tbody')")
     cells = "[...row.cells].map((cell) => cell.textContent)"
-    assert page.script(f"return [...document.querySelectorAll('.figures tbody tr')].map((row) => {cells})") == [
+    assert page.script(f"return [...document.querySelectorAll('.measures tbody tr')].map((row) => {cells})") == [
         ["greedy", "", "37.5%", "24% to 53%"],
         ["pass@8", "", "60%", "45% to 75%"],
         ["reward, sampled", "", "-1.5", "-2 to 0"],
     ]
     assert page.text(".task h3") == "tests"
-    assert page.text(".figures caption") == "40 prompts, 8 samples each at temperature 1"
+    assert page.text(".measures caption") == "40 prompts, 8 samples each at temperature 1"
     width = "const [track] = document.querySelectorAll('.track'); const band = getComputedStyle(track, '::before').width;"
     assert page.script(f"{width} return parseFloat(band) / track.clientWidth") == pytest.approx(0.29, abs=0.01)
     assert page.script("return document.querySelectorAll('.track')[2].hidden")
