@@ -138,6 +138,19 @@ def train(flags: Flags) -> Run:
     return run
 
 
+def align(flags: Flags) -> Run:
+    """Fine-tune, reward, prefer or reinforce a model as a recipe says: SFT, reward models, DPO, PPO, GRPO."""
+    flags.positional("recipe", "a recipe, such as recipes/pybot/grpo.toml")
+    flags.rest("flags", "any key of the recipe as a flag, such as --steps 3 --output DIR --optimizer.lr 1e-5; --fresh")
+
+    def run(given: Given) -> int:
+        from .commands.align import align
+
+        return align(given.recipe, given.flags)
+
+    return run
+
+
 def evaluate(flags: Flags) -> Run:
     """Measure a model or a running server on a task file: pass rates and rewards, with their intervals."""
     from .align.task import Task
@@ -255,7 +268,7 @@ def kernels(flags: Flags) -> Run:
 
 COMMANDS: dict[str, Command] = {
     f.__name__: f
-    for f in (serve, chat, generate, quantize, train, evaluate, checkpoint, launch, bench, plan, doctor, kernels)
+    for f in (serve, chat, generate, quantize, train, align, evaluate, checkpoint, launch, bench, plan, doctor, kernels)
 }
 
 

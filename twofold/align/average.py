@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..train.export import export
 from ..train.pieces import Piece, Stored
 from ..train.trainer import Trainer
 
@@ -42,7 +43,7 @@ class Average:
         """Write the average as a model beside the run's own, `model-average`; a collective."""
         own = {name: trainer.optimizer.master(name).clone() for name in self._kept}
         self._put(trainer, self._kept)
-        trainer.export(trainer.recipe.run.output / "model-average")
+        export(trainer, trainer.recipe.run.output / "model-average")
         self._put(trainer, own)
 
     def _put(self, trainer: Trainer, values: dict[str, Tensor]) -> None:

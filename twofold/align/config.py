@@ -6,7 +6,7 @@ AlignRecipe
 ├── rollout       how the policy is sampled                         ppo, grpo (rollout_config.py)
 ├── rewards       what judges its answers, a table each             ppo, grpo (rewards/config.py)
 ├── correction    what is done about tokens of another policy       ppo, grpo (policy_config.py)
-├── reward, dpo, ppo, grpo                                          a table each (preference_config.py, policy_config.py)
+├── reward, dpo, ppo, grpo     a table each                      (preference_config.py, policy_config.py)
 └── model, optimizer, schedule, parallel, lora, offload, run ...    as in train/config.py
 """
 
@@ -30,6 +30,12 @@ TABLES = {
     "grpo": ("grpo", "rollout", "rewards", "correction"),
 }
 """Which tables an algorithm reads, of those that not all do."""
+SPEED = {
+    "rollout": ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "exact", "shown"),
+    "data": ("eval_prompts",),
+    "rewards": ("timeout", "start", "retries"),
+}
+"""Keys that change how fast a run is, what is shown or how long one waits, and no token of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +109,12 @@ class AlignRecipe(Recipe):
     def identity(self) -> dict[str, Any]:
         read = TABLES.get(self.algorithm, ())
         others = {name for names in TABLES.values() for name in names if name not in read}
-        return {key: value for key, value in super().identity().items() if key.partition(".")[0] not in others}
+
+        def decides(key: str) -> bool:
+            table, _, name = key.partition(".")
+            return table not in others and name.rpartition(".")[2] not in SPEED.get(table, ())
+
+        return {key: value for key, value in super().identity().items() if decides(key)}
 
     def _check_tables(self) -> None:
         read = TABLES.get(self.algorithm, ())
@@ -119,7 +130,7 @@ class AlignRecipe(Recipe):
         for name, value in plain.items():
             if name not in read and getattr(self, name) != value:
                 raise ConfigError(
-                    f"[{name}] means nothing to algorithm = \"{self.algorithm}\", which reads "
+                    f'[{name}] means nothing to algorithm = "{self.algorithm}", which reads '
                     f"{', '.join(read) or 'none of them'}: leave it out, or choose another algorithm"
                 )
 
@@ -128,7 +139,7 @@ class AlignRecipe(Recipe):
             size = getattr(self.parallel, axis)
             if size not in (1, "auto"):
                 raise ConfigError(
-                    f"parallel.{axis} = {size} is for algorithm = \"sft\": {self.algorithm} divides work by data and "
+                    f'parallel.{axis} = {size} is for algorithm = "sft": {self.algorithm} divides work by data and '
                     "weights by ZeRO; set it to 1, and parallel.zero = 3 where the model does not fit one rank"
                 )
         if self.elastic.on_spike == "rewind":
@@ -136,7 +147,7 @@ class AlignRecipe(Recipe):
 
     def _check_play(self) -> None:
         if not self.rewards:
-            raise ConfigError(f"algorithm = \"{self.algorithm}\" needs a [[rewards]] table: what judges the answers?")
+            raise ConfigError(f'algorithm = "{self.algorithm}" needs a [[rewards]] table: what judges the answers?')
         room = self.longest_prompt + self.rollout.max_tokens
         if room > self.data.seq_len:
             raise ConfigError(
@@ -144,9 +155,9 @@ class AlignRecipe(Recipe):
                 f"than data.seq_len ({self.data.seq_len}): raise it, or shorten one"
             )
         if self.data.micro_tokens is not None and self.data.micro_tokens < room:
-            raise ConfigError(f"data.micro_tokens is {self.data.micro_tokens}, less than one answer of {room}: raise it")
+            raise ConfigError(f"data.micro_tokens is {self.data.micro_tokens}, less than an answer of {room}: raise it")
         if not self.rollout.on_policy and self.correction.plain and self.rollout.exact:
             raise ConfigError(
-                "these rollouts are off-policy (top_p, top_k, kv_dtype, quantization or overlap): say with [correction] "
-                'what makes up for it, such as level = "token", or set rollout.exact = false to go without'
+                "these rollouts are off-policy (top_p, top_k, kv_dtype, quantization or overlap): say with "
+                '[correction] what makes up for it, such as level = "token", or set rollout.exact = false to go without'
             )

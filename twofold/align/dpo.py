@@ -9,7 +9,7 @@ KTO has single answers with a label instead; what it compares them with is the K
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..data import Batch
 from ..data.pairs import PairLoader, UnpairedLoader
 from ..train.lesson import Lesson
 from ..train.objective import Sums
+from ..train.pieces import Stored
 from ..train.step import Step
 from ..train.trainer import Trainer
 from .aggregate import sequence_sums
@@ -101,7 +102,11 @@ class PairLesson(Lesson):
     objective: PairLoss
     loader: PairLoader
     valid: Sequence[Batch]
-    reference: Reference | None = None
+    reference: Reference | None = field(default=None, init=False)
+
+    def begin(self, trainer: Trainer, stored: Stored | None) -> None:
+        if self.objective.config.reference:
+            self.reference = Reference(trainer.recipe, trainer)
 
     def step(self, trainer: Trainer) -> Step:
         return trainer.step(self._beside(trainer, self.loader.batch(trainer.position.batch)), self.objective)
@@ -111,7 +116,7 @@ class PairLesson(Lesson):
         for batch in self.valid:
             given = self._beside(trainer, batch)
             rows_R, owner_R = target_rows(batch)
-            logp_R = trainer.read(batch, target_logprobs)[rows_R]
+            logp_R = trainer.read(batch, target_logprobs())[rows_R]
             ref_R = given.beside["ref"][rows_R] if self.reference else None
             held.add(*self.objective.of(logp_R, owner_R, len(batch.lengths), ref_R))
         tell(trainer, held)
@@ -130,7 +135,10 @@ class LabelLesson(Lesson):
     objective: LabelLoss
     loader: UnpairedLoader
     valid: Sequence[tuple[Batch, Batch]]
-    reference: Reference
+    reference: Reference = field(init=False)
+
+    def begin(self, trainer: Trainer, stored: Stored | None) -> None:
+        self.reference = Reference(trainer.recipe, trainer)
 
     def step(self, trainer: Trainer) -> Step:
         number = trainer.position.batch
@@ -144,7 +152,7 @@ class LabelLesson(Lesson):
         for batch, mismatched in self.valid:
             self.objective.baseline = self._baseline(trainer, mismatched)
             rows_R, owner_R = target_rows(batch)
-            ratio_T = trainer.read(batch, target_logprobs) - self.reference.logprobs(trainer, batch)
+            ratio_T = trainer.read(batch, target_logprobs()) - self.reference.logprobs(trainer, batch)
             label_R = batch.beside["label"][rows_R]
             loss, found = self.objective.of(ratio_T[rows_R], label_R, owner_R, len(batch.lengths))
             summed, answers = summed + float(loss), answers + self.objective.size(batch)
@@ -156,7 +164,7 @@ class LabelLesson(Lesson):
     def _baseline(self, trainer: Trainer, mismatched: Batch) -> Tensor:
         rows_R, owner_R = target_rows(mismatched)
         with torch.no_grad():
-            logp_T = trainer.read(mismatched, target_logprobs) - self.reference.logprobs(trainer, mismatched)
+            logp_T = trainer.read(mismatched, target_logprobs()) - self.reference.logprobs(trainer, mismatched)
         return kto_baseline(sequence_sums(logp_T[rows_R], owner_R, len(mismatched.lengths)))
 
     def line(self, figures: dict[str, float]) -> str:

@@ -8,22 +8,11 @@ versions   │   7       7       7    │   7       7    │   8           new w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
+from ..data.prompts import Prompt
 
-@dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """What a policy is to answer: ids as the model reads them, and the row of the data that they come from."""
-
-    number: int
-    """Its place in its source; the seeds of its samples hang on it."""
-    ids: tuple[int, ...]
-    shown: str | list[dict[str, Any]] = ""
-    """What the data said: a text, or a chat's messages."""
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    """The row's other keys, for rewards."""
+__all__ = ["Group", "Prompt", "Rollout"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,7 +112,7 @@ def gather(
         "groups": [[group.prompt.number, [_plain(it) for it in group.rollouts]] for group in groups],
         "totals": told.totals,
         "parts": dict(told.parts),
-        "faults": dict(told.faults),
+        "faults": told.fault_counts,
         "notes": list(told.notes),
         "seconds": dict(seconds),
     }
@@ -172,13 +172,13 @@ def pack(rollouts: Sequence[Rollout], beside_N: Mapping[str, Tensor] | None = No
 
 
 def _plain(it: Rollout) -> dict[str, Any]:
-    names = ("sample", "ids", "logprobs", "mine", "versions", "finish", "text")
+    names = ("sample", "ids", "logprobs", "mine", "versions", "finish", "text", "error")
     return {name: getattr(it, name) for name in names}
 
 
 def _rollout(prompt: Prompt, plain: Mapping[str, Any]) -> Rollout:
-    lists = ("ids", "logprobs", "mine", "versions")
-    return Rollout(prompt=prompt, **{name: tuple(value) if name in lists else value for name, value in plain.items()})
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+    return Rollout(prompt=prompt, **fields)
 
 
 def _mean(values: Tensor) -> float:

@@ -108,11 +108,14 @@ class GrpoLesson(Lesson):
     per_step: int
     valid: Sequence[Prompt]
     objective: GroupLoss
-    reference: Reference | None = None
+    reference: Reference | None = field(default=None, init=False)
     drawn: int = field(default=0, init=False)
     """Prompts taken from the loader so far."""
 
     def begin(self, trainer: Trainer, stored: Stored | None) -> None:
+        if self.config.beta:
+            self.reference = Reference(trainer.recipe, trainer, self.objective.temperature)
+        self.play.begin(trainer)
         if stored is not None:
             self.drawn = int(stored.read(DRAWN))
 
@@ -124,14 +127,12 @@ class GrpoLesson(Lesson):
         config, longest = self.config, self.play.config.max_tokens
         harvest, seen = self._draw(trainer)
         advantage_N = advantages(harvest, config, longest)
-        trainer.journal.add(
-            trainer.position.step + 1, rollouts=show(harvest, advantage_N, self.play.config.shown)
-        )
+        trainer.journal.add(trainer.position.step + 1, rollouts=show(harvest, advantage_N, self.play.config.shown))
         keep_N = ~harvest.rewards_N.isnan()
         if config.mask_truncated:
             keep_N &= ~harvest.truncated_N
         keep_N &= harvest.lengths_N > 0
-        learned, figures = chosen(harvest, keep_N), seen.figures() | {"rollouts": float(keep_N.sum())}
+        learned, figures = chosen(harvest, keep_N), seen.figures() | {"learned": float(keep_N.sum())}
         return self._update(trainer, learned, advantage_N[keep_N], figures)
 
     def _update(self, trainer: Trainer, harvest: Harvest, advantage_N: Tensor, figures: dict[str, float]) -> Step:
@@ -141,7 +142,7 @@ class GrpoLesson(Lesson):
         batch = pack(harvest.rollouts, {"advantage": advantage_N})
         on_policy = self.play.config.on_policy
         if not on_policy:
-            batch, more = corrected(trainer, batch, self.correction)
+            batch, more = corrected(trainer, batch, self.correction, self.objective.temperature)
             figures |= more
         if self.reference:
             batch = self.reference.beside(trainer, batch)
@@ -192,5 +193,3 @@ def line(figures: Mapping[str, float]) -> str:
     """What a step's line on the terminal has of rewards."""
     wanted = {"reward": "reward {:.3f}", "kl": "kl={}", "entropy": "entropy {:.2f}", "length": "length {:.0f}"}
     return "  ".join(text.format(figures[name]) for name, text in wanted.items() if name in figures)
-
-

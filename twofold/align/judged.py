@@ -22,6 +22,7 @@ from ..data import Batch
 from ..models.decoder import Decoder
 from ..train.loss import IGNORE, Loss
 from ..train.objective import Sums
+from ..train.trainer import Look
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Seen:
     @cached_property
     def logprobs_R(self) -> Tensor:
         """log p of each target, of the distribution that was sampled from: the engine's bits."""
-        return self.decoder.logprobs(self.hidden_RD, self.ids_R)
+        return self.decoder.logprobs(self.hidden_RD, self.ids_R, temperature=self.temperature)
 
     @cached_property
     def scores_R(self) -> Tensor:
@@ -111,13 +112,18 @@ def owners(part: Batch) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
 
 
-def target_logprobs(decoder: Decoder, hidden_TD: Tensor, ids_T: Tensor, part: Batch) -> Tensor:
-    """log p of each target where it is learned, 0 elsewhere: a `Look` for `Trainer.read`."""
-    out_T = torch.zeros(len(ids_T))
-    rows_R = (part.targets_T != IGNORE).nonzero().squeeze(1)
-    if len(rows_R):
-        out_T[rows_R] = decoder.logprobs(hidden_TD.index_select(0, rows_R), part.targets_T[rows_R])
-    return out_T
+def target_logprobs(temperature: float = 1.0) -> Look:
+    """What `Trainer.read` takes: log p of each target where it is learned, 0 elsewhere."""
+
+    def look(decoder: Decoder, hidden_TD: Tensor, ids_T: Tensor, part: Batch) -> Tensor:
+        out_T = torch.zeros(len(ids_T))
+        rows_R = (part.targets_T != IGNORE).nonzero().squeeze(1)
+        if len(rows_R):
+            hidden_RD, ids_R = hidden_TD.index_select(0, rows_R), part.targets_T[rows_R]
+            out_T[rows_R] = decoder.logprobs(hidden_RD, ids_R, temperature=temperature)
+        return out_T
+
+    return look
 
 
 def token_scores(decoder: Decoder, hidden_TD: Tensor, ids_T: Tensor, part: Batch) -> Tensor:

@@ -18,7 +18,6 @@ from torch import Tensor
 from ..core import TwofoldError
 from ..engine.capacity import forecast
 from ..engine.config import EngineConfig
-from ..engine.engine import Engine
 from ..engine.sampling import SamplingParams
 from ..models.decoder import Decoder
 from ..platforms import free_on
@@ -26,10 +25,11 @@ from ..train.build import RecipeWords
 from ..train.trainer import Trainer
 from .episode import Group, Prompt
 from .experience import Harvest, Watch, gather, judged, seed_of, shared
+from .ledger import Ledger, of_engine, of_trainer
 from .rewards import Panel
 from .rollout import rollout
 from .rollout_config import RolloutConfig
-from .sync import sync
+from .sync import Shared
 
 TOLD = 5
 """Notes of reward functions that are said aloud; the rest are counted."""
@@ -41,8 +41,15 @@ class Play:
     def __init__(self, config: RolloutConfig, words: RecipeWords, panel: Panel, *, seed: int, longest: int) -> None:
         self.config, self.words, self.panel = config, words, panel
         self._seed, self._longest = seed, longest
-        self._engine: Engine | None = None
+        self._shared: Shared | None = None
         self._said: set[str] = set()
+        self.ledger = Ledger()
+        """Who holds what while rollouts last, and while the trainer steps."""
+
+    def begin(self, trainer: Trainer) -> None:
+        """Before the first step."""
+        of_trainer(self.ledger, trainer.zero, trainer.optimizer)
+        of_engine(self.ledger, lambda: self._shared.engine if self._shared else None)
 
     @property
     def params(self) -> SamplingParams:
@@ -68,9 +75,7 @@ class Play:
         """One judged answer to each prompt, the likeliest: for held-out prompts, the same ones every time."""
         return self._play(trainer, prompts, 1, self.params.with_(temperature=0.0), 0)
 
-    def _play(
-        self, trainer: Trainer, prompts: Sequence[Prompt], n: int, params: SamplingParams, seed: int
-    ) -> Harvest:
+    def _play(self, trainer: Trainer, prompts: Sequence[Prompt], n: int, params: SamplingParams, seed: int) -> Harvest:
         prompts = [replace(prompt, number=place) for place, prompt in enumerate(prompts)]  # one may come twice
         watch, mine = Watch(), shared(prompts, trainer.mesh)
         groups = self._groups(trainer, mine, n, params, seed, math.ceil(len(prompts) / trainer.mesh.size("data")))
@@ -87,24 +92,16 @@ class Play:
     def _groups(
         self, trainer: Trainer, prompts: Sequence[Prompt], n: int, params: SamplingParams, seed: int, most: int
     ) -> list[Group]:
-        with torch.no_grad(), trainer.zero.whole() as decoder:
-            engine = self._awake(decoder, trainer.position.step + 1, most * n)
-            try:
-                found = list(rollout(engine, prompts, n, params, seed=seed, words=self.words))
-            finally:
-                engine.sleep()
+        if self._shared is None:
+            settings = self._settings(trainer.decoder, most * n)
+            self._shared = Shared(trainer.zero, settings, eos_ids=self.words.eos_ids)
+        with torch.no_grad(), self._shared.awake(trainer.position.step + 1) as engine:
+            found = list(rollout(engine, prompts, n, params, seed=seed, words=self.words))
+            self.ledger.read("rollout")
         failed = [it for group in found for it in group.rollouts if it.finish == "error"]
         if failed:
-            raise TwofoldError(f"{len(failed)} rollouts ended with an error of the model: look at its weights")
+            raise TwofoldError(f"{len(failed)} rollouts ended with an error of the engine: {failed[0].error}")
         return sorted(found, key=lambda group: group.prompt.number)
-
-    def _awake(self, decoder: Decoder, version: int, requests: int) -> Engine:
-        if self._engine is None:
-            self._engine = Engine(decoder, self._settings(decoder, requests), eos_ids=self.words.eos_ids)
-        else:
-            self._engine.wake()
-        sync(decoder, self._engine, version)
-        return self._engine
 
     def _settings(self, decoder: Decoder, requests: int) -> EngineConfig:
         """The engine's dials: a cache that holds a step's rollouts at once, or what the machine can spare."""
@@ -117,7 +114,6 @@ class Play:
             block_size=config.block_size,
             num_blocks=config.num_blocks,
             kv_dtype=config.kv_dtype,
-            enable_prefix_caching=True,
             device=str(decoder.device),
         )
         if config.num_blocks is not None:

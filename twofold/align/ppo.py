@@ -124,15 +124,18 @@ class PpoLesson(Lesson):
     prompts: PromptLoader
     valid: Sequence[Prompt]
     objective: PolicyAndValue
-    reference: Reference | None = None
     text: Loader | None = None
     """What pretrain_coef mixes in."""
     average: Average | None = None
     """Of the policy's weights, over steps."""
-    coefficient: KlCoefficient = field(default_factory=lambda: KlCoefficient(value=0.0))
+    reference: Reference | None = field(default=None, init=False)
+    coefficient: KlCoefficient = field(init=False)
 
     def begin(self, trainer: Trainer, stored: Stored | None) -> None:
         config = self.config
+        if config.kl_coef:
+            self.reference = Reference(trainer.recipe, trainer, self.objective.temperature)
+        self.play.begin(trainer)
         start = float(stored.read(COEFFICIENT)) if stored else config.kl_coef
         self.coefficient = KlCoefficient(value=start, target=config.kl_target, horizon=config.kl_horizon)
         if self.average:
@@ -177,7 +180,7 @@ class PpoLesson(Lesson):
             scores_N = scores_N - config.missing_eos_penalty * harvest.truncated_N
         batch = pack(harvest.rollouts)
         if not self.play.config.on_policy:
-            batch, more = corrected(trainer, batch, self.correction)
+            batch, more = corrected(trainer, batch, self.correction, self.objective.temperature)
             figures |= more
         if self.reference:
             batch = self.reference.beside(trainer, batch)

@@ -1,7 +1,7 @@
 """Reference: the policy that another is held to, and how likely it finds a batch's targets.
 
-    full weights    a frozen copy of the model that the run began with, divided among ranks as the policy is
-    LoRA            the policy itself, its adapters switched off: no second copy
+full weights    a frozen copy of the model that the run began with, divided among ranks as the policy is
+LoRA            the policy itself, its adapters switched off: no second copy
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from ..train.axes import Axes
 from ..train.config import Recipe
 from ..train.offload import Offload
 from ..train.trainer import Trainer
-from ..train.zero import Zero
+from ..train.zero import Zero, local
 from .judged import target_logprobs
 
 
 class Reference:
     """What a run began with. It learns nothing, so it keeps no gradients and no states."""
 
-    def __init__(self, recipe: Recipe, trainer: Trainer) -> None:
+    def __init__(self, recipe: Recipe, trainer: Trainer, temperature: float = 1.0) -> None:
         """Load a frozen copy, or find that the policy's adapters can be switched off."""
+        self._look = target_logprobs(temperature)
         self.decoder: Decoder | None = None
         self._zero: Zero[Decoder] | None = None
         if recipe.lora is None:
@@ -41,13 +42,13 @@ class Reference:
     def bytes(self) -> int:
         """What this rank holds of it."""
         weights = self.decoder.parameters() if self.decoder else ()
-        return sum(build.local(weight).nbytes for weight in weights)
+        return sum(local(weight).nbytes for weight in weights)
 
     def logprobs(self, trainer: Trainer, batch: Batch) -> Tensor:
         """log p of each target of a batch, fp32 [T], 0 where nothing is learned; a collective."""
         apart: AbstractContextManager[object] = nullcontext() if self.decoder else off(trainer.decoder)
         with torch.no_grad(), apart:
-            found_T = trainer.read(batch, target_logprobs, self.decoder)
+            found_T = trainer.read(batch, self._look, self.decoder)
         (self._zero or trainer.zero).settle()
         return found_T
 

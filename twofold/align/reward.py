@@ -1,6 +1,6 @@
 """Reward models: the better answer of each pair is to have the higher score (Bradley & Terry 1952).
 
-    pair ─▶ decoder ─▶ score of each answer's last token ─▶ -log σ(s_chosen - s_rejected - margin) + centring · (s + s)²
+pair ─▶ decoder ─▶ score of each answer's last token ─▶ -log σ(s_chosen - s_rejected - margin) + centring · (s + s)²
 """
 
 from __future__ import annotations

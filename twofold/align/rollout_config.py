@@ -47,8 +47,8 @@ class RolloutConfig:
                 raise ConfigError(f"rollout.{name} must be 1 or more, not {getattr(self, name)}")
         if not 0.0 < self.temperature <= 2.0:
             raise ConfigError(
-                f"rollout.temperature must be more than 0 and at most 2, not {self.temperature}: greedy answers are all "
-                "alike, and teach nothing"
+                f"rollout.temperature must be more than 0 and at most 2, not {self.temperature}: greedy answers are "
+                "all alike, and teach nothing"
             )
         if not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"rollout.top_p must be more than 0 and at most 1, not {self.top_p}")

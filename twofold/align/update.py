@@ -57,14 +57,14 @@ def take(batch: Batch, chosen: Sequence[int], starts: Sequence[int], ends: Seque
 
 
 def corrected(
-    trainer: Trainer, batch: Batch, config: CorrectionConfig
+    trainer: Trainer, batch: Batch, config: CorrectionConfig, temperature: float
 ) -> tuple[Batch, dict[str, float]]:
     """Off-policy rollouts with what the trainer's policy thinks of their tokens in the place of `old`, and `weight`
     beside each target, which makes up for the difference; and figures of how large that is. A collective.
     """
     rows_R, owner_R = target_rows(batch)
     with torch.no_grad():
-        now_T = trainer.read(batch, target_logprobs)
+        now_T = trainer.read(batch, target_logprobs(temperature))
     rollout_R, now_R = batch.beside["old"][rows_R], now_T[rows_R]
     weight_R, kept_R = correct(now_R, rollout_R, owner_R, len(batch.lengths), config)
     weight_T = torch.zeros(len(batch.ids_T)).index_copy(0, rows_R, weight_R)
@@ -85,9 +85,9 @@ def assert_on_policy(sums: Sums, step: int) -> None:
     unequal = round(sums["tokens"] - sums["equal"])
     if unequal:
         raise StateError(
-            f"step {step}: {unequal} of {sums['tokens']:.0f} rollout tokens have another log-probability in the trainer "
-            f"than in the engine (mean difference {sums['mismatch'] / sums['tokens']:.2e}): this machine's kernels do "
-            "not keep the contract; set rollout.exact = false and a [correction], or choose kernels that do"
+            f"step {step}: {unequal} of {sums['tokens']:.0f} rollout tokens have another log-probability in the "
+            f"trainer than in the engine (mean difference {sums['mismatch'] / sums['tokens']:.2e}): this machine's "
+            "kernels do not keep the contract; set rollout.exact = false and a [correction], or choose kernels that do"
         )
 
 

@@ -1,5 +1,6 @@
 """What the longer commands do and say; `cli.py` is the one door to them.
 
+align.py       a policy judged and improved, any key of the recipe a flag
 bench.py       finds and runs the benchmarks
 bytes.py       bytes, as people read them
 chat.py        a conversation in the terminal, in this process or through a server

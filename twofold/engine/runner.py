@@ -61,12 +61,10 @@ class Runner:
 
         A program reads weights where they are, so one that was written for the same places is as good as a new one.
         """
-        places = (id(self.cache), why_not(self.decoder), *_places(self.decoder))
-        if places == self._written and (self.program or self.cuda):
+        places = (why_not(self.decoder), *_places(self.decoder)) if self.cache is not None else ()
+        if places == self._written:
             return
-        self._written = places
-        self.compilations += 1
-        self.program = self.cuda = None
+        self.program, self.cuda, self._written = None, None, ()
         if isinstance(self.cache, CudaCache):
             self.cuda = CudaForward(
                 self.decoder, self.cache, rows=min(self.tokens, CAPTURED), max_len=self.decoder.max_len
@@ -74,6 +72,8 @@ class Runner:
         elif self.cache is not None and self.cache.panels and not why_not(self.decoder):
             caches = [self.cache.panels_of(i).struct() for i in range(len(self.cache.layers))]
             self.program = Program(self.decoder, caches, tokens=self.tokens, rows=self._rows_at_once)
+        self._written = places
+        self.compilations += 1
 
     def sleep(self) -> None:
         """Give the memory of the KV cache back, and what a step works in."""

@@ -46,6 +46,7 @@ checkpoint.py  directories that are whole or not there: hashed, renamed into pla
 pieces.py      what a rank holds of a tensor, written by any layout and read by any other
 places.py      where each tensor of a rank lies in the whole model
 state.py       what of a run goes into its checkpoints, and back
+export.py      a run's weights as a model that others read
 files.py       the model's own files, as Hugging Face lays them out
 card.py        the model card: a README.md made of the JSON that stands beside it
 courier.py     weights on their way from the ranks that hold them to those that write them

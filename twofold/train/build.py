@@ -7,6 +7,7 @@ its weights first, since nothing divides them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core import ConfigError
-from ..data import ChatTemplate, PackedLoader, Tokenizer, prepare
+from ..data import ChatTemplate, Corpus, PackedLoader, Tokenizer, prepare
 from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
@@ -84,14 +85,23 @@ def build_data(recipe: Recipe, words: RecipeWords) -> tuple[Data, str]:
     if config.valid:
         other = prepare(config.valid, words.tokenizer, folder, template=words.template)
         held_out, fingerprint = other.train, f"{fingerprint}+{other.fingerprint}"
-    train = PackedLoader(
-        split.train, seq_len=config.seq_len, tokens_per_batch=config.tokens_per_step, seed=recipe.run.seed
-    )
+    train = _packed(recipe, split.train)
     valid = []
     if held_out.tokens > len(held_out):
         loader = PackedLoader(held_out, seq_len=config.seq_len, tokens_per_batch=config.tokens_per_step)
         valid = list(loader.once(recipe.run.eval_batches))
     return Data(train=train, valid=valid), fingerprint
+
+
+def text_loader(recipe: Recipe, words: RecipeWords, sources: Sequence[str]) -> tuple[PackedLoader, str]:
+    """Batches of other texts than the recipe's own, and their fingerprint."""
+    split = prepare(sources, words.tokenizer, recipe.run.output / "text", template=words.template)
+    return _packed(recipe, split.train), split.fingerprint
+
+
+def _packed(recipe: Recipe, corpus: Corpus) -> PackedLoader:
+    config = recipe.data
+    return PackedLoader(corpus, seq_len=config.seq_len, tokens_per_batch=config.tokens_per_step, seed=recipe.run.seed)
 
 
 def build_offload(recipe: Recipe, mesh: Mesh) -> Offload:

@@ -31,6 +31,7 @@ from . import adapters, build, card, elastic, plot
 from .axes import Axes
 from .checkpoint import Checkpoints, Position, read_position
 from .config import Recipe
+from .export import export, export_adapter
 from .heartbeat import Heartbeat
 from .journal import Journal, Unwritten
 from .lesson import Lesson
@@ -40,7 +41,7 @@ from .planning import Machine, laid_out, spec_of
 from .profile import around
 from .progress import Display
 from .saver import Saver
-from .state import restore, weight_pieces
+from .state import restore
 from .trainer import Data, Sampler, Trainer
 
 FAILED = "failed"
@@ -62,7 +63,7 @@ class Course:
         """What is read, and a fingerprint of it. The main rank is the first to ask; the others find what it made."""
         return build.build_data(recipe, words)
 
-    def lesson(self, recipe: Recipe, words: build.RecipeWords, mesh: Mesh) -> Lesson:
+    def lesson(self, recipe: Recipe, data: Data, words: build.RecipeWords) -> Lesson:
         """What a step is made of."""
         return Lesson()
 
@@ -148,9 +149,9 @@ class _Run:
         position = read_position(found) if found else None
         if position:
             _same_recipe(recipe, position, output)
-            there = from_first((output / "model").is_dir(), self.mesh.group("world"))
+            there = from_first(adapters.result(recipe).is_dir(), self.mesh.group("world"))
             if position.step == recipe.schedule.steps and there:
-                say(f"{output}: finished, all {position.step} steps are done; the model is {output}/model")
+                say(f"{output}: finished, all {position.step} steps are done; {adapters.said(recipe)}")
                 return 0
         with _what_would_fit(recipe):
             trainer = self._assemble(found, position, checkpoints, sampler)
@@ -158,30 +159,20 @@ class _Run:
             try:
                 status = trainer.fit()
                 if status == 0:
-                    self._export(trainer)
+                    if recipe.lora:
+                        export_adapter(trainer, output / "adapter")
+                    export(trainer, output / "model", self._card(trainer))
                     trainer.lesson.finish(trainer)
                 if self.mesh.main:
                     say(plot.terminal(trainer.journal.curve("loss")))
                 if status == 0:
-                    say(f"finished {recipe.schedule.steps} steps; the model is {output / 'model'}")
+                    say(f"finished {recipe.schedule.steps} steps; {adapters.said(recipe)}")
             finally:
                 trainer.lesson.close()
                 trainer.journal.close()
                 trainer.optimizer.offload.close()
         self.mesh.wait()
         return status
-
-    def _export(self, trainer: Trainer) -> None:
-        """The finished model, and the adapters alone where it has some."""
-        recipe, output = self.recipe, self.recipe.run.output
-        dtype, export = trainer.zero.dtype, build.DTYPES[recipe.run.export_dtype]
-        pieces = weight_pieces(trainer.decoder, trainer.places, dtype, export)
-        if recipe.lora is None:
-            trainer.saver.export(output / "model", pieces, export, beside=self._card(trainer))
-            return
-        trainer.saver.export(output / "adapter", pieces, export)
-        pieces = adapters.merged_pieces(trainer.decoder, trainer.places, dtype, export)
-        trainer.saver.export(output / "model", pieces, export, build.model_files(recipe), self._card(trainer))
 
     def _card(self, trainer: Trainer) -> Callable[[Path], None]:
         """What writes the model's card, of the run as it stands now."""
@@ -205,8 +196,8 @@ class _Run:
         base = adapters.fingerprint(recipe)
         if position and position.base != base:
             raise ConfigError(
-                f"{recipe.model.from_} is not the model that the adapters of {recipe.run.output} were trained on: bring "
-                "it back, give another run.output, or start over with --fresh"
+                f"{recipe.model.from_} is not the model that the adapters of {recipe.run.output} were trained on: "
+                "bring it back, give another run.output, or start over with --fresh"
             )
         axes, offload = Axes(mesh, recipe.parallel), build.build_offload(recipe, mesh)
         decoder, zero, places = build.build_model(recipe, found, axes, offload)
@@ -245,7 +236,7 @@ class _Run:
             places=places,
             heart=Heartbeat(recipe.run.output / "hang", mesh, recipe.elastic.heartbeat, self.attempt),
             meter=Meter.of(places.spec, decoder) if mesh.main else None,
-            lesson=self.course.lesson(recipe, words, mesh),
+            lesson=self.course.lesson(recipe, data, words),
         )
         trainer.lesson.begin(trainer, Stored(found) if found else None)
         return trainer
