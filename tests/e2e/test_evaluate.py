@@ -114,13 +114,15 @@ def test_a_finished_run_has_a_card_and_keeps_its_evaluation(
     assert json.loads((model / "evaluation.json").read_text())["evaluations"] == found["evaluations"]
     card = ModelCard.load(model / "README.md")
     greedy = found["evaluations"][0]["greedy"]["value"]
-    assert [result.metric_value for result in card.data.eval_results or []][0] == greedy
+    assert next(result.metric_value for result in card.data.eval_results or []) == greedy
     assert "in the card" in capsys.readouterr().out
     exported = tmp_path / "exported"
     assert cli.main(["checkpoint", "export", str(output), "--output", str(exported)]) == 0
     theirs = ModelCard.load(exported / "README.md")
     assert theirs.data.model_name == "exported"
-    assert theirs.text.split("## Training")[1] == card.text.split("## Training")[1], "the same weights, the same figures"
+    assert theirs.text.split("## Training")[1] == card.text.split("## Training")[1], (
+        "the same weights, the same figures"
+    )
 
 
 @pytest.mark.parametrize(

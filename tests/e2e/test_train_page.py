@@ -19,7 +19,10 @@ pytestmark = pytest.mark.skipif(bool(missing), reason=f"needs Debian's packages:
 KEY = "open-sesame"
 PROMPT = "def <b>add</b>(a, b):"
 EVALUATION = {
-    **{"task": "tests", "prompts": 40, "samples": 8, "settings": {"temperature": 1.0}},
+    "task": "tests",
+    "prompts": 40,
+    "samples": 8,
+    "settings": {"temperature": 1.0},
     "greedy": {"value": 0.375, "low": 0.24, "high": 0.53},
     "pass@k": {"8": {"value": 0.6, "low": 0.45, "high": 0.75}},
     "reward": {"sampled": {"value": -1.5, "low": -2.0, "high": 0.0}},
@@ -163,7 +166,9 @@ def test_evaluations_are_shown_with_their_intervals(page: Browser) -> None:
     ]
     assert page.text(".task h3") == "tests"
     assert page.text(".measures caption") == "40 prompts, 8 samples each at temperature 1"
-    width = "const [track] = document.querySelectorAll('.track'); const band = getComputedStyle(track, '::before').width;"
+    width = (
+        "const [track] = document.querySelectorAll('.track'); const band = getComputedStyle(track, '::before').width;"
+    )
     assert page.script(f"{width} return parseFloat(band) / track.clientWidth") == pytest.approx(0.29, abs=0.01)
     assert page.script("return document.querySelectorAll('.track')[2].hidden")
 
