@@ -138,6 +138,46 @@ def train(flags: Flags) -> Run:
     return run
 
 
+def align(flags: Flags) -> Run:
+    """Fine-tune, reward, prefer or reinforce a model as a recipe says: SFT, reward models, DPO, PPO, GRPO."""
+    flags.positional("recipe", "a recipe, such as recipes/pybot/grpo.toml")
+    flags.rest("flags", "any key of the recipe as a flag, such as --steps 3 --output DIR --optimizer.lr 1e-5; --fresh")
+
+    def run(given: Given) -> int:
+        from .commands.align import align
+
+        return align(given.recipe, given.flags)
+
+    return run
+
+
+def evaluate(flags: Flags) -> Run:
+    """Measure a model or a running server on a task file: pass rates and rewards, with their intervals."""
+    from .align.task import Task
+    from .engine.config import EngineConfig
+
+    flags.positional(
+        "model", "a model's directory, a finished run's, or http://host:port/v1 (default: the bundled one)"
+    )
+    flags.positional("task", "a task file, such as recipes/pybot/tasks/tests.toml", required=False)
+    flags.add("against", "compare with this model or server, prompt by prompt")
+    flags.add("limit", "ask the first so many prompts alone")
+    flags.add("output", "write every figure to this JSON file")
+    flags.add("answers", "write every answer and what it was worth to this JSONL file")
+    flags.add("record", "keep the figures beside the model, for its card and the training page", switch=True)
+    flags.add("served-model", "which of a server's models to ask (default: the first)")
+    flags.add("api-key", "the server's key, when it asks for one (default: $TWOFOLD_API_KEY)")
+    flags.settings(Task, skip=["rewards"])
+    flags.settings(EngineConfig, skip=["seed"])
+
+    def run(given: Given) -> int:
+        from .commands.evaluate import run
+
+        return run(given)
+
+    return run
+
+
 def checkpoint(flags: Flags) -> Run:
     """Verify or list the checkpoints of a training run, or export one as a plain model."""
     flags.positional("action", "verify, list or export", choices=["verify", "list", "export"])
@@ -227,7 +267,8 @@ def kernels(flags: Flags) -> Run:
 
 
 COMMANDS: dict[str, Command] = {
-    f.__name__: f for f in (serve, chat, generate, quantize, train, checkpoint, launch, bench, plan, doctor, kernels)
+    f.__name__: f
+    for f in (serve, chat, generate, quantize, train, align, evaluate, checkpoint, launch, bench, plan, doctor, kernels)
 }
 
 

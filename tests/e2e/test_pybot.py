@@ -10,8 +10,7 @@ from benchmarks import quality
 from twofold import LLM, SamplingParams
 from twofold.commands.model import bundled_model
 from twofold.core import load_config
-from twofold.data import ChatTemplate, Tokenizer
-from twofold.data.corpus import Encoder
+from twofold.data import ChatTemplate, Tokenizer, Wording
 from twofold.data.dataset import documents
 from twofold.engine.defaults import sampling_defaults
 from twofold.models import read_spec
@@ -73,7 +72,7 @@ def test_it_is_what_its_recipes_describe() -> None:
 
 def test_every_chat_of_its_own_is_learned_from() -> None:
     folder = bundled_model()
-    encode = Encoder(Tokenizer.load(folder), ChatTemplate.load(folder))
+    wording = Wording(Tokenizer.load(folder), ChatTemplate.load(folder))
     for document in documents("recipes/pybot/chat.jsonl"):
-        ids, learn = encode(document)
+        ids, learn = wording.document(document)
         assert any(learn) and len(ids) < 1024

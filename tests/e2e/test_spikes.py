@@ -11,8 +11,8 @@ from tiny_recipe import write_recipe
 
 from twofold.core import TwofoldError
 from twofold.train import launch, trainer
-from twofold.train import loss as losses
 from twofold.train.journal import read_rows
+from twofold.train.objective import Objective, Sums
 
 STEPS = 20
 SHORT = {
@@ -32,8 +32,9 @@ def bad(monkeypatch) -> dict[int, float]:
     found: dict[int, float] = {}
     original = trainer.Trainer._pass
 
-    def passed(self: trainer.Trainer, batch: Any, total: float, loss: losses.Loss) -> float:
-        return original(self, batch, total, loss) * found.get(self.position.batch, 1.0)
+    def passed(self: trainer.Trainer, batch: Any, total: float, objective: Objective) -> Sums:
+        sums = original(self, batch, total, objective)
+        return {name: value * found.get(self.position.batch, 1.0) for name, value in sums.items()}
 
     monkeypatch.setattr(trainer.Trainer, "_pass", passed)
     return found

@@ -237,7 +237,7 @@ def tokens(draw: Draw) -> Iterable[Any]:
             allowed=ids(20) or None,
             bias=dict.fromkeys(ids(5), 3.0),
             banned=ids(5),
-            report=draw.choice((None, "raw", "processed")),
+            report=draw.choice((None, "raw", "tempered", "processed")),
             tops=draw.choice((0, 1, 5)),
         )
         for _ in range(R)
@@ -251,7 +251,7 @@ def likelihoods(draw: Draw) -> Iterable[Any]:
     R, D, V = draw.size(64), draw.size(64, 1), draw.choice((1, 2, 17, 255, 1000, 5003))
     hidden, w = draw.floats(R, D, wild=True), draw.floats(V, D, dtype=draw.choice(FLOATS))
     bias, ids = draw.floats(V) if draw.maybe() else None, draw.integers(0, V, R)
-    how = (draw.choice((1.0, 0.5)), draw.choice((None, 30.0)), draw.maybe())
+    how = (draw.choice((1.0, 0.5)), draw.choice((None, 30.0)), draw.maybe(), draw.choice((1.0, 0.7)))
     yield token_logprobs(hidden, w, bias, ids, *how)
     yield from backward(lambda *leaves: token_logprobs(*leaves, bias, ids, *how), hidden, w)
     yield logprobs_of(draw.floats(R, V, wild=True), ids)

@@ -16,6 +16,7 @@ from twofold.models.packed import PackedContext
 from twofold.train import loss as losses
 from twofold.train.config import OptimizerConfig
 from twofold.train.init import init_weights
+from twofold.train.objective import Tokens
 from twofold.train.optimizer import Optimizer
 from twofold.train.recompute import recompute_layers
 from twofold.train.scaler import LossScaleConfig, LossScaler
@@ -45,7 +46,7 @@ def test_a_loss_that_is_not_finite_is_laid_at_the_module_where_it_began(
 
 def test_a_loss_that_is_not_finite_by_itself_is_told_from_one_of_a_module(tmp_path: Path) -> None:
     trainer = make_trainer(decoder(SPECS["llama"]), tmp_path, Numbers((40,), vocab=131))
-    done = trainer.step(trainer.data.train.batch(0), lambda *given: losses.next_token(*given) * math.nan)
+    done = trainer.step(trainer.data.train.batch(0), Tokens(lambda *given: losses.next_token(*given) * math.nan))
     assert done.skipped == "the loss is not finite, though every module's output is (batch 0)"
 
 

@@ -27,24 +27,35 @@ def given(rows: int, width: int, vocab: int, dtype: torch.dtype = torch.float32,
     return hidden, w, b, torch.randint(0, vocab, (rows,), generator=generator)
 
 
-def truth(hidden: Tensor, w: Tensor, b: Tensor | None, ids: Tensor, multiplier: float, softcap: float | None) -> Tensor:
+def truth(
+    hidden: Tensor, w: Tensor, b: Tensor | None, ids: Tensor, multiplier: float, softcap: float | None, heat: float
+) -> Tensor:
     x = F.linear(hidden, w, b) * multiplier
     if softcap:
         x = softcap * torch.tanh(x / softcap)
-    return torch.log_softmax(x, -1).gather(1, ids[:, None])[:, 0]
+    return torch.log_softmax(x / heat, -1).gather(1, ids[:, None])[:, 0]
 
 
 @pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize(("multiplier", "softcap", "bias"), [(1.0, None, False), (0.4, None, True), (1.3, 5.0, True)])
+@pytest.mark.parametrize(
+    ("multiplier", "softcap", "heat", "bias"),
+    [
+        (1.0, None, 1.0, False),
+        (0.4, None, 1.0, True),
+        (1.3, 5.0, 1.0, True),
+        (1.0, None, 0.7, True),
+        (1.3, 5.0, 1.3, True),
+    ],
+)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradients_are_those_of_fp64(shape, multiplier, softcap, bias, keep, monkeypatch) -> None:
+def test_gradients_are_those_of_fp64(shape, multiplier, softcap, heat, bias, keep, monkeypatch) -> None:
     monkeypatch.setattr(kernel, "PIECE_NUMBERS", 1)  # pieces of 1,024 columns
     hidden, w, b, ids = given(*shape, bias=bias)
     tensors = [x for x in (hidden, w, b) if x is not None]
     wide = [x.double().requires_grad_() for x in tensors]
     leaves = [x.requires_grad_() for x in tensors]
-    ours = token_logprobs(hidden, w, b, ids, multiplier, softcap, keep)
-    theirs = truth(wide[0], wide[1], wide[2] if bias else None, ids, multiplier, softcap)
+    ours = token_logprobs(hidden, w, b, ids, multiplier, softcap, keep, heat)
+    theirs = truth(wide[0], wide[1], wide[2] if bias else None, ids, multiplier, softcap, heat)
     torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-6)
     upstream = torch.randn(len(ids))
     found = torch.autograd.grad(ours, leaves, upstream)

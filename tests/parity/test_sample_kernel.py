@@ -33,7 +33,7 @@ def some_choice(rng: random.Random, vocab: int) -> Choice:
         allowed=rng.choice([None, None, None, tuple({*ids, 0})]),
         bias=rng.choice([{}, {}, {ids[0]: 3.0}]),
         banned=rng.choice([(), (), tuple(ids[3:5])]),
-        report=rng.choice([None, "raw", "processed"]),
+        report=rng.choice([None, "raw", "tempered", "processed"]),
         tops=rng.choice([0, 1, 5, 20]),
     )
 

@@ -26,6 +26,7 @@ from twofold.models.packed import PackedContext
 from twofold.train import loss as losses
 from twofold.train.config import SampleConfig
 from twofold.train.init import init_weights
+from twofold.train.objective import Tokens
 from twofold.train.recompute import recompute_layers
 from twofold.train.schedule import lr_at
 from twofold.train.share import cut
@@ -207,11 +208,11 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_in_a_row_fatal(tmp_pat
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     good, calls = trainer.step, 0
 
-    def bad(batch: Batch, loss: losses.Loss = losses.next_token):
+    def bad(batch: Batch):
         nonlocal calls
         calls += 1
         poison = math.nan if calls in (2, 4, 5, 6) else 1.0
-        return good(batch, lambda *given: loss(*given) * poison)
+        return good(batch, Tokens(lambda *given: losses.next_token(*given) * poison))
 
     trainer.step = bad  # type: ignore[method-assign]
     with pytest.raises(

@@ -50,7 +50,7 @@ def test_jsonl(tmp_path: Path) -> None:
         ('{"txt": "a"}', "is needed"),
         ('{"text": "a", "messages": []}', "is needed"),
         ('{"text": 1}', "'text' must be a string"),
-        ('{"completion": "a"}', "'completion' must be"),
+        ('{"completion": "a"}', "'prompt' must be"),
         ('{"messages": []}', "a list of messages"),
         ('{"messages": [{"content": "x"}]}', "'role' and 'content'"),
     ],

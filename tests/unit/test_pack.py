@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from twofold.core import ConfigError
 from twofold.data import Corpus, PackedLoader
-from twofold.data.pack import permutation
+from twofold.data.order import permutation
 
 
 def corpus(lengths: list[int], *, learn: bool = True) -> Corpus:

@@ -87,7 +87,7 @@ def some_params(rng):
         "logit_bias": rng.choice([{}, {3: 5.0, 7: -100.0}]),
         "allowed_token_ids": rng.choice([None, None, None, tuple(range(2, 60, 3))]),
         "logprobs": rng.choice([None, 0, 4]),
-        "logprobs_mode": rng.choice(["raw", "processed"]),
+        "logprobs_mode": rng.choice(["raw", "tempered", "processed"]),
     }
     names = rng.sample(sorted(choices), rng.randint(0, 6))
     return {name: choices[name] for name in names}

@@ -5,18 +5,15 @@ A `Reply` is given the messages so far and yields the answer's text as it comes;
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import json
-import os
 import sys
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..core import ConfigError, TwofoldError
+from ..core import TwofoldError
 from .flags import Given
+from .remote import Server
 
 if TYPE_CHECKING:
     from ..engine.llm import LLM
@@ -110,45 +107,22 @@ def remote(given: Given) -> Reply:
     """Answers by the server at --url, over its OpenAI-compatible API."""
     from ..engine.sampling import SamplingParams
 
-    url = urllib.parse.urlsplit(given.url if "//" in given.url else f"http://{given.url}")
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise ConfigError(f"--url must look like http://127.0.0.1:8000, not '{given.url}'")
+    server = Server(given.url, given.api_key, "--url")
     wanted = {"max_tokens": ROOM} | given.options(SamplingParams)
-    key = given.api_key or os.environ.get("TWOFOLD_API_KEY")
 
     def reply(messages: list[Message]) -> Iterator[str]:
-        return _stream(url, {"messages": messages, "stream": True, **wanted}, key)
+        return _stream(server, {"messages": messages, "stream": True, **wanted})
 
     return reply
 
 
-def _stream(url: urllib.parse.SplitResult, body: dict[str, Any], key: str | None) -> Iterator[str]:
+def _stream(server: Server, body: dict[str, Any]) -> Iterator[str]:
     """The pieces of one streamed chat completion; the model is the first that the server lists."""
-    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    connection = kind(url.hostname or "", url.port, timeout=600)
-    base = url.path.rstrip("/").removesuffix("/v1")
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    try:
-        connection.request("GET", f"{base}/v1/models", headers=headers)
-        body["model"] = json.loads(_checked(connection.getresponse()).read())["data"][0]["id"]
-        connection.request("POST", f"{base}/v1/chat/completions", json.dumps(body), headers)
-        for line in _checked(connection.getresponse()):
+    with server.asked("chat/completions", {"model": server.model(), **body}) as answer:
+        for line in answer:
             if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
                 continue
             event = json.loads(line[6:])
             if "error" in event:
                 raise TwofoldError(f"the server says: {event['error'].get('message', event['error'])}")
             yield from (choice["delta"].get("content") or "" for choice in event["choices"])
-    except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError) as error:
-        raise TwofoldError(f"{url.geturl()}: {type(error).__name__}: {error}; is `twofold serve` running?") from None
-    finally:
-        connection.close()
-
-
-def _checked(response: http.client.HTTPResponse) -> http.client.HTTPResponse:
-    if response.status == 200:
-        return response
-    text = response.read(4096).decode("utf-8", "replace")
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        text = json.loads(text)["error"]["message"]
-    raise TwofoldError(f"the server answers {response.status}: {text}")

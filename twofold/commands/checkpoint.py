@@ -14,8 +14,10 @@ from ..models.lora import merge
 from ..models.shards import write_shard
 from ..models.weights import load, read_config, save
 from ..models.whole import WholeParameters
+from ..train import card
 from ..train.checkpoint import MANIFEST, Checkpoints, check, damage, read_position, replace_directory
 from ..train.files import TOKENIZER_FILES, ModelFiles, copy_files
+from ..train.journal import read_rows
 from ..train.pieces import Stored
 from ..train.state import MASTER
 from .bytes import human
@@ -90,6 +92,7 @@ def export(directory: Path, output: Path, dtype: str | None) -> int:
         for file, items in plan.items():
             write_shard(target / file, items)
         files.finish(target, kept, plan)
+        _describe(path, target, output.resolve().name)
 
     replace_directory(output, write)
     print(f"{path} as {str(kept).removeprefix('torch.')}: {output}")
@@ -109,10 +112,20 @@ def _merged(path: Path, output: Path, dtype: str | None) -> int:
     def write(target: Path) -> None:
         save(decoder, target, config=read_config(base), dtype=kept)
         copy_files(path, target, TOKENIZER_FILES)
+        _describe(path, target, output.resolve().name)
 
     replace_directory(output, write)
     print(f"{path} merged into {base}, as {str(kept).removeprefix('torch.')}: {output}")
     return 0
+
+
+def _describe(path: Path, target: Path, name: str) -> None:
+    """The card of an exported checkpoint; evaluations of the run's finished model are of these weights too."""
+    position, run = read_position(path), path.resolve().parent.parent
+    model, rows = run / "model", read_rows(run / "log.jsonl")
+    same = card.steps(model) == position.step
+    trained = card.training(position.recipe, position.step, position.tokens, rows)
+    card.put(target, trained, model / card.EVALUATION if same else None, name)
 
 
 def found_in(directory: Path) -> list[Path]:

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..core import CapacityError, ConfigError
-from ..data import SOURCES, ChatTemplate, Corpus, Document, PackedLoader, Tokenizer, documents
-from ..data.corpus import Encoder
+from ..data import SOURCES, ChatTemplate, Corpus, Document, PackedLoader, Tokenizer, Wording, documents
 from ..data.dataset import Chat, Text
-from ..data.pack import Batch, permutation
+from ..data.order import permutation
+from ..data.pack import Batch
 from ..engine.capacity import DTYPES, weight_bytes
 from ..models import Decoder, PackedContext, load, read_config, read_spec, save
 from ..models.calibration import quantize as rounded
@@ -58,6 +58,7 @@ def quantize(model: Path, output: Path, recipe: Recipe, reading: Reading) -> int
         raise ConfigError(f"--output is {model} itself: name another directory, the float weights are worth keeping")
     if config.get(KEY):
         raise ConfigError(f"{model} is quantized already: give the float checkpoint it was made from")
+    read_spec(model).speaking()
     _check_memory(model)
     print(f"format        {named(recipe.name).describe()}")
     calibration, held_out = read(model, reading)
@@ -120,11 +121,11 @@ def read(model: Path, reading: Reading) -> tuple[list[Batch], list[Batch]]:
     found = list(_documents(reading.calibrate))
     kept = [document for document in found if not document.held_out(HELD_OUT)]
     held = [document for document in found if document.held_out(HELD_OUT)]
-    encode = _encoder(model, found)
+    wording = _wording(model, found)
     seq_len = min(reading.seq_len, read_spec(model).max_len)
-    calibration = _encoded(kept, encode, reading.calibrate_tokens, reading.seed)
+    calibration = _encoded(kept, wording, reading.calibrate_tokens, reading.seed)
     if held:
-        measured = _encoded(held, encode, reading.eval_tokens, reading.seed)
+        measured = _encoded(held, wording, reading.eval_tokens, reading.seed)
     else:
         calibration, measured = _split(calibration)
     return (
@@ -141,20 +142,20 @@ def _documents(source: str) -> Iterator[Document]:
     return documents(source)
 
 
-def _encoder(model: Path, found: Sequence[Document]) -> Encoder:
+def _wording(model: Path, found: Sequence[Document]) -> Wording:
     chats = any(isinstance(document.content, Chat) for document in found)
-    return Encoder(Tokenizer.load(model), ChatTemplate.load(model) if chats else None)
+    return Wording(Tokenizer.load(model), ChatTemplate.load(model) if chats else None)
 
 
 Encoded = list[tuple[list[int], list[bool]]]
 
 
-def _encoded(found: Sequence[Document], encode: Encoder, tokens: int, seed: int) -> Encoded:
+def _encoded(found: Sequence[Document], wording: Wording, tokens: int, seed: int) -> Encoded:
     """Documents in a shuffled order, until there are twice as many tokens as are wanted."""
     pairs: Encoded = []
     total = 0
     for index in permutation(len(found), seed).tolist():
-        ids, _ = encode(found[index])
+        ids, _ = wording.document(found[index])
         pairs.append((ids, [True] * len(ids)))
         total += len(ids)
         if total >= 2 * tokens:

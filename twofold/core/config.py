@@ -145,6 +145,9 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
         value = getattr(settings, f.name)
         if dataclasses.is_dataclass(value):
             out.update(flatten(value, f"{prefix}{f.name}."))
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            for number, each in enumerate(value):
+                out.update(flatten(each, f"{prefix}{f.name}.{number}."))
         else:
             out[prefix + f.name.rstrip("_")] = str(value) if isinstance(value, Path) else value
     return out

@@ -11,6 +11,15 @@ stdlib.py      the source "python-stdlib": the standard library as text, and wha
 questions.py   the source "python-docs": that as questions and answers
 bpe.py         a byte-level BPE vocabulary trained on sources
 pack.py        batches of whole sequences without padding; the loader's state is one integer
+order.py       the order of an epoch, by seed and number
+rows.py        what stands in a row: text or messages, tools
+preference.py  rows that judge: preferences, and single completions with a label
+prompts.py     rows that only ask: Prompt, and prompts by number
+wording.py     how rows become ids, for training and rollouts alike
+examples.py    prompts with completions as ids, within limits
+pairs.py       batches of those: pairs, and single ones
+answers.py     which tokens of a chat are the assistant's
+guard.py       special tokens that messages spell, hidden while a template runs
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,13 +27,17 @@ from typing import TYPE_CHECKING, Any
 from .corpus import Corpus, Split, prepare
 from .dataset import SOURCES, Document, documents
 from .detokenize import TextStream
+from .examples import Examples, Limits, read_judged, read_preferences
+from .prompts import Prompt, PromptLoader, Prompts, read_prompts
 from .questions import common_docs, python_docs
 from .stdlib import stdlib_source
 from .tokenizer import Tokenizer
+from .wording import Wording
 
 if TYPE_CHECKING:
     from .chat import ChatTemplate
     from .pack import Batch, PackedLoader
+    from .pairs import PairLoader, UnpairedLoader
 
 __all__ = [
     "SOURCES",
@@ -32,24 +45,39 @@ __all__ = [
     "ChatTemplate",
     "Corpus",
     "Document",
+    "Examples",
+    "Limits",
     "PackedLoader",
+    "PairLoader",
+    "Prompt",
+    "PromptLoader",
+    "Prompts",
     "Split",
     "TextStream",
     "Tokenizer",
+    "UnpairedLoader",
+    "Wording",
     "common_docs",
     "documents",
     "prepare",
     "python_docs",
+    "read_judged",
+    "read_preferences",
+    "read_prompts",
     "stdlib_source",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """`pack` alone needs torch and `chat` alone jinja2, and whoever only tokenises waits for neither."""
+    """`pack` and `pairs` alone need torch and `chat` alone jinja2, and whoever only tokenises waits for neither."""
     if name in ("Batch", "PackedLoader"):
         from . import pack
 
         return getattr(pack, name)
+    if name in ("PairLoader", "UnpairedLoader"):
+        from . import pairs
+
+        return getattr(pairs, name)
     if name == "ChatTemplate":
         from . import chat
 

@@ -112,4 +112,6 @@ def _parts(document: Document) -> list[str]:
         case Completion(prompt, completion):
             return [prompt, completion]
         case Chat(messages):
-            return [str(message["content"]) for message in messages]
+            return [str(message["content"] or "") for message in messages]
+        case other:
+            raise ConfigError(f"a vocabulary is made of text, not of rows that are {type(other).__name__.lower()}")

@@ -21,13 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core import ConfigError
-from .dataset import Chat, Completion, Document, Text, documents
+from .dataset import documents
 from .tokenizer import Tokenizer
+from .wording import Wording
 
 if TYPE_CHECKING:
     from .chat import ChatTemplate
 
-_FORMAT = b"twofold corpus 1"
+_FORMAT = b"twofold corpus 2"
 _SPLITS = ("train", "valid")
 
 
@@ -72,19 +73,20 @@ def prepare(
     folder: str | Path,
     *,
     template: ChatTemplate | None = None,
+    chat: bool = False,
     valid_fraction: float = 0.0,
 ) -> Split:
     """Tokenise `sources` into `folder`, or open what an earlier call made there from the same content.
 
-    A source that is named several times is learned that many times, and validated once.
-    A text document is what the tokenizer puts before a prompt, its ids, and the end-of-text id. Chats go through
-    `template`. Each document is read twice (hash, ids) and never kept, so sources may be larger than memory.
+    A source that is named several times is learned that many times, and validated once. `Wording` says how documents
+    become ids: chats through `template`, and with `chat` prompts and completions that are text as well. Each document
+    is read twice (hash, ids) and never kept, so sources may be larger than memory.
 
     Raises:
         ConfigError: a source that cannot be read, chats without a template, or no documents at all.
     """
     digest = hashlib.sha256(_FORMAT)
-    for part in (tokenizer.serialized(), template.source if template else "", repr(valid_fraction)):
+    for part in (tokenizer.serialized(), template.source if template else "", repr((valid_fraction, chat))):
         digest.update(hashlib.sha256(part.encode()).digest())
     count = 0
     for source, times in Counter(sources).items():
@@ -97,36 +99,12 @@ def prepare(
     fingerprint = digest.hexdigest()
     place = Path(folder) / fingerprint[:16]
     if not place.is_dir():
-        _write(sources, Encoder(tokenizer, template), place, valid_fraction)
+        _write(sources, Wording(tokenizer, template, chat=chat), place, valid_fraction)
     train, valid = (_open(place, split) for split in _SPLITS)
     return Split(train, valid, fingerprint)
 
 
-class Encoder:
-    """Documents to (ids, learn) with one tokenizer and, for chats, its template."""
-
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> None:
-        self._tokenizer, self._template = tokenizer, template
-        bos = tokenizer.bos_id
-        self._start = [bos] if bos is not None and tokenizer.encode_prompt("")[:1] == [bos] else []
-        self._end = [tokenizer.end_of_text] if tokenizer.end_of_text is not None else []
-
-    def __call__(self, document: Document) -> tuple[list[int], list[bool]]:
-        match document.content:
-            case Text(text):
-                ids = [*self._start, *self._tokenizer.encode(text), *self._end]
-                return ids, [True] * len(ids)
-            case Completion(prompt, completion):
-                asked = [*self._start, *self._tokenizer.encode(prompt)]
-                answer = [*self._tokenizer.encode(completion), *self._end]
-                return asked + answer, [False] * len(asked) + [True] * len(answer)
-            case Chat(messages):
-                if self._template is None:
-                    raise ConfigError("chats need a chat template: the tokenizer's folder has none, put one there")
-                return self._template.encode_training(self._tokenizer, messages)
-
-
-def _write(sources: Sequence[str], encode: Encoder, place: Path, valid_fraction: float) -> None:
+def _write(sources: Sequence[str], wording: Wording, place: Path, valid_fraction: float) -> None:
     unfinished = place.with_name(f"{place.name}.{os.getpid()}.part")
     unfinished.mkdir(parents=True)
     try:
@@ -134,7 +112,8 @@ def _write(sources: Sequence[str], encode: Encoder, place: Path, valid_fraction:
         for source, times in Counter(sources).items():
             for document in documents(source):
                 held_out = document.held_out(valid_fraction)
-                writers[held_out].add(*encode(document), times=1 if held_out else times)
+                ids, learn = wording.document(document, source)
+                writers[held_out].add(ids, learn, times=1 if held_out else times)
         for writer in writers:
             writer.close()
         if not place.is_dir():

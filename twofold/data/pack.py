@@ -10,8 +10,8 @@ Every piece (and each part of one that a border cuts) is its own sequence: no to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from ..core import ConfigError
 from .corpus import Corpus
+from .order import Order
 
 IGNORE = -100
 NOBODY = 1 << 62
 """The place of a token that is in no step's batch."""
-_KEYS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # splitmix64
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Batch:
     """Whole sequences end to end on T tokens.
 
     `ids_T` int64 [T]; `targets_T` int64 [T], the id that follows each, -100 where there is nothing to learn; `lengths`
-    of the sequences, summing to T. Of a part of a step's batch, `first` is where in it the part begins; the last
-    `padding` tokens are nobody's.
+    of the sequences, summing to T. `beside` holds what else is known of each token, [T, ...] by name: a margin, an
+    advantage. `bound` neighbouring sequences stay in one micro-batch: 2 for pairs. Of a part of a step's batch, `first`
+    is where in it the part begins; the last `padding` tokens are nobody's, and every `beside` is 0 there.
     """
 
     ids_T: Tensor
@@ -42,41 +43,28 @@ class Batch:
     lengths: tuple[int, ...]
     first: int = 0
     padding: int = 0
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    bound: int = 1
+
+    @property
+    def own(self) -> int:
+        """How many sequences are somebody's, whole units of `bound`; what lies behind them is padding."""
+        left, count = len(self.ids_T) - self.padding, 0
+        while left > 0:
+            left -= self.lengths[count]
+            count += 1
+        return count
+
+    def units(self) -> tuple[int, ...]:
+        """Tokens of each run of `bound` sequences."""
+        step = self.bound
+        return tuple(sum(self.lengths[start : start + step]) for start in range(0, len(self.lengths), step))
 
     def places(self) -> Tensor:
         """The place of each token in its step's batch, int64 [T]; NOBODY for padding."""
         places_T = torch.arange(self.first, self.first + len(self.ids_T))
         places_T[len(places_T) - self.padding :] = NOBODY
         return places_T
-
-
-def permutation(size: int, key: int) -> npt.NDArray[np.int64]:
-    """A permutation of range(size) that is a function of `key` alone, on every machine and version.
-
-    A four-round Feistel network on the smallest even number of bits that holds `size`; numbers that fall outside walk
-    on until they fall inside (Black and Rogaway 2002).
-    """
-    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half) - 1)
-    shift = np.uint64(half)
-    place = np.arange(size, dtype=np.uint64)
-    walking = np.ones(size, dtype=bool)
-    while walking.any():
-        left, right = place[walking] >> shift, place[walking] & mask
-        for turn in range(4):
-            mixed = _mix(right, (key * 4 + turn) * 0x632BE59BD9B4E019) & mask
-            left, right = right, left ^ mixed
-        place[walking] = (left << shift) | right
-        walking = place >= size
-    return place.astype(np.int64)
-
-
-def _mix(value: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
-    with np.errstate(over="ignore"):
-        value = value + np.uint64((key + _KEYS[0]) % 2**64)
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(_KEYS[1])
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(_KEYS[2])
-        return value ^ (value >> np.uint64(31))
 
 
 class PackedLoader:
@@ -93,13 +81,13 @@ class PackedLoader:
         if seq_len < 1 or tokens_per_batch < 1:
             raise ConfigError(f"seq_len ({seq_len}) and tokens_per_batch ({tokens_per_batch}) must be 1 or more")
         self._corpus, self._batch_tokens = corpus, tokens_per_batch
-        self._seed, self._shuffle = seed, shuffle
         self._starts, self._lengths = _pieces(corpus, seq_len)
         self.tokens = int(self._lengths.sum())
         """Tokens of one epoch."""
         if not self.tokens:
             raise ConfigError("the corpus is empty: no document of two tokens or more (is too much held out?)")
-        self._epochs: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = {}
+        self._order = Order(len(self._lengths), seed=seed, shuffle=shuffle)
+        self._ends: dict[int, npt.NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
         """Batches that one epoch takes, the last perhaps with tokens of the next."""
@@ -152,13 +140,11 @@ class PackedLoader:
 
     def _epoch(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The order of the pieces in an epoch, and the running sum of their lengths in that order."""
-        if epoch not in self._epochs:
-            count = len(self._lengths)
-            key = self._seed * 0x100000001B3 + epoch
-            order = permutation(count, key) if self._shuffle else np.arange(count, dtype=np.int64)
-            self._epochs = {k: v for k, v in self._epochs.items() if k == epoch - 1}
-            self._epochs[epoch] = (order, np.cumsum(self._lengths[order]))
-        return self._epochs[epoch]
+        order = self._order.epoch(epoch)
+        if epoch not in self._ends:
+            self._ends = {key: ends for key, ends in self._ends.items() if key == epoch - 1}
+            self._ends[epoch] = np.cumsum(self._lengths[order])
+        return order, self._ends[epoch]
 
 
 def _pieces(corpus: Corpus, seq_len: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -123,7 +123,11 @@ def forecast(
 
     `loaded` says that runtime and weights are in memory already, so that `memory_bytes` no longer holds them. `formats`
     are those of a checkpoint that is quantized itself (`models.read_formats`); a float one has `settings.quantization`.
+
+    Raises:
+        ConfigError: a reward model, which makes no text.
     """
+    spec.speaking()
     model = _Model(spec, loaded, formats or {}, program_bytes(spec, settings, formats or settings.quantization))
     found = _sum(model, settings, memory_bytes)
     return found if _enough(found) else replace(found, fix=_fix(model, settings, memory_bytes))

@@ -36,11 +36,12 @@ class Engine:
     whoever loads the decoder: the cache has the decoder's.
 
     Raises:
-        ConfigError: a context longer than the decoder was built for.
+        ConfigError: a context longer than the decoder was built for, or a reward model, which makes no text.
         CapacityError: the KV cache does not fit this machine; the message says what would.
     """
 
     def __init__(self, decoder: Decoder, config: EngineConfig, *, eos_ids: tuple[int, ...] = ()) -> None:
+        decoder.spec.speaking()
         max_model_len = config.max_model_len or decoder.max_len
         if max_model_len > decoder.max_len:
             raise ConfigError(f"max_model_len is {max_model_len}; this decoder was built for {decoder.max_len} at most")

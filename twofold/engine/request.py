@@ -111,7 +111,8 @@ class Output:
     """What one engine step adds to one request. `finish` is set once, with the last tokens.
 
     `prompt` holds log-probabilities of the prompt's tokens, the first being None, sent once when they were asked for.
-    `stop_reason` is the stop token's id when one ended the request.
+    `stop_reason` is the stop token's id when one ended the request. `version` is that of the weights that made the
+    tokens.
     """
 
     request_id: str
@@ -121,3 +122,4 @@ class Output:
     prompt: tuple[TokenOut, ...] | None = None
     cached_tokens: int = 0
     error: str | None = None
+    version: int = 0

@@ -7,6 +7,8 @@ Shapes: T tokens of the step, D hidden size, R rows whose logits are wanted, V v
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,8 @@ class Runner:
         self.cache: KVCache | CudaCache | None = None
         self.program: Program | None = None
         self.cuda: CudaForward | None = None
+        self.compilations = 0
+        self._written: tuple[object, ...] = ()
         self.wake()
 
     def wake(self) -> None:
@@ -53,8 +57,14 @@ class Runner:
             self.compile()
 
     def compile(self) -> None:
-        """Write the decoder's program anew: at the start, and when its weights may lie elsewhere."""
-        self.program = self.cuda = None
+        """Write the decoder's program: at the start, and anew when its weights lie elsewhere than when it was written.
+
+        A program reads weights where they are, so one that was written for the same places is as good as a new one.
+        """
+        places = (why_not(self.decoder), *_places(self.decoder)) if self.cache is not None else ()
+        if places == self._written:
+            return
+        self.program, self.cuda, self._written = None, None, ()
         if isinstance(self.cache, CudaCache):
             self.cuda = CudaForward(
                 self.decoder, self.cache, rows=min(self.tokens, CAPTURED), max_len=self.decoder.max_len
@@ -62,10 +72,13 @@ class Runner:
         elif self.cache is not None and self.cache.panels and not why_not(self.decoder):
             caches = [self.cache.panels_of(i).struct() for i in range(len(self.cache.layers))]
             self.program = Program(self.decoder, caches, tokens=self.tokens, rows=self._rows_at_once)
+        self._written = places
+        self.compilations += 1
 
     def sleep(self) -> None:
         """Give the memory of the KV cache back, and what a step works in."""
         self.cache = self.program = self.cuda = None
+        self._written = ()
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
@@ -155,3 +168,13 @@ class Runner:
     @property
     def _rows_at_once(self) -> int:
         return rows_at_once(self.tokens, self.decoder.spec.vocab)
+
+
+def _places(decoder: Decoder) -> Iterator[object]:
+    """What a program is written for: the decoder's modules, and where each tensor lies in which shape."""
+    for name, module in decoder.named_modules():
+        yield name
+        yield type(module)
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ..core import RequestError
 
-LogprobsMode = Literal["raw", "processed"]
+LogprobsMode = Literal["raw", "tempered", "processed"]
 
 MAX_LOGPROBS = 20
 MAX_N = 16
@@ -27,8 +27,9 @@ class SamplingParams:
     """How tokens are chosen and when a request ends.
 
     Temperature 0 is greedy. `top_k` 0 or -1 is off. `logprobs` asks for that many alternatives besides the sampled
-    token (0: that one alone). `logprobs_mode` "raw" reports the model's distribution, "processed" the one sampled from.
-    `seed` None lets `Request` draw one. `max_tokens` None means: up to the model's context.
+    token (0: that one alone). `logprobs_mode` "raw" reports the model's distribution, "tempered" that one at the
+    temperature, before any edit or cut, "processed" the one sampled from. `seed` None lets `Request` draw one.
+    `max_tokens` None means: up to the model's context.
 
     Raises:
         RequestError: naming the field, what was given and what is allowed.

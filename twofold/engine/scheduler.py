@@ -24,6 +24,7 @@ from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 from ..core import RequestError, StateError
 from .blocks import BlockPool
@@ -234,7 +235,7 @@ class Scheduler:
         prompt = self._prompt_scores(row)
         if got.token is None:
             if prompt is not None:
-                self._outbox.append(Output(request_id=request.id, prompt=prompt, cached_tokens=request.num_cached))
+                self._tell(row, prompt=prompt)
             return
         if not request.output_ids:
             self.prompt_tokens += len(request.prompt_ids)
@@ -244,9 +245,7 @@ class Scheduler:
         if end is not None:
             self._finish(row, end[0], stop_reason=end[1], tokens=(got.token,), prompt=prompt)
             return
-        self._outbox.append(
-            Output(request_id=request.id, tokens=(got.token,), prompt=prompt, cached_tokens=request.num_cached)
-        )
+        self._tell(row, tokens=(got.token,), prompt=prompt)
 
     def _prompt_scores(self, row: Row) -> tuple[TokenOut, ...] | None:
         """The prompt's scores, once, when they are complete; nothing comes before the first token, so it has none."""
@@ -326,17 +325,12 @@ class Scheduler:
         del self._rows[request.id]
         request.move(state)
         self.finished[state] += 1
-        self._outbox.append(
-            Output(
-                request_id=request.id,
-                tokens=tokens,
-                finish=state,
-                stop_reason=stop_reason,
-                prompt=prompt,
-                cached_tokens=request.num_cached,
-                error=error,
-            )
-        )
+        self._tell(row, tokens=tokens, finish=state, stop_reason=stop_reason, prompt=prompt, error=error)
+
+    def _tell(self, row: Row, **what: Any) -> None:
+        request = row.request
+        said = Output(request_id=request.id, cached_tokens=request.num_cached, version=self.version, **what)
+        self._outbox.append(said)
 
     # ------------------------------------------------------------------------------------ truth
     def _measure_waste(self) -> None:

@@ -28,6 +28,7 @@ moe.py         routing and experts
 slopes.py      the two products of a linear layer's backward
 backward.py    gradients of norms and activations by their own kernels
 loss.py        log-probabilities of given tokens, without the logits of the whole vocabulary
+entropy.py     the entropy of what may come next, likewise
 optimizer.py   AdamW, Adam, SGD, Lion and Adagrad over all tensors in one pass, and the norm of all gradients
 sample.py      from logits to tokens, and log-probabilities of given ones
 sample_native.py  the sampler's stage: choices as plain structs

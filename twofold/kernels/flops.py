@@ -72,10 +72,22 @@ def _experts(
 
 
 def _logprobs(
-    hidden_RD: Tensor, w_VD: Tensor, b_V: Tensor | None, ids_R: Tensor, multiplier: float, softcap: Any, keep: bool
+    hidden_RD: Tensor,
+    w_VD: Tensor,
+    b_V: Tensor | None,
+    ids_R: Tensor,
+    multiplier: float,
+    softcap: Any,
+    keep: bool,
+    *_: Any,
 ) -> tuple[int, int]:
     product = 2 * hidden_RD.shape[0] * w_VD.shape[0] * w_VD.shape[1]
     return product, product * (_wanted(hidden_RD, w_VD) + (not keep))
+
+
+def _entropy(hidden_RD: Tensor, w_VD: Tensor, b_V: Tensor | None, multiplier: float, softcap: Any) -> tuple[int, int]:
+    product = 2 * hidden_RD.shape[0] * w_VD.shape[0] * w_VD.shape[1]
+    return product, product * (_wanted(hidden_RD, w_VD) + 1)  # the scores are made again
 
 
 def _lora(x_TK: Tensor, y_TN: Tensor, adapters: Sequence[Any], index_T: Tensor) -> tuple[int, int]:
@@ -101,6 +113,7 @@ FORMULAS: dict[str, Formula] = {
     "packed_attention": _attention,
     "experts": _experts,
     "token_logprobs": _logprobs,
+    "token_entropy": _entropy,
     "lora": _lora,
     "quantized_linear": _quantized,
     "quantized_experts": _quantized_experts,
@@ -109,6 +122,7 @@ FORMULAS: dict[str, Formula] = {
 
 PASSES = frozenset(
     {"rms_norm", "layer_norm", "activate", "gated", "soft_cap", "rotate", "route", "open_gate", "logprobs_of"}
+    | {"entropy_of"}
     | {"quantize_rows", "quantized_rows"}
 )
 """Ops that pass over their numbers once."""

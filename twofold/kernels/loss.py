@@ -47,20 +47,28 @@ def token_logprobs(
     multiplier: float = 1.0,
     softcap: float | None = None,
     keep: bool = False,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """log p(id) [R] in nats of one id [R] for each row, whose scores are capped(multiplier · (w · hidden + b))."""
+    """log p(id) [R] in nats of one id [R] for each row, whose scores are capped(multiplier · (w · hidden + b)) / T."""
     logits_RV = linear(hidden_RD, w_VD, b_V).float()
     if multiplier != 1.0:
         logits_RV = logits_RV * multiplier
     if softcap is not None:
         logits_RV = soft_cap(logits_RV, softcap)
-    return logprobs_of(logits_RV, ids_R)
+    return logprobs_of(tempered(logits_RV, temperature), ids_R)
 
 
 @op
 def logprobs_of(logits_RV: Tensor, ids_R: Tensor) -> Tensor:
     """log p(id) [R] in nats of one id [R] for each row of fp32 logits."""
     return torch.log_softmax(logits_RV, -1).gather(1, ids_R[:, None])[:, 0]
+
+
+def tempered(logits_RV: Tensor, temperature: float) -> Tensor:
+    """Logits [R, V] divided by a temperature, never multiplied by its inverse: the sampler's bits on every device."""
+    if temperature == 1.0:
+        return logits_RV
+    return logits_RV / torch.tensor([[temperature]], dtype=logits_RV.dtype, device=logits_RV.device)
 
 
 @token_logprobs.on(
@@ -77,11 +85,12 @@ def _native(
     multiplier: float = 1.0,
     softcap: float | None = None,
     keep: bool = False,
+    temperature: float = 1.0,
 ) -> Tensor:
     if not fits(hidden_RD, w_VD):
-        return token_logprobs.reference(hidden_RD, w_VD, b_V, ids_R, multiplier, softcap, keep)
+        return token_logprobs.reference(hidden_RD, w_VD, b_V, ids_R, multiplier, softcap, keep, temperature)
     _check(ids_R, w_VD.shape[0])
-    shape = Shape(0.0 if multiplier == 1.0 else multiplier, softcap or 0.0)
+    shape = Shape(0.0 if multiplier == 1.0 else multiplier, softcap or 0.0, 0.0 if temperature == 1.0 else temperature)
     out: Tensor = _TokenLogprobs.apply(hidden_RD, w_VD, b_V, ids_R, shape, keep)
     return out
 
@@ -124,6 +133,7 @@ class Shape:
 
     multiplier: float
     softcap: float
+    temperature: float
 
 
 class Likelihood(Structure):
@@ -134,9 +144,9 @@ class Likelihood(Structure):
         ("width", c_int32),
         ("first", c_int32),
         ("last", c_int32),
-        ("unused", c_int32),
         ("multiplier", c_float),
         ("softcap", c_float),
+        ("temperature", c_float),
         ("x", c_void_p),
         ("x_stride", c_int64),
         ("targets", c_void_p),
@@ -155,6 +165,7 @@ class LikelihoodGradient(Structure):
         ("first", c_int32),
         ("multiplier", c_float),
         ("softcap", c_float),
+        ("temperature", c_float),
         ("x", c_void_p),
         ("x_stride", c_int64),
         ("targets", c_void_p),
@@ -221,6 +232,7 @@ class _Pieces:
             first=first,
             multiplier=self.shape.multiplier,
             softcap=self.shape.softcap,
+            temperature=self.shape.temperature,
             x=x_RB.data_ptr(),
             x_stride=x_RB.stride(0),
             targets=self.ids_R.data_ptr(),

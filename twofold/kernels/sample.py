@@ -6,7 +6,8 @@
 
 - A cut keeps every token that is as likely as the last one kept, so ties never depend on how a sort went.
 - Equal logits: greedy takes the lowest id, and `top` lists lower ids first.
-- "raw" log-probabilities are of the model's logits, "processed" ones of the distribution drawn from.
+- "raw" log-probabilities are of the model's logits, "tempered" ones of these divided by the temperature (what a
+  trainer can compute again), "processed" ones of the distribution drawn from.
 - A row works on its own numbers alone, in an order that depends on nothing else; rows are batched for speed only.
 
 Shapes: R rows, V vocabulary, k alternatives, S strips of STRIP tokens.
@@ -53,7 +54,7 @@ class Choice:
     allowed: Sequence[int] | None = None
     bias: Mapping[int, float] = field(default_factory=dict)
     banned: Sequence[int] = ()
-    report: Literal["raw", "processed"] | None = None
+    report: Literal["raw", "tempered", "processed"] | None = None
     tops: int = 0
 
 
@@ -262,12 +263,17 @@ def _column(values: list[float], like: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------- log-probabilities
 def _with_logprobs(logits_RV: Tensor, x_RV: Tensor, ids_R: Tensor, choices: Sequence[Choice]) -> list[Chosen]:
     tokens = [Chosen(token) for token in ids_R.tolist()]
-    for mode in ("raw", "processed"):
+    for mode in ("raw", "tempered", "processed"):
         rows = [row for row, choice in enumerate(choices) if choice.report == mode]
         if not rows:
             continue
         chosen = [choices[row] for row in rows]
-        source_RV = _rows(logits_RV, rows) if mode == "raw" else _processed(_rows(x_RV, rows), chosen)
+        if mode == "processed":
+            source_RV = _processed(_rows(x_RV, rows), chosen)
+        else:
+            source_RV = _rows(logits_RV, rows)
+        if mode == "tempered":
+            source_RV = source_RV / _column([choice.temperature or 1.0 for choice in chosen], logits_RV)
         counts = [choice.tops for choice in chosen]
         for row, token in zip(rows, _report(torch.log_softmax(source_RV, -1), ids_R[rows], counts)):
             tokens[row] = token

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .activation import activate, gated, soft_cap
 from .attention import Attend, packed_attention
+from .entropy import entropy_of, token_entropy
 from .linear import linear
 from .lora import Adapter, lora
 from .loss import logprobs_of, token_logprobs
@@ -123,6 +124,16 @@ def _token_logprobs() -> tuple[Any, ...]:
 @logprobs_of.sample
 def _logprobs_of() -> tuple[Any, ...]:
     return torch.randn(T, V), torch.randint(0, V, (T,))
+
+
+@token_entropy.sample
+def _token_entropy() -> tuple[Any, ...]:
+    return torch.randn(T, D), torch.randn(V, D) * 0.1, None
+
+
+@entropy_of.sample
+def _entropy_of() -> tuple[Any, ...]:
+    return (torch.randn(T, V),)
 
 
 def _shards(states: int) -> list[Shard]:

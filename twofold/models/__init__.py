@@ -5,6 +5,7 @@ context.py   the one thing the decoder asks of the world around it
 packed.py    the context of whole sequences
 rope.py      the angle of each position
 decoder.py   the model
+scoring.py   score heads: reward models and critics
 memory.py    memory for what was built without
 compile.py   Program: a decoder as one list of stages for the CPU kernels
 write.py     how a decoder's layers are written as stages

@@ -45,7 +45,7 @@ WHOLE = Cut()
 def cuts(spec: ModelSpec) -> dict[str, Cut]:
     """The cut of every parameter that is not whole on every rank, by the decoder's name."""
     found = {"embed.weight": Cut(0, (spec.vocab,))}
-    if not spec.head.tied:
+    if spec.head and not spec.head.tied:
         found |= {"head.weight": Cut(0, (spec.vocab,)), "head.bias": Cut(0, (spec.vocab,))}
     for index, layer in enumerate(spec.layers):
         parts = _attention(layer.mixer) | _ffn(layer.ffn)

@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.errors import ConfigError
 from ..kernels.activation import activate, gated, soft_cap
 from ..kernels.attention import Attend
 from ..kernels.blocksparse import Sparse
+from ..kernels.entropy import entropy_of, token_entropy
 from ..kernels.linear import linear
-from ..kernels.loss import logprobs_of, token_logprobs
+from ..kernels.loss import logprobs_of, tempered, token_logprobs
 from ..kernels.moe import experts, open_gate, route
 from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.quantized import quantized_experts
@@ -32,9 +34,9 @@ from .memory import give_memory
 from .rope import Angles
 from .spec import (
     Alibi,
-    Attention,
     Ffn,
     Gated,
+    Head,
     LayerSpec,
     Mixture,
     ModelSpec,
@@ -73,10 +75,20 @@ class Weight(nn.Module):
         return self.weight
 
     def logprobs(
-        self, hidden_RD: Tensor, ids_R: Tensor, multiplier: float, softcap: float | None, keep: bool = False
+        self,
+        hidden_RD: Tensor,
+        ids_R: Tensor,
+        multiplier: float,
+        softcap: float | None,
+        keep: bool = False,
+        temperature: float = 1.0,
     ) -> Tensor:
         """log p [R] of one id for each row, this being the head."""
-        return token_logprobs(hidden_RD, self.weight, self.bias, ids_R, multiplier, softcap, keep)
+        return token_logprobs(hidden_RD, self.weight, self.bias, ids_R, multiplier, softcap, keep, temperature)
+
+    def entropy(self, hidden_RD: Tensor, multiplier: float, softcap: float | None) -> Tensor:
+        """Entropy [R] of what each row's scores say, this being the head."""
+        return token_entropy(hidden_RD, self.weight, self.bias, multiplier, softcap)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -168,17 +180,17 @@ class Layer(nn.Module):
         self.out = Weight(hidden, mixer.q_width, bias=hidden if mixer.out_bias else 0)
         if mixer.qk_norm and mixer.qk_norm_kind:
             for name, heads in (("q_norm", mixer.heads), ("k_norm", mixer.kv_heads)):
-                self.add_module(name, Normalise(mixer.qk_norm_kind, *_qk_norm_shape(mixer, heads)))
+                self.add_module(name, Normalise(mixer.qk_norm_kind, *mixer.qk_norm_shape(heads)))
         self.attend = Attend(
             scale=mixer.scale if mixer.scale is not None else mixer.head_dim**-0.5,
             window=mixer.window,
             softcap=mixer.softcap,
-            slopes=alibi_slopes(mixer.heads, mixer.position.scale) if isinstance(mixer.position, Alibi) else None,
+            slopes=mixer.position.slopes(mixer.heads) if isinstance(mixer.position, Alibi) else None,
             sparse=Sparse(mixer.sparse, mixer.heads, max_len) if mixer.sparse else None,
         )
         self._add_ffn(spec.ffn, hidden)
-        for name in _norm_names(spec):
-            self.add_module(name, Normalise(spec.norms.norm, hidden))
+        for number in range(1, spec.norm_count + 1):
+            self.add_module(f"norm{number}", Normalise(spec.norms.norm, hidden))
 
     def _add_ffn(self, ffn: Ffn, hidden: int) -> None:
         match ffn:
@@ -292,24 +304,25 @@ class Decoder(nn.Module):
         with torch.device("meta"):
             self._build(spec)
         give_memory(self, device, dtype)
-        self.angles = {rope: Angles(rope, self.max_len) for rope in _ropes(spec)}
+        self.angles = {rope: Angles(rope, self.max_len) for rope in spec.ropes}
 
     def _build(self, spec: ModelSpec) -> None:
         embedding = spec.embedding
-        width = embedding.project or spec.hidden
-        self.embed = Weight(spec.vocab, width)
+        self.embed = Weight(spec.vocab, spec.width)
         if embedding.positions:
             self.positions = Weight(embedding.positions.size + embedding.positions.offset, spec.hidden)
         if embedding.norm:
             self.embed_norm = Normalise(embedding.norm, spec.hidden)
         if embedding.project:
-            self.embed_project = Weight(spec.hidden, width)
-            self.head_project = Weight(width, spec.hidden)
+            self.embed_project = Weight(spec.hidden, spec.width)
+            self.head_project = Weight(spec.width, spec.hidden)
         self.layers = nn.ModuleList(Layer(i, layer, spec.hidden, self.max_len) for i, layer in enumerate(spec.layers))
         if spec.norm:
             self.norm = Normalise(spec.norm, spec.hidden)
-        if not spec.head.tied:
-            self.head = Weight(spec.vocab, width, bias=spec.vocab if spec.head.bias else 0)
+        if spec.head and not spec.head.tied:
+            self.head = Weight(spec.vocab, spec.width, bias=spec.vocab if spec.head.bias else 0)
+        if spec.score:
+            self.score = Weight(spec.score, spec.width)
 
     @property
     def device(self) -> torch.device:
@@ -348,53 +361,42 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Scores over the vocabulary for the wanted rows: [R, D] to [R, V], fp32."""
-        head = self.spec.head
-        if self.spec.embedding.project:
-            hidden_RD = self.head_project(hidden_RD)
-        table = self.embed if head.tied else self.head
-        logits_RV: Tensor = table(hidden_RD).float()
+        table, head = self._language_head()
+        logits_RV: Tensor = table(self._projected(hidden_RD)).float()
         if head.multiplier != 1.0:
             logits_RV = logits_RV * head.multiplier
         if head.softcap is not None:
             logits_RV = soft_cap(logits_RV, head.softcap)
         return logits_RV
 
-    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False) -> Tensor:
-        """log p [R] of one id for each row: the engine's bits, without the whole logits (see `kernels/loss.py`)."""
-        head = self.spec.head
-        table = cast(Weight | QuantLinear, self.embed if head.tied else self.head)
+    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False, temperature: float = 1.0) -> Tensor:
+        """log p [R] of one id for each row: the engine's bits, without the whole logits (see `kernels/loss.py`).
+
+        With a `temperature` it is that of the distribution sampled from (the engine's "tempered" log-probabilities).
+        """
+        table, head = self._language_head()
         if isinstance(table, QuantLinear):
-            return logprobs_of(self.logits(hidden_RD), ids_R)
-        if self.spec.embedding.project:
-            hidden_RD = self.head_project(hidden_RD)
-        return table.logprobs(hidden_RD, ids_R, head.multiplier, head.softcap, keep)
+            return logprobs_of(tempered(self.logits(hidden_RD), temperature), ids_R)
+        return table.logprobs(self._projected(hidden_RD), ids_R, head.multiplier, head.softcap, keep, temperature)
 
+    def entropy(self, hidden_RD: Tensor) -> Tensor:
+        """Entropy [R] in nats of what may come next at each row, without the whole logits (`kernels/entropy.py`)."""
+        table, head = self._language_head()
+        if isinstance(table, QuantLinear):
+            return entropy_of(self.logits(hidden_RD))
+        return table.entropy(self._projected(hidden_RD), head.multiplier, head.softcap)
 
-def alibi_slopes(heads: int, scale: float = 1.0) -> tuple[float, ...]:
-    """ALiBi's slopes: powers of 2^(-8/n) for n the power of two below `heads`, then every other of the next series."""
-    whole = 1 << (heads.bit_length() - 1)
-    slopes = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
-    slopes += [2 ** (-4 * (2 * i + 1) / whole) for i in range(heads - whole)]
-    return tuple(scale * slope for slope in slopes)
+    def scores(self, hidden_RD: Tensor) -> Tensor:
+        """What the score head says of each row: [R, D] to [R, labels], fp32."""
+        if not self.spec.score:
+            raise ConfigError("this model has no score head: give it one with models.scoring.as_reward or as_critic")
+        scores: Tensor = self.score(self._projected(hidden_RD)).float()
+        return scores
 
+    def _language_head(self) -> tuple[Weight | QuantLinear, Head]:
+        head = self.spec.speaking()
+        return self.embed if head.tied else self.head, head
 
-def _ropes(spec: ModelSpec) -> list[Rope]:
-    found = (layer.mixer.position for layer in spec.layers)
-    return list(dict.fromkeys(position for position in found if isinstance(position, Rope)))
-
-
-def _norm_names(spec: LayerSpec) -> tuple[str, ...]:
-    if isinstance(spec.norms, Sandwich):
-        return ("norm1", "norm2", "norm3", "norm4")
-    if isinstance(spec.norms, Parallel) and spec.norms.shared:
-        return ("norm1",)
-    return ("norm1", "norm2")
-
-
-def _qk_norm_shape(mixer: Attention, heads: int) -> tuple[int, ...]:
-    shapes: dict[str, Callable[[], tuple[int, ...]]] = {
-        "head": lambda: (mixer.head_dim,),
-        "per_head": lambda: (heads, mixer.head_dim),
-        "full": lambda: (heads * mixer.head_dim,),
-    }
-    return shapes[mixer.qk_norm or "head"]()
+    def _projected(self, hidden_RD: Tensor) -> Tensor:
+        """As the heads read them, [R, E]."""
+        return cast(Tensor, self.head_project(hidden_RD)) if self.spec.embedding.project else hidden_RD

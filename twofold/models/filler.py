@@ -20,14 +20,17 @@ from ..quant.compressed import Stored
 from ..quant.linear import QuantLinear
 from .decoder import Decoder
 from .layout import Layouts, Piece, Slot, held, quantized_modules
+from .scoring import SAME, Exchange
 
 
 class Filler:
-    """`stored` says how quantized weights lie in the checkpoint, where it says so itself."""
+    """`stored` says how quantized weights lie in the checkpoint, where it says so itself; `exchange` what of heads may
+    be spare or lacking.
+    """
 
-    def __init__(self, decoder: Decoder, stored: Mapping[str, Stored] | None = None) -> None:
+    def __init__(self, decoder: Decoder, stored: Mapping[str, Stored] | None = None, exchange: Exchange = SAME) -> None:
         self.layouts = Layouts(decoder, stored)
-        self._strict = bool(stored)
+        self._strict, self._exchange = bool(stored), exchange
         self._parameters = held(decoder)
         self._filled: set[str] = set()
         counts: dict[str, int] = {}
@@ -44,7 +47,8 @@ class Filler:
         Raises:
             CheckpointError: a left-over or repeated tensor, or one of another shape or dtype.
         """
-        slot = self.layouts.find(name, codes=not dtype.is_floating_point)
+        spare = name in self._exchange.spare
+        slot = None if spare else self.layouts.find(name, codes=not dtype.is_floating_point)
         if slot is None:
             return None
         if shape != slot.shape:
@@ -105,16 +109,18 @@ class Filler:
         else:
             slot.write(self._parameters[slot.inner], tensor)
 
-    def finish(self) -> None:
-        """Refuse a decoder with holes.
+    def finish(self) -> list[str]:
+        """Refuse a decoder with holes; the parameters that may lack, and do, by name.
 
         Raises:
             CheckpointError: naming the missing tensors.
         """
-        missing = [name for name in self.layouts.slots if name not in self._filled]
+        empty = [slot for name, slot in self.layouts.slots.items() if name not in self._filled]
+        missing = [slot.name for slot in empty if slot.inner not in self._exchange.lacking]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise CheckpointError(f"the checkpoint lacks {', '.join(repr(name) for name in missing[:3])}{more}")
+        return [slot.inner for slot in empty]
 
 
 class Staged:

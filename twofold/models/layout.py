@@ -22,6 +22,7 @@ from ..quant.codes import Quantized
 from ..quant.compressed import Part, Stored, is_packed, part_of
 from ..quant.linear import QuantLinear
 from .decoder import Choice, Decoder, Weight
+from .scoring import TENSOR
 from .spec import Attention, Layout, ModelSpec
 
 Index = tuple[int | slice, ...]
@@ -116,7 +117,8 @@ class Layouts:
             for slot in _slots(spec, self.names.also, inner, shape):
                 self._also[slot.name] = slot
         heads = (names["head"] for names in (self.names.table, self.names.also) if "head" in names)
-        self.tied_heads = {f"{head}.weight" for head in heads} if spec.head.tied else set()
+        self.tied_heads = {f"{head}.weight" for head in heads} if spec.tied else set()
+        self._deaf = {TENSOR} if spec.score is None else set()
         self._add_quantized(decoder, stored or {})
         self.embed = next(name for name, slot in self._floats().items() if slot.inner == "embed.weight")
 
@@ -156,7 +158,8 @@ class Layouts:
         ]
 
     def find(self, name: str, codes: bool = False) -> Slot | None:
-        """The slot that a checkpoint's tensor fills; None when it carries no weight (old buffers).
+        """The slot that a checkpoint's tensor fills; None when it carries no weight of this model: old buffers, and the
+        value head of a critic that is read as the causal model that it is too.
 
         A quantized weight and a float one may have the same name; `codes` says that the tensor's numbers are whole.
 
@@ -171,7 +174,7 @@ class Layouts:
                 return slot
             if candidate in self.tied_heads:
                 return self._floats()[self.embed]
-        if name.endswith(self.names.ignore):
+        if name.endswith(self.names.ignore) or name in self._deaf:
             return None
         raise CheckpointError(
             f"left-over tensor '{name}': this model has no place for it; does config.json belong to these weights?"

@@ -5,7 +5,8 @@
     x ─gather─▶ ...            [out] ─reduce-scatter─▶ + ─gather─▶ ...  [down] ─reduce-scatter─▶
 
 The vocabulary is divided too: each rank looks up its own ids, and the log-probability of a token is put together from
-each rank's largest score, sum of exponentials and, on one of them, the token's own score.
+each rank's largest score, sum of exponentials and, on one of them, the token's own score. A score head is whole
+on every rank.
 
 Shapes: T tokens, R rows, D hidden size, V this rank's part of the vocabulary.
 """
@@ -23,9 +24,10 @@ from torch import Tensor, nn
 
 from ..kernels.activation import soft_cap
 from ..kernels.linear import linear
+from ..kernels.loss import tempered
 from ..parallel import comm
 from .cuts import WHOLE, Cut, cuts, local_spec
-from .decoder import Decoder, Layer, Weight, alibi_slopes
+from .decoder import Decoder, Layer, Weight
 from .spec import Alibi, ModelSpec
 
 
@@ -104,7 +106,7 @@ class TensorParallel:
         mixer = self.whole.layers[layer.index].mixer
         if isinstance(mixer.position, Alibi):
             own = slice(self.rank * mixer.heads // self.ranks, (self.rank + 1) * mixer.heads // self.ranks)
-            layer.attend = replace(layer.attend, slopes=alibi_slopes(mixer.heads, mixer.position.scale)[own])
+            layer.attend = replace(layer.attend, slopes=mixer.position.slopes(mixer.heads)[own])
         if layer.attend.sparse is not None:
             own_heads = replace(layer.attend.sparse, first_head=self.rank * layer.attend.sparse.heads)
             layer.attend = replace(layer.attend, sparse=own_heads)
@@ -159,14 +161,26 @@ class CutTable(Weight):
         return comm.gather(padded, self.group, 1).narrow(1, 0, self.vocab)
 
     def logprobs(
-        self, hidden_RD: Tensor, ids_R: Tensor, multiplier: float, softcap: float | None, keep: bool = False
+        self,
+        hidden_RD: Tensor,
+        ids_R: Tensor,
+        multiplier: float,
+        softcap: float | None,
+        keep: bool = False,
+        temperature: float = 1.0,
     ) -> Tensor:
+        logits_RV = tempered(self._logits(hidden_RD, multiplier, softcap), temperature)
+        return cast(Tensor, _CutLogprobs.apply(logits_RV, *self._own(ids_R), self.group))
+
+    def entropy(self, hidden_RD: Tensor, multiplier: float, softcap: float | None) -> Tensor:
+        """This rank's part of the logits of all rows is held: a trainer gives a chunk of them at a time."""
+        return cast(Tensor, _CutEntropy.apply(self._logits(hidden_RD, multiplier, softcap), self.group))
+
+    def _logits(self, hidden_RD: Tensor, multiplier: float, softcap: float | None) -> Tensor:
         logits_RV = linear(comm.copy_to(hidden_RD, self.group), self.weight, self.bias).float()
         if multiplier != 1.0:
             logits_RV = logits_RV * multiplier
-        if softcap is not None:
-            logits_RV = soft_cap(logits_RV, softcap)
-        return cast(Tensor, _CutLogprobs.apply(logits_RV, *self._own(ids_R), self.group))
+        return logits_RV if softcap is None else soft_cap(logits_RV, softcap)
 
 
 class _CutLogprobs(torch.autograd.Function):
@@ -190,3 +204,24 @@ class _CutLogprobs(torch.autograd.Function):
         out_RV = chances_RV * -grads[0][:, None]
         out_RV.scatter_add_(1, place_R[:, None], (grads[0] * here_R)[:, None])
         return out_RV, None, None, None
+
+
+class _CutEntropy(torch.autograd.Function):
+    """Entropy [R] from each rank's scores [R, V]; backward: -p (log p + H)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_RV: Tensor, group: dist.ProcessGroup) -> Tensor:
+        top_R = logits_RV.max(1).values
+        dist.all_reduce(top_R, dist.ReduceOp.MAX, group=group)
+        below_RV = logits_RV - top_R[:, None]
+        powers_RV = below_RV.exp()
+        both = torch.stack([powers_RV.sum(1), (powers_RV * below_RV).sum(1)])
+        dist.all_reduce(both, group=group)
+        log_R, mean_R = both[0].log(), both[1] / both[0]
+        ctx.save_for_backward(powers_RV / both[0][:, None], below_RV - mean_R[:, None])
+        return log_R - mean_R
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        chances_RV, beyond_RV = ctx.saved_tensors
+        return chances_RV * beyond_RV * -grads[0][:, None], None

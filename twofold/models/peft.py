@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from ..core.errors import CheckpointError, ConfigError
 from .decoder import Decoder
 from .layout import Slot
-from .lora import adapt, config_of, loras, pair_parameters, take_away, target_of
+from .lora import adapt, config_of, loras, take_away, target_of, trained_parameters
 from .lora_config import LoraConfig
+from .scoring import TENSOR
 from .shards import Pending, Shard, write_shard
 from .spec import Mixture
 from .weights import read_json, write_json
@@ -35,6 +36,8 @@ SAYS_NOTHING = {
     "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
 }  # fmt: skip
 """Keys that do not change what an adapter makes: which modules it is for is in the names of its tensors."""
+HEADS = {"score", "classifier"}
+"""What may be trained in full beside adapters, as PEFT calls it for reward models."""
 STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base as it was; the others have changed it."""
 
@@ -51,6 +54,8 @@ def slots_of(decoder: nn.Module) -> dict[str, Slot]:
             )
             found[stem + A] = Slot(name=stem + A, shape=tuple(pair.a.shape), inner=inner + ".a")
             found[stem + B] = rows
+    if (score := trained_parameters(decoder).get(TENSOR)) is not None:
+        found[PREFIX + TENSOR] = Slot(name=PREFIX + TENSOR, shape=tuple(score.shape), inner=TENSOR)
     return found
 
 
@@ -62,7 +67,7 @@ def config_json(decoder: Decoder, base: str = "") -> dict[str, Any]:
     names = {target_of(slot) if mixed else target_of(slot).rpartition(".")[2] for slot in slots}
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if decoder.spec.head else "SEQ_CLS",
         "base_model_name_or_path": base or None,
         "r": config.rank,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
@@ -70,6 +75,7 @@ def config_json(decoder: Decoder, base: str = "") -> dict[str, Any]:
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted(names),
+        "modules_to_save": ["score"] if decoder.spec.score else None,
         "fan_in_fan_out": any(slot.layout == "transposed" for slot in slots),
         "init_lora_weights": True,
         "inference_mode": True,
@@ -80,7 +86,7 @@ def pending(
     decoder: Decoder, whole: Callable[[str], Tensor] | None = None, dtype: torch.dtype | None = None
 ) -> list[Pending]:
     """The tensors of adapter_model.safetensors, as `dtype`; `whole` gives one by the decoder's name."""
-    parameters = pair_parameters(decoder)
+    parameters = trained_parameters(decoder)
     give = whole or (lambda name: parameters[name].detach())
     return [
         Pending(
@@ -191,7 +197,7 @@ def load_adapter(decoder: Decoder, path: str | Path) -> LoraConfig:
             take_away(decoder)
         raise
     with torch.no_grad():
-        for name, parameter in pair_parameters(decoder).items():
+        for name, parameter in trained_parameters(decoder).items():
             parameter.copy_(directory.read(slots[name]))
     return directory.config
 
@@ -206,6 +212,8 @@ def _config(file: Path, table: Mapping[str, Any], names: list[str]) -> LoraConfi
             "to plain LoRA with PEFT first"
         )
     for key, value in table.items():
+        if key == "modules_to_save" and value and set(value) <= HEADS:
+            continue  # whether it is there is a matter of its tensor
         empty = value in (None, False, "none", "") or value in ([], {})
         if key not in (*READ, "init_lora_weights") and key not in SAYS_NOTHING and not empty:
             raise CheckpointError(

@@ -1,7 +1,7 @@
 """Which weights of a decoder may be quantized, and the decoder with empty panels in their places.
 
 Projections, experts and the head are; so is a tied embedding, as a table of int8 rows, and a head beside int4 layers
-is int8 too. Routers, gates, norms, biases, positions and an embedding that is not the head stay float.
+is int8 too. Routers, gates, norms, biases, positions, score heads and an embedding that is not the head stay float.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Formats = Mapping[str, Format]
 
 def sites(decoder: Decoder) -> dict[str, Weight | QuantLinear]:
     """The places in a decoder whose weights may be quantized, by name ("layers.3.experts.down"), in order of use."""
-    table = "embed" if decoder.spec.head.tied else "head"
+    table = "embed" if decoder.spec.tied else "head"  # which a reward model does not have
     found: dict[str, Weight | QuantLinear] = {}
     for name, module in decoder.named_modules():
         if isinstance(module, Weight | QuantLinear):
@@ -90,7 +90,7 @@ def stored_formats(decoder: Decoder, config: Mapping[str, Any], shards: list[Sha
                 f"'{first}' and '{module}' are multiplied as one and must be quantized alike; they are not"
             )
     if embedding is not None:
-        if not decoder.spec.head.tied:
+        if not decoder.spec.tied:
             raise CheckpointError("config.json: only an embedding that is also the head can be quantized")
         found["embed"] = _with_scale(embedding, scales.get(Layouts(decoder).embed + "_scale"))
     return found

@@ -4,7 +4,8 @@
     ├── embedding   Embedding(scale, positions, norm, project)
     ├── layers      a LayerSpec each: mixer (Attention), ffn (Gated | Plain | Mixture), placement of the norms
     ├── norm        the last one
-    └── head        Head(tied, bias, multiplier, softcap)
+    ├── head        Head(tied, bias, multiplier, softcap); None in a reward model
+    └── score       how many numbers a score head gives for each token; None: there is none
 
 Residual styles, x the residual stream, n a norm, A attention, F feed-forward, m the residual multiplier:
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..core.errors import ConfigError
 from ..core.sparse import Layout as SparseLayout
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2"]
@@ -97,6 +99,13 @@ class Alibi:
 
     scale: float = 1.0
 
+    def slopes(self, heads: int) -> tuple[float, ...]:
+        """Powers of 2^(-8/n) for n the power of two below `heads`, then every other of the next series."""
+        whole = 1 << (heads.bit_length() - 1)
+        found = [2 ** (-8 * (i + 1) / whole) for i in range(whole)]
+        found += [2 ** (-4 * (2 * i + 1) / whole) for i in range(heads - whole)]
+        return tuple(self.scale * slope for slope in found)
+
 
 # --------------------------------------------------------------------------------------------- parts
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +149,11 @@ class Attention:
     @property
     def kv_width(self) -> int:
         return self.kv_heads * self.head_dim
+
+    def qk_norm_shape(self, heads: int) -> tuple[int, ...]:
+        """The shape of the weight that normalises `heads` queries or keys."""
+        shapes = {"per_head": (heads, self.head_dim), "full": (heads * self.head_dim,)}
+        return shapes.get(self.qk_norm or "head", (self.head_dim,))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,6 +230,13 @@ class LayerSpec:
     norms: Placement
     residual: float = 1.0
 
+    @property
+    def norm_count(self) -> int:
+        """How many norms the layer has, apart from those of queries and keys."""
+        if isinstance(self.norms, Sandwich):
+            return 4
+        return 1 if isinstance(self.norms, Parallel) and self.norms.shared else 2
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Learned:
@@ -247,17 +268,51 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
-    """One decoder. `max_len` is the context it was made for; `names` says how the checkpoint calls each tensor."""
+    """One decoder. `max_len` is the context it was made for; `names` says how the checkpoint calls each tensor.
+
+    A score head stands beside the language head (a critic that shares the policy's layers) or in its place (a reward
+    model, for which `head` is None).
+    """
 
     architecture: str
     hidden: int
     vocab: int
     layers: tuple[LayerSpec, ...]
     norm: Norm | None
-    head: Head
+    head: Head | None
     names: Names
     embedding: Embedding = field(default_factory=Embedding)
     max_len: int = 2048
+    score: int | None = None
+
+    def speaking(self) -> Head:
+        """The language head.
+
+        Raises:
+            ConfigError: there is none: this is a reward model.
+        """
+        if self.head is None:
+            raise ConfigError(
+                f"{self.architecture} is a reward model: it scores texts, and has no language head to make any with. "
+                "Give a causal model here, and this one as a reward to `twofold align`"
+            )
+        return self.head
+
+    @property
+    def tied(self) -> bool:
+        """Whether the embedding is also the language head."""
+        return self.head is not None and self.head.tied
+
+    @property
+    def width(self) -> int:
+        """Numbers of a token vector, and of what the heads read."""
+        return self.embedding.project or self.hidden
+
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """Every kind of rotation that a layer asks for, once."""
+        found = (layer.mixer.position for layer in self.layers)
+        return tuple(dict.fromkeys(position for position in found if isinstance(position, Rope)))
 
     @property
     def kv_width(self) -> int:

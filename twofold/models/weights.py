@@ -34,6 +34,7 @@ from .lora import loras
 from .memory import give_memory
 from .quantized import KEY, check_config, config_of, formats, prepare, stored_formats
 from .reader import Reader
+from .scoring import CAUSAL, Exchange, scored
 from .shards import Pending, Shard, write_shard
 from .spec import ModelSpec
 
@@ -66,12 +67,13 @@ def spec_from(config: Mapping[str, Any]) -> ModelSpec:
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise CheckpointError(f"config.json: 'architectures' must name one architecture, not {names!r}")
-    if names[0] not in FAMILIES:
-        raise CheckpointError("config.json: " + unknown("architecture", names[0], FAMILIES))
+    family = CAUSAL.get(names[0], names[0])
+    if family not in FAMILIES:
+        raise CheckpointError("config.json: " + unknown("architecture", names[0], [*FAMILIES, *CAUSAL]))
     reader = Reader(config)
     check_config(reader.get(dict, KEY, default=None))
     sparse = reader.get(dict, SPARSE, default=None)
-    spec = FAMILIES[names[0]](reader)
+    spec = scored(FAMILIES[family](reader), reader, names[0])
     reader.finish()
     return spec if sparse is None else sparsified(spec, sparse)
 
@@ -132,20 +134,24 @@ def load(
     quantization: str | None = None,
     memory: Callable[[Decoder], None] | None = None,
     sparse: Mapping[str, Any] | None = None,
+    wanted: Mapping[str, Any] | None = None,
 ) -> Decoder:
     """Build the decoder of a checkpoint's directory and fill it; `max_len` is the context to build for.
 
     `quantization` names a number format (`quant.names`) that float weights are rounded to as they come, so that only
     one weight is ever whole; `dtype` is that of what stays float. `sparse` is a table like config.json's
     `sparse_attention`, in place of the checkpoint's own. `memory` gives the parameters theirs, where it is not to be
-    fresh memory of `device`.
+    fresh memory of `device`. `wanted` is a config.json's contents in place of the directory's, with other heads on the
+    same layers (`scoring.as_reward` and its like): a head that is not wanted is left out, a score head that is not
+    there yet starts as zeros.
 
     Raises:
         CheckpointError: anything missing, left over, of another shape, damaged or unsafe, named.
         ConfigError: no format of that name, or the weights are quantized already, in another.
     """
     path = Path(path)
-    spec = read_spec(path)
+    own = read_spec(path)
+    spec = own if wanted is None else spec_from(wanted)
     spec = spec if sparse is None else sparsified(spec, sparse)
     positions = spec.embedding.positions
     if max_len is not None and positions is not None and max_len > positions.size:
@@ -153,33 +159,39 @@ def load(
     decoder = Decoder(spec, dtype=dtype, device="meta", max_len=max_len)
     chosen, stored = _formats(decoder, path, quantization)
     prepare(decoder, chosen)
-    filler = Filler(decoder, stored)
+    filler = Filler(decoder, stored, Exchange.of(own, spec))
     shards = open_shards(path)
     slots = [
         {name: filler.claim(name, entry.shape, entry.dtype) for name, entry in shard.entries.items()}
         for shard in shards
     ]
-    filler.finish()
+    lacking = filler.finish()
 
     (memory or partial(give_memory, device=device))(decoder)
-    filler = Filler(decoder, stored)
-    heads = []
     with torch.no_grad():
-        for shard, names in zip(shards, slots, strict=True):
-            carried = {name: slot for name, slot in names.items() if slot is not None}
-            placed = {name: filler.place(name, slot, shard.entries[name].dtype) for name, slot in carried.items()}
-            straight = {name: place for name, place in placed.items() if place is not None}
-            shard.read_into(straight)
-            for name, slot in carried.items():
-                if filler.is_tied_head(name):
-                    heads.append((shard, name, slot))
-                elif name not in straight:
-                    filler.put(name, slot, shard.tensor(name))
-                    shard.release(name)
-        for shard, name, slot in heads:
-            filler.put(name, slot, shard.tensor(name))
-            shard.release(name)
+        for name in lacking:
+            decoder.get_parameter(name).zero_()
+        _fill(Filler(decoder, stored), shards, slots)
     return decoder
+
+
+def _fill(filler: Filler, shards: list[Shard], slots: list[dict[str, Slot | None]]) -> None:
+    """Every tensor into its place; heads that are tied are compared with it when all others are there."""
+    heads = []
+    for shard, names in zip(shards, slots, strict=True):
+        carried = {name: slot for name, slot in names.items() if slot is not None}
+        placed = {name: filler.place(name, slot, shard.entries[name].dtype) for name, slot in carried.items()}
+        straight = {name: place for name, place in placed.items() if place is not None}
+        shard.read_into(straight)
+        for name, slot in carried.items():
+            if filler.is_tied_head(name):
+                heads.append((shard, name, slot))
+            elif name not in straight:
+                filler.put(name, slot, shard.tensor(name))
+                shard.release(name)
+    for shard, name, slot in heads:
+        filler.put(name, slot, shard.tensor(name))
+        shard.release(name)
 
 
 def load_tensors(decoder: Decoder, tensors: Iterable[tuple[str, Tensor]]) -> None:

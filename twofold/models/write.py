@@ -83,7 +83,7 @@ class Writer(Working):
     def head(self) -> Stages:
         """From the wanted rows' hidden states to logits."""
         self._written = []
-        decoder, head = self.decoder, self.decoder.spec.head
+        decoder, head = self.decoder, self.decoder.spec.speaking()
         self._stage(
             stages.Gather(
                 rows=self.wanted,

@@ -89,6 +89,13 @@ class Mesh:
         dist.all_reduce(total, group=group)
         return tuple(total.tolist())
 
+    def total(self, axis: Axis, tensor: Tensor) -> Tensor:
+        """A tensor with what all ranks of an axis have in it added up, in place."""
+        group = self.group(axis)
+        if group is not None:
+            dist.all_reduce(tensor, group=group)
+        return tensor
+
     def broadcast(self, tensor: Tensor, axis: Axis = "world") -> Tensor:
         """A tensor of the axis's first rank, on all of it."""
         group = self.group(axis)

@@ -5,6 +5,7 @@
         pybot/chat/log.jsonl      another, called "pybot/chat"
             checkpoints/step-00000200/trainer.json     what says how many steps there will be
             model/                there when it has finished
+                evaluation.json   what `twofold evaluate` found of it
 
 A log grows while it is read, and is cut back when a run goes on from a checkpoint. So each is read once, from where it
 was left; a line without its end is left for the next time; and a log that is no longer the one that was read gets a
@@ -30,10 +31,13 @@ from typing import Any, BinaryIO
 from .errors import HttpError
 
 LOG = "log.jsonl"
+EVALUATION = "evaluation.json"
 DEPTH = 4
 MOST_RUNS = 1000
 MOST_ROWS = 4000
 MOST_CHECKPOINTS = 100
+MOST_EVALUATIONS = 20
+MOST_BYTES = 1 << 20
 QUIET_SECONDS = 60.0  # a run that says nothing for so long, and for QUIET_GAPS of its usual waits, has stopped
 QUIET_GAPS = 20.0
 
@@ -110,6 +114,7 @@ class Runs:
         self.root = root
         self._logs: dict[str, Log] = {}
         self._steps: dict[Path, int | None] = {}
+        self._told: dict[Path, tuple[float, list[dict[str, Any]]]] = {}
         self._lock = threading.Lock()
 
     def listing(self) -> list[dict[str, Any]]:
@@ -162,8 +167,19 @@ class Runs:
             **{key: latest.get(key) for key in ("step", "loss", "valid_loss", "tokens", "tokens_per_second")},
             "began": log.began,
             "seconds": None if told is None else round(max(time.time() - told, 0.0), 1),
+            "evaluations": self._evaluations(folder),
             "checkpoints": [{"step": step, "time": _time(path)} for step, path in checkpoints[-MOST_CHECKPOINTS:]],
         }
+
+    def _evaluations(self, folder: Path) -> list[dict[str, Any]]:
+        """What `twofold evaluate` found of a run and of its finished model, by task; a file is read when it changes."""
+        found: dict[str, dict[str, Any]] = {}
+        for path in (folder / EVALUATION, folder / "model" / EVALUATION):
+            when = _time(path)
+            if path not in self._told or self._told[path][0] != when:
+                self._told[path] = when, _told_in(path) if when else []
+            found |= {one["task"]: one for one in self._told[path][1]}
+        return [found[task] for task in sorted(found)]
 
     def _total(self, position: Path) -> int | None:
         """How many steps the run of a checkpoint will have; a checkpoint does not change, so it is read once."""
@@ -195,6 +211,16 @@ def _walk(folder: Path, name: str, depth: int = DEPTH) -> Iterator[tuple[str, Pa
                 count += 1
                 if count >= MOST_RUNS:
                     return
+
+
+def _told_in(path: Path) -> list[dict[str, Any]]:
+    """The records of one file; none where it is not such a file, or larger than any would be."""
+    try:
+        with _open(path) as file:
+            found = json.loads(file.read(MOST_BYTES))["evaluations"]
+        return [one for one in found if isinstance(one, dict) and isinstance(one.get("task"), str)][:MOST_EVALUATIONS]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
 
 
 def _open(path: Path) -> BinaryIO:

@@ -5,6 +5,9 @@ build.py       recipe to model, optimizer and data, and the order in which they 
 adapters.py    LoRA: adapters on a base that stays, and both as one at the end
 init.py        the first weights: each tensor a function of the seed and its name
 trainer.py     the loop: step, validate, sample, save; stopping and going on
+lesson.py      what one step of a run is made of
+objective.py   what a step makes smaller, whatever its batch is cut into
+step.py        what a step did, and how fast steps are
 loss.py        cross-entropy in chunks of rows, forward and backward in one pass
 axes.py        what tensor, sequence and pipeline parallel change about a step
 pipeline.py    stages of layers on the schedules of torch
@@ -43,7 +46,9 @@ checkpoint.py  directories that are whole or not there: hashed, renamed into pla
 pieces.py      what a rank holds of a tensor, written by any layout and read by any other
 places.py      where each tensor of a rank lies in the whole model
 state.py       what of a run goes into its checkpoints, and back
+export.py      a run's weights as a model that others read
 files.py       the model's own files, as Hugging Face lays them out
+card.py        the model card: a README.md made of the JSON that stands beside it
 courier.py     weights on their way from the ranks that hold them to those that write them
 saver.py       checkpoints written behind the run's back
 journal.py     what happened, as JSON lines and as TensorBoard events

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from ..core import ConfigError
 from ..models.decoder import Decoder
-from ..models.lora import FirstPairs, adapt, loras, pair_parameters
+from ..models.lora import FirstPairs, adapt, loras, pair_parameters, trained_parameters
 from ..models.lora_config import LoraConfig
 from ..models.quantized import KEY
 from ..models.spec import ModelSpec
@@ -96,15 +96,17 @@ def put(decoder: Decoder, config: LoraConfig, seed: int, checkpoint: Path | None
         return
     value = saved(checkpoint, decoder)
     with torch.no_grad():
-        for name, parameter in pair_parameters(decoder).items():
+        for name, parameter in trained_parameters(decoder).items():
             parameter.copy_(value(name, Held.all(parameter.shape)))
 
 
 def values(decoder: Decoder, base: Value, seed: int, checkpoint: Path | None) -> Value:
     """Where a rank's part of each parameter of an adapted decoder comes from; `base` knows those that are frozen."""
+    if checkpoint:
+        mine, names = saved(checkpoint, decoder), set(trained_parameters(decoder))
+        return lambda name, place: mine(name, place) if name in names else base(name, place)
     first = FirstPairs(decoder, seed)
-    mine: Value = saved(checkpoint, decoder) if checkpoint else lambda name, place: place.take(first[name])
-    return lambda name, place: mine(name, place) if name in first else base(name, place)
+    return lambda name, place: place.take(first[name]) if name in first else base(name, place)
 
 
 def merged_pieces(decoder: Decoder, places: Places, dtype: torch.dtype, written: torch.dtype) -> dict[str, Piece]:
@@ -121,6 +123,8 @@ def merged_pieces(decoder: Decoder, places: Places, dtype: torch.dtype, written:
         return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).to(dtype)
 
     for name, lora in deltas.items():
+        if name not in pieces:
+            raise ConfigError(f"{name} is quantized: merge the adapters into the float checkpoint it was made from")
         mine = pieces[name]
         added = mine.tensor.float() + places[name].take(lora.delta(whole)).to(mine.tensor.device)
         pieces[name] = Piece(mine.held, added.to(written), written)

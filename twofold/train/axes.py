@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -119,6 +120,14 @@ def pad(batch: Batch, multiple: int) -> Batch:
     if not lacking:
         return batch
     ids, targets = F.pad(batch.ids_T, (0, lacking)), F.pad(batch.targets_T, (0, lacking), value=IGNORE)
+    beside = {
+        name: torch.cat((value, value.new_zeros(lacking, *value.shape[1:]))) for name, value in batch.beside.items()
+    }
     return replace(
-        batch, ids_T=ids, targets_T=targets, lengths=(*batch.lengths, lacking), padding=batch.padding + lacking
+        batch,
+        ids_T=ids,
+        targets_T=targets,
+        lengths=(*batch.lengths, lacking),
+        padding=batch.padding + lacking,
+        beside=beside,
     )

@@ -7,6 +7,7 @@ its weights first, since nothing divides them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import torch
 from torch import Tensor
 
 from ..core import ConfigError
-from ..data import ChatTemplate, PackedLoader, Tokenizer, prepare
+from ..data import ChatTemplate, Corpus, PackedLoader, Tokenizer, prepare
 from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
 from ..models.layout import matrices
 from ..models.lora import adapt
 from ..models.lora import matrices as adapter_matrices
+from ..models.scoring import as_critic, as_reward
 from ..models.spec import ModelSpec
 from ..models.whole import WholeParameters
 from ..parallel import Mesh
@@ -83,14 +85,23 @@ def build_data(recipe: Recipe, words: RecipeWords) -> tuple[Data, str]:
     if config.valid:
         other = prepare(config.valid, words.tokenizer, folder, template=words.template)
         held_out, fingerprint = other.train, f"{fingerprint}+{other.fingerprint}"
-    train = PackedLoader(
-        split.train, seq_len=config.seq_len, tokens_per_batch=config.tokens_per_step, seed=recipe.run.seed
-    )
+    train = _packed(recipe, split.train)
     valid = []
     if held_out.tokens > len(held_out):
         loader = PackedLoader(held_out, seq_len=config.seq_len, tokens_per_batch=config.tokens_per_step)
         valid = list(loader.once(recipe.run.eval_batches))
     return Data(train=train, valid=valid), fingerprint
+
+
+def text_loader(recipe: Recipe, words: RecipeWords, sources: Sequence[str]) -> tuple[PackedLoader, str]:
+    """Batches of other texts than the recipe's own, and their fingerprint."""
+    split = prepare(sources, words.tokenizer, recipe.run.output / "text", template=words.template)
+    return _packed(recipe, split.train), split.fingerprint
+
+
+def _packed(recipe: Recipe, corpus: Corpus) -> PackedLoader:
+    config = recipe.data
+    return PackedLoader(corpus, seq_len=config.seq_len, tokens_per_batch=config.tokens_per_step, seed=recipe.run.seed)
 
 
 def build_offload(recipe: Recipe, mesh: Mesh) -> Offload:
@@ -124,7 +135,8 @@ def build_model(
         decoder = axes.divide(weights.spec_from(hf_config(recipe)), device="meta", dtype=held)
     elif source is not None:
         memory = offload.place_weights if offload.keeps_weights else None
-        decoder = weights.load(source, dtype=dtype, sparse=config.sparse_attention, memory=memory)
+        wanted = None if recipe.heads == "language" else hf_config(recipe)
+        decoder = weights.load(source, dtype=dtype, sparse=config.sparse_attention, memory=memory, wanted=wanted)
     else:
         device = "meta" if offload.keeps_weights else "cpu"
         decoder = Decoder(weights.spec_from(hf_config(recipe)), dtype=dtype, device=device)
@@ -157,7 +169,7 @@ def _values(recipe: Recipe, decoder: Decoder, checkpoint: Path | None) -> Value:
         return saved(checkpoint, decoder)
     first: WholeParameters | FirstWeights
     if recipe.model.from_:
-        first = WholeParameters(recipe.model.from_)
+        first = WholeParameters(recipe.model.from_, wanted=hf_config(recipe))
     else:
         first = FirstWeights(Decoder(weights.spec_from(hf_config(recipe)), device="meta"), recipe.run.seed)
 
@@ -208,6 +220,10 @@ def hf_config(recipe: Recipe) -> dict[str, Any]:
     if config is None:
         assert recipe.model.from_ is not None
         config = weights.read_config(recipe.model.from_)
+    if recipe.heads == "critic":
+        config = as_critic(config)
+    elif recipe.heads == "reward":
+        config = as_reward(config)
     return config if sparse is None else config | {weights.SPARSE: sparse}
 
 

@@ -180,6 +180,7 @@ class OptimizerConfig:
 
 
 Shape = Literal["linear", "cosine", "sqrt"]
+Heads = Literal["language", "reward", "critic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,6 +296,11 @@ class Recipe:
         if self.elastic.max is not None and self.parallel.dp != "auto":
             raise ConfigError('elastic.max lets ranks come and go: parallel.dp must be "auto", what the others leave')
 
+    @property
+    def heads(self) -> Heads:
+        """What stands on the layers: a language head; a score in its place (reward), or beside it (critic)."""
+        return "language"
+
     def identity(self) -> dict[str, Any]:
         """The keys that decide the weights' bits, dotted; a run resumes only when all of them are unchanged."""
         numbers = {f"optimizer.{name}": value for name, value in self.optimizer.numbers().items()}
@@ -309,7 +315,7 @@ class Recipe:
 
         A key that its trainer did not know yet was at its default.
         """
-        now, before = self.identity(), _defaults(Recipe) | dict(before)
+        now, before = self.identity(), _defaults(type(self)) | dict(before)
         keys = sorted(now.keys() | before.keys())
         return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 

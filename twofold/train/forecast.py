@@ -107,7 +107,7 @@ class Memory:
 
 
 FIRST = ("embed", "positions", "embed_norm", "embed_project")
-LAST = ("norm", "head", "head_project")
+LAST = ("norm", "head", "head_project", "score")
 
 
 def groups_of(spec: ModelSpec, ranks: int, layers: Sequence[int] | None = None) -> list[Group]:
@@ -118,7 +118,7 @@ def groups_of(spec: ModelSpec, ranks: int, layers: Sequence[int] | None = None) 
     shapes: dict[int, list[tuple[int, ...]]] = {}
     own = range(len(spec.layers)) if layers is None else layers
     needed = {*(FIRST if 0 in own else ()), *(LAST if len(spec.layers) - 1 in own else ())}
-    needed |= {"embed"} if spec.head.tied and "head" in needed else set()
+    needed |= {"embed"} if spec.tied and "head" in needed else set()
     for name, parameter in Decoder(spec, device="meta").named_parameters():
         part, _, rest = name.partition(".")
         if part != "layers" and part not in needed:
@@ -157,7 +157,9 @@ class _Walk:
         self.optimizer = masters + lost + self.shards * load.states * FULL
         self.each = load.tokens * load.act  # bytes of one number a token
         self.last = len(spec.layers) - 1 in layers
-        self.table = spec.vocab * (spec.embedding.project or spec.hidden) if self.root.numbers else 0
+        self.table = spec.vocab * spec.width if self.root.numbers else 0
+        self.outputs = spec.vocab if spec.head else spec.score or 0
+        self.readout = self.outputs * spec.width if self.root.numbers else 0
         self.several = load.parts > 1
         self.at_once = cut.stage >= 2  # each micro-batch's gradients are reduced
         self.before = [load.flight * layer_numbers(layer, spec.hidden, policy) * self.each
@@ -196,11 +198,11 @@ class _Walk:
     # ---------------------------------------------------------------------------------------- moments
     def _head(self) -> Moment:
         """The last chunk of rows: its logits, the gradient of the head beside what earlier chunks gave."""
-        rows = min(self.load.tokens, max(CHUNK_ROWS, CHUNK_NUMBERS // self.spec.vocab))
+        rows = min(self.load.tokens, max(CHUNK_ROWS, CHUNK_NUMBERS // self.outputs))
         first = rows == self.load.tokens and (not self.several or self.at_once or not self.cut.divided)
-        again = 0 if first or (not self._collects() and not self.cut.divided) else self.table * self._grad_size()
-        fresh = self.table * (self.load.size + self._widened())
-        working = rows * self.spec.vocab * self.load.act + self.spec.hidden * self.each + fresh
+        again = 0 if first or (not self._collects() and not self.cut.divided) else self.readout * self._grad_size()
+        fresh = self.readout * (self.load.size + self._widened())
+        working = rows * self.outputs * self.load.act + self.spec.hidden * self.each + fresh
         return self._moment(
             "head",
             self._held_whole(len(self.layers)),
@@ -212,7 +214,7 @@ class _Walk:
     def _backward(self) -> Iterator[Moment]:
         """Each layer from the last one on."""
         frames = 2 * self.spec.hidden * self.each  # the loss's gradients in pieces and as one
-        head = self.table * self._grad_size() if self._collects() or self.cut.divided else 0
+        head = self.readout * self._grad_size() if self._collects() or self.cut.divided else 0
         reduced, coming = 0, self._left()
         for index in reversed(range(len(self.layers))):
             layer, group = self.layers[index], self.groups[index]
@@ -257,14 +259,14 @@ class _Walk:
         behind = 0 if self.several and self.at_once else sum(group.shard for group in self.groups) * FULL
         if not self.cut.divided:
             grads = self.numbers * load.size if self._collects() else 0
-            working = self.table * (load.size if self.spec.head.tied or self.several else 0) + frames
+            working = self.table * (load.size if self.spec.tied or self.several else 0) + frames
             yield self._moment("root", 0, grads + self._waiting(), 0, working)
             if load.size < FULL:
                 yield self._moment("sum", 0, self.numbers * FULL + (grads if self.several else 0), 0, 0)
             return
         whole = self.root.numbers * size
         coming = self.groups[0].shard * self.cut.ranks * FULL if self.groups else 0
-        again = self.table * load.size if self.spec.head.tied or self.several else 0
+        again = self.table * load.size if self.spec.tied or self.several else 0
         gathered = self._held_whole(-1)
         yield self._moment("root", gathered, behind + self._waiting(-1) + whole + coming, 0, again + frames)
         padded = self.root.shard * self.cut.ranks * FULL
@@ -293,7 +295,9 @@ class _Walk:
         if self.at_once:  # FSDP2 holds what copies have added up until the group's next sum
             return self.shards * FULL * (2 if self.cut.copies > 1 and self.load.parts > 2 else 1)
         left = self.groups if index is None else self.groups[: index + 1]
-        rest = 0 if index == -1 else max(0, self.root.numbers - self.table)  # the head's own is counted where it grows
+        rest = (
+            0 if index == -1 else max(0, self.root.numbers - self.readout)
+        )  # the head's own is counted where it grows
         return (sum(group.numbers for group in left) + rest) * FULL
 
     def _left(self) -> int:

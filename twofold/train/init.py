@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..models.decoder import Decoder, Normalise, Weight
+from ..models.scoring import TENSOR
 from ..models.seeds import source
 
 STD = 0.02
@@ -17,7 +18,8 @@ RESIDUAL = ("out", "down")
 
 @torch.no_grad()
 def init_weights(decoder: Decoder, seed: int, done: Callable[..., None] | None = None) -> None:
-    """Fill every parameter: matrices from N(0, 0.02²), scaled for residual projections (GPT-2), norms to identity.
+    """Fill every parameter: matrices from N(0, 0.02²), scaled for residual projections (GPT-2), norms to identity, a
+    score head to zeros (`models/scoring.py` says why).
 
     `done` is told of each when it is filled.
     """
@@ -39,7 +41,7 @@ class FirstWeights:
         place, _, kind = name.rpartition(".")
         module = self._modules[place]
         out = torch.empty(getattr(module, kind).shape, dtype=torch.float32)
-        if kind == "bias":
+        if kind == "bias" or name == TENSOR:
             return out.zero_()
         if isinstance(module, Normalise):
             return out.fill_(0.0 if module.spec.offset else 1.0)

@@ -10,7 +10,7 @@ import fcntl
 import math
 import secrets
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,26 +27,45 @@ from ..parallel.messages import everyone, from_first
 from ..parallel.ranks import Meeting
 from ..platforms import keep_freed, read_memory
 from ..platforms.memory import shortage
-from . import adapters, build, elastic, plot
+from . import adapters, build, card, elastic, plot
 from .axes import Axes
 from .checkpoint import Checkpoints, Position, read_position
 from .config import Recipe
+from .export import export, export_adapter
 from .heartbeat import Heartbeat
 from .journal import Journal, Unwritten
+from .lesson import Lesson
 from .meter import Meter
 from .pieces import Stored
 from .planning import Machine, laid_out, spec_of
 from .profile import around
 from .progress import Display
 from .saver import Saver
-from .state import restore, weight_pieces
-from .trainer import Sampler, Trainer
+from .state import restore
+from .trainer import Data, Sampler, Trainer
 
 FAILED = "failed"
 LOST = 1
 """Exit status of a rank that ends because another one failed, and told why."""
 GRACE = 0.3
 """Seconds that other ranks give the main one to tell first what may have happened to all."""
+
+
+class Course:
+    """What kind of run it is: the recipe it is read from, its data, and what one of its steps is made of.
+
+    This one reads texts; that of alignment is in `align/`.
+    """
+
+    recipe: type[Recipe] = Recipe
+
+    def data(self, recipe: Recipe, words: build.RecipeWords) -> tuple[Data, str]:
+        """What is read, and a fingerprint of it. The main rank is the first to ask; the others find what it made."""
+        return build.build_data(recipe, words)
+
+    def lesson(self, recipe: Recipe, data: Data, words: build.RecipeWords) -> Lesson:
+        """What a step is made of."""
+        return Lesson()
 
 
 def run(
@@ -57,6 +76,7 @@ def run(
     sampler: Sampler | None = None,
     console: Console | None = None,
     profiles: Collection[str] = (),
+    course: Course | None = None,
 ) -> int:
     """Train `recipe_path` to its end, from its newest whole checkpoint when there is one.
 
@@ -68,9 +88,9 @@ def run(
     Raises:
         ConfigError: the recipe is wrong, differs from the run it would continue, or its directory is in use.
     """
-    ranks = discover()
+    ranks, course = discover(), course or Course()
     try:
-        recipe = load_config(Recipe, recipe_path, overrides)
+        recipe = load_config(course.recipe, recipe_path, overrides)
         recipe.elastic.admit(ranks.world)
         layout = lay_out(recipe.parallel, ranks.world, ranks.local_world)
     except ConfigError:
@@ -85,7 +105,7 @@ def run(
             mesh = Mesh(_settled(recipe, layout, ranks), ranks.rank)
             display = Display(recipe.schedule.steps, console if ranks.main else Console(quiet=True))
             with _held(recipe.run.output, mesh) as attempt:
-                return _Run(recipe, mesh, meeting, display, attempt).to_its_end(fresh, sampler, profiles)
+                return _Run(recipe, mesh, meeting, display, attempt, course).to_its_end(fresh, sampler, profiles)
         except Exception as error:
             if not ranks.main:
                 time.sleep(GRACE)
@@ -109,6 +129,7 @@ class _Run:
     meeting: Meeting
     display: Display
     attempt: str
+    course: Course
 
     def to_its_end(self, fresh: bool, sampler: Sampler | None, profiles: Collection[str]) -> int:
         recipe, say, output = self.recipe, self.display.say, self.recipe.run.output
@@ -121,6 +142,7 @@ class _Run:
         checkpoints = Checkpoints(output / "checkpoints", recipe.run.keep_last, recipe.run.keep_every)
         if fresh and self.mesh.main:
             checkpoints.clear()
+            (output / card.EVALUATION).unlink(missing_ok=True)
         found, notes = checkpoints.latest(self.mesh.group("world"))
         for note in notes:
             say(note)
@@ -137,30 +159,27 @@ class _Run:
             try:
                 status = trainer.fit()
                 if status == 0:
-                    self._export(trainer)
+                    if recipe.lora:
+                        export_adapter(trainer, output / "adapter")
+                    if not adapters.quantized(recipe):
+                        export(trainer, output / "model", self._card(trainer))
+                    trainer.lesson.finish(trainer)
                 if self.mesh.main:
                     say(plot.terminal(trainer.journal.curve("loss")))
                 if status == 0:
                     say(f"finished {recipe.schedule.steps} steps; {adapters.said(recipe)}")
             finally:
+                trainer.lesson.close()
                 trainer.journal.close()
                 trainer.optimizer.offload.close()
         self.mesh.wait()
         return status
 
-    def _export(self, trainer: Trainer) -> None:
-        """The finished model, and the adapters alone where it has some."""
-        recipe, output = self.recipe, self.recipe.run.output
-        dtype, export = trainer.zero.dtype, build.DTYPES[recipe.run.export_dtype]
-        pieces = weight_pieces(trainer.decoder, trainer.places, dtype, export)
-        if recipe.lora is None:
-            trainer.saver.export(output / "model", pieces, export)
-            return
-        trainer.saver.export(output / "adapter", pieces, export)
-        if adapters.quantized(recipe):
-            return
-        pieces = adapters.merged_pieces(trainer.decoder, trainer.places, dtype, export)
-        trainer.saver.export(output / "model", pieces, export, build.model_files(recipe))
+    def _card(self, trainer: Trainer) -> Callable[[Path], None]:
+        """What writes the model's card, of the run as it stands now."""
+        output, at = self.recipe.run.output, trainer.position
+        trained = card.training(self.recipe.identity(), at.step, at.tokens, trainer.journal.rows)
+        return lambda directory: card.put(directory, trained, output / card.EVALUATION, output.name)
 
     def _assemble(
         self, found: Path | None, position: Position | None, checkpoints: Checkpoints, sampler: Sampler | None
@@ -169,7 +188,7 @@ class _Run:
         recipe, mesh, display = self.recipe, self.mesh, self.display
         with self.meeting.after("data", mesh.main, FAILED):
             words = build.build_words(recipe)
-            data, fingerprint = build.build_data(recipe, words)
+            data, fingerprint = self.course.data(recipe, words)
         if position and position.data != fingerprint:
             raise ConfigError(
                 f"the training data is not what {recipe.run.output} was trained on: bring the old files back, "
@@ -201,7 +220,7 @@ class _Run:
             build.run_files(recipe, decoder),
             recipe.run.save_behind and recipe.offload == type(recipe.offload)(),
         )
-        return Trainer(
+        trainer = Trainer(
             decoder,
             optimizer,
             data,
@@ -218,7 +237,10 @@ class _Run:
             places=places,
             heart=Heartbeat(recipe.run.output / "hang", mesh, recipe.elastic.heartbeat, self.attempt),
             meter=Meter.of(places.spec, decoder) if mesh.main else None,
+            lesson=self.course.lesson(recipe, data, words),
         )
+        trainer.lesson.begin(trainer, Stored(found) if found else None)
+        return trainer
 
 
 def _same_recipe(recipe: Recipe, position: Position, output: Path) -> None:

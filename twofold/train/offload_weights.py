@@ -71,9 +71,9 @@ class Visits:
             return [weight for name, weight in weights.items() if name.startswith(prefixes)]
 
         self._pool = pool
-        tied = ("embed.",) if decoder.spec.head.tied else ()
+        tied = ("embed.",) if decoder.spec.tied else ()
         layers = range(len(decoder.layers))
-        self._front, self._back = under("embed", "positions."), under("norm.", "head", *tied)
+        self._front, self._back = under("embed", "positions."), under("norm.", "head", "score.", *tied)
         self._stops = [self._front, *(under(f"layers.{i}.") for i in layers), self._back]
         self.forget()
         for i, layer in enumerate(decoder.layers):

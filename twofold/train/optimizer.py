@@ -73,6 +73,13 @@ class Optimizer:
         copy = self._copies.get(name)
         return local(self.weights[name].detach()) if copy is None else copy
 
+    @torch.no_grad()
+    def put(self, name: str, value: Tensor) -> None:
+        """Give this rank's slice of a weight another value, and its master where it has one apart."""
+        self.master(name).copy_(value)
+        if name in self._copies:
+            local(self.weights[name].detach()).copy_(value)
+
     def gradient(self, name: str) -> Tensor | None:
         """What `step` will read: the slice's gradient, as many times too large as the loss was scaled."""
         if self._summing:

@@ -56,7 +56,7 @@ class Pipeline:
         group = mesh.group("pp")
         assert group is not None, "a pipeline of one rank is none"
         self.mesh, self.config, self.group, self.vocab = mesh, config, group, spec.vocab
-        self.ranks, self.rank, self.tied = group.size(), group.rank(), spec.head.tied
+        self.ranks, self.rank, self.tied = group.size(), group.rank(), spec.tied
         if config.pp_schedule in SINGLE and config.pp_stages > 1:
             raise ConfigError(
                 f'parallel.pp_schedule = "{config.pp_schedule}" has one stage a rank, not {config.pp_stages}: '
@@ -103,6 +103,7 @@ class Pipeline:
             ("head_project", last),
             ("norm", last),
             ("head", last),
+            ("score", last),
         ):
             if hasattr(decoder, name) and not needed:
                 delattr(decoder, name)
@@ -203,7 +204,7 @@ class Stage(nn.Module):
         self.layers = nn.ModuleList(decoder.layers[index] for index in layers)
         before, behind = (
             ("embed", "positions", "embed_norm", "embed_project"),
-            ("norm", "head", "head_project", "embed"),
+            ("norm", "head", "head_project", "score", "embed"),
         )
         for name in {*(before if self.first else ()), *(behind if self.last else ())}:
             if hasattr(decoder, name):

@@ -55,13 +55,17 @@ class Display:
         seconds_left: float,
         peak_share: float | None = None,
         memory: int | None = None,
+        more: str = "",
     ) -> None:
-        """Move to `step`, the number of steps done; `peak_share` of the machine's matmul peak, `memory` in bytes."""
+        """Move to `step`, the number of steps done; `peak_share` of the machine's matmul peak, `memory` in bytes.
+
+        `more` stands behind the loss.
+        """
         peak = "" if peak_share is None else f"  {peak_share:.0%} of peak"
         used = "" if memory is None else f"  {memory / 1e9:.1f} GB"
         figures = (
-            f"loss {loss:.3f}  lr {lr:.1e}  grad {grad_norm:.2f}  {_thousands(speed)} tok/s{peak}{used}  "
-            f"{clock(seconds_left)} left"
+            f"loss {loss:.3f}  {more}{more and '  '}lr {lr:.1e}  grad {grad_norm:.2f}  {_thousands(speed)} tok/s"
+            f"{peak}{used}  {clock(seconds_left)} left"
         )
         if self.console.is_terminal:
             self._bar.update(self._task, completed=step, figures=figures)

@@ -12,14 +12,15 @@ a signal made. A run that is killed behind a rewind meets the same spike again, 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core import TwofoldError
+from .lesson import named
 from .spikes import Spikes
 from .state import go_back
 
 if TYPE_CHECKING:
-    from .trainer import Loader, Trainer
+    from .trainer import Trainer
 
 
 def rewind(trainer: Trainer, why: str) -> None:
@@ -54,9 +55,3 @@ def rewind(trainer: Trainer, why: str) -> None:
     for note in notes:
         trainer.display.say(note)
     trainer.display.say(f"step {at.step + 1}: {why}; back to {found.name}, past batches {past[0]} to {past[1]}")
-
-
-def named(loader: Loader, batch: int) -> dict[str, Any]:
-    """A batch's number, and those of its documents where the loader knows them."""
-    documents = getattr(loader, "documents", None)
-    return {"batch": batch} | ({"documents": documents(batch)} if documents else {})

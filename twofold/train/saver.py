@@ -96,8 +96,18 @@ class Saver:
             self._threads.popleft().join()
         self._tell()
 
-    def export(self, target: Path, weights: Pieces, dtype: torch.dtype, files: Files | None = None) -> None:
-        """Put the model alone into `target`, in `dtype`, in place of what was there; as `files`, if not the run's."""
+    def export(
+        self,
+        target: Path,
+        weights: Pieces,
+        dtype: torch.dtype,
+        files: Files | None = None,
+        beside: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Put the model alone into `target`, in `dtype`, in place of what was there.
+
+        It is written as `files`, if not as the run's; `beside` adds what is about it.
+        """
         self.wait()
         files = files or self.files
 
@@ -108,6 +118,8 @@ class Saver:
             self._agree(faults, {})
             if self.main:
                 files.finish(directory, dtype, plan)
+                if beside is not None:
+                    beside(directory)
 
         if self.main:
             replace_directory(target, write)

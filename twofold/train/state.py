@@ -5,6 +5,7 @@ states    exp_avg.<parameter> ...   what the optimizer keeps, divided as the par
           master.<parameter>        its fp32, where the model's dtype is narrower
           buffer.<name>             the decoder's buffers
           rng.<rank>[.cuda]         the random state of each rank, and of its GPU
+          lesson.<name>             what a lesson remembers (lesson.py), which takes it back itself
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Value = Callable[[str, Held], Tensor]
 Source = tuple[Callable[[], Tensor], Callable[[Tensor], None]]
 """How a random state is read, and put back."""
 
-MASTER, BUFFER, RANDOM = "master.", "buffer.", "rng."
+MASTER, BUFFER, RANDOM, LESSON = "master.", "buffer.", "rng.", "lesson."
 
 
 @torch.no_grad()
@@ -107,7 +108,7 @@ def restore(
     for name, entry in stored.entries.items():
         owner = name.partition(".")[2]
         place = places.get(owner)
-        if name.startswith(RANDOM) or (name.startswith(MASTER) and owner in own):
+        if name.startswith((RANDOM, LESSON)) or (name.startswith(MASTER) and owner in own):
             continue
         if place is None and owner in places.whole:
             continue  # it is another rank's

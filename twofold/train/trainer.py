@@ -12,15 +12,15 @@ stopped and started again computes the bits of one that never was.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from ..core import TwofoldError
+from ..core import ConfigError, TwofoldError
 from ..data import Batch
 from ..models.decoder import Decoder
 from . import fault, plot
@@ -30,17 +30,20 @@ from .checkpoint import Position
 from .config import Recipe, SampleConfig
 from .heartbeat import Heartbeat
 from .journal import Journal
+from .lesson import Lesson
 from .meter import Meter
 from .moe import Routers
+from .objective import NEXT_TOKEN, Objective, Sums
 from .optimizer import Optimizer
 from .places import Places
 from .progress import Display
-from .rewind import named, rewind
+from .rewind import rewind
 from .saver import Saver, Snapshot
 from .scaler import LossScaler
 from .schedule import lr_at
 from .spikes import Spikes
 from .state import gathered, state_pieces, weight_pieces
+from .step import Clock, Step
 from .stop import Stop
 from .zero import Zero
 
@@ -49,6 +52,9 @@ STOPPED = 75
 
 Sampler = Callable[[Decoder, Sequence[list[int]], SampleConfig, tuple[int, ...]], list[list[int]]]
 """(decoder, prompts as ids, settings, ids that end a text) to each one's new ids; the door makes it with the engine."""
+
+Look = Callable[[Decoder, Tensor, Tensor, Batch], Tensor]
+"""(decoder, hidden_TD, ids_T, micro-batch) to a number for each token, fp32 [T]."""
 
 
 class Loader(Protocol):
@@ -66,28 +72,6 @@ class Words(Protocol):
     def prompt(self, text: str) -> list[int]: ...
 
     def text(self, ids: list[int]) -> str: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """What one step did: mean loss in nats a target, targets, gradient norm before the clip, and why it was skipped.
-
-    `overflow`: because the loss scale was too large, which happens now and then, and has been seen to.
-    """
-
-    loss: float
-    targets: int
-    lr: float
-    grad_norm: float
-    skipped: str | None = None
-    overflow: bool = False
-    figures: dict[str, float] = field(default_factory=dict)
-    """What else the journal keeps: how a mixture's experts were used."""
-
-    @property
-    def diverged(self) -> bool:
-        """Whether its loss or gradient was not finite, or its loss a spike."""
-        return self.skipped is not None and self.targets > 0 and not self.overflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +105,9 @@ class Trainer:
         heart: Heartbeat | None = None,
         meter: Meter | None = None,
         around: Callable[[], AbstractContextManager[None]] = nullcontext,
+        lesson: Lesson | None = None,
     ) -> None:
-        self.meter, self.around = meter, around
+        self.meter, self.around, self.lesson = meter, around, lesson or Lesson()
         self.decoder, self.optimizer, self.data, self.recipe = decoder, optimizer, data, recipe
         self.axes = axes or Axes()
         self.mesh = self.axes.mesh
@@ -139,30 +124,34 @@ class Trainer:
         self.saved_at = self.position.step if position else -1
 
     # ---------------------------------------------------------------------------------------- one step
-    def step(self, batch: Batch, loss: losses.Loss = losses.next_token) -> Step:
+    def step(self, batch: Batch, objective: Objective = NEXT_TOKEN) -> Step:
         """One optimizer step over all of `batch`, in micro-batches of whole sequences, each rank its share.
 
-        The loss is the sum over all targets divided by their number, whatever the split. A step whose loss or gradient
-        is not finite, or a spike by `elastic.on_spike`, changes no weight, on any rank.
+        The loss is the objective's sum over the batch divided by its size, whatever the split. A step whose loss or
+        gradient is not finite, or a spike by `elastic.on_spike`, changes no weight, on any rank.
 
         Raises:
             TwofoldError: the gradient overflowed at the least loss scale.
         """
         config = self.recipe.optimizer
         lr = lr_at(self.position.step, config.lr, self.recipe.schedule)
-        targets = int((batch.targets_T != losses.IGNORE).sum())
-        if not targets:
-            return Step(loss=0.0, targets=0, lr=lr, grad_norm=0.0, skipped="the batch has no target")
+        targets, size = int((batch.targets_T != losses.IGNORE).sum()), objective.size(batch)
+        tokens = len(batch.ids_T)
+        if not size:
+            return Step(loss=0.0, targets=0, lr=lr, grad_norm=0.0, tokens=tokens, skipped="the batch has no target")
         self.optimizer.zero()
-        self.routers.begin(self.position.step, len(batch.ids_T), self.scaler.scale)
-        summed = self._pass(batch, targets / self.scaler.scale, loss)
+        self.routers.begin(self.position.step, tokens, self.scaler.scale)
+        sums = self._pass(batch, size / self.scaler.scale, objective)
         self.axes.collect(self.decoder)
         self.optimizer.collect()  # what a pipeline leaves where it is
-        mean = self.mesh.sum("loss", summed)[0] / targets
-        done = Step(loss=mean, targets=targets, lr=lr, grad_norm=self.optimizer.clip(self.scaler.scale))
+        sums = dict(zip(sums, self.mesh.sum("loss", *sums.values()), strict=True))
+        work = self.meter.work(batch.lengths, targets) if self.meter else 0
+        norm = self.optimizer.clip(self.scaler.scale)
+        done = Step(loss=sums["loss"] / size, targets=targets, lr=lr, grad_norm=norm, tokens=tokens, flops=work)
         finite = math.isfinite(done.loss) and math.isfinite(done.grad_norm)
         spike = self.spikes.look(done.loss) if finite else None
-        done = replace(done, figures=self.routers.end(moved=finite and spike is None))
+        figures = objective.figures(sums)
+        done = replace(done, figures=figures | self.routers.end(moved=finite and spike is None))
         if not finite:
             done = self._skip(done, batch)
         else:
@@ -191,19 +180,37 @@ class Trainer:
             why += f", at loss scale {scale:g}, from here {self.scaler.scale:g}"
         return replace(done, skipped=why, overflow=self.scaler.dynamic and not spoiled)
 
-    def _pass(self, batch: Batch, total: float, loss: losses.Loss) -> float:
-        """Forward and backward over this rank's share of a batch, of (sum / `total`); its part of the summed loss."""
+    def _pass(self, batch: Batch, total: float, objective: Objective) -> Sums:
+        """Forward and backward over this rank's share of a batch, of (sum / `total`); its part of the sums."""
         parts = self.axes.share(batch, self.recipe.data.micro_tokens)
         if self.axes.pipeline:
-            return self.axes.pipeline.run([self.axes.place(part) for part in parts], total, self.decoder, loss)
-        summed = 0.0
+            if objective.each is None:
+                raise ConfigError(f"parallel.pp cuts what {type(objective).__name__} must see whole: set pp = 1")
+            placed = [self.axes.place(part) for part in parts]
+            return {"loss": self.axes.pipeline.run(placed, total, self.decoder, objective.each)}
+        sums: Sums = {}
         for number, part in enumerate(parts, 1):
             self.zero.micro_batch(last=number == len(parts))
             ids_T, targets_T, ctx = self.axes.place(part)
             hidden_TD = self.decoder(ids_T, ctx)
-            summed += losses.backward(self.decoder, hidden_TD, targets_T, total, self.places.spec.vocab, loss)
+            more = objective.backward(self.decoder, hidden_TD, targets_T, part, total, self.places.spec.vocab)
+            sums = {name: sums.get(name, 0.0) + value for name, value in more.items()}
             self.optimizer.collect()
-        return summed
+        return sums
+
+    @torch.no_grad()
+    def read(self, batch: Batch, look: Look, decoder: Decoder | None = None) -> Tensor:
+        """What `look` says of each token of a batch, fp32 [T], the same on every rank: each reads its share.
+
+        `look` is given (decoder, hidden_TD, ids_T, part); `decoder` is another one than the trainer's.
+        """
+        out_T, decoder = torch.zeros(len(batch.ids_T)), decoder or self.decoder
+        for part in self.axes.share(batch, self.recipe.data.micro_tokens):
+            ids_T, _, ctx = self.axes.place(part)
+            found_T = look(decoder, decoder(ids_T, ctx), ids_T, part)
+            mine = len(part.ids_T) - part.padding
+            out_T[part.first : part.first + mine] = found_T[:mine]
+        return self.mesh.total("data", out_T)
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -229,7 +236,7 @@ class Trainer:
         """Train to the last step, from wherever the run stands; 0 when done, STOPPED when asked to stop."""
         steps = self.recipe.schedule.steps
         with Stop() as stop, self.heart, self.display:
-            clock = _Clock()
+            clock = Clock()
             if self.recipe.elastic.on_spike == "rewind" and not self.position.step:
                 self.saved_at = -1
                 self.save()  # so that there is somewhere to go back to
@@ -251,14 +258,13 @@ class Trainer:
                 self.saver.wait()
         return 0
 
-    def _advance(self, clock: _Clock) -> None:
+    def _advance(self, clock: Clock) -> None:
         run, at = self.recipe.run, self.position
         self.heart.beat(at.step, "the pass")
         clock.start()
-        batch = self.data.train.batch(at.batch)
         with self.around():
-            done = self.step(batch)
-        clock.stop(len(batch.ids_T), self.meter.work(batch.lengths, done.targets) if self.meter else 0)
+            done = self.lesson.step(self)
+        clock.stop(done.tokens, done.flops)
         if done.diverged and self.recipe.elastic.on_spike == "rewind":
             with self.heart.apart("the way back"):
                 rewind(self, str(done.skipped))
@@ -266,7 +272,7 @@ class Trainer:
         self.position = replace(
             at,
             step=at.step + 1,
-            tokens=at.tokens + len(batch.ids_T),
+            tokens=at.tokens + done.tokens,
             skipped=at.skipped + (done.skipped is not None),
             skips_in_row=at.skips_in_row + (not done.overflow) if done.skipped else 0,
             loss=at.loss if done.skipped else done.loss,
@@ -275,11 +281,9 @@ class Trainer:
         )
         step, last = self.position.step, self.position.step == self.recipe.schedule.steps
         self._report(done, clock, step % run.log_every == 0 or last)
-        if self.data.valid and (step % run.eval_every == 0 or last):
+        if step % run.eval_every == 0 or last:
             self.heart.beat(at.step, "the validation")
-            value = self.evaluate()
-            self.journal.add(step, valid_loss=value)
-            self.display.say(f"step {step}: validation loss {value:.4f}")
+            self.lesson.examine(self)
             self._draw()
         if self.recipe.sample.prompts and (step % self.recipe.sample.every == 0 or last):
             with self.heart.apart("the samples"):
@@ -289,10 +293,10 @@ class Trainer:
                 self.save()
         self.optimizer.offload.settle()
 
-    def _report(self, done: Step, clock: _Clock, log: bool) -> None:
+    def _report(self, done: Step, clock: Clock, log: bool) -> None:
         step = self.position.step
         if done.skipped:
-            self.journal.add(step, skipped=done.skipped, **named(self.data.train, self.position.batch - 1))
+            self.journal.add(step, skipped=done.skipped, **self.lesson.at_fault(self))
             self.display.say(f"step {step} skipped: {done.skipped} ({self.position.skipped} so far)")
             if self.position.skips_in_row >= self.recipe.optimizer.max_skips:
                 raise TwofoldError(
@@ -316,7 +320,14 @@ class Trainer:
             )
         left = clock.seconds_per_step * (self.recipe.schedule.steps - step)
         self.display.step(
-            step, loss=done.loss, lr=done.lr, grad_norm=done.grad_norm, speed=speed, seconds_left=left, **machine
+            step,
+            loss=done.loss,
+            lr=done.lr,
+            grad_norm=done.grad_norm,
+            speed=speed,
+            seconds_left=left,
+            more=self.lesson.line(done.figures),
+            **machine,
         )
 
     # ---------------------------------------------------------------------------------------- besides stepping
@@ -359,7 +370,7 @@ class Trainer:
             Snapshot(
                 position=replace(self.position, scaler=self.scaler.state()),
                 weights=weight_pieces(self.decoder, places, dtype),
-                states=state_pieces(self.decoder, places, self.optimizer, self.mesh, dtype),
+                states=state_pieces(self.decoder, places, self.optimizer, self.mesh, dtype) | self.lesson.pieces(self),
             )
         )
         self.saved_at = self.position.step
@@ -370,26 +381,3 @@ class Trainer:
         curves = {"training": self.journal.curve("loss"), "validation": self.journal.curve("valid_loss")}
         picture = plot.svg(curves, title=f"{self.recipe.run.output.name}: loss")
         (self.recipe.run.output / "loss.svg").write_text(picture, encoding="utf-8")
-
-
-class _Clock:
-    """Time spent stepping, without validation, samples and saves; smoothed over about twenty steps."""
-
-    def __init__(self) -> None:
-        self.seconds_per_step = 0.0
-        self.tokens_per_second = 0.0
-        self.flops_per_second = 0.0
-        self._began = 0.0
-
-    def start(self) -> None:
-        self._began = time.perf_counter()
-
-    def stop(self, tokens: int, flops: int = 0) -> None:
-        seconds = max(time.perf_counter() - self._began, 1e-9)
-        self.seconds_per_step = _smooth(self.seconds_per_step, seconds)
-        self.tokens_per_second = _smooth(self.tokens_per_second, tokens / seconds)
-        self.flops_per_second = _smooth(self.flops_per_second, flops / seconds)
-
-
-def _smooth(old: float, new: float) -> float:
-    return old + (new - old) * 0.1 if old else new

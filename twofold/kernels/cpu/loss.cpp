@@ -12,8 +12,8 @@
 // gives each row's log-probability of its target.
 struct Likelihood {
   const int32_t* rows;
-  int32_t width, first, last, unused;
-  float multiplier, softcap;  // 0: none
+  int32_t width, first, last;
+  float multiplier, softcap, temperature;  // 0: none
   const float* x;
   int64_t x_stride;
   const int64_t* targets;  // [rows], ids in the whole vocabulary
@@ -26,7 +26,7 @@ struct Likelihood {
 struct LikelihoodGradient {
   const int32_t* rows;
   int32_t width, first;
-  float multiplier, softcap;
+  float multiplier, softcap, temperature;
   float* x;
   int64_t x_stride;
   const int64_t* targets;
@@ -43,11 +43,16 @@ inline V16 shaped(V16 x, float multiplier, float softcap) {
   return x;
 }
 
+// Logits whose softmax is sampled from: the sampler's own arithmetic, so that both have the same bits.
+inline V16 cooled(V16 x, float temperature) {
+  return temperature != 0.0f ? x / all(temperature) : x;
+}
+
 }  // namespace
 
 void run(const Likelihood& it, Crew& crew) {
   const int64_t rows = *it.rows;
-  const bool plain = it.multiplier == 0.0f && it.softcap == 0.0f;
+  const bool plain = it.multiplier == 0.0f && it.softcap == 0.0f && it.temperature == 0.0f;
   float* block = nullptr;
   for (int64_t row; (row = crew.take()) < rows;) {
     const float* x = it.x + row * it.x_stride;
@@ -60,7 +65,7 @@ void run(const Likelihood& it, Crew& crew) {
       if (!plain) {
         if (!block) block = crew.scratch->need<float>(FOLD);
         for (int64_t i = 0; i < count; i += LANES)
-          store(block + i, shaped(load(y + i, int(count - i)), it.multiplier, it.softcap));
+          store(block + i, cooled(shaped(load(y + i, int(count - i)), it.multiplier, it.softcap), it.temperature));
         y = block;
       }
       take_in(sum, y, count);
@@ -83,12 +88,13 @@ void run(const LikelihoodGradient& it, Crew& crew) {
     for (int64_t i = 0; i < it.width; i += LANES) {
       const int count = int(std::min<int64_t>(LANES, it.width - i));
       const V16 y = shaped(load(x + i, count), it.multiplier, it.softcap);
-      V16 slope = exp(y - most) * share;
+      V16 slope = exp(cooled(y, it.temperature) - most) * share;
       if (target >= i && target < i + LANES) {
         store(lane, slope);
         lane[target - i] = lane[target - i] + upstream;
         slope = load(lane);
       }
+      if (it.temperature != 0.0f) slope = slope / all(it.temperature);
       if (it.softcap != 0.0f) slope = slope * (one - (y / cap) * (y / cap));
       if (it.multiplier != 0.0f) slope = slope * multiplier;
       store(x + i, slope, count);

@@ -254,6 +254,14 @@ void report(const float* x, int64_t vocab, Choice& it) {
   it.rank = int32_t(above + 1), it.found = found;
 }
 
+// The model's logits / temperature, whatever was edited or cut: the trainer's arithmetic (loss.cpp).
+const float* tempered(const float* logits, int64_t vocab, float temperature, const Room& room) {
+  if (temperature == 1.0f) return logits;
+  const V16 heat = all(temperature);
+  for (int64_t i = 0; i < vocab; i += LANES) store(room.z + i, load_or_nothing(logits + i, vocab - i) / heat);
+  return room.z;
+}
+
 bool known(const Choice& it, int64_t vocab) {
   const auto within = [&](const int32_t* ids, int32_t count) {
     return std::all_of(ids, ids + count, [&](int32_t id) { return id >= 0 && id < vocab; });
@@ -284,6 +292,7 @@ void choose(const float* logits, int64_t vocab, Choice& it, const Room& room) {
   it.token = greedy ? first_of(x, vocab, most) : pick(room, vocab, it.u);
   if (it.report == Report::raw) report(logits, vocab, it);
   if (it.report == Report::processed) report(greedy ? x : room.z, vocab, it);
+  if (it.report == Report::tempered) report(greedy ? logits : tempered(logits, vocab, it.temperature, room), vocab, it);
 }
 
 }  // namespace

@@ -1,0 +1,199 @@
+"""Experience: prompts to judged rollouts, each rank its share, and all of it on every rank.
+
+    prompts of the step ── this rank's ──▶ rollout(engine) ──▶ rewards ──┐
+    [0 1 2 3 4 5]           [1 3 5]         groups, streaming            ▼
+                                                       everyone tells everyone: groups in the prompts' order
+                                                                         │
+                        pack: sequences end to end, and beside each target what was known when it was drawn
+
+A token's seed hangs on (run's seed, step, prompt, sample) alone, so that any number of ranks draws the same.
+Shapes: T tokens of the step's batch, N rollouts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import Batch
+from ..parallel import Mesh
+from ..parallel.messages import everyone
+from ..train.loss import IGNORE
+from .episode import Group, Prompt, Rollout
+from .rewards import Judgement, Panel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Harvest:
+    """A step's rollouts, in the order of their prompts and samples, and what they were judged to be worth."""
+
+    rollouts: tuple[Rollout, ...]
+    group_N: Tensor
+    """The number of each one's prompt in the step, int64."""
+    rewards_N: Tensor
+    """Weighted totals, fp32; NaN where nobody gave one."""
+    parts: Mapping[str, list[float | None]] = field(default_factory=dict)
+    """What each reward function gave, unweighted."""
+    faults: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Where the time went: rollout, reward; of the slowest rank."""
+
+    @property
+    def lengths_N(self) -> Tensor:
+        """Tokens of each that are the model's own."""
+        return torch.tensor([sum(it.mine) for it in self.rollouts])
+
+    @property
+    def truncated_N(self) -> Tensor:
+        return torch.tensor([it.finish == "length" for it in self.rollouts])
+
+    def figures(self) -> dict[str, float]:
+        """What the journal keeps of it."""
+        counted = self.rewards_N[~self.rewards_N.isnan()]
+        found = {
+            "reward": _mean(counted),
+            "reward_std": float(counted.std()) if len(counted) > 1 else 0.0,
+            "length": _mean(self.lengths_N),
+            "truncated": _mean(self.truncated_N),
+            "skipped_rollouts": float(len(self.rewards_N) - len(counted)),
+        }
+        for name, values in self.parts.items():
+            given = [value for value in values if value is not None]
+            found[f"rewards.{name}"] = sum(given) / len(given) if given else math.nan
+        found |= {f"faults.{name}": float(count) for name, count in self.faults.items()}
+        found |= {f"seconds_{name}": round(value, 3) for name, value in self.seconds.items()}
+        tokens = float(self.lengths_N.sum())
+        return found | {"rollout_tokens_per_second": round(tokens / max(self.seconds.get("rollout", 0.0), 1e-9), 1)}
+
+
+def shared(prompts: Sequence[Prompt], mesh: Mesh) -> list[Prompt]:
+    """This rank's prompts of a step: every n-th, so that ranks have long and short ones alike."""
+    return list(prompts[mesh.rank("data") :: mesh.size("data")])
+
+
+def seed_of(seed: int, step: int) -> int:
+    """The seed of a step's rollouts, 63 bits."""
+    return int.from_bytes(blake2b(f"rollout/{seed}/{step}".encode(), digest_size=8).digest(), "little") >> 1
+
+
+def judged(groups: Sequence[Group], panel: Panel, step: int) -> Judgement:
+    """What a panel says of every rollout of some groups, in order."""
+    rollouts = [it for group in groups for it in group.rollouts]
+    names = sorted({name for group in groups for name in group.prompt.columns})
+    return panel.score(
+        [it.prompt.shown for it in rollouts],
+        [answer(it) for it in rollouts],
+        [list(it.ids) for it in rollouts],
+        {name: [it.prompt.columns.get(name) for it in rollouts] for name in names},
+        step=step,
+    )
+
+
+def answer(rollout: Rollout) -> str | list[dict[str, Any]]:
+    """A completion as reward functions are given it: a message where the prompt is messages, else a text."""
+    if isinstance(rollout.prompt.shown, str):
+        return rollout.text
+    return [{"role": "assistant", "content": rollout.text}]
+
+
+def gather(
+    groups: Sequence[Group], told: Judgement, prompts: Sequence[Prompt], mesh: Mesh, seconds: Mapping[str, float]
+) -> Harvest:
+    """Everyone's groups and rewards on every rank; a collective."""
+    mine = {
+        "groups": [[group.prompt.number, [_plain(it) for it in group.rollouts]] for group in groups],
+        "totals": told.totals,
+        "parts": dict(told.parts),
+        "faults": told.fault_counts,
+        "notes": list(told.notes),
+        "seconds": dict(seconds),
+    }
+    found = everyone(mine, mesh.group("data"))
+    by_number: dict[int, list[tuple[dict[str, Any], float | None, dict[str, float | None]]]] = {}
+    for one in found:
+        at = 0
+        for number, plain in one["groups"]:
+            rows = []
+            for it in plain:
+                rows.append((it, one["totals"][at], {name: values[at] for name, values in one["parts"].items()}))
+                at += 1
+            by_number[number] = rows
+    rollouts: list[Rollout] = []
+    group, totals = list[int](), list[float]()
+    parts: dict[str, list[float | None]] = {name: [] for one in found for name in one["parts"]}
+    for place, prompt in enumerate(prompts):
+        for it, total, given in by_number[prompt.number]:
+            rollouts.append(_rollout(prompt, it))
+            group.append(place)
+            totals.append(math.nan if total is None else total)
+            for name, values in parts.items():
+                values.append(given.get(name))
+    return Harvest(
+        rollouts=tuple(rollouts),
+        group_N=torch.tensor(group),
+        rewards_N=torch.tensor(totals, dtype=torch.float32),
+        parts=parts,
+        faults={name: sum(one["faults"].get(name, 0) for one in found) for one in found for name in one["faults"]},
+        notes=tuple(note for one in found for note in one["notes"]),
+        seconds={name: max(one["seconds"][name] for one in found) for name in seconds},
+    )
+
+
+def pack(rollouts: Sequence[Rollout], beside_N: Mapping[str, Tensor] | None = None) -> Batch:
+    """Rollouts end to end: each loses its last id, and learns the model's own tokens alone.
+
+    Beside each target stand `old`, its log-probability when it was drawn, and the values of `beside_N` [N] of its
+    rollout.
+    """
+    ids, targets, old, lengths = list[int](), list[int](), list[float](), list[int]()
+    for it in rollouts:
+        whole = [*it.prompt.ids, *it.ids]
+        before = len(it.prompt.ids) - 1
+        ids += whole[:-1]
+        targets += [IGNORE] * before + [token if own else IGNORE for token, own in zip(it.ids, it.mine, strict=True)]
+        old += [0.0] * before + list(it.logprobs)
+        lengths.append(len(whole) - 1)
+    repeats = torch.tensor(lengths)
+    beside = {name: torch.repeat_interleave(value_N, repeats) for name, value_N in (beside_N or {}).items()}
+    return Batch(
+        ids_T=torch.tensor(ids),
+        targets_T=torch.tensor(targets),
+        lengths=tuple(lengths),
+        beside={"old": torch.tensor(old, dtype=torch.float32)} | beside,
+    )
+
+
+def _plain(it: Rollout) -> dict[str, Any]:
+    names = ("sample", "ids", "logprobs", "mine", "versions", "finish", "text", "error")
+    return {name: getattr(it, name) for name in names}
+
+
+def _rollout(prompt: Prompt, plain: Mapping[str, Any]) -> Rollout:
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+    return Rollout(prompt=prompt, **fields)
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean()) if len(values) else math.nan
+
+
+class Watch:
+    """Seconds by name, as phases of a step go by."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """What has passed since the last one belongs to `name`."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._began
+        self._began = now

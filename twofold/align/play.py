@@ -1,0 +1,185 @@
+"""Play: the policy in training, served by an engine on its own weights, and what its rollouts are worth.
+
+    wake ─▶ weights gathered where ZeRO divides them ─▶ sync: nothing is copied ─▶ rollouts ─▶ sleep ─▶ rewards
+
+The KV cache has its memory for as long as rollouts last; the trainer's step has it after.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import TwofoldError
+from ..engine.capacity import forecast
+from ..engine.config import EngineConfig
+from ..engine.sampling import SamplingParams
+from ..models.decoder import Decoder
+from ..platforms import free_on
+from ..train.build import RecipeWords
+from ..train.trainer import Trainer
+from .episode import Group, Prompt
+from .experience import Harvest, Watch, gather, judged, seed_of, shared
+from .ledger import Ledger, of_engine, of_trainer
+from .rewards import Panel
+from .rollout import rollout
+from .rollout_config import RolloutConfig
+from .sync import Shared
+
+TOLD = 5
+"""Notes of reward functions that are said aloud; the rest are counted."""
+
+
+class Play:
+    """Rolls out and judges. `seed` is the run's, `longest` how many tokens a prompt may have."""
+
+    def __init__(self, config: RolloutConfig, words: RecipeWords, panel: Panel, *, seed: int, longest: int) -> None:
+        self.config, self.words, self.panel = config, words, panel
+        self._seed, self._longest = seed, longest
+        self._shared: Shared | None = None
+        self._said: set[str] = set()
+        self.ledger = Ledger()
+        """Who holds what while rollouts last, and while the trainer steps."""
+
+    def begin(self, trainer: Trainer) -> None:
+        """Before the first step."""
+        of_trainer(self.ledger, trainer.zero, trainer.optimizer)
+        of_engine(self.ledger, lambda: self._shared.engine if self._shared else None)
+
+    @property
+    def params(self) -> SamplingParams:
+        """How the policy is sampled: what it is trained on is exactly what was drawn."""
+        config = self.config
+        return SamplingParams(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            max_tokens=config.max_tokens,
+            stop=config.stop,
+            logprobs=0,
+            logprobs_mode="tempered",
+            ignore_eos=config.ignore_eos,
+        )
+
+    def harvest(self, trainer: Trainer, prompts: Sequence[Prompt], n: int, round_: int = 0) -> Harvest:
+        """`n` judged rollouts of each prompt, in order, on every rank; a collective. `round_` of one step's draws."""
+        step = trainer.position.step
+        return self._play(trainer, prompts, n, self.params, seed_of(self._seed, (step << 8) + round_))
+
+    def look(self, trainer: Trainer, prompts: Sequence[Prompt]) -> Harvest:
+        """One judged answer to each prompt, the likeliest: for held-out prompts, the same ones every time."""
+        return self._play(trainer, prompts, 1, self.params.with_(temperature=0.0), 0)
+
+    def _play(self, trainer: Trainer, prompts: Sequence[Prompt], n: int, params: SamplingParams, seed: int) -> Harvest:
+        prompts = [replace(prompt, number=place) for place, prompt in enumerate(prompts)]  # one may come twice
+        watch, mine = Watch(), shared(prompts, trainer.mesh)
+        groups = self._groups(trainer, mine, n, params, seed, math.ceil(len(prompts) / trainer.mesh.size("data")))
+        watch.lap("rollout")
+        told = judged(groups, self.panel, trainer.position.step)
+        watch.lap("reward")
+        found = gather(groups, told, prompts, trainer.mesh, watch.seconds)
+        for note in found.notes:
+            if note not in self._said and len(self._said) < TOLD:
+                self._said.add(note)
+                trainer.display.say(f"reward: {note}")
+        return found
+
+    def _groups(
+        self, trainer: Trainer, prompts: Sequence[Prompt], n: int, params: SamplingParams, seed: int, most: int
+    ) -> list[Group]:
+        if self._shared is None:
+            settings = self._settings(trainer.decoder, most * n)
+            self._shared = Shared(trainer.zero, settings, eos_ids=self.words.eos_ids)
+        with torch.no_grad(), self._shared.awake(trainer.position.step + 1) as engine:
+            found = list(rollout(engine, prompts, n, params, seed=seed, words=self.words))
+            self.ledger.read("rollout")
+        failed = [it for group in found for it in group.rollouts if it.finish == "error"]
+        if failed:
+            raise TwofoldError(f"{len(failed)} rollouts ended with an error of the engine: {failed[0].error}")
+        return sorted(found, key=lambda group: group.prompt.number)
+
+    def _settings(self, decoder: Decoder, requests: int) -> EngineConfig:
+        """The engine's dials: a cache that holds a step's rollouts at once, or what the machine can spare."""
+        config = self.config
+        longest = min(decoder.max_len, self._longest + config.max_tokens)
+        settings = EngineConfig(
+            max_model_len=longest,
+            max_num_seqs=min(config.max_num_seqs, max(1, requests)),
+            max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_num_seqs),
+            block_size=config.block_size,
+            num_blocks=config.num_blocks,
+            kv_dtype=config.kv_dtype,
+            device=str(decoder.device),
+        )
+        if config.num_blocks is not None:
+            return settings
+        wanted = requests * -(-longest // config.block_size)
+        held: Any = str(decoder.dtype).removeprefix("torch.")
+        spare = forecast(decoder.spec, replace(settings, dtype=held), free_on(str(decoder.device)), loaded=True)
+        return replace(settings, num_blocks=min(wanted, spare.require().blocks))
+
+    def close(self) -> None:
+        """End the processes of reward functions."""
+        self.panel.close()
+
+
+def together(harvests: Sequence[Harvest]) -> Harvest:
+    """Several as one; groups are numbered on."""
+    if len(harvests) == 1:
+        return harvests[0]
+    groups, at = list[Tensor](), 0
+    for it in harvests:
+        groups.append(it.group_N + at)
+        at += int(it.group_N.max()) + 1 if len(it.group_N) else 0
+    names = list(dict.fromkeys(name for it in harvests for name in it.parts))
+    return Harvest(
+        rollouts=tuple(one for it in harvests for one in it.rollouts),
+        group_N=torch.cat(groups),
+        rewards_N=torch.cat([it.rewards_N for it in harvests]),
+        parts={name: [x for it in harvests for x in it.parts.get(name, [None] * len(it.rollouts))] for name in names},
+        faults=_added([it.faults for it in harvests]),
+        notes=tuple(note for it in harvests for note in it.notes),
+        seconds=_added([it.seconds for it in harvests]),
+    )
+
+
+def chosen(harvest: Harvest, keep_N: Tensor) -> Harvest:
+    """The rollouts that `keep_N` has True for; their groups keep their numbers."""
+    places = keep_N.nonzero().squeeze(1).tolist()
+    return replace(
+        harvest,
+        rollouts=tuple(harvest.rollouts[n] for n in places),
+        group_N=harvest.group_N[keep_N],
+        rewards_N=harvest.rewards_N[keep_N],
+        parts={name: [values[n] for n in places] for name, values in harvest.parts.items()},
+    )
+
+
+def show(harvest: Harvest, advantage_N: Tensor, count: int) -> list[dict[str, Any]]:
+    """The first rollouts of a step as the journal keeps them, groups side by side."""
+    rows = []
+    for n, it in enumerate(harvest.rollouts[:count]):
+        reward = float(harvest.rewards_N[n])
+        shown = it.prompt.shown if isinstance(it.prompt.shown, str) else it.prompt.shown[-1].get("content", "")
+        rows.append(
+            {
+                "prompt": shown,
+                "text": it.text,
+                "group": int(harvest.group_N[n]),
+                "reward": None if math.isnan(reward) else reward,
+                "parts": {name: values[n] for name, values in harvest.parts.items()},
+                "advantage": round(float(advantage_N[n]), 4),
+                "finish": it.finish,
+                "tokens": sum(it.mine),
+            }
+        )
+    return rows
+
+
+def _added(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: sum(it.get(name, 0) for it in tables) for it in tables for name in it}
