@@ -99,6 +99,15 @@ def export(directory: Path, output: Path, dtype: str | None) -> int:
     return 0
 
 
+def _describe(path: Path, target: Path, name: str) -> None:
+    """The card of an exported checkpoint; evaluations of the run's finished model are of these weights too."""
+    position, run = read_position(path), path.resolve().parent.parent
+    model, rows = run / "model", read_rows(run / "log.jsonl")
+    same = card.steps(model) == position.step
+    trained = card.training(position.recipe, position.step, position.tokens, rows)
+    card.put(target, trained, model / card.EVALUATION if same else None, name)
+
+
 def _merged(path: Path, output: Path, dtype: str | None) -> int:
     base = peft.AdapterDirectory(path).base
     if not base or not Path(base).is_dir():
@@ -117,15 +126,6 @@ def _merged(path: Path, output: Path, dtype: str | None) -> int:
     replace_directory(output, write)
     print(f"{path} merged into {base}, as {str(kept).removeprefix('torch.')}: {output}")
     return 0
-
-
-def _describe(path: Path, target: Path, name: str) -> None:
-    """The card of an exported checkpoint; evaluations of the run's finished model are of these weights too."""
-    position, run = read_position(path), path.resolve().parent.parent
-    model, rows = run / "model", read_rows(run / "log.jsonl")
-    same = card.steps(model) == position.step
-    trained = card.training(position.recipe, position.step, position.tokens, rows)
-    card.put(target, trained, model / card.EVALUATION if same else None, name)
 
 
 def found_in(directory: Path) -> list[Path]:

@@ -90,7 +90,8 @@ def target_of(slot: Slot) -> str:
 
 
 def adapt(decoder: Decoder, config: LoraConfig, seed: int = 0) -> None:
-    """Freeze a decoder and put an adapter beside each weight that is targeted, in the weight's own dtype.
+    """Freeze a decoder and put an adapter beside each weight that is targeted, in the weight's own dtype. A score head,
+    where there is one, is trained whole: it begins as zeros, and what stays so teaches nothing.
 
     A is drawn as PEFT draws it, by `seed` and its name (on the meta device nothing is drawn); B is zero, so that
     nothing changes yet. A score head is trained as it is, in full (PEFT's `modules_to_save`). An engine that has the
@@ -145,9 +146,9 @@ def pair_parameters(decoder: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def trained_parameters(decoder: nn.Module) -> dict[str, nn.Parameter]:
-    """Every A and B, and the weight of a score head, by the decoder's name: what of an adapted decoder is trained."""
-    found, score = pair_parameters(decoder), dict(decoder.named_parameters()).get(TENSOR)
-    return found | ({TENSOR: score} if score is not None else {})
+    """Every A and B, and the score head where there is one, by the decoder's name."""
+    score = {name: parameter for name, parameter in decoder.named_parameters() if name == TENSOR}
+    return pair_parameters(decoder) | score
 
 
 def matrices(decoder: nn.Module) -> dict[str, tuple[Index, ...]]:

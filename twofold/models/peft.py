@@ -29,6 +29,7 @@ from .weights import read_json, write_json
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 A, B = ".lora_A.weight", ".lora_B.weight"
+SCORE = PREFIX + TENSOR
 READ = ("peft_type", "r", "lora_alpha", "use_rslora", "bias")
 SAYS_NOTHING = {
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out",
@@ -37,14 +38,16 @@ SAYS_NOTHING = {
 }  # fmt: skip
 """Keys that do not change what an adapter makes: which modules it is for is in the names of its tensors."""
 HEADS = {"score", "classifier"}
-"""What may be trained in full beside adapters, as PEFT calls it for reward models."""
+"""What may be trained whole: PEFT names both for a reward model, whichever it has."""
 STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base as it was; the others have changed it."""
 
 
 def slots_of(decoder: nn.Module) -> dict[str, Slot]:
-    """Every tensor of an adapted decoder's adapters, by PEFT's name."""
+    """Every tensor of an adapted decoder's adapters, by PEFT's name, and its score head's."""
     found = {}
+    if (score := trained_parameters(decoder).get(TENSOR)) is not None:
+        found[SCORE] = Slot(name=SCORE, shape=tuple(score.shape), inner=TENSOR)
     for place, lora in loras(decoder).items():
         for pair in lora.pairs:
             stem, inner = PREFIX + target_of(pair.slot), f"{place}.lora.{target_of(pair.slot).rpartition('.')[2]}"
@@ -139,6 +142,8 @@ class AdapterDirectory:
         """
         slots = slots_of(decoder)
         for name, entry in self._shard.entries.items():
+            if name == SCORE and name not in slots:
+                continue  # a critic's adapter beside the causal model that it is too
             if name not in slots:
                 raise CheckpointError(f"{self.path}: left-over tensor '{name}': this model has no such adapter")
             if entry.shape != slots[name].shape:
@@ -215,6 +220,8 @@ def _config(file: Path, table: Mapping[str, Any], names: list[str]) -> LoraConfi
         if key == "modules_to_save" and value and set(value) <= HEADS:
             continue  # whether it is there is a matter of its tensor
         empty = value in (None, False, "none", "") or value in ([], {})
+        if key == "modules_to_save" and not empty and set(value) <= HEADS:
+            continue
         if key not in (*READ, "init_lora_weights") and key not in SAYS_NOTHING and not empty:
             raise CheckpointError(
                 f"{file}: '{key}' is {value!r}, which is not built; adapters are plain A and B of one rank"

@@ -103,8 +103,8 @@ def put(decoder: Decoder, config: LoraConfig, seed: int, checkpoint: Path | None
 def values(decoder: Decoder, base: Value, seed: int, checkpoint: Path | None) -> Value:
     """Where a rank's part of each parameter of an adapted decoder comes from; `base` knows those that are frozen."""
     if checkpoint:
-        mine, names = saved(checkpoint, decoder), set(trained_parameters(decoder))
-        return lambda name, place: mine(name, place) if name in names else base(name, place)
+        mine, own = saved(checkpoint, decoder), trained_parameters(decoder)
+        return lambda name, place: mine(name, place) if name in own else base(name, place)
     first = FirstPairs(decoder, seed)
     return lambda name, place: place.take(first[name]) if name in first else base(name, place)
 
