@@ -57,8 +57,6 @@ def slots_of(decoder: nn.Module) -> dict[str, Slot]:
             )
             found[stem + A] = Slot(name=stem + A, shape=tuple(pair.a.shape), inner=inner + ".a")
             found[stem + B] = rows
-    if (score := trained_parameters(decoder).get(TENSOR)) is not None:
-        found[PREFIX + TENSOR] = Slot(name=PREFIX + TENSOR, shape=tuple(score.shape), inner=TENSOR)
     return found
 
 
@@ -131,6 +129,8 @@ class AdapterDirectory:
             raise CheckpointError(f"{self.path} has no {WEIGHTS}; {more}")
         self.base = str(table.get("base_model_name_or_path") or "")
         """Where it says that the model under it is."""
+        self.reward = table.get("task_type") == "SEQ_CLS"
+        """Whether it is for a model with a score head in place of the language head."""
         self._shard = Shard(self.path / WEIGHTS)
         self.config = _config(self.path / CONFIG, table, sorted(self._shard.entries))
 
@@ -217,8 +217,6 @@ def _config(file: Path, table: Mapping[str, Any], names: list[str]) -> LoraConfi
             "to plain LoRA with PEFT first"
         )
     for key, value in table.items():
-        if key == "modules_to_save" and value and set(value) <= HEADS:
-            continue  # whether it is there is a matter of its tensor
         empty = value in (None, False, "none", "") or value in ([], {})
         if key == "modules_to_save" and not empty and set(value) <= HEADS:
             continue
