@@ -173,7 +173,8 @@ FORGED = {
     "        frame = frame.f_back\n    for thing in gc.get_objects():\n"
     "        if type(thing) is set and not thing:\n            thing.update(range(9))\n    return 0",
     "at exit": "import atexit, os\natexit.register(lambda: os.write(1, b'{\"passed\": 4}'))\nraise SystemExit(0)",
-    "speaks nonsense": "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'nonsense\\n')\n    except OSError: pass",
+    "speaks nonsense": "import os\nfor fd in range(3, 64):\n"
+    "    try: os.write(fd, b'nonsense\\n')\n    except OSError: pass",
     "a deep answer": "def add(a, b):\n    x = []\n    for _ in range(10**5): x = [x]\n    return x",
     "an answer without end": "def add(a, b): return 'x' * 10**8",
 }
