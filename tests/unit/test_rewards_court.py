@@ -66,7 +66,18 @@ def test_rows_without_tests_or_with_broken_ones_are_left_out() -> None:
     scored = PassesTests(config)(Batch([""] * 3, [ADD] * 3, [[]] * 3, rows, 0))
     assert scored.values == [None, None, 1.0]
     assert [fault.reason for fault in scored.faults] == ["tests", "tests"]
-    assert "the tests are not Python" in scored.faults[1].note
+    assert "has no 'tests' in a row" in scored.faults[0].note
+    assert "tests that are not Python" in scored.faults[1].note
+
+
+def test_a_court_that_cannot_sit_is_a_fault_and_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A completion is never worth 0.0 because of the machine."""
+    monkeypatch.setattr("twofold.align.rewards.passes._HERE", "/nowhere")
+    scored = judged([ADD, WRONG], TESTS)
+    assert scored.values == [None, None]
+    assert [(fault.reason, fault.count) for fault in scored.faults] == [("court", 2)]
+    starved = judged(ADD, TESTS, megabytes=1)
+    assert starved.values == [None] and starved.faults[0].reason == "court"
 
 
 def test_asserts_are_fenced_one_by_one() -> None:

@@ -30,7 +30,7 @@ def _parsed(text: str) -> list[ast.stmt]:
     try:
         return ast.parse(text).body or [ast.Pass()]
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise ValueError(f"the tests are not Python: {error}") from None
+        raise ValueError(f"was given tests that are not Python: {error}") from None
 
 
 def _script(statements: list[ast.stmt], entry: str | None) -> tuple[str, int]:
