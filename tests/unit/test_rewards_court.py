@@ -34,6 +34,18 @@ WRONG = "def add(a, b):\n    return a - b\n"
 TESTS = ["assert add(1, 2) == 3", "assert add(2, 2) == 4", "assert add(1, 0) == 1", "assert add('a', 'b') == 'ab'"]
 CHECK = "def check(candidate):\n    assert candidate(1, 2) == 3\n    two = candidate(1, 1)\n    assert two == 2\n"
 FUNCTIONS = "def test_one():\n    assert add(1, 2) == 3\n\ndef test_two():\n    assert add(2, 0) == 2\n"
+CASES = """
+import unittest
+class Adding(unittest.TestCase):
+    def setUp(self): self.one = 1
+    def test_one(self): self.assertEqual(add(self.one, 2), 3)
+    def test_zero(self): self.assertEqual(add(self.one, 0), 1)
+class TestPlain:
+    def test_two(self): assert add(0, 2) == 2
+    def helper(self): raise KeyError
+if __name__ == "__main__":
+    unittest.main()
+"""
 
 
 @pytest.mark.parametrize(
@@ -44,6 +56,9 @@ FUNCTIONS = "def test_one():\n    assert add(1, 2) == 3\n\ndef test_two():\n    
         (CHECK, "add", 1.0, 0.0),
         (CHECK + "check(add)\n", None, 1.0, 0.0),
         (FUNCTIONS, None, 1.0, 0.5),
+        (CASES, None, 1.0, 1 / 3),
+        ([CHECK, FUNCTIONS, TESTS[2]], "add", 1.0, 1 / 3),
+        ([CHECK + "check(add)"], "add", 1.0, 0.0),
         ("x = add(1, 2)\nif x != 3:\n    raise SystemExit(0)\n", None, 1.0, 0.0),
     ],
 )
@@ -78,6 +93,14 @@ def test_a_court_that_cannot_sit_is_a_fault_and_no_verdict(monkeypatch: pytest.M
     assert [(fault.reason, fault.count) for fault in scored.faults] == [("court", 2)]
     starved = judged(ADD, TESTS, megabytes=1)
     assert starved.values == [None] and starved.faults[0].reason == "court"
+
+
+@pytest.mark.parametrize(
+    "tests", ["def helper(): pass", "import math", ["def f(): pass"], [""], [CHECK], "class A: pass"]
+)
+def test_tests_that_cannot_fail_are_a_fault(tests: Any) -> None:
+    scored = judged(ADD, tests)
+    assert scored.values == [None] and "nothing that could fail" in scored.faults[0].note
 
 
 def test_asserts_are_fenced_one_by_one() -> None:
