@@ -133,7 +133,9 @@ def test_versions_only_grow():
     shared = Shared(zero, CONFIG)
     with shared.awake(7):
         pass
-    with pytest.raises(ConfigError, match="count versions upwards"), shared.awake(7):
+    with shared.awake(7) as engine:
+        assert engine.version == 7, "no weight has changed since"
+    with pytest.raises(ConfigError, match="count versions upwards"), shared.awake(6):
         pass
     assert shared.engine.asleep, "also when it was refused"
 

@@ -245,7 +245,8 @@ class Scheduler:
         if end is not None:
             self._finish(row, end[0], stop_reason=end[1], tokens=(got.token,), prompt=prompt)
             return
-        self._tell(row, tokens=(got.token,), prompt=prompt)
+        said = Output(request.id, (got.token,), prompt=prompt, cached_tokens=request.num_cached, version=self.version)
+        self._outbox.append(said)
 
     def _prompt_scores(self, row: Row) -> tuple[TokenOut, ...] | None:
         """The prompt's scores, once, when they are complete; nothing comes before the first token, so it has none."""
