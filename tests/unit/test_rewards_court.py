@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from pathlib import Path
@@ -16,13 +17,19 @@ from twofold.align.rewards.passes import PassesTests
 from twofold.align.rewards.wire import Batch, Scored
 
 
+@functools.cache
+def court(**options: Any) -> PassesTests:
+    """One for all tests that ask for the same: its ushers stay warm."""
+    return PassesTests(RewardConfig(kind="python_passes_tests", **options))
+
+
 def judged(code: str | list[str], tests: Any, *, entry: str | None = None, prompt: str = "", **options: Any) -> Scored:
     codes = [code] if isinstance(code, str) else code
     columns: dict[str, list[Any]] = {"tests": [tests] * len(codes)}
     if entry:
         columns["entry_point"] = [entry] * len(codes)
-    config = RewardConfig(kind="python_passes_tests", **{"seconds": 3.0, **options})
-    return PassesTests(config)(Batch([prompt] * len(codes), codes, [[]] * len(codes), columns, 0))
+    scorer = court(**{"seconds": 3.0, **options})
+    return scorer(Batch([prompt] * len(codes), codes, [[]] * len(codes), columns, 0))
 
 
 def share(code: str, tests: Any, **options: Any) -> float | None:
@@ -88,7 +95,7 @@ def test_rows_without_tests_or_with_broken_ones_are_left_out() -> None:
 def test_a_court_that_cannot_sit_is_a_fault_and_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     """A completion is never worth 0.0 because of the machine."""
     monkeypatch.setattr("twofold.align.rewards.passes._HERE", "/nowhere")
-    scored = judged([ADD, WRONG], TESTS)
+    scored = judged([ADD, WRONG], TESTS, seconds=1.5)
     assert scored.values == [None, None]
     assert [(fault.reason, fault.count) for fault in scored.faults] == [("court", 2)]
     starved = judged(ADD, TESTS, megabytes=1)
@@ -294,8 +301,8 @@ def test_hanging_costs_its_own_time_and_earns_nothing() -> None:
     spin, sleep = "def add(a, b):\n    while True: pass", "import time\ndef add(a, b): time.sleep(99)"
     late = "def add(a, b):\n    while a == 2: pass\n    return a + b"
     start = time.monotonic()
-    assert judged([spin, sleep, late, ADD], TESTS, seconds=0.5).values == [0.0, 0.0, 0.25, 1.0]
-    assert time.monotonic() - start < 6
+    assert judged([spin, sleep, late, ADD], TESTS, seconds=1.5).values == [0.0, 0.0, 0.25, 1.0]
+    assert time.monotonic() - start < 10
 
 
 def test_the_same_answers_in_the_same_order_and_no_process_left() -> None:
@@ -304,7 +311,7 @@ def test_the_same_answers_in_the_same_order_and_no_process_left() -> None:
         "import time\ndef add(a, b): time.sleep(99)",
         "import threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()",
     ]
-    with Panel([RewardConfig(kind="python_passes_tests", seconds=0.7)]) as panel:
+    with Panel([RewardConfig(kind="python_passes_tests", seconds=1.5)]) as panel:
         batch = ([""] * len(codes), codes, [[]] * len(codes), {"tests": [TESTS] * len(codes)})
         first, second = panel.score(*batch), panel.score(*batch)
         worker = psutil.Process(panel.pids()["python_passes_tests"])
@@ -316,7 +323,7 @@ def test_the_same_answers_in_the_same_order_and_no_process_left() -> None:
 
 def test_tests_that_hang_cost_one_verdict_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twofold.align.rewards.passes._GRACE", 0.3)
-    scorer = PassesTests(RewardConfig(kind="python_passes_tests", seconds=0.5))
+    scorer = PassesTests(RewardConfig(kind="python_passes_tests", seconds=1.5))
     rows: dict[str, list[Any]] = {"tests": [["while True: pass"], ["assert add(1, 2) == 3"]]}
     for _ in range(2):
         assert scorer(Batch([""] * 2, [ADD] * 2, [[]] * 2, rows, 0)).values == [0.0, 1.0]
