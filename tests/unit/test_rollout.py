@@ -58,6 +58,9 @@ def test_samples_of_a_group_share_what_blocks_can_be_shared(length, each):
     engine = tiny.engine(LLAMA)
     roll([prompt(1, length)], n=5, params=SamplingParams(max_tokens=1), engine=engine)
     assert engine.stats().computed_tokens == length + 4 * each
+    chunks = tiny.engine(LLAMA, max_num_seqs=8, max_num_batched_tokens=16)
+    roll([prompt(1, length)], n=5, params=SamplingParams(max_tokens=1), engine=chunks)
+    assert chunks.stats().computed_tokens == length + 4 * each, "they wait for the whole of it"
 
 
 def test_a_long_list_of_prompts_is_read_as_the_engine_has_room():
