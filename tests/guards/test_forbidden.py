@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 from repository import ROOT, files, name, python_files, tree
 
-MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "yaml", "transformers"}
+MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "marshal",
+    "shelve",
+    "joblib",
+    "yaml",
+    "transformers",
+    "trl",
+}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 ATTRIBUTES = {("torch", "load"), ("os", "system"), ("os", "popen"), ("numpy", "load"), ("np", "load")}
 EVERYWHERE = "0.0.0.0"

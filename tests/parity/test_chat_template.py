@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -69,12 +70,39 @@ def test_same_tools_and_switches(folder: Path) -> None:
         assert ours.render(CHAT, **given) == expected
 
 
-def test_same_learned_tokens(folder: Path) -> None:
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": "é"}}}
+CALLED: list[dict[str, Any]] = [
+    CHAT[0],
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "name": "f", "content": "42"},
+    {"role": "assistant", "content": "\n It is 42."},
+]
+
+
+@pytest.mark.parametrize("name", ["generation", "calls"])
+@pytest.mark.parametrize("system", [[], [SYSTEM]])
+def test_same_learned_tokens(name: str, system: list[dict[str, Any]], folder: Path) -> None:
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **SPECIAL)
-    chat = [*CHAT, {"role": "assistant", "content": "ok"}]
-    expected = theirs.apply_chat_template(
-        chat, chat_template=templates.GENERATION, return_dict=True, return_assistant_tokens_mask=True
-    )
-    ids, mask = ChatTemplate(templates.GENERATION).encode_training(Tokenizer.load(folder), chat)
-    assert ids == expected["input_ids"]
-    assert [int(m) for m in mask] == expected["assistant_masks"]
+    ours, tokenizer = ChatTemplate(templates.ALL[name], special=SPECIAL), Tokenizer.load(folder)
+    cases: list[tuple[list[dict[str, Any]], Any]] = [([*system, *CHAT, {"role": "assistant", "content": "\nok"}], None)]
+    cases += [([*system, *CALLED], TOOLS)] if name == "calls" else []
+    for chat, tools in cases:
+        expected = theirs.apply_chat_template(
+            chat, tools=tools, chat_template=ours.source, return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, mask = ours.encode_training(tokenizer, chat, tools=tools)
+        assert ids == expected["input_ids"]
+        assert [int(m) for m in mask] == expected["assistant_masks"] and 1 in mask
+
+
+def test_increments_are_the_blocks_without_them(folder: Path) -> None:
+    """Where a template marks nothing, what answers add to their questions is what its blocks would have said."""
+    tokenizer = Tokenizer.load(folder)
+    plain = ChatTemplate(templates.CALLS.replace("{%- generation %}", "").replace("{%- endgeneration %}", ""))
+    for chat, tools in ([*CHAT, CHAT[1]], None), ([SYSTEM, *CALLED], TOOLS):
+        ids, mask = plain.encode_training(tokenizer, chat, tools=tools)
+        exact_ids, exact = ChatTemplate(templates.CALLS).encode_training(tokenizer, chat, tools=tools)
+        learned, marked = ([i for i, m in zip(ids, flags, strict=True) if m] for flags in (mask, exact))
+        assert ids == exact_ids
+        told = tokenizer.decode(marked, skip_special_tokens=False).replace("<|im_end|>\n", "<|im_end|>")
+        assert tokenizer.decode(learned, skip_special_tokens=False).replace("assistant\n", "") == told

@@ -17,6 +17,7 @@ from twofold.kernels.entropy import entropy_of, token_entropy
 
 SHAPES = [(1, 1, 1), (0, 8, 40), (3, 5, 2), (7, 33, 17), (33, 48, 1025), (65, 24, 4099)]
 HEADS = [(1.0, None, False), (0.4, None, True), (1.3, 5.0, True)]
+WARM = 0.7
 
 
 def given(rows: int, width: int, vocab: int, dtype: torch.dtype = torch.float32, bias: bool = True) -> list[Tensor]:
@@ -26,21 +27,24 @@ def given(rows: int, width: int, vocab: int, dtype: torch.dtype = torch.float32,
     return [hidden, w, torch.randn(vocab, generator=generator).to(dtype)][: 3 if bias else 2]
 
 
-def truth(hidden: Tensor, w: Tensor, b: Tensor | None, multiplier: float, softcap: float | None) -> Tensor:
+def truth(
+    hidden: Tensor, w: Tensor, b: Tensor | None, multiplier: float, softcap: float | None, temperature: float
+) -> Tensor:
     x = F.linear(hidden, w, b) * multiplier
     x = softcap * torch.tanh(x / softcap) if softcap else x
-    found: Tensor = Categorical(logits=x, validate_args=False).entropy()
+    found: Tensor = Categorical(logits=x / temperature, validate_args=False).entropy()
     return found
 
 
+@pytest.mark.parametrize("temperature", [1.0, WARM])
 @pytest.mark.parametrize(("multiplier", "softcap", "bias"), HEADS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradients_are_those_of_fp64(shape, multiplier, softcap, bias, monkeypatch) -> None:
+def test_gradients_are_those_of_fp64(shape, multiplier, softcap, bias, temperature, monkeypatch) -> None:
     monkeypatch.setattr(kernel, "NUMBERS", 1)  # 16 rows at once
     leaves = [x.requires_grad_() for x in given(*shape, bias=bias)]
     wide = [x.detach().double().requires_grad_() for x in leaves]
-    ours = token_entropy(*(leaves if bias else [*leaves, None]), multiplier, softcap)
-    theirs = truth(*(wide if bias else [*wide, None]), multiplier, softcap)
+    ours = token_entropy(*(leaves if bias else [*leaves, None]), multiplier, softcap, temperature)
+    theirs = truth(*(wide if bias else [*wide, None]), multiplier, softcap, temperature)
     torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-6)
     upstream = torch.randn(len(ours))
     found = torch.autograd.grad(ours, leaves, upstream)
@@ -51,7 +55,7 @@ def test_gradients_are_those_of_fp64(shape, multiplier, softcap, bias, monkeypat
 @pytest.mark.parametrize(("multiplier", "softcap", "bias"), HEADS)
 def test_a_row_has_its_own_bits(multiplier, softcap, bias, monkeypatch) -> None:
     tensors = given(65, 24, 4099, bias=bias)
-    hidden, rest = tensors[0], [*tensors[1:], *([] if bias else [None]), multiplier, softcap]
+    hidden, rest = tensors[0], [*tensors[1:], *([] if bias else [None]), multiplier, softcap, WARM]
     whole = token_entropy(hidden, *rest)
     assert torch.equal(whole, token_entropy.reference(hidden, *rest))
     assert torch.equal(torch.cat([token_entropy(row[None], *rest) for row in hidden]), whole)
@@ -91,14 +95,16 @@ def test_no_more_logits_than_a_few_rows_are_held(monkeypatch) -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         token_entropy(hidden.requires_grad_(), w, b).sum().backward()
     assert widest == kernel.ROWS
-    assert sum(kept) == hidden.numel() + w.numel() + b.numel()
+    assert sum(kept) == hidden.numel() + w.numel() + b.numel() + len(hidden)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_a_decoders_entropy_is_that_of_its_logits(name) -> None:
     model = decoder(replace(SPECS[name], score=1))
     hidden = torch.randn(40, model.spec.hidden)
-    torch.testing.assert_close(model.entropy(hidden), Categorical(logits=model.logits(hidden)).entropy())
+    for temperature in (1.0, WARM):
+        right = Categorical(logits=model.logits(hidden) / temperature).entropy()
+        torch.testing.assert_close(model.entropy(hidden, temperature=temperature), right)
     narrow = rounded(model, "int8")
     assert torch.equal(narrow.entropy(hidden), entropy_of(narrow.logits(hidden)))
     assert narrow.scores(hidden).shape == (40, 1) and narrow.score.weight.dtype == torch.float32

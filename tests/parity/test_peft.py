@@ -8,6 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from tests.parity import zoo
@@ -15,6 +16,7 @@ from twofold.core import CheckpointError, ConfigError
 from twofold.models import Decoder, LoraConfig, PackedContext, load, load_adapter, save, save_adapter
 from twofold.models.lora import adapt, loras, merge, off, pair_parameters
 from twofold.models.peft import CONFIG, WEIGHTS
+from twofold.models.scoring import as_critic, as_reward
 from twofold.models.weights import read_config
 
 TOLERANCE = 2e-4
@@ -183,3 +185,32 @@ def test_a_target_that_is_none_of_the_models_is_named(llama) -> None:
     assert set(loras(decoder)) == {f"layers.{i}.{part}" for i in (0, 1) for part in ("qkv", "down")}
     with pytest.raises(ConfigError, match="adapters already"):
         adapt(decoder, LoraConfig())
+
+
+# ------------------------------------------------------------------------------------------------ score heads
+@pytest.mark.parametrize("heads", [as_reward, as_critic])
+def test_a_score_head_is_trained_whole_and_kept_beside_the_adapters(heads, tmp_path: Path) -> None:
+    zoo.save(zoo.ZOO["qwen2"], tmp_path / "base")
+    config = heads(read_config(tmp_path / "base"))
+    ours = load(tmp_path / "base", wanted=config)
+    adapt(ours, LoraConfig(rank=3), seed=1)
+    trained = {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    assert trained == set(pair_parameters(ours)) | {"score.weight"}
+    before = ours.scores(ours(IDS, PackedContext([len(IDS)]))).square().sum()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(9)) * 0.2)
+    save_adapter(ours, tmp_path / "adapter", "base")
+    again = load(tmp_path / "base", wanted=config)
+    load_adapter(again, tmp_path / "adapter")
+    scores = [x.scores(x(IDS, PackedContext([len(IDS)]))) for x in (ours, again)]
+    assert torch.equal(*scores) and scores[0].abs().max() > 0.05 and before == 0
+    if heads is as_critic:
+        load_adapter(load(tmp_path / "base"), tmp_path / "adapter")  # as the causal model that it is too
+        return
+    save(load(tmp_path / "base", wanted=config), tmp_path / "reward", config=config)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+    theirs = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "adapter")).eval()
+    with torch.no_grad():
+        assert (theirs(IDS[None]).logits[0] - scores[0][-1]).abs().max() < TOLERANCE

@@ -89,6 +89,35 @@ GENERATION = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+# Tools, calls and answers to them; the newline behind a turn is inside of the block, as in Qwen's training templates.
+CALLS = """\
+{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n' }}{%- endif %}
+    {%- for tool in tools %}{{- tool | tojson }}{{- '\\n' }}{%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- elif messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {{- '<|im_start|>assistant\\n' }}
+        {%- generation %}
+            {{- message.content or '' }}
+            {%- for call in message.tool_calls %}
+                {{- '<tool_call>' }}{{- call.function | tojson }}{{- '</tool_call>' }}
+            {%- endfor %}
+            {{- '<|im_end|>\\n' }}
+        {%- endgeneration %}
+    {%- elif message.role == 'tool' %}
+        {{- '<|im_start|>user\\n<tool_response>' + message.content + '</tool_response><|im_end|>\\n' }}
+    {%- elif message.role != 'system' %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+
 ALL = {
     "chatml": CHATML,
     "llama3": LLAMA3,
@@ -96,6 +125,7 @@ ALL = {
     "gemma": GEMMA,
     "thinking": THINKING,
     "generation": GENERATION,
+    "calls": CALLS,
 }
 SPECIAL = [
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>"),

@@ -140,8 +140,9 @@ def test_missing_rewards_are_counted_nowhere() -> None:
 
 
 @pytest.mark.parametrize("reward", [0.1, 1 / 3, -7e8])
-def test_equal_rewards_have_an_advantage_of_exactly_zero(reward: float) -> None:
-    rewards_N = torch.tensor([reward] * 7 + [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_rewards_have_an_advantage_of_exactly_zero(reward: float, dtype: torch.dtype) -> None:
+    rewards_N = torch.tensor([reward] * 7 + [0.0, 1.0], dtype=dtype)
     group_N = torch.tensor([0] * 7 + [1] * 2)
     for advantage_N in (group_advantage(rewards_N, group_N), rloo(rewards_N, group_N)):
         assert advantage_N[:7].abs().max() == 0.0

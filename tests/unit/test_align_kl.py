@@ -78,6 +78,8 @@ def test_the_adaptive_coefficient_by_hand() -> None:
     assert start.after(9.0, 256).value == pytest.approx(0.100512)
     # 5.7 / 6 - 1 = -0.05, so 0.1 · (1 - 0.05 · 0.0256) = 0.099872
     assert start.after(5.7, 256).value == pytest.approx(0.099872)
+    # 0 / 6 - 1 = -1, held to -0.2: 0.1 · (1 - 0.2 · 0.0256) = 0.099488
+    assert start.after(0.0, 256).value == pytest.approx(0.099488)
     assert start.after(6.0, 256) == start
     assert KlCoefficient(value=0.1).after(99.0, 256) == KlCoefficient(value=0.1)
 

@@ -48,6 +48,13 @@ def test_on_policy_the_ratio_is_exactly_one_and_has_a_gradient(level: Level) -> 
     assert (gradient(ratio_R.sum(), logp_R) > 0).all()
 
 
+def test_the_ratio_of_a_sequence_is_as_exact_as_its_mean() -> None:
+    """Log-ratios ½, ¼, ¼ of tokens near -1000, where fp32 has steps of 6e-5: the mean ⅓ may not be rounded to those."""
+    old_R = torch.full((3,), -1000.0)
+    ratio_R = ratio(old_R + torch.tensor([0.5, 0.25, 0.25]), old_R, torch.zeros(3, dtype=torch.int64), 1, "sequence")
+    torch.testing.assert_close(ratio_R, torch.full((3,), math.exp(1 / 3)), rtol=2e-7, atol=0.0)
+
+
 def test_impossible_tokens_do_not_overflow() -> None:
     for level in ("token", "sequence", "trajectory"):
         ratio_R = ratio(torch.zeros(5), torch.full((5,), -300.0), OWNER_R, 2, level)

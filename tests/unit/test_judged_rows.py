@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from twofold.core import ConfigError
-from twofold.data.dataset import Asked, Chat, Completion, Document, Judged, Preference, documents
+from twofold.data.dataset import Asked, Chat, Completion, Document, Judged, Preference, Text, documents
 from twofold.data.preference import judged, judgements, preference, preferences
-from twofold.data.prompts import asked
+from twofold.data.prompts import asked, question
 
 USER, GOOD, BAD = (
     {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b"))
@@ -142,3 +142,13 @@ def test_what_chats_were_hashed_as_they_still_are() -> None:
     plain = json.dumps(["chat", [USER]], sort_keys=True, ensure_ascii=True).encode()
     assert Document(Chat((USER,))).canonical() == plain
     assert Document(Chat((USER,), (TOOL,))).canonical() != plain != Document(Chat((USER,), asked=1)).canonical()
+
+
+def test_what_has_an_answer_asks_too() -> None:
+    assert question(Document(Completion("p", "c")), "x") == Asked("p", {"answer": "c"})
+    assert question(Document(Chat((USER, GOOD, USER, BAD), (TOOL,))), "x") == Asked(
+        (USER, GOOD, USER), {"answer": "b"}, (TOOL,)
+    )
+    for content, kind in ((Text("t"), "text"), (Chat((USER,)), "chat"), (Preference("p", "a", "b"), "preference")):
+        with pytest.raises(ConfigError, match=f"here holds {kind}: rows with 'prompt'"):
+            question(Document(content, where="here"), "x")

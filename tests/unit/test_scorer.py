@@ -9,14 +9,20 @@ import pytest
 import torch
 
 from twofold.align.scorer import RewardModel
+from twofold.commands.plan import plan
+from twofold.commands.quantize import quantize
 from twofold.core import CheckpointError, ConfigError, RequestError
 from twofold.engine.capacity import forecast, weight_bytes
 from twofold.engine.config import EngineConfig
 from twofold.engine.engine import Engine
+from twofold.engine.llm import LLM
 from twofold.models import Decoder, decoder_tensors, load, load_tensors, read_formats, save, spec_from
 from twofold.models.cuts import WHOLE, cuts, local_spec
 from twofold.models.quantized import formats, quantize_weights
 from twofold.models.scoring import as_causal, as_critic, as_reward
+from twofold.quant.config import Reading, Recipe
+from twofold.serve.model import load_model
+from twofold.serve.wire import Start
 from twofold.train.forecast import Cut, Load, groups_of, memory
 from twofold.train.init import init_weights
 
@@ -107,7 +113,12 @@ def test_what_config_may_not_say() -> None:
 # ------------------------------------------------------------------------------------------------ all that walk weights
 def test_a_reward_model_makes_no_text(tmp_path: Path) -> None:
     decoder = made(REWARD)
+    save(decoder, tmp_path, config=REWARD)
     asks = [
+        lambda: LLM(tmp_path),
+        lambda: load_model(Start(model=str(tmp_path))),
+        lambda: plan(tmp_path, EngineConfig()),
+        lambda: quantize(tmp_path, tmp_path / "out", Recipe(), Reading()),
         lambda: Engine(decoder, EngineConfig(num_blocks=4)),
         lambda: forecast(decoder.spec, EngineConfig(), 1 << 32),
         lambda: decoder.logits(torch.zeros(1, 32)),

@@ -30,6 +30,12 @@ TABLES = {
     "grpo": ("grpo", "rollout", "rewards", "correction"),
 }
 """Which tables an algorithm reads, of those that not all do."""
+SPEED = {
+    "rollout": ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_blocks", "exact", "shown"),
+    "data": ("eval_prompts",),
+    "rewards": ("timeout", "start", "retries"),
+}
+"""Keys that change how fast a run is, what is shown or how long one waits, and no token of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +109,12 @@ class AlignRecipe(Recipe):
     def identity(self) -> dict[str, Any]:
         read = TABLES.get(self.algorithm, ())
         others = {name for names in TABLES.values() for name in names if name not in read}
-        return {key: value for key, value in super().identity().items() if key.partition(".")[0] not in others}
+
+        def decides(key: str) -> bool:
+            table, _, name = key.partition(".")
+            return table not in others and name.rpartition(".")[2] not in SPEED.get(table, ())
+
+        return {key: value for key, value in super().identity().items() if decides(key)}
 
     def _check_tables(self) -> None:
         read = TABLES.get(self.algorithm, ())

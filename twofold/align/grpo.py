@@ -132,7 +132,7 @@ class GrpoLesson(Lesson):
         if config.mask_truncated:
             keep_N &= ~harvest.truncated_N
         keep_N &= harvest.lengths_N > 0
-        learned, figures = chosen(harvest, keep_N), seen.figures() | {"rollouts": float(keep_N.sum())}
+        learned, figures = chosen(harvest, keep_N), seen.figures() | {"learned": float(keep_N.sum())}
         return self._update(trainer, learned, advantage_N[keep_N], figures)
 
     def _update(self, trainer: Trainer, harvest: Harvest, advantage_N: Tensor, figures: dict[str, float]) -> Step:

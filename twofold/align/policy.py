@@ -33,7 +33,7 @@ def ratio(logp_R: Tensor, old_R: Tensor, owner_R: Tensor, sequences: int, level:
     log_ratio_R = _bounded(logp_R.float() - old_R.float())
     if level == "sequence":
         mean_R = sequence_means(log_ratio_R, owner_R, sequences).detach()[owner_R]
-        log_ratio_R = mean_R + logp_R - logp_R.detach()
+        log_ratio_R = mean_R + (logp_R - logp_R.detach()).float()
     elif level == "trajectory":
         log_ratio_R = _bounded(sequence_sums(log_ratio_R, owner_R, sequences))[owner_R]
     return log_ratio_R.exp()

@@ -50,8 +50,10 @@ def after_prompt(
 ) -> tuple[list[int], list[int], list[bool]]:
     """Ids of the prompt that a rollout would begin with, ids of what follows, and which of those are learned.
 
-    No token reaches over the border, and nothing stands behind the last one that is learned: an answer ends as a
-    rollout does.
+    No token reaches over the border, and the last one is learned: an answer ends where a rollout does, without the
+    white space that a template puts behind the end of a turn. Where a template's own blocks say what is learned and it
+    writes the prompt otherwise once it is answered (without the thought that it opened), the prompt ends where the two
+    part, as in TRL.
 
     Raises:
         RequestError: nothing of the completion is the assistant's, or the template hides where it starts.
@@ -61,24 +63,31 @@ def after_prompt(
     hidden = guard.hide_messages([*question, *completion])
     given = {name: guard.hide(value) for name, value in given.items()}
     pieces, exact = _pieces(template, hidden, given, len(question))
-    whole, asked = "".join(pieces), hidden[: len(question)]
     opened = completion[0].get("role") in ASSISTANT
-    prompt = template.render(asked, add_generation_prompt=opened, **given)
-    if not whole.startswith(prompt):
-        if not exact or not opened:
+    prompt = template.render(hidden[: len(question)], add_generation_prompt=opened, **given)
+    before = guard.encode([prompt])[0]
+    ids, mask = _masked(tokenizer, guard, pieces, exact)
+    same = next((place for place, (a, b) in enumerate(zip(before, ids)) if a != b), min(len(before), len(ids)))
+    if not "".join(pieces).startswith(prompt):
+        if not exact:
             raise _unknown()
-        before = len(template.marked(asked, given)) // 2
-        prompt = "".join(pieces[: 2 * before + 1])
-    first = guard.encode([prompt])[0]
-    ids, mask = _masked(tokenizer, guard, [prompt, "", *_behind(pieces, len(prompt))], exact)
-    if ids[: len(first)] == first:
-        ids, mask = ids[len(first) :], mask[len(first) :]
-    else:  # read at once, a token would reach over the border
+        before = before[:same]
+    if same < len(before):  # read at once, a token would reach over the border
         ids, mask = _masked(tokenizer, guard, _behind(pieces, len(prompt)), exact)
+        same = 0
+    return before, *_ended(tokenizer, ids[same:], mask[same:])
+
+
+def _ended(tokenizer: Tokenizer, ids: list[int], mask: list[bool]) -> tuple[list[int], list[bool]]:
+    """A completion up to the last id that is learned, less white space behind the end of the turn."""
     if True not in mask:
         raise RequestError("this chat template shows nothing of the answer, so there is nothing to learn", "messages")
-    end = len(mask) - mask[::-1].index(True)
-    return first, ids[:end], mask[:end]
+    end = last = len(mask) - mask[::-1].index(True)
+    while end and ids[end - 1] not in tokenizer.special_ids and not tokenizer.decode([ids[end - 1]]).strip():
+        end -= 1
+    if not end or ids[end - 1] not in tokenizer.special_ids:
+        end = last
+    return ids[:end], mask[:end]
 
 
 def _check(messages: Sequence[Message], what: str) -> None:
@@ -101,19 +110,19 @@ def _pieces(
     pieces = template.marked(messages, given)
     if len(pieces) > 1:
         return pieces, True
-    return _between_prompts(template, messages, given, asked), False
+    return _between_prompts(template, pieces[0], messages, given, asked), False
 
 
 def _between_prompts(
-    template: ChatTemplate, messages: list[Message], given: Mapping[str, Any], asked: int
+    template: ChatTemplate, whole: str, messages: list[Message], given: Mapping[str, Any], asked: int
 ) -> list[str]:
     """As `_pieces`, from what each answer behind the first `asked` messages adds to its question."""
     places = [place for place, message in enumerate(messages) if place >= asked and message["role"] in ASSISTANT]
-    whole = template.render(messages, add_generation_prompt=False, **given)
     cuts: list[int] = []
     for place in places:
         question = template.render(messages[:place], add_generation_prompt=True, **given)
-        answer = template.render(messages[: place + 1], add_generation_prompt=False, **given)
+        last = place + 1 == len(messages)
+        answer = whole if last else template.render(messages[: place + 1], add_generation_prompt=False, **given)
         if answer.startswith(question) and whole.startswith(answer):
             cuts += [len(question), len(answer)]
         elif place != places[-1]:

@@ -33,7 +33,6 @@ class Guard:
         self._tokenizer = tokenizer
         self._key = random_digits()
         self._hidden: list[str] = []
-        self._place = re.compile(self._key + r"(\d{8})")
 
     def hide_messages(self, messages: Sequence[Message]) -> list[Message]:
         """Messages with everything hidden but their roles, which are from a list and which templates compare."""
@@ -67,8 +66,10 @@ class Guard:
         return f"{self._key}{len(self._hidden) - 1:08d}"
 
     def _reveal(self, text: str, start: int) -> tuple[str, list[Span]]:
+        if not self._hidden:
+            return text, []
         pieces, foreign, last = [], [], 0
-        for match in self._place.finditer(text):
+        for match in re.finditer(self._key + r"(\d{8})", text):
             pieces.append(text[last : match.start()])
             start += match.start() - last
             hidden = self._hidden[int(match[1])]

@@ -3,7 +3,8 @@
     {"prompt": "..." or [messages], ...}         TRL's prompt-only rows: every other key is a column
     {"data_source", "prompt", "reward_model": {"ground_truth"}, ...}     verl's: `ground_truth` becomes a column as well
 
-`tools` go into the chat template. Prompts stay in memory, their ids in 4 bytes each: good for millions of them.
+`tools` go into the chat template. Where a source has answers, as python-docs does, they are the column "answer".
+Prompts stay in memory, their ids in 4 bytes each: good for millions of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from ..core import ConfigError
 from . import rows
-from .dataset import Asked, Document, documents
+from .dataset import Asked, Chat, Completion, Document, documents
 from .examples import Counts, Limits, Parted
 from .order import Order
 from .wording import Wording
@@ -47,6 +48,23 @@ def asked(row: Mapping[str, Any]) -> Asked:
     if isinstance(truth, dict) and "ground_truth" in truth:
         columns.setdefault("ground_truth", truth["ground_truth"])
     return Asked(rows.said(row, "prompt"), columns, rows.tools(row))
+
+
+def question(document: Document, source: str) -> Asked:
+    """What a document asks; where it has the answer too (a completion, a chat's last message), that is a column.
+
+    Raises:
+        ConfigError: it asks nothing.
+    """
+    match document.content:
+        case Asked() as content:
+            return content
+        case Completion(prompt, completion):
+            return Asked(prompt, {"answer": completion})
+        case Chat((*before, last), tools) if before and last.get("role") == "assistant":
+            return Asked(tuple(before), {"answer": last["content"]}, tools)
+    kind = type(document.content).__name__.lower()
+    raise ConfigError(f"{document.where or source} holds {kind}: rows with 'prompt' are needed")
 
 
 class Prompts(Sequence[Prompt]):
@@ -104,10 +122,7 @@ def read_prompts(
 
 
 def _add(prompts: Prompts, number: int, document: Document, source: str, wording: Wording, limits: Limits) -> None:
-    content = document.content
-    if not isinstance(content, Asked):
-        kind = type(content).__name__.lower()
-        raise ConfigError(f"{document.where or source} holds {kind}: rows with 'prompt' are needed")
+    content = question(document, source)
     with document.named(source):
         ids = wording.prompt(content.prompt, content.tools)
     kept = limits.prompt(ids, prompts.counts)
@@ -119,10 +134,12 @@ class PromptLoader:
     """`batch(i)` is `size` prompts and a pure function of i; without `shuffle`, in the source's order.
 
     Raises:
-        ConfigError: no prompts.
+        ConfigError: no prompts, or `size` is not positive.
     """
 
     def __init__(self, prompts: Sequence[Prompt], size: int, *, seed: int = 0, shuffle: bool = True) -> None:
+        if size < 1:
+            raise ConfigError(f"a batch must have 1 prompt or more, not {size}")
         self._prompts, self._size = prompts, size
         self._order = Order(len(prompts), seed=seed, shuffle=shuffle)
 

@@ -53,6 +53,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def scaled(scores_RV: Tensor, multiplier: float, softcap: float | None) -> Tensor:
+    """A head's scores as logits: times `multiplier`, then softcap · tanh(scores / softcap)."""
+    if multiplier != 1.0:
+        scores_RV = scores_RV * multiplier
+    return scores_RV if softcap is None else soft_cap(scores_RV, softcap)
+
+
 @op
 def activate(x: Tensor, act: str) -> Tensor:
     """One of ACTIVATIONS, computed in fp32 and rounded to x's dtype."""

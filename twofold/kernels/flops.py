@@ -85,7 +85,7 @@ def _logprobs(
     return product, product * (_wanted(hidden_RD, w_VD) + (not keep))
 
 
-def _entropy(hidden_RD: Tensor, w_VD: Tensor, b_V: Tensor | None, multiplier: float, softcap: Any) -> tuple[int, int]:
+def _entropy(hidden_RD: Tensor, w_VD: Tensor, *_: Any) -> tuple[int, int]:
     product = 2 * hidden_RD.shape[0] * w_VD.shape[0] * w_VD.shape[1]
     return product, product * (_wanted(hidden_RD, w_VD) + 1)  # the scores are made again
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import native
-from .activation import soft_cap
+from .activation import scaled
 from .gradient import with_reference_gradient
 from .linear import fits, linear
 from .linear import stage_of as linear_stage
@@ -50,11 +50,7 @@ def token_logprobs(
     temperature: float = 1.0,
 ) -> Tensor:
     """log p(id) [R] in nats of one id [R] for each row, whose scores are capped(multiplier · (w · hidden + b)) / T."""
-    logits_RV = linear(hidden_RD, w_VD, b_V).float()
-    if multiplier != 1.0:
-        logits_RV = logits_RV * multiplier
-    if softcap is not None:
-        logits_RV = soft_cap(logits_RV, softcap)
+    logits_RV = scaled(linear(hidden_RD, w_VD, b_V).float(), multiplier, softcap)
     return logprobs_of(tempered(logits_RV, temperature), ids_R)
 
 

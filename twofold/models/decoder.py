@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
-from ..kernels.activation import activate, gated, soft_cap
+from ..kernels.activation import activate, gated, scaled
 from ..kernels.attention import Attend
 from ..kernels.blocksparse import Sparse
 from ..kernels.entropy import entropy_of, token_entropy
@@ -79,9 +79,9 @@ class Weight(nn.Module):
         how = head.multiplier, head.softcap, keep, temperature
         return token_logprobs(hidden_RD, self.weight, self.bias, ids_R, *how)
 
-    def entropy(self, hidden_RD: Tensor, head: Head) -> Tensor:
+    def entropy(self, hidden_RD: Tensor, head: Head, temperature: float) -> Tensor:
         """Entropy [R] of what each row's scores say, this being the head."""
-        return token_entropy(hidden_RD, self.weight, self.bias, head.multiplier, head.softcap)
+        return token_entropy(hidden_RD, self.weight, self.bias, head.multiplier, head.softcap, temperature)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -355,12 +355,7 @@ class Decoder(nn.Module):
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Scores over the vocabulary for the wanted rows: [R, D] to [R, V], fp32."""
         table, head = self._language_head()
-        logits_RV: Tensor = table(self._projected(hidden_RD)).float()
-        if head.multiplier != 1.0:
-            logits_RV = logits_RV * head.multiplier
-        if head.softcap is not None:
-            logits_RV = soft_cap(logits_RV, head.softcap)
-        return logits_RV
+        return scaled(table(self._projected(hidden_RD)).float(), head.multiplier, head.softcap)
 
     def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, *, keep: bool = False, temperature: float = 1.0) -> Tensor:
         """log p [R] of one id for each row: the engine's bits, without the whole logits (see `kernels/loss.py`).
@@ -372,12 +367,12 @@ class Decoder(nn.Module):
             return logprobs_of(tempered(self.logits(hidden_RD), temperature), ids_R)
         return table.logprobs(self._projected(hidden_RD), ids_R, head, keep, temperature)
 
-    def entropy(self, hidden_RD: Tensor) -> Tensor:
+    def entropy(self, hidden_RD: Tensor, *, temperature: float = 1.0) -> Tensor:
         """Entropy [R] in nats of what may come next at each row, without the whole logits (`kernels/entropy.py`)."""
         table, head = self._language_head()
         if isinstance(table, QuantLinear):
-            return entropy_of(self.logits(hidden_RD))
-        return table.entropy(self._projected(hidden_RD), head)
+            return entropy_of(tempered(self.logits(hidden_RD), temperature))
+        return table.entropy(self._projected(hidden_RD), head, temperature)
 
     def scores(self, hidden_RD: Tensor) -> Tensor:
         """What the score head says of each row: [R, D] to [R, labels], fp32."""

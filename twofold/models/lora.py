@@ -26,6 +26,7 @@ from .decoder import Decoder, Weight
 from .layout import Index, Layouts, Slot
 from .lora_config import LoraConfig
 from .quantized import PROJECTIONS
+from .scoring import TENSOR
 from .seeds import source
 
 
@@ -89,10 +90,11 @@ def target_of(slot: Slot) -> str:
 
 
 def adapt(decoder: Decoder, config: LoraConfig, seed: int = 0) -> None:
-    """Freeze a decoder and put an adapter beside each weight that is targeted, in the weight's own dtype.
+    """Freeze a decoder and put an adapter beside each weight that is targeted, in the weight's own dtype. A score head,
+    where there is one, is trained whole: it begins as zeros, and what stays so teaches nothing.
 
     A is drawn as PEFT draws it, by `seed` and its name (on the meta device nothing is drawn); B is zero, so that
-    nothing changes yet.
+    nothing changes yet. An engine that has the decoder already must be told: `engine.load_weights(None, version)`.
 
     Raises:
         ConfigError: it has adapters already, or a target names no linear layer of this model.
@@ -101,6 +103,8 @@ def adapt(decoder: Decoder, config: LoraConfig, seed: int = 0) -> None:
         raise ConfigError("the decoder has adapters already: merge them first")
     chosen = _chosen(decoder, config)
     decoder.requires_grad_(False)
+    if decoder.spec.score:
+        decoder.score.requires_grad_(True)
     for place, slots in chosen.items():
         module = decoder.get_submodule(place)
         assert isinstance(module, Weight | QuantLinear)
@@ -138,6 +142,12 @@ def loras(decoder: nn.Module) -> dict[str, Lora]:
 def pair_parameters(decoder: nn.Module) -> dict[str, nn.Parameter]:
     """Every A and B by the decoder's name."""
     return {f"{place}.lora.{name}": p for place, lora in loras(decoder).items() for name, p in lora.named_parameters()}
+
+
+def trained_parameters(decoder: nn.Module) -> dict[str, nn.Parameter]:
+    """Every A and B, and the score head where there is one, by the decoder's name."""
+    score = {name: parameter for name, parameter in decoder.named_parameters() if name == TENSOR}
+    return pair_parameters(decoder) | score
 
 
 def matrices(decoder: nn.Module) -> dict[str, tuple[Index, ...]]:

@@ -22,9 +22,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.activation import soft_cap
+from ..kernels.entropy import Scores, chunks, slopes_of
 from ..kernels.linear import linear
-from ..kernels.loss import tempered
 from ..parallel import comm
 from .cuts import WHOLE, Cut, cuts, local_spec
 from .decoder import Decoder, Layer, Weight
@@ -161,18 +160,14 @@ class CutTable(Weight):
         return comm.gather(padded, self.group, 1).narrow(1, 0, self.vocab)
 
     def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, head: Head, keep: bool, temperature: float) -> Tensor:
-        logits_RV = tempered(self._logits(hidden_RD, head), temperature)
+        whole_RD = comm.copy_to(hidden_RD, self.group)
+        logits_RV = Scores(self.weight, self.bias, head.multiplier, head.softcap, temperature).of(whole_RD)
         return cast(Tensor, _CutLogprobs.apply(logits_RV, *self._own(ids_R), self.group))
 
-    def entropy(self, hidden_RD: Tensor, head: Head) -> Tensor:
-        """This rank's part of the logits of all rows is held: a trainer gives a chunk of them at a time."""
-        return cast(Tensor, _CutEntropy.apply(self._logits(hidden_RD, head), self.group))
-
-    def _logits(self, hidden_RD: Tensor, head: Head) -> Tensor:
-        logits_RV = linear(comm.copy_to(hidden_RD, self.group), self.weight, self.bias).float()
-        if head.multiplier != 1.0:
-            logits_RV = logits_RV * head.multiplier
-        return logits_RV if head.softcap is None else soft_cap(logits_RV, head.softcap)
+    def entropy(self, hidden_RD: Tensor, head: Head, temperature: float) -> Tensor:
+        whole_RD = comm.copy_to(hidden_RD, self.group)
+        shape, widest = (head.multiplier, head.softcap, temperature), -(-self.vocab // self.group.size())
+        return cast(Tensor, _CutEntropy.apply(whole_RD, self.weight, self.bias, shape, self.group, widest))
 
 
 class _CutLogprobs(torch.autograd.Function):
@@ -199,21 +194,40 @@ class _CutLogprobs(torch.autograd.Function):
 
 
 class _CutEntropy(torch.autograd.Function):
-    """Entropy [R] from each rank's scores [R, V]; backward: -p (log p + H)."""
+    """Entropy [R] over all ranks' parts of the vocabulary, some rows at a time; backward asks nobody."""
 
     @staticmethod
-    def forward(ctx: Any, logits_RV: Tensor, group: dist.ProcessGroup) -> Tensor:
-        top_R = logits_RV.max(1).values
-        dist.all_reduce(top_R, dist.ReduceOp.MAX, group=group)
-        below_RV = logits_RV - top_R[:, None]
-        powers_RV = below_RV.exp()
-        both = torch.stack([powers_RV.sum(1), (powers_RV * below_RV).sum(1)])
-        dist.all_reduce(both, group=group)
-        log_R, mean_R = both[0].log(), both[1] / both[0]
-        ctx.save_for_backward(powers_RV / both[0][:, None], below_RV - mean_R[:, None])
+    def forward(
+        ctx: Any,
+        hidden_RD: Tensor,
+        w_VD: Tensor,
+        b_V: Tensor | None,
+        shape: tuple[Any, ...],
+        group: dist.ProcessGroup,
+        widest: int,
+    ) -> Tensor:
+        scores = Scores(w_VD, b_V, *shape)
+        log_R = hidden_RD.new_empty(len(hidden_RD), dtype=torch.float32)
+        mean_R = torch.empty_like(log_R)
+        for at in chunks(len(hidden_RD), widest):  # the same on every rank, for each is two sums
+            logits_CV = scores.of(hidden_RD[at])
+            top_C = logits_CV.max(1).values
+            dist.all_reduce(top_C, dist.ReduceOp.MAX, group=group)
+            below_CV = logits_CV - top_C[:, None]
+            powers_CV = below_CV.exp()
+            both_2C = torch.stack([powers_CV.sum(1), (powers_CV * below_CV).sum(1)])
+            dist.all_reduce(both_2C, group=group)
+            log_R[at], mean_R[at] = top_C + both_2C[0].log(), top_C + both_2C[1] / both_2C[0]
+        ctx.save_for_backward(hidden_RD, w_VD, b_V, log_R, mean_R)
+        ctx.shape = shape
         return log_R - mean_R
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        chances_RV, beyond_RV = ctx.saved_tensors
-        return chances_RV * beyond_RV * -grads[0][:, None], None
+        hidden_RD, w_VD, b_V, log_R, mean_R = ctx.saved_tensors
+
+        def turn(logits_CV: Tensor, at: slice) -> Tensor:
+            return slopes_of(logits_CV, log_R[at], mean_R[at], grads[0][at])
+
+        found = Scores(w_VD, b_V, *ctx.shape).slopes(hidden_RD, ctx.needs_input_grad, turn)
+        return (*found, None, None, None)

@@ -20,14 +20,16 @@ from torch import Tensor, nn
 from ..core.errors import CheckpointError, ConfigError
 from .decoder import Decoder
 from .layout import Slot
-from .lora import adapt, config_of, loras, pair_parameters, take_away, target_of
+from .lora import adapt, config_of, loras, take_away, target_of, trained_parameters
 from .lora_config import LoraConfig
+from .scoring import TENSOR
 from .shards import Pending, Shard, write_shard
 from .spec import Mixture
 from .weights import read_json, write_json
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 A, B = ".lora_A.weight", ".lora_B.weight"
+SCORE = PREFIX + TENSOR
 READ = ("peft_type", "r", "lora_alpha", "use_rslora", "bias")
 SAYS_NOTHING = {
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out",
@@ -35,13 +37,17 @@ SAYS_NOTHING = {
     "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
 }  # fmt: skip
 """Keys that do not change what an adapter makes: which modules it is for is in the names of its tensors."""
+HEADS = {"score", "classifier"}
+"""What may be trained whole: PEFT names both for a reward model, whichever it has."""
 STARTS = (True, False, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base as it was; the others have changed it."""
 
 
 def slots_of(decoder: nn.Module) -> dict[str, Slot]:
-    """Every tensor of an adapted decoder's adapters, by PEFT's name."""
+    """Every tensor of an adapted decoder's adapters, by PEFT's name, and its score head's."""
     found = {}
+    if (score := trained_parameters(decoder).get(TENSOR)) is not None:
+        found[SCORE] = Slot(name=SCORE, shape=tuple(score.shape), inner=TENSOR)
     for place, lora in loras(decoder).items():
         for pair in lora.pairs:
             stem, inner = PREFIX + target_of(pair.slot), f"{place}.lora.{target_of(pair.slot).rpartition('.')[2]}"
@@ -62,7 +68,7 @@ def config_json(decoder: Decoder, base: str = "") -> dict[str, Any]:
     names = {target_of(slot) if mixed else target_of(slot).rpartition(".")[2] for slot in slots}
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if decoder.spec.head else "SEQ_CLS",
         "base_model_name_or_path": base or None,
         "r": config.rank,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
@@ -70,6 +76,7 @@ def config_json(decoder: Decoder, base: str = "") -> dict[str, Any]:
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted(names),
+        "modules_to_save": ["score"] if decoder.spec.score else None,
         "fan_in_fan_out": any(slot.layout == "transposed" for slot in slots),
         "init_lora_weights": True,
         "inference_mode": True,
@@ -80,7 +87,7 @@ def pending(
     decoder: Decoder, whole: Callable[[str], Tensor] | None = None, dtype: torch.dtype | None = None
 ) -> list[Pending]:
     """The tensors of adapter_model.safetensors, as `dtype`; `whole` gives one by the decoder's name."""
-    parameters = pair_parameters(decoder)
+    parameters = trained_parameters(decoder)
     give = whole or (lambda name: parameters[name].detach())
     return [
         Pending(
@@ -120,6 +127,8 @@ class AdapterDirectory:
             pickled = (self.path / "adapter_model.bin").exists()
             more = "adapter_model.bin can run code when opened: convert it" if pickled else "is this a PEFT directory?"
             raise CheckpointError(f"{self.path} has no {WEIGHTS}; {more}")
+        self.base = str(table.get("base_model_name_or_path") or "")
+        """Where it says that the model under it is."""
         self._shard = Shard(self.path / WEIGHTS)
         self.config = _config(self.path / CONFIG, table, sorted(self._shard.entries))
 
@@ -131,6 +140,8 @@ class AdapterDirectory:
         """
         slots = slots_of(decoder)
         for name, entry in self._shard.entries.items():
+            if name == SCORE and name not in slots:
+                continue  # a critic's adapter beside the causal model that it is too
             if name not in slots:
                 raise CheckpointError(f"{self.path}: left-over tensor '{name}': this model has no such adapter")
             if entry.shape != slots[name].shape:
@@ -189,7 +200,7 @@ def load_adapter(decoder: Decoder, path: str | Path) -> LoraConfig:
             take_away(decoder)
         raise
     with torch.no_grad():
-        for name, parameter in pair_parameters(decoder).items():
+        for name, parameter in trained_parameters(decoder).items():
             parameter.copy_(directory.read(slots[name]))
     return directory.config
 
@@ -205,6 +216,8 @@ def _config(file: Path, table: Mapping[str, Any], names: list[str]) -> LoraConfi
         )
     for key, value in table.items():
         empty = value in (None, False, "none", "") or value in ([], {})
+        if key == "modules_to_save" and not empty and set(value) <= HEADS:
+            continue
         if key not in (*READ, "init_lora_weights") and key not in SAYS_NOTHING and not empty:
             raise CheckpointError(
                 f"{file}: '{key}' is {value!r}, which is not built; adapters are plain A and B of one rank"

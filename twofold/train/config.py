@@ -315,7 +315,8 @@ class Recipe:
 
         A key that its trainer did not know yet was at its default.
         """
-        now, before = self.identity(), _defaults(type(self)) | dict(before)
+        now = self.identity()
+        before = {key: value for key, value in _defaults(type(self)).items() if key in now} | dict(before)
         keys = sorted(now.keys() | before.keys())
         return {key: (before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)}
 

@@ -3,6 +3,7 @@
 import { ApiError, runs as list } from "/ui/api.js";
 import { Chart } from "/ui/chart.js";
 import { el } from "/ui/element.js";
+import { Evaluations } from "/ui/evaluations.js";
 import { Happenings } from "/ui/happenings.js";
 import { keyDialog } from "/ui/key.js";
 import { Run } from "/ui/run.js";
@@ -37,6 +38,7 @@ const known = new Map(); // name: Run
 const shown = new Map(); // name: hue
 const charts = new Map(); // title: Chart
 const samples = new Samples($("samples"));
+const evaluations = new Evaluations($("evaluations"));
 const happenings = new Happenings($("kinds"), $("events"));
 const runList = new RunList($("runs"), toggle);
 const view = { axis: "step", weight: 0.8, log: false, ...remembered() };
@@ -138,6 +140,7 @@ function render() {
   $("summaries").replaceChildren(...chosen().map(summary));
   $("summaries").classList.toggle("many", shown.size > 1);
   draw();
+  $("evaluations-part").hidden = !evaluations.show(chosen());
   $("samples-part").hidden = !chosen().some(({ run }) => run.samples.size);
   samples.show(chosen());
   $("events-part").hidden = !happenings.show(chosen());
