@@ -25,9 +25,9 @@ def test_a_killed_run_ends_with_the_same_bits(folder: Path, tmp_path: Path, name
         assert all(row["kl"] == 0.0 and row["equal"] == 1.0 for row in steps)
         assert all("rewards.length" in row and "clipped" in row for row in steps)
         assert sum("rollouts" in row for row in rows_of(whole)) == STEPS
-    run_and_die(recipe, tmp_path / "run", 3)
-    assert run_here(recipe, run__output=str(tmp_path / "run")) == 0
-    expected, found = outcome(whole), outcome(tmp_path / "run")
+    run_and_die(recipe, tmp_path / name, 3)
+    assert run_here(recipe, run__output=str(tmp_path / name)) == 0
+    expected, found = outcome(whole), outcome(tmp_path / name)
     assert expected.keys() == found.keys()
     for key in expected:
         assert expected[key] == found[key], f"{name}: {key} differs"

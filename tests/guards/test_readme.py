@@ -15,7 +15,8 @@ from twofold.commands.flags import Flags
 from twofold.core import load_config
 
 PAGES = [p for p in files() if p.suffix == ".md" and (p.parent == ROOT or p.is_relative_to(ROOT / "docs"))]
-RECIPES = [p for p in files() if p.suffix == ".toml" and p.is_relative_to(ROOT / "recipes") and p.parent.name != "tasks"]
+TOML = [p for p in files() if p.suffix == ".toml" and p.is_relative_to(ROOT / "recipes")]
+RECIPES = [p for p in TOML if p.parent.name != "tasks"]
 
 
 def blocks(page: Path, language: str) -> Iterator[str]:
