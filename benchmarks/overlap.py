@@ -42,6 +42,8 @@ from twofold.train.optimizer import Optimizer  # noqa: E402
 Rolled = list[list[int]]
 """Prompt and answer of each sequence."""
 VOCAB, PROMPT, MICRO = 2048, 32, 512
+SIZES = (256.0, 16.0, 1e-6)
+"""MiB of a bucket; the last is a tensor each."""
 
 
 def shape(*, quick: bool) -> dict[str, Any]:
@@ -190,7 +192,7 @@ def costs_of_sending(args: argparse.Namespace) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     records = []
     for transport in ("shared", "gloo"):
-        for bucket_mb in (256.0, 16.0, 1e-6):
+        for bucket_mb in SIZES:
             remote = RemoteConfig(transport=transport, bucket_mb=bucket_mb, threads=args.generator)
             stop, config = threading.Event(), EngineConfig(num_blocks=128, max_num_seqs=8)
             with RemoteEngine(model, config, remote=remote) as engine:
@@ -200,7 +202,7 @@ def costs_of_sending(args: argparse.Namespace) -> list[dict[str, Any]]:
                 told = [_sent(engine, decoder, version) for version in range(1, 2 + args.turns)][1:]
                 stop.set()
                 work.join()
-            record = {key: statistics.median(each[key] for each in told) for key in told[0]}
+            record: dict[str, Any] = {key: statistics.median(each[key] for each in told) for key in told[0]}
             records.append({"transport": transport, "bucket_mb": bucket_mb} | record)
     return records
 
