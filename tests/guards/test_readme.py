@@ -18,6 +18,8 @@ PAGES = [p for p in files() if p.suffix == ".md" and (p.parent == ROOT or p.is_r
 TOML = [p for p in files() if p.suffix == ".toml" and p.is_relative_to(ROOT / "recipes")]
 RECIPES = [p for p in TOML if p.parent.name != "tasks"]
 
+TASKS = [p for p in TOML if p.parent.name == "tasks"]
+
 
 def blocks(page: Path, language: str) -> Iterator[str]:
     """The code blocks of one language on a page."""
@@ -88,3 +90,10 @@ def test_every_recipe_parses(path: Path) -> None:
     from twofold.train.config import Recipe
 
     load_config(Recipe, path)
+
+
+@pytest.mark.parametrize("path", TASKS, ids=name)
+def test_every_task_parses(path: Path) -> None:
+    from twofold.align.task import read_task
+
+    read_task(path)

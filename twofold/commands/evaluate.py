@@ -220,9 +220,9 @@ def _told(records: Sequence[scores.Record], difference: scores.Record | None) ->
     """The lines of the table."""
     for found in records:
         settings = found["settings"]
-        drawn = f" and {found['samples']} sampled" if found["samples"] else ""
+        drawn = f" and {found['samples']} sampled ones" if found["samples"] else ""
         yield (
-            f"{found['model']} on {found['task']}: {found['prompts']} prompts, a greedy{drawn} answer each "
+            f"{found['model']} on {found['task']}: {found['prompts']} prompts, for each a greedy answer{drawn} "
             f"(temperature {settings['temperature']:g}, at most {settings['max_tokens']} tokens)"
         )
         passed = f"{found['greedy']['passed']} of {found['prompts']}"
@@ -243,6 +243,8 @@ def _told(records: Sequence[scores.Record], difference: scores.Record | None) ->
     if difference:
         yield f"{difference['model']} against {difference['against']}, prompt by prompt"
         for name, figure in difference["differences"].items():
+            if name.startswith("rewards.") and len(records[0]["rewards"]) == 1:
+                continue  # it is the total
             rate = name.startswith(("greedy", "pass@"))
             yield _line(name, figure, figure["verdict"], rate=rate, signed=True)
 

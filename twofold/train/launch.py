@@ -165,7 +165,7 @@ class _Run:
                         export(trainer, output / "model", self._card(trainer))
                     trainer.lesson.finish(trainer)
                 if self.mesh.main:
-                    say(plot.terminal(trainer.journal.curve("loss")))
+                    say(plot.terminal(trainer.journal.curve(trainer.lesson.curve)))
                 if status == 0:
                     say(f"finished {recipe.schedule.steps} steps; {adapters.said(recipe)}")
             finally:
