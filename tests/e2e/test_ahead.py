@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from tests.parity import tiny
+from tests.parity.bare_words import BareWords, prompt
 from twofold.align.ahead import Ahead
-from twofold.align.episode import Group, Prompt, Rollout
+from twofold.align.episode import Group
 from twofold.align.remote import RemoteEngine
 from twofold.align.remote_config import RemoteConfig
+from twofold.align.rollout import rollout
 from twofold.core import CheckpointError, StateError, WorkerError
 from twofold.engine.config import EngineConfig
-from twofold.engine.request import Request
 from twofold.engine.sampling import SamplingParams
 from twofold.models.weights import decoder_tensors, spec_from
 
@@ -53,42 +54,19 @@ class Policy:
 
 
 def roller(engine, slow=0.0):
-    """What `rollout` does, at its smallest: two samples of each of a step's prompts, some asked for late."""
+    """Rollouts of a step's prompts, with a tool in between that takes its time; groups in the prompts' order."""
+
+    def tool(_, messages):
+        time.sleep(slow)
+        return (50, 51) if len(messages) < 3 else None
 
     def roll(step: int) -> tuple[Group, ...]:
-        groups = []
-        for number in (3 * step, 3 * step + 1):
-            prompt = Prompt(number=number, ids=tuple(range(1, 5 + number)))
-            made = {}
-            for sample in range(2):
-                name = f"{number}.{sample}"
-                params = SamplingParams(max_tokens=24, logprobs=0, ignore_eos=True)
-                engine.submit(Request(id=name, prompt_ids=prompt.ids, params=params, sample=sample, seed=number))
-                made[name] = ([], [])
-            while engine.has_work:
-                for output in engine.step():
-                    made[output.request_id][0].extend(output.tokens)
-                    made[output.request_id][1].extend([output.version] * len(output.tokens))
-            time.sleep(slow)
-            groups.append(
-                Group(prompt=prompt, rollouts=tuple(result(prompt, *made[f"{number}.{k}"], k) for k in (0, 1)))
-            )
-        return tuple(groups)
+        prompts = [prompt(number, 5 + number) for number in (2 * step, 2 * step + 1)]
+        params = SamplingParams(max_tokens=24, stop_token_ids=tuple(range(90, 94)), ignore_eos=True)
+        found = rollout(engine, prompts, 2, params, seed=7, words=BareWords(), turn=tool)
+        return tuple(sorted(found, key=lambda group: group.prompt.number))
 
     return roll
-
-
-def result(prompt, tokens, versions, sample) -> Rollout:
-    return Rollout(
-        prompt=prompt,
-        sample=sample,
-        ids=tuple(token.id for token in tokens),
-        logprobs=tuple(token.logprob for token in tokens),
-        mine=(True,) * len(tokens),
-        versions=tuple(versions),
-        finish="length",
-        text="",
-    )
 
 
 def start() -> RemoteEngine:

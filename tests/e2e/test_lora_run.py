@@ -50,9 +50,9 @@ def run_here(recipe: Path, output: Path, **changes) -> str:
 @pytest.fixture(scope="module")
 def whole(recipe: Path) -> Path:
     """An undisturbed run."""
-    said = run_here(recipe, recipe.parent / "whole")
+    said = run_here(recipe, recipe.parent / "whole" / "run")
     assert "M in adapters), 24 steps" in said
-    return recipe.parent / "whole"
+    return recipe.parent / "whole" / "run"
 
 
 def test_adapters_learn_and_the_model_is_the_base_with_them_merged(recipe: Path, whole: Path) -> None:
@@ -92,9 +92,9 @@ def test_an_export_of_a_checkpoint_is_the_merged_model(recipe: Path, whole: Path
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_killed_and_resumed_it_ends_with_the_same_bits(recipe: Path, whole: Path, tmp_path: Path, dtype: str) -> None:
     if dtype == "bf16":
-        whole = tmp_path / "whole"
+        whole = tmp_path / "whole" / "run"
         run_here(recipe, whole, model__dtype=dtype)
-    killed = tmp_path / "killed"
+    killed = tmp_path / "killed" / "run"
     kill_after(recipe, killed, 13, *(f"{k}={v}" for k, v in LORA.items()), f"model.dtype={dtype}")
     assert "going on from step-00000010" in run_here(recipe, killed, model__dtype=dtype)
     expected, found = bits(whole), bits(killed)

@@ -12,14 +12,17 @@ import pytest
 import torch
 
 from tests.parity import tiny
+from tests.parity.bare_words import BareWords, prompt
 from twofold.align import remote as remotes
 from twofold.align.buckets import Buckets
 from twofold.align.remote import RemoteEngine
 from twofold.align.remote_config import RemoteConfig
+from twofold.align.rollout import rollout
 from twofold.core import CheckpointError, ConfigError, RequestError, StateError, WorkerError
 from twofold.engine.config import EngineConfig
 from twofold.engine.engine import Engine
 from twofold.engine.request import State
+from twofold.engine.sampling import SamplingParams
 from twofold.models.weights import decoder_tensors, spec_from
 
 MODEL = {
@@ -75,17 +78,22 @@ def ask(engine, *numbers, **params):
 
 
 @pytest.fixture(scope="module")
-def engine():
-    with start() as made:
-        yield made
+def engines():
+    """One for each transport, for all tests that leave it well."""
+    with start() as shared, start(transport="gloo") as gloo:
+        yield {"shared": shared, "gloo": gloo}
+
+
+@pytest.fixture
+def engine(engines):
+    return engines["shared"]
 
 
 def send(engine, version):
     return engine.load_weights(decoder_tensors(weights(version)), version=engine.version + 1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("transport", ["shared", "gloo"])
+@pytest.mark.parametrize(("dtype", "transport"), [(torch.float32, "shared"), (torch.bfloat16, "gloo")])
 def test_the_same_bits_as_an_engine_in_this_process(dtype, transport):
     """The first weights may have version 0; fp32 masters are narrowed on the way."""
     with start(dtype, transport=transport) as far:
@@ -101,6 +109,30 @@ def test_the_same_bits_as_an_engine_in_this_process(dtype, transport):
         again = drain(far)
         assert again != found and far.version == 1
         assert far.stats().version == 1
+
+
+def test_rollouts_are_those_of_an_engine_in_this_process(engine):
+    """The same function drives both: samples of prompts with tools in between, every token and log-probability."""
+    send(engine, 1)
+    version = send(engine, 0).version
+    near = local(0)
+    near.load_weights(None, version)
+    params = SamplingParams(max_tokens=30, stop_token_ids=tuple(range(90, 94)), ignore_eos=True)
+    prompts = [prompt(number, 9 + 7 * number) for number in range(4)]
+
+    def tool(_, messages):
+        return (50, 51, 52) if len(messages) < 4 else None
+
+    far, here = (
+        sorted(
+            rollout(each, prompts, 3, params, seed=11, words=BareWords(), turn=tool),
+            key=lambda group: group.prompt.number,
+        )
+        for each in (engine, near)
+    )
+    assert far == here
+    assert {v for group in far for r in group.rollouts for v in r.versions} == {version}
+    assert any(False in r.mine for group in far for r in group.rollouts)
 
 
 def test_a_quantized_generator_rounds_what_comes():
@@ -207,38 +239,40 @@ def damaged(engine, monkeypatch):
 
 @pytest.mark.parametrize("transport", ["shared", "gloo"])
 @pytest.mark.parametrize("way", ["damaged", "missing", "raises"])
-def test_a_torn_transfer_leaves_the_old_weights_in_force(way, transport, monkeypatch):
-    with start(transport=transport) as far:
-        far.load_weights(decoder_tensors(weights(0)), 0)
-        ask(far, 1, 5, max_tokens=400)
-        pairs = list(decoder_tensors(weights(1)))
+def test_a_torn_transfer_leaves_the_old_weights_in_force(way, transport, monkeypatch, engines):
+    far = engines[transport]
+    old = send(far, 0).version
+    ask(far, 1, 5, max_tokens=400)
+    pairs = list(decoder_tensors(weights(1)))
 
-        def breaks():
-            yield from pairs[:-2]
-            raise RuntimeError("the trainer stumbled")
+    def breaks():
+        yield from pairs[:-2]
+        raise RuntimeError("the trainer stumbled")
 
-        if way == "damaged":
-            with monkeypatch.context() as patch:
-                damaged(far, patch)
-                with pytest.raises(WorkerError, match="arrived damaged; version 0 stays in force"):
-                    far.load_weights(iter(pairs), 1)
-        elif way == "missing":
-            with pytest.raises(CheckpointError, match="did not come"):
-                far.load_weights(iter(pairs[:-1]), 1)
-        else:
-            with pytest.raises(RuntimeError, match="stumbled"):
-                far.load_weights(breaks(), 1)
-        versions = {}
-        said = drain(far, versions=versions)
-        near = local(0)
-        ask(near, 1, 5, max_tokens=400)
-        assert said == drain(near) and {*versions["r1"], *versions["r5"]} == {0}
-        for _ in range(3):  # and nothing is used up: the same version may come again, and others
-            far.load_weights(decoder_tensors(weights(1)), far.version + 1)
-        ask(far, 3)
-        near = local(1)
-        ask(near, 3)
-        assert drain(far) == drain(near)
+    if way == "damaged":
+        with monkeypatch.context() as patch:
+            damaged(far, patch)
+            with pytest.raises(WorkerError, match=f"arrived damaged; version {old} stays in force"):
+                far.load_weights(iter(pairs), old + 1)
+    elif way == "missing":
+        with pytest.raises(CheckpointError, match="did not come"):
+            far.load_weights(iter(pairs[:-1]), old + 1)
+    else:
+        with pytest.raises(RuntimeError, match="stumbled"):
+            far.load_weights(breaks(), old + 1)
+    with pytest.raises(CheckpointError, match="did not come"):  # at once again: the first answer is not for this one
+        far.load_weights(iter(pairs[:-1]), old + 1)
+    versions = {}
+    said = drain(far, versions=versions)
+    near = local(0)
+    ask(near, 1, 5, max_tokens=400)
+    assert said == drain(near) and {*versions["r1"], *versions["r5"]} == {old}
+    for _ in range(3):  # and nothing is used up: the same version may come again, and others
+        far.load_weights(decoder_tensors(weights(1)), far.version + 1)
+    ask(far, 3)
+    near = local(1)
+    ask(near, 3)
+    assert drain(far) == drain(near)
 
 
 def test_death_is_told_with_last_words_and_a_restart_goes_on():
@@ -345,7 +379,7 @@ def test_what_cannot_be_is_refused(engine):
 
 def test_sleep_and_wake_keep_requests(engine):
     send(engine, 0)
-    ask(engine, 1, 5, max_tokens=3000)
+    ask(engine, 1, 5, max_tokens=1500)
     said = tiny.Said()
     said.hear(engine.step())
     engine.sleep()
@@ -356,5 +390,5 @@ def test_sleep_and_wake_keep_requests(engine):
     engine.wake()
     drain(engine, said)
     near = local(0)
-    ask(near, 1, 5, max_tokens=3000)
+    ask(near, 1, 5, max_tokens=1500)
     assert said == drain(near)

@@ -17,6 +17,7 @@ from twofold.core import load_config
 PAGES = [p for p in files() if p.suffix == ".md" and (p.parent == ROOT or p.is_relative_to(ROOT / "docs"))]
 TOML = [p for p in files() if p.suffix == ".toml" and p.is_relative_to(ROOT / "recipes")]
 RECIPES = [p for p in TOML if p.parent.name != "tasks"]
+
 TASKS = [p for p in TOML if p.parent.name == "tasks"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from pathlib import Path
@@ -16,13 +17,19 @@ from twofold.align.rewards.passes import PassesTests
 from twofold.align.rewards.wire import Batch, Scored
 
 
+@functools.cache
+def court(**options: Any) -> PassesTests:
+    """One for all tests that ask for the same: its ushers stay warm."""
+    return PassesTests(RewardConfig(kind="python_passes_tests", **options))
+
+
 def judged(code: str | list[str], tests: Any, *, entry: str | None = None, prompt: str = "", **options: Any) -> Scored:
     codes = [code] if isinstance(code, str) else code
     columns: dict[str, list[Any]] = {"tests": [tests] * len(codes)}
     if entry:
         columns["entry_point"] = [entry] * len(codes)
-    config = RewardConfig(kind="python_passes_tests", **{"seconds": 3.0, **options})
-    return PassesTests(config)(Batch([prompt] * len(codes), codes, [[]] * len(codes), columns, 0))
+    scorer = court(**{"seconds": 3.0, **options})
+    return scorer(Batch([prompt] * len(codes), codes, [[]] * len(codes), columns, 0))
 
 
 def share(code: str, tests: Any, **options: Any) -> float | None:
@@ -34,6 +41,18 @@ WRONG = "def add(a, b):\n    return a - b\n"
 TESTS = ["assert add(1, 2) == 3", "assert add(2, 2) == 4", "assert add(1, 0) == 1", "assert add('a', 'b') == 'ab'"]
 CHECK = "def check(candidate):\n    assert candidate(1, 2) == 3\n    two = candidate(1, 1)\n    assert two == 2\n"
 FUNCTIONS = "def test_one():\n    assert add(1, 2) == 3\n\ndef test_two():\n    assert add(2, 0) == 2\n"
+CASES = """
+import unittest
+class Adding(unittest.TestCase):
+    def setUp(self): self.one = 1
+    def test_one(self): self.assertEqual(add(self.one, 2), 3)
+    def test_zero(self): self.assertEqual(add(self.one, 0), 1)
+class TestPlain:
+    def test_two(self): assert add(0, 2) == 2
+    def helper(self): raise KeyError
+if __name__ == "__main__":
+    unittest.main()
+"""
 
 
 @pytest.mark.parametrize(
@@ -44,6 +63,9 @@ FUNCTIONS = "def test_one():\n    assert add(1, 2) == 3\n\ndef test_two():\n    
         (CHECK, "add", 1.0, 0.0),
         (CHECK + "check(add)\n", None, 1.0, 0.0),
         (FUNCTIONS, None, 1.0, 0.5),
+        (CASES, None, 1.0, 1 / 3),
+        ([CHECK, FUNCTIONS, TESTS[2]], "add", 1.0, 1 / 3),
+        ([CHECK + "check(add)"], "add", 1.0, 0.0),
         ("x = add(1, 2)\nif x != 3:\n    raise SystemExit(0)\n", None, 1.0, 0.0),
     ],
 )
@@ -66,7 +88,26 @@ def test_rows_without_tests_or_with_broken_ones_are_left_out() -> None:
     scored = PassesTests(config)(Batch([""] * 3, [ADD] * 3, [[]] * 3, rows, 0))
     assert scored.values == [None, None, 1.0]
     assert [fault.reason for fault in scored.faults] == ["tests", "tests"]
-    assert "the tests are not Python" in scored.faults[1].note
+    assert "has no 'tests' in a row" in scored.faults[0].note
+    assert "tests that are not Python" in scored.faults[1].note
+
+
+def test_a_court_that_cannot_sit_is_a_fault_and_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A completion is never worth 0.0 because of the machine."""
+    monkeypatch.setattr("twofold.align.rewards.passes._HERE", "/nowhere")
+    scored = judged([ADD, WRONG], TESTS, seconds=1.5)
+    assert scored.values == [None, None]
+    assert [(fault.reason, fault.count) for fault in scored.faults] == [("court", 2)]
+    starved = judged(ADD, TESTS, megabytes=1)
+    assert starved.values == [None] and starved.faults[0].reason == "court"
+
+
+@pytest.mark.parametrize(
+    "tests", ["def helper(): pass", "import math", ["def f(): pass"], [""], [CHECK], "class A: pass"]
+)
+def test_tests_that_cannot_fail_are_a_fault(tests: Any) -> None:
+    scored = judged(ADD, tests)
+    assert scored.values == [None] and "nothing that could fail" in scored.faults[0].note
 
 
 def test_asserts_are_fenced_one_by_one() -> None:
@@ -173,7 +214,8 @@ FORGED = {
     "        frame = frame.f_back\n    for thing in gc.get_objects():\n"
     "        if type(thing) is set and not thing:\n            thing.update(range(9))\n    return 0",
     "at exit": "import atexit, os\natexit.register(lambda: os.write(1, b'{\"passed\": 4}'))\nraise SystemExit(0)",
-    "speaks nonsense": "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'nonsense\\n')\n    except OSError: pass",
+    "speaks nonsense": "import os\nfor fd in range(3, 64):\n"
+    "    try: os.write(fd, b'nonsense\\n')\n    except OSError: pass",
     "a deep answer": "def add(a, b):\n    x = []\n    for _ in range(10**5): x = [x]\n    return x",
     "an answer without end": "def add(a, b): return 'x' * 10**8",
 }
@@ -259,8 +301,8 @@ def test_hanging_costs_its_own_time_and_earns_nothing() -> None:
     spin, sleep = "def add(a, b):\n    while True: pass", "import time\ndef add(a, b): time.sleep(99)"
     late = "def add(a, b):\n    while a == 2: pass\n    return a + b"
     start = time.monotonic()
-    assert judged([spin, sleep, late, ADD], TESTS, seconds=0.5).values == [0.0, 0.0, 0.25, 1.0]
-    assert time.monotonic() - start < 6
+    assert judged([spin, sleep, late, ADD], TESTS, seconds=1.5).values == [0.0, 0.0, 0.25, 1.0]
+    assert time.monotonic() - start < 10
 
 
 def test_the_same_answers_in_the_same_order_and_no_process_left() -> None:
@@ -269,7 +311,7 @@ def test_the_same_answers_in_the_same_order_and_no_process_left() -> None:
         "import time\ndef add(a, b): time.sleep(99)",
         "import threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()",
     ]
-    with Panel([RewardConfig(kind="python_passes_tests", seconds=0.7)]) as panel:
+    with Panel([RewardConfig(kind="python_passes_tests", seconds=1.5)]) as panel:
         batch = ([""] * len(codes), codes, [[]] * len(codes), {"tests": [TESTS] * len(codes)})
         first, second = panel.score(*batch), panel.score(*batch)
         worker = psutil.Process(panel.pids()["python_passes_tests"])
@@ -281,7 +323,7 @@ def test_the_same_answers_in_the_same_order_and_no_process_left() -> None:
 
 def test_tests_that_hang_cost_one_verdict_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twofold.align.rewards.passes._GRACE", 0.3)
-    scorer = PassesTests(RewardConfig(kind="python_passes_tests", seconds=0.5))
+    scorer = PassesTests(RewardConfig(kind="python_passes_tests", seconds=1.5))
     rows: dict[str, list[Any]] = {"tests": [["while True: pass"], ["assert add(1, 2) == 3"]]}
     for _ in range(2):
         assert scorer(Batch([""] * 2, [ADD] * 2, [[]] * 2, rows, 0)).values == [0.0, 1.0]

@@ -19,6 +19,7 @@ rollouts
   rollout.py            n samples of each prompt from the engine, as groups that come when they are finished
   rollout_config.py     how the policy is sampled while it learns
   turns.py              what a tool says, as ids behind a turn of the model
+  stops.py              whether a stop string may just have been completed
   experience.py         prompts to judged rollouts, each rank its share, all of it on every rank
   play.py               the policy in training, served by an engine on its own weights
 runs

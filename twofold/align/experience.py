@@ -45,6 +45,8 @@ class Harvest:
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Where the time went: rollout, reward; of the slowest rank."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """What the engines did: preemptions, prompt tokens, and those of them that were found in the cache."""
 
     @property
     def lengths_N(self) -> Tensor:
@@ -70,6 +72,7 @@ class Harvest:
             found[f"rewards.{name}"] = sum(given) / len(given) if given else math.nan
         found |= {f"faults.{name}": float(count) for name, count in self.faults.items()}
         found |= {f"seconds_{name}": round(value, 3) for name, value in self.seconds.items()}
+        found |= self.counts
         tokens = float(self.lengths_N.sum())
         return found | {"rollout_tokens_per_second": round(tokens / max(self.seconds.get("rollout", 0.0), 1e-9), 1)}
 
@@ -105,7 +108,12 @@ def answer(rollout: Rollout) -> str | list[dict[str, Any]]:
 
 
 def gather(
-    groups: Sequence[Group], told: Judgement, prompts: Sequence[Prompt], mesh: Mesh, seconds: Mapping[str, float]
+    groups: Sequence[Group],
+    told: Judgement,
+    prompts: Sequence[Prompt],
+    mesh: Mesh,
+    seconds: Mapping[str, float],
+    counts: Mapping[str, float],
 ) -> Harvest:
     """Everyone's groups and rewards on every rank; a collective."""
     mine = {
@@ -115,6 +123,7 @@ def gather(
         "faults": told.fault_counts,
         "notes": list(told.notes),
         "seconds": dict(seconds),
+        "counts": dict(counts),
     }
     found = everyone(mine, mesh.group("data"))
     by_number: dict[int, list[tuple[dict[str, Any], float | None, dict[str, float | None]]]] = {}
@@ -144,6 +153,7 @@ def gather(
         faults={name: sum(one["faults"].get(name, 0) for one in found) for one in found for name in one["faults"]},
         notes=tuple(note for one in found for note in one["notes"]),
         seconds={name: max(one["seconds"][name] for one in found) for name in seconds},
+        counts={name: sum(one["counts"][name] for one in found) for name in counts},
     )
 
 

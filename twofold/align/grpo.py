@@ -101,6 +101,8 @@ def advantages(harvest: Harvest, config: GrpoConfig, longest: int) -> Tensor:
 class GrpoLesson(Lesson):
     """A batch of prompts a step."""
 
+    curve = "reward"
+
     config: GrpoConfig
     correction: CorrectionConfig
     play: Play
@@ -149,7 +151,9 @@ class GrpoLesson(Lesson):
         self.objective.exact_at = trainer.position.step + 1 if on_policy and self.play.config.exact else None
         key = trainer.recipe.run.seed * 1_000_003 + trainer.position.step
         parts = parts_of(batch, self.config.epochs, self.config.minibatches, key)
-        return Told([trainer.step(part, self.objective) for part in parts]).one(figures, len(batch.ids_T))
+        steps = [trainer.step(part, self.objective) for part in parts]
+        self.play.updated(figures)
+        return Told(steps).one(figures, len(batch.ids_T))
 
     def _draw(self, trainer: Trainer) -> tuple[Harvest, Harvest]:
         """What is learned from, and all that was rolled out for it: with dynamic sampling more than one draw."""

@@ -8,6 +8,7 @@ The KV cache has its memory for as long as rollouts last; the trainer's step has
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from ..core import TwofoldError
 from ..engine.capacity import forecast
 from ..engine.config import EngineConfig
+from ..engine.engine import Engine
 from ..engine.sampling import SamplingParams
 from ..models.decoder import Decoder
 from ..platforms import free_on
@@ -43,6 +45,8 @@ class Play:
         self._seed, self._longest = seed, longest
         self._shared: Shared | None = None
         self._said: set[str] = set()
+        self._counts: dict[str, float] = {}
+        self._ended = 0.0
         self.ledger = Ledger()
         """Who holds what while rollouts last, and while the trainer steps."""
 
@@ -82,7 +86,8 @@ class Play:
         watch.lap("rollout")
         told = judged(groups, self.panel, trainer.position.step)
         watch.lap("reward")
-        found = gather(groups, told, prompts, trainer.mesh, watch.seconds)
+        self._ended = time.perf_counter()
+        found = gather(groups, told, prompts, trainer.mesh, watch.seconds, self._counts)
         for note in found.notes:
             if note not in self._said and len(self._said) < TOLD:
                 self._said.add(note)
@@ -96,7 +101,9 @@ class Play:
             settings = self._settings(trainer.decoder, most * n)
             self._shared = Shared(trainer.zero, settings, eos_ids=self.words.eos_ids)
         with torch.no_grad(), self._shared.awake(trainer.position.step + 1) as engine:
+            before = _counters(engine)
             found = list(rollout(engine, prompts, n, params, seed=seed, words=self.words))
+            self._counts = {name: value - before[name] for name, value in _counters(engine).items()}
             self.ledger.read("rollout")
         failed = [it for group in found for it in group.rollouts if it.finish == "error"]
         if failed:
@@ -123,6 +130,11 @@ class Play:
         spare = forecast(decoder.spec, replace(settings, dtype=held), free_on(str(decoder.device)), loaded=True)
         return replace(settings, num_blocks=min(wanted, spare.require().blocks))
 
+    def updated(self, figures: dict[str, float]) -> None:
+        """After the optimizer's steps: note what they took, and who holds what now."""
+        self.ledger.read("update")
+        figures["seconds_update"] = round(time.perf_counter() - self._ended, 3)
+
     def close(self) -> None:
         """End the processes of reward functions."""
         self.panel.close()
@@ -145,6 +157,7 @@ def together(harvests: Sequence[Harvest]) -> Harvest:
         faults=_added([it.faults for it in harvests]),
         notes=tuple(note for it in harvests for note in it.notes),
         seconds=_added([it.seconds for it in harvests]),
+        counts=_added([it.counts for it in harvests]),
     )
 
 
@@ -179,6 +192,16 @@ def show(harvest: Harvest, advantage_N: Tensor, count: int) -> list[dict[str, An
             }
         )
     return rows
+
+
+def _counters(engine: Engine) -> dict[str, float]:
+    stats = engine.stats()
+    counted = {
+        "preemptions": stats.preemptions,
+        "prompt_tokens": stats.prefix_queries,
+        "cached_tokens": stats.prefix_hits,
+    }
+    return {name: float(value) for name, value in counted.items()}
 
 
 def _added(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class PolicyAndValue(Judged):
         if config.kl_in == "loss" and "ref" in beside:
             summed = summed + self.kl_coef * kl_loss(logp_R, beside["ref"][at], config.kl).sum()  # type: ignore[arg-type]
         if config.entropy_coef:
-            entropy = seen.decoder.entropy(seen.hidden_RD[at]).sum()
+            entropy = seen.decoder.entropy(seen.hidden_RD[at], temperature=seen.temperature).sum()
             summed = summed - config.entropy_coef * entropy
         figures: dict[str, float | Tensor] = {
             **ratio_figures(ratio_R.detach(), advantage_R, config.clip, config.clip, config.dual_clip),
@@ -117,6 +117,8 @@ class PolicyAndValue(Judged):
 @dataclass
 class PpoLesson(Lesson):
     """A batch of prompts a step, an answer to each."""
+
+    curve = "reward"
 
     config: PpoConfig
     correction: CorrectionConfig
@@ -168,6 +170,7 @@ class PpoLesson(Lesson):
             steps.append(trainer.step(self._mixed(part, number, turn), self.objective))
         if self.average:
             self.average.move(trainer)
+        self.play.updated(figures)
         if "ref_kl_sum" in figures:
             self.coefficient = self.coefficient.after(figures.pop("ref_kl_sum"), len(learned.rollouts))
         return Told(steps).one(figures, tokens)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -89,7 +90,11 @@ class RemoteEngine:
         self.limits = Limits(max_model_len=0, vocab=0, cache_tokens=0)
         self._pair: Pair | None = None
         self._forget()
-        self._start()
+        try:
+            self._start()
+        except BaseException:
+            self._ring.close()
+            raise
 
     # ------------------------------------------------------------------------------------ life
     def _forget(self) -> None:
@@ -187,7 +192,7 @@ class RemoteEngine:
             self._check()
             if request.id in self._live or request.id in self._ended:
                 raise RequestError(f"request id '{request.id}' is in use: give each request its own", "id")
-            self._live[request.id] = replace_outputs(request)
+            self._live[request.id] = _followed(request)
         self._child.send(wire.Submit(**request.wire()))
 
     def abort(self, request_id: str) -> None:
@@ -300,6 +305,8 @@ class RemoteEngine:
         except BaseException:
             self._ring.unsent()
             self._child.send(wire.Drop(version))
+            with suppress(WorkerError):  # its answer is not to be taken for that to the next offer
+                self._wait(lambda: self._staged is not None, self.remote.patience, "drop weights")
             raise
 
     def _raise_torn(self, version: int) -> None:
@@ -386,6 +393,6 @@ class RemoteEngine:
                 self._news.wait(0.5)
 
 
-def replace_outputs(request: Request) -> Request:
+def _followed(request: Request) -> Request:
     """A copy whose outputs are its own, to follow what another process does with it."""
     return replace(request, output_ids=list(request.output_ids))

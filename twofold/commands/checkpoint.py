@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core import CheckpointError, ConfigError, unknown
 from ..models import peft
 from ..models.lora import merge
+from ..models.scoring import CAUSAL, as_reward
 from ..models.shards import write_shard
 from ..models.weights import load, read_config, save
 from ..models.whole import WholeParameters
@@ -109,18 +110,23 @@ def _describe(path: Path, target: Path, name: str) -> None:
 
 
 def _merged(path: Path, output: Path, dtype: str | None) -> int:
-    base = peft.AdapterDirectory(path).base
+    adapter = peft.AdapterDirectory(path)
+    base = adapter.base
     if not base or not Path(base).is_dir():
         told = f"their base, {base}, is not there" if base else "their base was drawn from a seed"
         raise CheckpointError(f"{path} holds adapters alone, and {told}: run the recipe to its end, which writes both")
     kept = DTYPES[dtype] if dtype else torch.float32
-    decoder = load(base)
+    config = read_config(base)
+    if adapter.reward and config["architectures"][0] not in CAUSAL:
+        config = as_reward(config)
+    decoder = load(base, wanted=config)
     peft.load_adapter(decoder, path)
     merge(decoder)
 
     def write(target: Path) -> None:
-        save(decoder, target, config=read_config(base), dtype=kept)
+        save(decoder, target, config=config, dtype=kept)
         copy_files(path, target, TOKENIZER_FILES)
+        _describe(path, target, output.resolve().name)
 
     replace_directory(output, write)
     print(f"{path} merged into {base}, as {str(kept).removeprefix('torch.')}: {output}")

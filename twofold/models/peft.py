@@ -129,6 +129,8 @@ class AdapterDirectory:
             raise CheckpointError(f"{self.path} has no {WEIGHTS}; {more}")
         self.base = str(table.get("base_model_name_or_path") or "")
         """Where it says that the model under it is."""
+        self.reward = table.get("task_type") == "SEQ_CLS"
+        """Whether it is for a model with a score head in place of the language head."""
         self._shard = Shard(self.path / WEIGHTS)
         self.config = _config(self.path / CONFIG, table, sorted(self._shard.entries))
 

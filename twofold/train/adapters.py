@@ -123,6 +123,8 @@ def merged_pieces(decoder: Decoder, places: Places, dtype: torch.dtype, written:
         return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).to(dtype)
 
     for name, lora in deltas.items():
+        if name not in pieces:
+            raise ConfigError(f"{name} is quantized: merge the adapters into the float checkpoint it was made from")
         mine = pieces[name]
         added = mine.tensor.float() + places[name].take(lora.delta(whole)).to(mine.tensor.device)
         pieces[name] = Piece(mine.held, added.to(written), written)

@@ -161,10 +161,11 @@ class _Run:
                 if status == 0:
                     if recipe.lora:
                         export_adapter(trainer, output / "adapter")
-                    export(trainer, output / "model", self._card(trainer))
+                    if not adapters.quantized(recipe):
+                        export(trainer, output / "model", self._card(trainer))
                     trainer.lesson.finish(trainer)
                 if self.mesh.main:
-                    say(plot.terminal(trainer.journal.curve("loss")))
+                    say(plot.terminal(trainer.journal.curve(trainer.lesson.curve)))
                 if status == 0:
                     say(f"finished {recipe.schedule.steps} steps; {adapters.said(recipe)}")
             finally:

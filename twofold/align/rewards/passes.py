@@ -36,13 +36,14 @@ _BARE = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "TZ": "UTC"}
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What a judge says of one completion; `fault` when the tests themselves are at fault."""
+    """What a judge says of one completion; `fault` when it is not the completion's: of the tests, or of the court."""
 
     passed: int = 0
     tests: int = 1
     why: str = ""
     walls: list[str] = []
     fault: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Court:
         self._link: socket.socket | None = None
 
     def judge(self, job: Job) -> Verdict:
-        """The verdict on one program; never raises for what the program or its tests do."""
+        """The verdict on one program; whatever the program or its tests do is in it."""
         link = self._link or self._open()
         deadline = time.monotonic() + self._config.seconds + _GRACE
         try:
@@ -72,7 +73,9 @@ class Court:
             return wire.receive(link, Verdict, deadline)
         except wire.Broken as broken:
             self._close()
-            return Verdict(why="out of time" if broken.reason == "timeout" else f"no verdict: {broken}")
+            if broken.reason == "timeout":
+                return Verdict(why="out of time")
+            return Verdict(fault=f"got no verdict: the judges' process {broken}", reason="court")
 
     def _open(self) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -114,9 +117,9 @@ class PassesTests:
         values: list[float | None] = []
         faults: Counter[tuple[str, str]] = Counter()
         for job in jobs:
-            verdict = verdicts[job] if job else Verdict(fault=f"a row has no '{self._config.tests}'")
+            verdict = verdicts[job] if job else Verdict(fault=f"has no '{self._config.tests}' in a row", reason="tests")
             if verdict.fault:
-                faults["tests", verdict.fault] += 1
+                faults[verdict.reason, verdict.fault] += 1
             values.append(None if verdict.fault else self._value(verdict))
         said = [Fault(reason, count, note) for (reason, note), count in faults.items()]
         return Scored(values, said + self._missing(verdicts))

@@ -4,7 +4,8 @@
       waits on the socket, reads nothing       reads the job   never has the socket
 
 The usher is started once and forks a judge for each job that arrives. A verdict is a frame on the same socket:
-{"passed": 3, "tests": 4, "why": "", "walls": [...]}, or {"fault": "..."} when the tests themselves are at fault.
+{"passed": 3, "tests": 4, "why": "", "walls": [...]}, or {"fault": "...", "reason": "tests"} when the tests themselves
+are at fault, or {"fault": "...", "reason": "court"} when no candidate could be started.
 """
 
 from __future__ import annotations
@@ -66,9 +67,13 @@ def main() -> None:
 def _sit(bench: socket.socket, limits: walls.Limits) -> None:
     """One job, from the empty socket to the verdict; never returns."""
     walls.die_with_parent()
-    place = tempfile.mkdtemp(dir=limits.folder)
-    ours, theirs = socket.socketpair()
-    child = os.fork()
+    try:
+        place = tempfile.mkdtemp(dir=limits.folder)
+        ours, theirs = socket.socketpair()
+        child = os.fork()
+    except OSError as error:
+        _send(bench, {"fault": f"cannot start a candidate: {error}", "reason": "court"})
+        os._exit(0)
     if child == 0:
         try:
             candidate.live(theirs, limits._replace(folder=place))
@@ -102,13 +107,16 @@ def _send(bench: socket.socket, verdict: dict[str, Any]) -> None:
 def judge(job: dict[str, Any], link: Link) -> dict[str, Any]:
     """The verdict on one candidate."""
     passed: set[int] = set()
-    why, stand, count = "", [], 1
+    why = ""
     try:
         source, count = cases.arrange(job["tests"], job["entry"])
     except ValueError as error:
-        return {"fault": str(error)}
+        return {"fault": str(error), "reason": "tests"}
     try:
         stand = link.hear()["walls"]
+    except Gone:
+        return {"fault": f"cannot start a candidate: it {link.gone} behind its walls", "reason": "court"}
+    try:
         link.say({"run": job["code"]})
         space = _visible(link.names(link.hear()), job["entry"])
         loader = candidate.Source(source)
