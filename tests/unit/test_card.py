@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from twofold.align.rewards import RewardConfig
 from twofold.core import CheckpointError
 from twofold.train import card
 
@@ -21,6 +22,7 @@ RECIPE = {
     "optimizer.lr": 1e-3,
     "optimizer.eps": None,
     "model.recompute_layers": {"0-3": "full"},
+    "rewards": (RewardConfig(kind="function", path="/elsewhere/score.py:good"), RewardConfig(kind="length", most=9)),
 }
 ROWS = [
     {"step": 1, "loss": 9.0, "tokens_per_second": 5.0},
@@ -80,6 +82,9 @@ def test_a_reader_finds_training_and_evaluation(model: Path) -> None:
     recipe = tomllib.loads(text.split("```toml\n")[1].split("```")[0])
     assert recipe["optimizer"] == {"lr": 1e-3}
     assert recipe["model"]["recompute_layers"] == {"0-3": "full"}
+    first, second = recipe["rewards"]
+    assert first == {"kind": "function", "name": "function", "path": "score.py:good"}
+    assert second == {"kind": "length", "name": "length", "most": 9}
 
 
 def test_no_path_of_somebodys_machine_is_told(model: Path) -> None:
