@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from twofold.align.rewards import RewardConfig
 from twofold.core import CheckpointError
 from twofold.train import card
 
@@ -22,7 +21,8 @@ RECIPE = {
     "optimizer.lr": 1e-3,
     "optimizer.eps": None,
     "model.recompute_layers": {"0-3": "full"},
-    "rewards": (RewardConfig(kind="function", path="/elsewhere/score.py:good"), RewardConfig(kind="length", most=9)),
+    "rewards.0.kind": "function",
+    "rewards.0.path": "/elsewhere/score.py:good",
 }
 ROWS = [
     {"step": 1, "loss": 9.0, "tokens_per_second": 5.0},
@@ -82,9 +82,7 @@ def test_a_reader_finds_training_and_evaluation(model: Path) -> None:
     recipe = tomllib.loads(text.split("```toml\n")[1].split("```")[0])
     assert recipe["optimizer"] == {"lr": 1e-3}
     assert recipe["model"]["recompute_layers"] == {"0-3": "full"}
-    first, second = recipe["rewards"]
-    assert first == {"kind": "function", "name": "function", "path": "score.py:good"}
-    assert second == {"kind": "length", "name": "length", "most": 9}
+    assert recipe["rewards"]["0"] == {"kind": "function", "path": "score.py:good"}
 
 
 def test_no_path_of_somebodys_machine_is_told(model: Path) -> None:

@@ -10,7 +10,6 @@ the same card: there is no date in it, and of absolute paths the last name alone
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -224,15 +223,7 @@ def _public(value: Any) -> Any:
         return [_public(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _public(item) for key, item in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _public(getattr(value, f.name)) for f in dataclasses.fields(value) if _told(value, f)}
     return value if isinstance(value, bool | int | float | None) else str(value)
-
-
-def _told(value: Any, field: dataclasses.Field[Any]) -> bool:
-    """Whether a table says this key itself, and not by leaving it out."""
-    usual = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-    return bool(getattr(value, field.name) != usual)
 
 
 def _toml(value: Any) -> str:
