@@ -54,6 +54,8 @@ unit = "characters"
 most = 10
 slack = 40
 """
+LEAD = "# The quick brown fox jumps over the lazy dog.\n"
+"""What every prompt begins with: more than a block of the cache."""
 RECIPES = {
     "sft": 'train = ["{folder}/sft.jsonl"]\ntokens_per_step = 256',
     "reward": 'train = ["{folder}/pairs.jsonl"]\npairs_per_step = 6\n[reward]\ncentring = 0.01',
@@ -79,7 +81,7 @@ def write_recipes(folder: Path) -> Path:
     ]
     _lines(folder / "pairs.jsonl", rows)
     _lines(folder / "sft.jsonl", [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows])
-    _lines(folder / "prompts.jsonl", [{"prompt": row["prompt"]} for row in rows])
+    _lines(folder / "prompts.jsonl", [{"prompt": LEAD + row["prompt"]} for row in rows])
     for name, more in RECIPES.items():
         algorithm = {"kto": "dpo", "dapo": "grpo"}.get(name, name)
         text = (SHARED + more).format(folder=folder, name=name, algorithm=algorithm)
@@ -93,8 +95,9 @@ def run_here(recipe: Path, **changes: Any) -> int:
     return launch.run(recipe, overrides, course=Alignment())
 
 
-def run_and_die(recipe: Path, output: Path, step: int) -> None:
+def run_and_die(recipe: Path, output: Path, step: int, **changes: Any) -> None:
     """Run a recipe in a process that kills itself, kill -9, when it has done `step` steps."""
+    overrides = {"run.output": str(output)} | {key.replace("__", "."): value for key, value in changes.items()}
     code = f"""
 import os, signal
 from twofold.align.launch import Alignment
@@ -106,7 +109,7 @@ def dies(self, *given):
         self.saver.wait()
         os.kill(os.getpid(), signal.SIGKILL)
 trainer.Trainer._report = dies
-launch.run({str(recipe)!r}, {{"run.output": {str(output)!r}}}, course=Alignment())
+launch.run({str(recipe)!r}, {overrides!r}, course=Alignment())
 """
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

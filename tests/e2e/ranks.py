@@ -26,10 +26,17 @@ _number = itertools.count()
 class Run:
     """`world` ranks that train; what rank i says is in `said(i)`.
 
-    `die` is (rank, n): kill -9 at its n-th file; with n = -1 its disk is full instead.
+    `die` is (rank, n): kill -9 at its n-th file; with n = -1 its disk is full instead. `aligns`: as `twofold align`.
     """
 
-    def __init__(self, recipe: Path, world: int, changes: dict[str, Any], die: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Path,
+        world: int,
+        changes: dict[str, Any],
+        die: tuple[int, int] | None = None,
+        aligns: bool = False,
+    ) -> None:
         processes = multiprocessing.get_context("forkserver")
         processes.set_forkserver_preload(["torch", "torch.distributed.fsdp", "twofold.train.launch"])
         port = free_port()
@@ -38,7 +45,7 @@ class Run:
         self.output.mkdir(parents=True, exist_ok=True)
         self._told = [self.output / f"said-{number}-{rank}.txt" for rank in range(world)]
         self.ranks = [
-            processes.Process(target=_rank, args=(rank, world, port, recipe, changes, die, self._told[rank]))
+            processes.Process(target=_rank, args=(rank, world, port, recipe, changes, die, self._told[rank], aligns))
             for rank in range(world)
         ]
         for process in self.ranks:
@@ -92,7 +99,14 @@ def _text(path: Path) -> str:
 
 
 def _rank(
-    rank: int, world: int, port: int, recipe: Path, changes: dict[str, Any], die: tuple[int, int] | None, said: Path
+    rank: int,
+    world: int,
+    port: int,
+    recipe: Path,
+    changes: dict[str, Any],
+    die: tuple[int, int] | None,
+    said: Path,
+    aligns: bool,
 ) -> None:
     from rich.console import Console
 
@@ -107,8 +121,13 @@ def _rank(
             _fill_the_disk()
         elif die is not None and die[0] == rank:
             _die_at(die[1])
+        course = None
+        if aligns:
+            from twofold.align.launch import Alignment
+
+            course = Alignment()
         try:
-            status = launch.run(recipe, changes, console=Console(file=out, highlight=False, width=200))
+            status = launch.run(recipe, changes, course=course, console=Console(file=out, highlight=False, width=200))
         except TwofoldError as error:
             print(error)
             status = 2

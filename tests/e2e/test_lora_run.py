@@ -14,9 +14,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny_recipe import bits, kill_after, write_recipe
 
-from twofold.core import ConfigError
-from twofold.models import load, load_adapter
+from twofold.commands.checkpoint import checkpoint
+from twofold.core import CheckpointError, ConfigError
+from twofold.models import load, load_adapter, read_config, save
 from twofold.models.lora import merge
+from twofold.models.quantized import formats, quantize_weights
 from twofold.train import launch
 from twofold.train.trainer import STOPPED
 
@@ -48,9 +50,9 @@ def run_here(recipe: Path, output: Path, **changes) -> str:
 @pytest.fixture(scope="module")
 def whole(recipe: Path) -> Path:
     """An undisturbed run."""
-    said = run_here(recipe, recipe.parent / "whole")
+    said = run_here(recipe, recipe.parent / "whole" / "run")
     assert "M in adapters), 24 steps" in said
-    return recipe.parent / "whole"
+    return recipe.parent / "whole" / "run"
 
 
 def test_adapters_learn_and_the_model_is_the_base_with_them_merged(recipe: Path, whole: Path) -> None:
@@ -77,12 +79,22 @@ def test_a_checkpoint_is_a_directory_of_adapters_alone(recipe: Path, whole: Path
     assert (whole / "adapter" / "tokenizer.json").exists()
 
 
+def test_an_export_of_a_checkpoint_is_the_merged_model(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    assert checkpoint("export", whole, str(tmp_path / "model"), None) == 0
+    ours, merged = (load_file(path / "model.safetensors") for path in (tmp_path / "model", whole / "model"))
+    assert ours.keys() == merged.keys() and all(torch.equal(ours[name], merged[name]) for name in ours)
+    assert (tmp_path / "model" / "tokenizer.json").exists()
+    run_here(recipe.with_name("pretrain.toml"), tmp_path / "seed", schedule__steps=3)
+    with pytest.raises(CheckpointError, match="their base was drawn from a seed"):
+        checkpoint("export", tmp_path / "seed", str(tmp_path / "other"), None)
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_killed_and_resumed_it_ends_with_the_same_bits(recipe: Path, whole: Path, tmp_path: Path, dtype: str) -> None:
     if dtype == "bf16":
-        whole = tmp_path / "whole"
+        whole = tmp_path / "whole" / "run"
         run_here(recipe, whole, model__dtype=dtype)
-    killed = tmp_path / "killed"
+    killed = tmp_path / "killed" / "run"
     kill_after(recipe, killed, 13, *(f"{k}={v}" for k, v in LORA.items()), f"model.dtype={dtype}")
     assert "going on from step-00000010" in run_here(recipe, killed, model__dtype=dtype)
     expected, found = bits(whole), bits(killed)
@@ -130,6 +142,25 @@ def test_another_base_is_refused(recipe: Path, tmp_path: Path) -> None:
         run_here(recipe, run, model__from=str(base), schedule__steps=4, run__save_every=2)
     with pytest.raises(ConfigError, match=r"lora\.rank was 4, is 8"):
         run_here(recipe, run, model__from=str(base), schedule__steps=4, run__save_every=2, lora__rank=8)
+
+
+def test_a_quantized_base_stays_as_it_is(recipe: Path, tmp_path: Path) -> None:
+    floats, base = recipe.parent / "base" / "model", tmp_path / "int8"
+    shutil.copytree(floats, base)
+    decoder = load(floats)
+    quantize_weights(decoder, formats(decoder, "int8"))
+    save(decoder, base, config=read_config(floats))
+    said = run_here(recipe, tmp_path / "run", model__from=str(base), schedule__steps=12)
+    assert f"the model is {base} (quantized, as it was) with the adapter {tmp_path / 'run' / 'adapter'}" in said
+    assert not (tmp_path / "run" / "model").exists()
+    losses = read_losses(tmp_path / "run")
+    assert sum(losses[-4:]) < sum(losses[:4]) - 0.1
+    assert load_adapter(load(base), tmp_path / "run" / "adapter").rank == 4
+    stored = load_file(tmp_path / "run" / "checkpoints" / "step-00000012" / "state-00001-of-00001.safetensors")
+    assert not [name for name in stored if "codes" in name], "of the base nothing is kept"
+    assert "finished, all 12 steps are done" in run_here(
+        recipe, tmp_path / "run", model__from=str(base), schedule__steps=12
+    )
 
 
 # --------------------------------------------------------------------------------------------- two ranks

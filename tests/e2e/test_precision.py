@@ -26,7 +26,7 @@ def run_here(recipe: Path, output: Path, changes: tuple[str, ...]) -> tuple[int,
 
 @pytest.mark.parametrize("changes", [FP16, MUON], ids=["fp16", "muon"])
 def test_killed_and_resumed_it_ends_with_the_same_bits(changes: tuple[str, ...], tmp_path: Path) -> None:
-    recipe, whole, killed = write_recipe(tmp_path), tmp_path / "whole", tmp_path / "killed"
+    recipe, whole, killed = write_recipe(tmp_path), tmp_path / "whole" / "run", tmp_path / "killed" / "run"
     assert run_here(recipe, whole, changes)[0] == 0
     rows = read_rows(whole / "log.jsonl")
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}

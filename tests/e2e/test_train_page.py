@@ -18,6 +18,15 @@ pytestmark = pytest.mark.skipif(bool(missing), reason=f"needs Debian's packages:
 
 KEY = "open-sesame"
 PROMPT = "def <b>add</b>(a, b):"
+EVALUATION = {
+    "task": "tests",
+    "prompts": 40,
+    "samples": 8,
+    "settings": {"temperature": 1.0},
+    "greedy": {"value": 0.375, "low": 0.24, "high": 0.53},
+    "pass@k": {"8": {"value": 0.6, "low": 0.45, "high": 0.75}},
+    "reward": {"sampled": {"value": -1.5, "low": -2.0, "high": 0.0}},
+}
 READINGS = "return [...document.querySelectorAll('.tall .reading b')].map((node) => node.textContent)"
 TITLES = "return [...document.querySelectorAll('.chart:not([hidden]) h3')].map((node) => node.textContent)"
 STEP = "return document.querySelector('.tall .cursor text').textContent"
@@ -50,6 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = root / "first" / "checkpoints" / "step-00000080"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer.json").write_text(json.dumps({"recipe": {"schedule.steps": 200}}))
+    (root / "first" / "evaluation.json").write_text(json.dumps({"evaluations": [EVALUATION]}))
     return root
 
 
@@ -143,6 +153,24 @@ def test_runs_are_compared(page: Browser, server: str) -> None:
     page.script("document.querySelector('.run[data-name=\"deep/second\"] button').click()")  # alone
     page.wait("return document.querySelectorAll('.tall .line').length === 2")
     assert page.text(".summary h2") == "deep/second"
+
+
+def test_evaluations_are_shown_with_their_intervals(page: Browser) -> None:
+    page.script("document.querySelector('.run[data-name=\"first\"] button').click()")  # alone
+    page.wait("return document.querySelector('.measures tbody')")
+    cells = "[...row.cells].map((cell) => cell.textContent)"
+    assert page.script(f"return [...document.querySelectorAll('.measures tbody tr')].map((row) => {cells})") == [
+        ["greedy", "", "37.5%", "24% to 53%"],
+        ["pass@8", "", "60%", "45% to 75%"],
+        ["reward, sampled", "", "-1.5", "-2 to 0"],
+    ]
+    assert page.text(".task h3") == "tests"
+    assert page.text(".measures caption") == "40 prompts, 8 samples each at temperature 1"
+    width = (
+        "const [track] = document.querySelectorAll('.track'); const band = getComputedStyle(track, '::before').width;"
+    )
+    assert page.script(f"{width} return parseFloat(band) / track.clientWidth") == pytest.approx(0.29, abs=0.01)
+    assert page.script("return document.querySelectorAll('.track')[2].hidden")
 
 
 def test_what_is_written_appears_and_what_is_cut_off_goes(page: Browser, runs: Path) -> None:

@@ -15,7 +15,10 @@ from twofold.commands.flags import Flags
 from twofold.core import load_config
 
 PAGES = [p for p in files() if p.suffix == ".md" and (p.parent == ROOT or p.is_relative_to(ROOT / "docs"))]
-RECIPES = [p for p in files() if p.suffix == ".toml" and p.is_relative_to(ROOT / "recipes") and p.parent.name != "tasks"]
+TOML = [p for p in files() if p.suffix == ".toml" and p.is_relative_to(ROOT / "recipes")]
+RECIPES = [p for p in TOML if p.parent.name != "tasks"]
+
+TASKS = [p for p in TOML if p.parent.name == "tasks"]
 
 
 def blocks(page: Path, language: str) -> Iterator[str]:
@@ -87,3 +90,10 @@ def test_every_recipe_parses(path: Path) -> None:
     from twofold.train.config import Recipe
 
     load_config(Recipe, path)
+
+
+@pytest.mark.parametrize("path", TASKS, ids=name)
+def test_every_task_parses(path: Path) -> None:
+    from twofold.align.task import read_task
+
+    read_task(path)

@@ -7,14 +7,17 @@ import torch
 
 from tests.parity import tiny
 from tests.parity.small_trainer import Numbers, make_trainer
+from twofold.core import ConfigError
+from twofold.engine import runner
+from twofold.kernels import native
 from twofold.models import LoraConfig
-from twofold.models.compile import why_not
-from twofold.models.decoder import Decoder
+from twofold.models.decoder import Decoder, Weight
 from twofold.models.lora import adapt, loras, merge, off, pair_parameters
 from twofold.models.packed import PackedContext
 from twofold.models.weights import spec_from
 from twofold.train import loss as losses
 from twofold.train.recompute import recompute_layers
+from twofold.train.replicas import Replicas
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": tiny.VOCAB, "hidden_size": 44,
@@ -37,14 +40,23 @@ MODELS = {
     "llama-bf16": (LLAMA, LoraConfig(rank=4, rslora=True), torch.bfloat16),
     "gpt2": (GPT2, LoraConfig(rank=17), torch.float32),
     "moe": (MOE, LoraConfig(rank=2), torch.float32),
+    "llama-int8": (LLAMA, LoraConfig(rank=3), "int8"),
+    "llama-int4-floats": (LLAMA, LoraConfig(rank=3), "int4-weight-only"),
 }
+
+
+def base_of(name: str) -> Decoder:
+    config, _, format = MODELS[name]
+    if isinstance(format, str):
+        return tiny.rounded(tiny.decoder(spec_from(config)), format)
+    return tiny.decoder(spec_from(config), format)
 
 
 def made(name: str) -> Decoder:
     """An adapted decoder whose adapters say something, and the same whenever it is asked for."""
-    config, lora, dtype = MODELS[name]
-    decoder = tiny.decoder(spec_from(config), dtype)
-    adapt(decoder, lora, seed=3)
+    decoder = base_of(name)
+    adapt(decoder, MODELS[name][1], seed=3)
+    decoder.which = name
     source = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for key, parameter in pair_parameters(decoder).items():
@@ -92,13 +104,35 @@ def test_alone_in_chunks_found_and_preempted_are_as_together(model) -> None:
     assert tiny.run(warm, again) == cold and again.num_cached == 64
 
 
+def test_the_program_reads_adapters_where_they_are_and_has_the_bits_of_single_kernels(model, monkeypatch) -> None:
+    served = tiny.engine(model, enable_prefix_caching=False)
+    assert native.missing() or served.runner.program is not None
+    before = tiny.run(served, *(tiny.request(i) for i in range(4)))
+    kept = {name: parameter.detach().clone() for name, parameter in pair_parameters(model).items()}
+    with torch.no_grad():
+        for parameter in pair_parameters(model).values():
+            parameter.mul_(-0.7)
+    after = tiny.run(served, *(tiny.request(i) for i in range(4)))
+    assert after != before
+    monkeypatch.setattr(runner, "why_not", lambda decoder: "told so")
+    single = tiny.engine(model)
+    assert single.runner.program is None
+    assert tiny.run(single, *(tiny.request(i) for i in range(4))) == after
+    with torch.no_grad():
+        for name, parameter in pair_parameters(model).items():
+            parameter.copy_(kept[name])
+
+
 def test_adapters_that_are_off_are_not_there(model) -> None:
-    plain = tiny.decoder(model.spec, model.dtype)
+    plain = base_of(model.which)
     base = tiny.run(tiny.engine(plain), *(tiny.request(i) for i in range(4)))
-    assert "adapters" in why_not(model) and not why_not(plain)
+    served = tiny.engine(model, enable_prefix_caching=False)
+    mine = tiny.run(served, *(tiny.request(i) for i in range(4)))
+    assert mine != base
     with off(model):
+        assert tiny.run(served, *(tiny.request(i) for i in range(4))) == base, "the program that is there"
         assert tiny.run(tiny.engine(model), *(tiny.request(i) for i in range(4))) == base
-    assert tiny.run(tiny.engine(model), *(tiny.request(i) for i in range(4))) != base
+    assert tiny.run(served, *(tiny.request(i) for i in range(4))) == mine
     assert all(lora.on for lora in loras(model).values())
 
 
@@ -117,10 +151,17 @@ def gradients(decoder: Decoder) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in pair_parameters(decoder).items() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "llama-bf16"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("llama-bf16", "llama-int8")])
 def test_gradients_are_those_of_the_explicit_weight(name: str) -> None:
     """dL/dA = s Bᵀ (dL/dW) and dL/dB = s (dL/dW) Aᵀ, where W + s B A is the weight itself."""
-    decoder, explicit = made(name), made(name)
+    decoder, explicit = made(name), tiny.decoder(made(name).spec)
+    adapt(explicit, MODELS[name][1])
+    with torch.no_grad():
+        for place, module in explicit.named_modules():
+            if isinstance(module, Weight):
+                module.weight.copy_(decoder.get_submodule(place).floats())
+        for key, parameter in pair_parameters(explicit).items():
+            parameter.copy_(pair_parameters(decoder)[key])
     merge(explicit)
     passed(decoder)
     passed(explicit)
@@ -140,9 +181,7 @@ def test_gradients_are_those_of_the_explicit_weight(name: str) -> None:
 
 @pytest.mark.parametrize("policy", ["full", "attention", "ffn", "selective"])
 def test_recomputed_gradients_are_the_same_bits(model, policy: str) -> None:
-    again = tiny.decoder(model.spec, model.dtype)
-    adapt(again, next(iter(loras(model).values())).config)
-    again.load_state_dict(model.state_dict())
+    again = made(model.which)
     recompute_layers(again, policy)
     model.zero_grad()
     passed(model)
@@ -165,6 +204,7 @@ def test_micro_batches_and_steps_move_adapters_alone(tmp_path) -> None:
     for name, parameter in decoder.named_parameters():
         assert torch.equal(parameter, before[name]) == (".lora." not in name), name
     assert trainer.optimizer.weights.keys() == pair_parameters(decoder).keys()
+    assert Replicas.suit(decoder, None), "stage 0 needs no FSDP2"
 
 
 def test_first_values_are_of_the_seed_and_the_name_alone() -> None:
@@ -181,3 +221,17 @@ def test_first_values_are_of_the_seed_and_the_name_alone() -> None:
             assert 0.8 * 44**-0.5 < value.abs().max() <= 44**-0.5
         else:
             assert not value.any()
+
+
+def test_a_quantized_base_lets_the_gradient_through_and_cannot_be_merged() -> None:
+    """int8 activations are rounded on the way, and the gradient goes as if they had not been."""
+    decoder, close = made("llama-int8"), made("llama-int4-floats")
+    passed(decoder)
+    assert all(grad.abs().max() > 0 for grad in gradients(decoder).values())
+    with pytest.raises(ConfigError, match="is quantized: load the float checkpoint"):
+        merge(close)
+    exact, rounded = made("llama"), gradients(decoder)
+    passed(exact)
+    for name, grad in gradients(exact).items():
+        cosine = torch.nn.functional.cosine_similarity(grad.flatten(), rounded[name].flatten(), 0)
+        assert cosine > 0.97, name

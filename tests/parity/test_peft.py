@@ -10,11 +10,12 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from tests.parity import zoo
 from twofold.core import CheckpointError, ConfigError
 from twofold.models import Decoder, LoraConfig, PackedContext, load, load_adapter, save, save_adapter
-from twofold.models.lora import adapt, loras, merge, off, pair_parameters
+from twofold.models.lora import adapt, loras, merge, off, pair_parameters, trained_parameters
 from twofold.models.peft import CONFIG, WEIGHTS
 from twofold.models.scoring import as_critic, as_reward
 from twofold.models.weights import read_config
@@ -107,6 +108,31 @@ def test_a_round_trip_keeps_every_bit_and_a_merged_model_its_logits(base: Path, 
     assert (logits(again, IDS) - expected).abs().max() < 1e-5 * max(1.0, float(spread))
     save(again, tmp_path / "merged", config=read_config(base))
     assert torch.equal(logits(load(tmp_path / "merged"), IDS), logits(again, IDS))
+
+
+def test_a_score_head_is_trained_in_full_and_goes_with_the_adapters(tmp_path: Path) -> None:
+    """Zeros that were frozen would let no gradient through; PEFT has the head as one of `modules_to_save`."""
+    zoo.save(zoo.ZOO["llama"], tmp_path / "base")
+    config = as_reward(read_config(tmp_path / "base"))
+    ours = load(tmp_path / "base", wanted=config)
+    adapt(ours, LoraConfig(rank=3), seed=1)
+    assert {name for name, p in ours.named_parameters() if p.requires_grad} == {*pair_parameters(ours), "score.weight"}
+    source = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in trained_parameters(ours).values():
+            parameter.copy_(torch.randn(parameter.shape, generator=source) * 0.2)
+    save_adapter(ours, tmp_path / "adapter")
+    again = load(tmp_path / "base", wanted=config)
+    load_adapter(again, tmp_path / "adapter")
+    hidden_TD = ours(IDS, PackedContext([len(IDS)]))
+    assert torch.equal(again.scores(again(IDS, PackedContext([len(IDS)]))), ours.scores(hidden_TD))
+    assert json.loads((tmp_path / "adapter" / CONFIG).read_text())["modules_to_save"] == ["score"]
+    labelled = {"num_labels": 1, "pad_token_id": 0}
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", **labelled)
+    theirs = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "adapter")).eval()
+    with torch.no_grad():
+        expected = theirs(IDS[None]).logits[0]
+    assert (ours.scores(hidden_TD)[-1] - expected).abs().max() < TOLERANCE and expected.abs().max() > 0.01
 
 
 # --------------------------------------------------------------------------------------------- what is refused

@@ -11,6 +11,9 @@ import pytest
 
 from twofold.commands.train_plan import planned
 from twofold.core import ConfigError, load_config
+from twofold.models.decoder import Decoder
+from twofold.models.lora import adapt, pair_parameters
+from twofold.models.lora_config import LoraConfig
 from twofold.models.spec import ModelSpec
 from twofold.models.weights import spec_from
 from twofold.train.config import Recipe
@@ -99,6 +102,21 @@ def test_the_command_says_all_and_whether_it_fits(capsys: pytest.CaptureFixture[
         planned(str(RECIPE), [], False, "2", None)
     with pytest.raises(ConfigError, match="whole number of machines"):
         planned(str(RECIPE), [], True, "4", "3")
+
+
+def test_adapters_take_what_they_are_of_the_model_in_states_gradients_and_traffic() -> None:
+    full, spec = recipe(parallel__zero=3)
+    lean = replace(full, lora=LoraConfig(rank=2))
+    every, mine = (plan(it, spec, 2, machine(1 << 40, 2)) for it in (full, lean))
+    share = mine.load.trained
+    decoder = Decoder(spec, device="meta")
+    whole = sum(parameter.numel() for parameter in decoder.parameters())
+    adapt(decoder, LoraConfig(rank=2))
+    assert share == pytest.approx(sum(p.numel() for p in pair_parameters(decoder).values()) / whole) and share < 0.1
+    assert mine.memory.peak.optimizer < every.memory.peak.optimizer * share * 1.01
+    assert every.memory.built < mine.memory.built < every.memory.built * (1 + 2 * share)
+    assert mine.memory.kept < every.memory.kept / 2
+    assert mine.sent["zero"] < every.sent["zero"] * 0.75 and mine.flops == pytest.approx(every.flops * 2 / 3, rel=1e-6)
 
 
 def test_a_spec_comes_from_the_recipe() -> None:

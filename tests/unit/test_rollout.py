@@ -10,7 +10,9 @@ import torch
 from tests.parity import tiny
 from tests.parity.bare_words import END, OPEN, BareWords, prompt
 from twofold.align.rollout import rollout
+from twofold.commands.model import model_dir
 from twofold.core import ConfigError, RequestError, StateError
+from twofold.data import TextStream, Tokenizer
 from twofold.engine.sampling import SamplingParams
 
 WORDS = BareWords()
@@ -58,6 +60,9 @@ def test_samples_of_a_group_share_what_blocks_can_be_shared(length, each):
     engine = tiny.engine(LLAMA)
     roll([prompt(1, length)], n=5, params=SamplingParams(max_tokens=1), engine=engine)
     assert engine.stats().computed_tokens == length + 4 * each
+    chunks = tiny.engine(LLAMA, max_num_seqs=8, max_num_batched_tokens=16)
+    roll([prompt(1, length)], n=5, params=SamplingParams(max_tokens=1), engine=chunks)
+    assert chunks.stats().computed_tokens == length + 4 * each, "they wait for the whole of it"
 
 
 def test_a_long_list_of_prompts_is_read_as_the_engine_has_room():
@@ -130,6 +135,34 @@ def test_a_stop_string_ends_a_rollout_with_the_token_that_completed_it():
     assert cut[0].finish == "stop" and cut[0].ids == plain[0].ids[:5] and cut[0].logprobs == plain[0].logprobs[:5]
     assert cut[0].text == " ".join(plain[0].text.split()[:3]) + " "
     assert [each for each in cut if stop not in each.text][1:] and cut[1:] == plain[1:]
+
+
+class ByteWords:
+    """The bundled model's vocabulary, whose first ids are single bytes."""
+
+    tokenizer = Tokenizer.load(model_dir(None))
+    template = None
+
+
+def test_stops_in_a_byte_vocabulary_are_found_where_a_reader_of_the_whole_text_finds_them():
+    words, long = ByteWords(), PARAMS.with_(max_tokens=60, ignore_eos=True)
+    plain = roll([prompt(3, 20)], n=12, params=long, words=words)[3].rollouts
+    texts = [each.text for each in plain]
+    stops = (*(text[at : at + 2] for at, text in enumerate(texts[:4], 3)), texts[4][9:12], "é", "zzzz")
+    for more in ({}, {"include_stop_str_in_output": True}, {"min_tokens": 20}):
+        params = long.with_(stop=stops, **more)
+        ended = 0
+        for old, new in zip(plain, roll([prompt(3, 20)], n=12, params=params, words=words)[3].rollouts, strict=True):
+            reader = TextStream(
+                words.tokenizer, stop=stops, include_stop=bool(more.get("include_stop_str_in_output")),
+                min_tokens=more.get("min_tokens", 0),
+            )  # fmt: skip
+            reader.push(old.ids)
+            reader.finish()
+            assert new.text == reader.text and new.ids == old.ids[: reader.tokens]
+            assert new.finish == ("length" if reader.stopped is None else "stop")
+            ended += reader.stopped is not None
+        assert ended > 1
 
 
 # ---------------------------------------------------------------------------------------- turns

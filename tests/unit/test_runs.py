@@ -246,3 +246,21 @@ def test_keys_and_hosts_are_asked_for_and_nothing_is_written(root: Path, tmp_pat
             key = {"authorization": "Bearer open-sesame", "content-type": "application/json"}
             assert client.get(path, headers=key).status_code == 200
             assert client.post(path, headers=key, content="{}").status_code == 405
+
+
+def test_evaluations_of_a_run_and_of_its_model_are_listed_by_task(root: Path) -> None:
+    folder, runs = write(root / "small", rows(3)), Runs(root)
+    assert runs.listing()[0]["evaluations"] == []
+    (folder / "evaluation.json").write_text('{"evaluations": [{"task": "b", "prompts": 1}, {"task": "a"}, 7]}')
+    (folder / "model").mkdir()
+    (folder / "model" / "evaluation.json").write_text('{"evaluations": [{"task": "b", "prompts": 2}]}')
+    assert runs.listing()[0]["evaluations"] == [{"task": "a"}, {"task": "b", "prompts": 2}]
+    (folder / "evaluation.json").unlink()
+    assert runs.listing()[0]["evaluations"] == [{"task": "b", "prompts": 2}]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"evaluations": 3}', '{"evaluations": [{"task": 3}]}', "{" * 5000])
+def test_what_is_no_record_of_evaluations_is_none(root: Path, text: str) -> None:
+    folder = write(root / "small", rows(3))
+    (folder / "evaluation.json").write_text(text)
+    assert Runs(root).listing()[0]["evaluations"] == []

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from twofold.align.preference_config import RewardModelConfig
+from twofold.align.reward import BradleyTerry
 from twofold.align.scorer import RewardModel
 from twofold.commands.plan import plan
 from twofold.commands.quantize import quantize
 from twofold.core import CheckpointError, ConfigError, RequestError
+from twofold.data import Batch
 from twofold.engine.capacity import forecast, weight_bytes
 from twofold.engine.config import EngineConfig
 from twofold.engine.engine import Engine
 from twofold.engine.llm import LLM
-from twofold.models import Decoder, decoder_tensors, load, load_tensors, read_formats, save, spec_from
+from twofold.models import Decoder, PackedContext, decoder_tensors, load, load_tensors, read_formats, save, spec_from
 from twofold.models.cuts import WHOLE, cuts, local_spec
 from twofold.models.quantized import formats, quantize_weights
 from twofold.models.scoring import as_causal, as_critic, as_reward
@@ -72,6 +75,19 @@ def test_padding_behind_a_text_is_not_read() -> None:
     assert judge([ids + [0] * 80 for ids in asked]) == judge(asked)
     assert judge([[0, 0, 0]]) == judge([[0]])
     assert RewardModel(judge.decoder)([[5, 0]]) != judge([[5, 0]])
+
+
+@pytest.mark.parametrize("pad", [None, 0])
+def test_training_reads_the_token_that_is_scored(pad: int | None) -> None:
+    decoder, asked = made(REWARD), [[5, 9, 0], [3, 0, 0], [0], [7, 0, 4], [1], [1]]
+    lengths = tuple(len(ids) for ids in asked)
+    ids_T = torch.tensor([token for ids in asked for token in ids])
+    batch = Batch(ids_T=ids_T, targets_T=ids_T, lengths=lengths)
+    rows = BradleyTerry(RewardModelConfig(), pad).rows(batch)
+    with torch.no_grad():
+        scores = decoder.scores(decoder(ids_T, PackedContext(lengths)))[rows, 0].tolist()
+    assert scores == RewardModel(decoder, pad=pad)(asked)
+    assert rows.tolist() == ([2, 5, 6, 9, 10, 11] if pad is None else [1, 3, 6, 9, 10, 11])
 
 
 @pytest.mark.parametrize("ids", [[], [1] * 65, [61], [-1]])

@@ -16,7 +16,7 @@ from ..data.pairs import PairLoader, UnpairedLoader
 from ..data.prompts import PromptLoader, read_prompts
 from ..data.rows import Said
 from ..data.wording import Wording
-from ..train.build import RecipeWords, build_data, text_loader
+from ..train.build import RecipeWords, build_data, hf_config, text_loader
 from ..train.config import Recipe
 from ..train.launch import Course
 from ..train.lesson import Lesson
@@ -29,7 +29,7 @@ from .play import Play
 from .ppo import PolicyAndValue, PpoLesson
 from .reward import BradleyTerry, RewardLesson
 from .rewards import Panel
-from .scorer import RewardModel
+from .scorer import RewardModel, padding
 
 
 class Alignment(Course):
@@ -89,7 +89,7 @@ class Alignment(Course):
         if recipe.algorithm == "sft":
             return Lesson()
         if recipe.algorithm == "reward":
-            return RewardLesson(BradleyTerry(recipe.reward), self._valid)
+            return RewardLesson(BradleyTerry(recipe.reward, padding(hf_config(recipe))), self._valid)
         if recipe.algorithm == "dpo" and recipe.dpo.paired:
             return PairLesson(PairLoss(recipe.dpo), loader, self._valid)
         if recipe.algorithm == "dpo":

@@ -8,8 +8,10 @@ The KV cache has its memory for as long as rollouts last; the trainer's step has
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,15 +20,21 @@ from torch import Tensor
 from ..core import TwofoldError
 from ..engine.capacity import forecast
 from ..engine.config import EngineConfig
+from ..engine.engine import Engine
 from ..engine.sampling import SamplingParams
 from ..models.decoder import Decoder
+from ..parallel import Mesh
 from ..platforms import free_on
 from ..train.build import RecipeWords
+from ..train.pieces import Piece, Stored
 from ..train.trainer import Trainer
+from .apart import Apart
 from .episode import Group, Prompt
-from .experience import Harvest, Watch, gather, judged, seed_of, shared
+from .experience import Harvest, Share, Watch, gather, placed, seed_of, shared, valued
 from .ledger import Ledger, of_engine, of_trainer
+from .remote import RemoteEngine
 from .rewards import Panel
+from .rollout import Engine as Rolls
 from .rollout import rollout
 from .rollout_config import RolloutConfig
 from .sync import Shared
@@ -43,11 +51,15 @@ class Play:
         self._seed, self._longest = seed, longest
         self._shared: Shared | None = None
         self._said: set[str] = set()
+        self._apart: Apart | None = None
+        self._stored: Stored | None = None
+        self._ended = 0.0
         self.ledger = Ledger()
         """Who holds what while rollouts last, and while the trainer steps."""
 
-    def begin(self, trainer: Trainer) -> None:
-        """Before the first step."""
+    def begin(self, trainer: Trainer, stored: Stored | None) -> None:
+        """Before the first step of this process."""
+        self._stored = stored
         of_trainer(self.ledger, trainer.zero, trainer.optimizer)
         of_engine(self.ledger, lambda: self._shared.engine if self._shared else None)
 
@@ -68,36 +80,63 @@ class Play:
 
     def harvest(self, trainer: Trainer, prompts: Sequence[Prompt], n: int, round_: int = 0) -> Harvest:
         """`n` judged rollouts of each prompt, in order, on every rank; a collective. `round_` of one step's draws."""
+        seed = seed_of(self._seed, (trainer.position.step << 8) + round_)
+        return self._told(trainer, self._here(trainer, prompts, n, self.params, seed), prompts)
+
+    def next(self, trainer: Trainer, prompts: Callable[[int], Sequence[Prompt]], n: int) -> Harvest:
+        """As `harvest`, of the prompts of the run's step; where a process apart rolls out, it is asked."""
         step = trainer.position.step
-        return self._play(trainer, prompts, n, self.params, seed_of(self._seed, (step << 8) + round_))
+        if not self.config.apart:
+            return self.harvest(trainer, prompts(step), n)
+        if self._apart is None:
+            data, roll = trainer.mesh, partial(self._there, prompts, n, trainer.mesh)
+            settings = self._settings(trainer.decoder, n * math.ceil(len(prompts(step)) / data.size("data")))
+            self._apart = Apart(self.config, trainer, settings, self.words.eos_ids, roll, self._stored)
+        share = self._apart.take(trainer)
+        return self._told(trainer, share, prompts(step))
 
     def look(self, trainer: Trainer, prompts: Sequence[Prompt]) -> Harvest:
         """One judged answer to each prompt, the likeliest: for held-out prompts, the same ones every time."""
-        return self._play(trainer, prompts, 1, self.params.with_(temperature=0.0), 0)
+        share = self._here(trainer, prompts, 1, self.params.with_(temperature=0.0), 0)
+        return self._told(trainer, share, prompts)
 
-    def _play(self, trainer: Trainer, prompts: Sequence[Prompt], n: int, params: SamplingParams, seed: int) -> Harvest:
-        prompts = [replace(prompt, number=place) for place, prompt in enumerate(prompts)]  # one may come twice
-        watch, mine = Watch(), shared(prompts, trainer.mesh)
-        groups = self._groups(trainer, mine, n, params, seed, math.ceil(len(prompts) / trainer.mesh.size("data")))
-        watch.lap("rollout")
-        told = judged(groups, self.panel, trainer.position.step)
-        watch.lap("reward")
-        found = gather(groups, told, prompts, trainer.mesh, watch.seconds)
+    def _told(self, trainer: Trainer, share: Share, prompts: Sequence[Prompt]) -> Harvest:
+        """Everyone's share, and what went wrong said once."""
+        found = gather(share, placed(prompts), trainer.mesh)
+        self._ended = time.perf_counter()
         for note in found.notes:
             if note not in self._said and len(self._said) < TOLD:
                 self._said.add(note)
                 trainer.display.say(f"reward: {note}")
         return found
 
-    def _groups(
-        self, trainer: Trainer, prompts: Sequence[Prompt], n: int, params: SamplingParams, seed: int, most: int
-    ) -> list[Group]:
+    def _here(self, trainer: Trainer, prompts: Sequence[Prompt], n: int, params: SamplingParams, seed: int) -> Share:
+        """This rank's share, by the engine on the trainer's own weights."""
+        watch, mine = Watch(), shared(placed(prompts), trainer.mesh)
         if self._shared is None:
-            settings = self._settings(trainer.decoder, most * n)
-            self._shared = Shared(trainer.zero, settings, eos_ids=self.words.eos_ids)
+            most = math.ceil(len(prompts) / trainer.mesh.size("data"))
+            self._shared = Shared(trainer.zero, self._settings(trainer.decoder, most * n), eos_ids=self.words.eos_ids)
         with torch.no_grad(), self._shared.awake(trainer.position.step + 1) as engine:
-            found = list(rollout(engine, prompts, n, params, seed=seed, words=self.words))
+            before = _counters(engine)
+            groups = self._groups(engine, mine, n, params, seed)
+            counts = {name: value - before[name] for name, value in _counters(engine).items()}
             self.ledger.read("rollout")
+        watch.lap("rollout")
+        return valued(groups, self.panel, trainer.position.step, watch, counts)
+
+    def _there(
+        self, prompts: Callable[[int], Sequence[Prompt]], n: int, mesh: Mesh, engine: RemoteEngine, step: int
+    ) -> Share:
+        """This rank's share of a step, by the engine of a process apart."""
+        watch, mine = Watch(), shared(placed(prompts(step)), mesh)
+        groups = self._groups(engine, mine, n, self.params, seed_of(self._seed, step << 8))
+        watch.lap("rollout")
+        return valued(groups, self.panel, step, watch, {})
+
+    def _groups(
+        self, engine: Rolls, prompts: Sequence[Prompt], n: int, params: SamplingParams, seed: int
+    ) -> list[Group]:
+        found = list(rollout(engine, prompts, n, params, seed=seed, words=self.words))
         failed = [it for group in found for it in group.rollouts if it.finish == "error"]
         if failed:
             raise TwofoldError(f"{len(failed)} rollouts ended with an error of the engine: {failed[0].error}")
@@ -113,6 +152,7 @@ class Play:
             max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_num_seqs),
             block_size=config.block_size,
             num_blocks=config.num_blocks,
+            quantization=config.quantization,
             kv_dtype=config.kv_dtype,
             device=str(decoder.device),
         )
@@ -123,8 +163,24 @@ class Play:
         spare = forecast(decoder.spec, replace(settings, dtype=held), free_on(str(decoder.device)), loaded=True)
         return replace(settings, num_blocks=min(wanted, spare.require().blocks))
 
+    def updated(self, figures: dict[str, float]) -> None:
+        """After the optimizer's steps: note what they took, and who holds what now."""
+        self.ledger.read("update")
+        figures["seconds_update"] = round(time.perf_counter() - self._ended, 3)
+
+    def learned(self, trainer: Trainer) -> None:
+        """After an update: its weights go to the process apart, if that is to have them before it is asked."""
+        if self._apart is not None:
+            self._apart.learned(trainer)
+
+    def pieces(self, trainer: Trainer) -> dict[str, Piece]:
+        """Rollouts that wait for the next step; a collective."""
+        return self._apart.pieces(trainer) if self._apart is not None else {}
+
     def close(self) -> None:
-        """End the processes of reward functions."""
+        """End the processes of reward functions, and the one that rolls out."""
+        if self._apart is not None:
+            self._apart.close()
         self.panel.close()
 
 
@@ -145,6 +201,7 @@ def together(harvests: Sequence[Harvest]) -> Harvest:
         faults=_added([it.faults for it in harvests]),
         notes=tuple(note for it in harvests for note in it.notes),
         seconds=_added([it.seconds for it in harvests]),
+        counts=_added([it.counts for it in harvests]),
     )
 
 
@@ -179,6 +236,16 @@ def show(harvest: Harvest, advantage_N: Tensor, count: int) -> list[dict[str, An
             }
         )
     return rows
+
+
+def _counters(engine: Engine) -> dict[str, float]:
+    stats = engine.stats()
+    counted = {
+        "preemptions": stats.preemptions,
+        "prompt_tokens": stats.prefix_queries,
+        "cached_tokens": stats.prefix_hits,
+    }
+    return {name: float(value) for name, value in counted.items()}
 
 
 def _added(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

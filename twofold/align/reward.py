@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -21,21 +22,26 @@ from .judged import Judged, Seen, token_scores
 from .pairwise import PAIR_FIGURES, Held, pair_means, tell
 from .preference import bradley_terry, preference_figures
 from .preference_config import RewardModelConfig
+from .scorer import read_length
 
 
 class BradleyTerry(Judged):
-    """The mean loss of a batch of pairs, whose scores are read at each answer's last token."""
+    """The mean loss of a batch of pairs, whose scores are read at each answer's last token that is not `pad`."""
 
     names = PAIR_FIGURES
 
-    def __init__(self, config: RewardModelConfig) -> None:
-        self.config = config
+    def __init__(self, config: RewardModelConfig, pad: int | None = None) -> None:
+        self.config, self.pad = config, pad
 
     def size(self, batch: Batch) -> float:
         return batch.own // 2
 
     def rows(self, part: Batch) -> Tensor:
-        return torch.tensor(part.lengths[: part.own], dtype=torch.int64).cumsum(0) - 1
+        lengths = part.lengths[: part.own]
+        texts = part.ids_T[: sum(lengths)].split(lengths)
+        starts = accumulate(lengths, initial=0)
+        last = [start + read_length(ids.tolist(), self.pad) - 1 for start, ids in zip(starts, texts)]
+        return torch.tensor(last, dtype=torch.int64)
 
     def touch(self, decoder: Decoder, hidden_TD: Tensor) -> Tensor:
         return decoder.scores(hidden_TD[:1])

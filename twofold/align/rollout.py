@@ -30,6 +30,7 @@ from ..engine.limits import Limits
 from ..engine.request import Output, Request, State
 from ..engine.sampling import SamplingParams
 from .episode import Group, Prompt, Rollout
+from .stops import Stops
 from .turns import Reply, Turn, Words, reply_ids
 
 TOOLS_AT_ONCE = 16
@@ -111,7 +112,7 @@ class _Sample:
 
     __slots__ = (
         *("prompt", "number", "group", "name", "ids", "logprobs", "mine", "versions"),
-        *("messages", "start", "turns", "shown", "stream", "finish", "error"),
+        *("messages", "start", "turns", "shown", "stream", "tail", "finish", "error"),
     )
 
     def __init__(self, prompt: Prompt, number: int, group: list[_Sample]) -> None:
@@ -123,7 +124,8 @@ class _Sample:
         self.messages: list[dict[str, Any]] = []
         self.start = self.turns = 0
         self.shown = ""  # the text before the present turn
-        self.stream: TextStream | None = None
+        self.stream: TextStream | None = None  # of the turn, once a stop may have been in it
+        self.tail = b""
         self.finish: str | None = None
         self.error: str | None = None
 
@@ -158,6 +160,7 @@ class _Run:
         self.engine, self.seed, self.words = engine, seed, words
         self.turn, self.max_turns, self.max_total = turn, max_turns, max_total
         self.params = params.with_(n=1, seed=None, logprobs=0, prompt_logprobs=None, logprobs_mode="tempered")
+        self._stops = Stops(words.tokenizer, self.params)
         self.most = 2 * engine.config.max_num_seqs
         self._live: dict[str, _Sample] = {}
         self._asked: dict[Future[Reply], _Sample] = {}
@@ -224,14 +227,7 @@ class _Run:
         params = self.params if left is None else _within(self.params, left)
         sample.name = f"rollout-{next(_NAMES)}-{sample.prompt.number}.{sample.number}"
         sample.start = len(sample.ids)
-        if params.stop:
-            sample.stream = TextStream(
-                self.words.tokenizer,
-                stop=params.stop,
-                include_stop=params.include_stop_str_in_output,
-                skip_special_tokens=params.skip_special_tokens,
-                min_tokens=params.min_tokens,
-            )
+        sample.stream, sample.tail = None, b""
         request = Request(
             id=sample.name,
             prompt_ids=(*sample.prompt.ids, *sample.ids),
@@ -254,7 +250,7 @@ class _Run:
             sample.mine.append(True)
             sample.versions.append(output.version)
         finish = output.finish
-        stopped = sample.stream is not None and self._read(sample, sample.stream, output)
+        stopped = bool(self._stops) and self._read(sample, output)
         if stopped and finish is None:
             self.engine.abort(sample.name)  # the engine does not know strings
         if stopped or finish is not None:
@@ -263,10 +259,19 @@ class _Run:
             text = sample.stream.text if sample.stream else self._decode(spoken)
             self._turn_ended(sample, "stop" if stopped or finish is None else finish.value, text, output.error)
 
-    def _read(self, sample: _Sample, stream: TextStream, output: Output) -> bool:
+    def _read(self, sample: _Sample, output: Output) -> bool:
         """Take an output's text in; whether a stop string ended the turn, which then ends with the token that did."""
         ids = [token.id for token in output.tokens]
-        stream.push(ids[:-1] if self._silent(output.finish) else ids)
+        silent = self._silent(output.finish)
+        new = ids[:-1] if silent else ids
+        stream = sample.stream
+        if stream is None:
+            sample.tail, near = self._stops.near(sample.tail, new)
+            if not near:
+                return False
+            stream = sample.stream = self._stops.stream()
+            new = sample.ids[sample.start : -1 if silent else None]
+        stream.push(new)
         if output.finish is not None:
             stream.finish()
         if stream.stopped is None:

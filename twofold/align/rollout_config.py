@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..core import ConfigError
+from .remote_config import RemoteConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class RolloutConfig:
     overlap: bool = False
     """Roll out the next step's answers while this one's are learned, in a process with weights of its own, one step
     old: off-policy."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    """How that process is started and weights come to it; quantized rollouts have one, too."""
     exact: bool = True
     """Stop a run whose on-policy rollouts have other log-probabilities in the engine than in the trainer."""
     shown: int = 16
@@ -54,7 +57,12 @@ class RolloutConfig:
             raise ConfigError(f"rollout.top_p must be more than 0 and at most 1, not {self.top_p}")
 
     @property
+    def apart(self) -> bool:
+        """Whether rollouts come from a process with weights of its own."""
+        return self.overlap or self.quantization is not None
+
+    @property
     def on_policy(self) -> bool:
         """Whether the trainer's policy is exactly what is sampled."""
         plain = self.top_p == 1.0 and self.top_k <= 0 and self.kv_dtype == "float32"
-        return plain and self.quantization is None and not self.overlap
+        return plain and not self.apart

@@ -11,8 +11,9 @@ Shapes: T tokens, S sequences, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,23 @@ from ..models.weights import load, read_config
 
 TOKENS = 8192
 """Of one forward pass, where a single text is not longer."""
+
+
+def padding(config: Mapping[str, Any]) -> int | None:
+    """The id of padding that a config.json names, if it does."""
+    pad = config.get("pad_token_id")
+    return pad if isinstance(pad, int) and pad >= 0 else None
+
+
+def read_length(ids: Sequence[int], pad: int | None) -> int:
+    """How many tokens of a text are read: all but the padding behind it; of nothing but padding, one.
+
+    Where padding is also what ends a text (many models have one id for both) the end is not read, in training either.
+    """
+    end = len(ids)
+    while end > 1 and ids[end - 1] == pad:
+        end -= 1
+    return end
 
 
 class RewardModel:
@@ -57,9 +75,8 @@ class RewardModel:
             CheckpointError: a directory that cannot be read as it stands.
             ConfigError: not a reward model.
         """
-        pad = read_config(path).get("pad_token_id")
-        decoder = load(path, dtype=dtype, device=device)
-        return cls(decoder, pad=pad if isinstance(pad, int) and pad >= 0 else None, tokens=tokens)
+        pad, decoder = padding(read_config(path)), load(path, dtype=dtype, device=device)
+        return cls(decoder, pad=pad, tokens=tokens)
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[Sequence[int]]) -> list[float]:
@@ -79,10 +96,7 @@ class RewardModel:
         return found
 
     def _read(self, number: int, ids: Sequence[int]) -> Sequence[int]:
-        """What is read of a text: all but the padding behind it; of nothing but padding, one token."""
-        spec, end = self.decoder.spec, len(ids)
-        while end > 1 and ids[end - 1] == self.pad:
-            end -= 1
+        spec, end = self.decoder.spec, read_length(ids, self.pad)
         if not 0 < end <= self.decoder.max_len:
             raise RequestError(f"text {number} has {end} tokens; this reward model reads 1 to {self.decoder.max_len}")
         if not 0 <= min(ids) <= max(ids) < spec.vocab:

@@ -23,6 +23,8 @@ from .task import fingerprint
 
 FILE = "evaluation.json"
 
+_LABELS = {"greedy": "greedy", "pass@k": "pass@{}", "reward": "reward, {}", "rewards": "rewards.{}"}
+
 Record = dict[str, Any]
 Measure = Callable[[Outcome], float | None]
 """What one prompt adds to a mean; None where it has nothing to add."""
@@ -71,7 +73,7 @@ def compare(one: Evaluation, other: Evaluation) -> Record:
             differences = [mine - theirs for mine, theirs in both if mine is not None and theirs is not None]
             if differences:
                 interval = bootstrap(differences, one.task.seed)
-                label = {"greedy": "greedy", "pass@k": f"pass@{name}"}.get(part, f"{part} {name}")
+                label = _LABELS[part].format(name)
                 figures[label] = {**_plain(interval), "verdict": verdict(interval, len(differences))}
     return {"model": one.model, "against": other.model, "prompts": len(pairs), "differences": figures}
 

@@ -24,6 +24,7 @@ BENCHMARKS = (
     "balance",
     "zero",
     "train_peers",
+    "overlap",
     "rollouts",
 )
 

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from ..core import CheckpointError, ConfigError, unknown
+from ..models import peft
+from ..models.lora import merge
+from ..models.scoring import CAUSAL, as_reward
 from ..models.shards import write_shard
-from ..models.weights import read_config
+from ..models.weights import load, read_config, save
 from ..models.whole import WholeParameters
 from ..train import card
 from ..train.checkpoint import MANIFEST, Checkpoints, check, damage, read_position, replace_directory
-from ..train.files import ModelFiles
+from ..train.files import TOKENIZER_FILES, ModelFiles, copy_files
 from ..train.journal import read_rows
 from ..train.pieces import Stored
 from ..train.state import MASTER
@@ -71,9 +74,12 @@ def show(directory: Path) -> int:
 def export(directory: Path, output: Path, dtype: str | None) -> int:
     """Write a plain Hugging Face directory of the newest whole checkpoint, one tensor at a time.
 
-    Asked for fp32, it has the masters of a run whose weights are narrower.
+    Asked for fp32, it has the masters of a run whose weights are narrower. Adapters are merged into their base, which
+    is whole in memory then.
     """
     path = _newest(directory)
+    if (path / peft.CONFIG).exists():
+        return _merged(path, output, dtype)
     values, stored = WholeParameters(path), Stored(path)
     kept = DTYPES[dtype] if dtype else values.stored
     files = ModelFiles(read_config(path), path)
@@ -101,6 +107,30 @@ def _describe(path: Path, target: Path, name: str) -> None:
     same = card.steps(model) == position.step
     trained = card.training(position.recipe, position.step, position.tokens, rows)
     card.put(target, trained, model / card.EVALUATION if same else None, name)
+
+
+def _merged(path: Path, output: Path, dtype: str | None) -> int:
+    adapter = peft.AdapterDirectory(path)
+    base = adapter.base
+    if not base or not Path(base).is_dir():
+        told = f"their base, {base}, is not there" if base else "their base was drawn from a seed"
+        raise CheckpointError(f"{path} holds adapters alone, and {told}: run the recipe to its end, which writes both")
+    kept = DTYPES[dtype] if dtype else torch.float32
+    config = read_config(base)
+    if adapter.reward and config["architectures"][0] not in CAUSAL:
+        config = as_reward(config)
+    decoder = load(base, wanted=config)
+    peft.load_adapter(decoder, path)
+    merge(decoder)
+
+    def write(target: Path) -> None:
+        save(decoder, target, config=config, dtype=kept)
+        copy_files(path, target, TOKENIZER_FILES)
+        _describe(path, target, output.resolve().name)
+
+    replace_directory(output, write)
+    print(f"{path} merged into {base}, as {str(kept).removeprefix('torch.')}: {output}")
+    return 0
 
 
 def found_in(directory: Path) -> list[Path]:

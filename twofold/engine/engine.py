@@ -142,6 +142,24 @@ class Engine:
         self.runner.compile()
         self.version = version
 
+    def exchange(self, decoder: Decoder, version: int) -> Decoder:
+        """Go on with another decoder that has the new weights already; the one it had, to be filled next.
+
+        Nothing is moved. Otherwise as `load_weights`.
+
+        Raises:
+            ConfigError: a decoder of another model, or a version that is not above the last one.
+        """
+        if decoder.spec != self.decoder.spec:
+            raise ConfigError("exchange: this decoder is of another model than the engine's")
+        old, self.decoder, self.runner.decoder = self.decoder, decoder, decoder
+        try:
+            self.load_weights(None, version)
+        except ConfigError:
+            self.decoder = self.runner.decoder = old
+            raise
+        return old
+
     def sleep(self) -> None:
         """Give the KV cache's memory back. Requests keep their tokens, and are computed anew after `wake`."""
         self.scheduler.preempt_all()

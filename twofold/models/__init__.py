@@ -9,6 +9,8 @@ scoring.py   score heads: reward models and critics
 memory.py    memory for what was built without
 compile.py   Program: a decoder as one list of stages for the CPU kernels
 write.py     how a decoder's layers are written as stages
+beside.py    the stages of its adapters
+working.py   the memory that a program works in, and its bytes
 cuts.py      how tensor parallel ranks divide a model, and whether they can
 parallel.py  one tensor parallel rank's part of a decoder
 sequence.py  the contexts of a part of every sequence: Ulysses and ring

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from ..kernels import all_ops, native, stages
 from .decoder import Decoder
-from .lora import loras
 from .write import Writer
 
 
@@ -62,8 +61,6 @@ def why_not(decoder: Decoder, device: str | None = None) -> str:
             return f"{op.name} is to be served by {op.asked()}"
     if decoder.spec.embedding.project and decoder.spec.embedding.positions:
         return "learned positions behind a projection"
-    if loras(decoder):
-        return "adapters beside its weights (merge them, or run one kernel at a time)"
     return ""
 
 
@@ -121,6 +118,7 @@ class Program:
             table.extend(blocks)
             table.extend((0,) * (stride - len(blocks)))
         first = array("i", accumulate(step.counts, initial=0))
+        self._writer.beside.switch()
         kept = [array("i", step.ids), positions, first, array("i", step.starts), table]
         now = self._step
         now.tokens, now.spans, now.table_stride = len(step.ids), len(step.starts), stride

@@ -94,7 +94,7 @@ def adapt(decoder: Decoder, config: LoraConfig, seed: int = 0) -> None:
     where there is one, is trained whole: it begins as zeros, and what stays so teaches nothing.
 
     A is drawn as PEFT draws it, by `seed` and its name (on the meta device nothing is drawn); B is zero, so that
-    nothing changes yet.
+    nothing changes yet. An engine that has the decoder already must be told: `engine.load_weights(None, version)`.
 
     Raises:
         ConfigError: it has adapters already, or a target names no linear layer of this model.

@@ -127,6 +127,10 @@ class AdapterDirectory:
             pickled = (self.path / "adapter_model.bin").exists()
             more = "adapter_model.bin can run code when opened: convert it" if pickled else "is this a PEFT directory?"
             raise CheckpointError(f"{self.path} has no {WEIGHTS}; {more}")
+        self.base = str(table.get("base_model_name_or_path") or "")
+        """Where it says that the model under it is."""
+        self.reward = table.get("task_type") == "SEQ_CLS"
+        """Whether it is for a model with a score head in place of the language head."""
         self._shard = Shard(self.path / WEIGHTS)
         self.config = _config(self.path / CONFIG, table, sorted(self._shard.entries))
 

@@ -6,28 +6,31 @@ Shapes: T tokens, R wanted rows, D hidden size, E embedding size, V vocabulary, 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..kernels import stages
 from ..kernels.attention import Attend
-from ..kernels.grouped import Matrices, Places
+from ..kernels.grouped import Matrices
 from ..kernels.linear import stage_of as linear_stage
-from ..kernels.moe import Mixing, gate_stage, route_stage
+from ..kernels.moe import gate_stage, route_stage
 from ..kernels.norm import stage_of as norm_stage
-from ..kernels.panels import Rounding, embed_stage
+from ..kernels.panels import Rounding, embed_stage, wide_gate
 from ..kernels.panels import stages_for as panel_stages
 from ..kernels.quantized import Packed
 from ..quant.linear import QuantLinear
+from .beside import Beside
 from .decoder import Decoder, Layer, Normalise, Weight
+from .lora import Lora
 from .spec import Gated, Mixture, Parallel, PostOutput, PostResidual, Pre, Rope, Sandwich
+from .working import Working
 
 Stages = list[ctypes.Structure]
 
 
-class Writer:
+class Writer(Working):
     """The memory that a program's stages work in, and the stages in their order.
 
     x is the residual stream, h a part's input, y and z parts' outputs; a part's output is added to x by the next norm.
@@ -36,6 +39,7 @@ class Writer:
     def __init__(
         self, decoder: Decoder, caches: Sequence[stages.Cache], step: stages.Step, tokens: int, rows: int
     ) -> None:
+        super().__init__(tokens, decoder.spec.hidden)
         self.decoder, self.caches, self.step = decoder, caches, step
         self.tokens, self.wanted = self._address("tokens"), self._address("wanted")
         spec = decoder.spec
@@ -49,15 +53,13 @@ class Writer:
         self.picked_RD = torch.empty(rows, spec.hidden)
         self.logits_RV = torch.empty(rows, spec.vocab)
         self.rounding = Rounding(max(tokens, rows))
-        self._kept: list[object] = []
-        self._named: dict[tuple[str, int], Tensor] = {}
-        self._mixings: dict[tuple[int, int, int], Mixing] = {}
+        self.beside = Beside(decoder, tokens)
         self._turns: dict[Rope, tuple[Tensor, Tensor]] = {}
         self._written: Stages = []
 
     def body(self) -> Stages:
         """From token ids to the last hidden states."""
-        self._written = []
+        self._written = self.beside.deal(self.tokens)
         self._embed()
         pending: tuple[Tensor, float] | None = None
         for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
@@ -104,11 +106,6 @@ class Writer:
                 self.logits_RV, self.logits_RV, rows=self.wanted, multiplier=multiplier, softcap=head.softcap or 0.0
             )
         return self._written
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all that the stages work in."""
-        return sum(x.nbytes for x in {id(x): x for x in _tensors(vars(self) | {"decoder": None})}.values())
 
     # ------------------------------------------------------------------------------------------------- layers
     def _embed(self) -> None:
@@ -275,6 +272,26 @@ class Writer:
         gated: bool = False,
     ) -> None:
         rows = self.tokens if rows is None else rows
+        if isinstance(lora := module.lora, Lora):
+            wide = self._shared("opened later", lora.outputs) if gated else out
+            self._product(module, source, wide, rows)
+            self._written += self.beside.stages_of(lora, source, wide, rows, self.rounding)
+            if gated:
+                self._stage(wide_gate(wide, out, rows, act))
+            elif act != "none":
+                self._pointwise(out, out, rows=rows, width=lora.outputs, act=stages.ACTS[act])
+        else:
+            self._product(module, source, out, rows, act, gated)
+
+    def _product(
+        self,
+        module: Weight | QuantLinear,
+        source: Tensor,
+        out: Tensor,
+        rows: int,
+        act: str = "none",
+        gated: bool = False,
+    ) -> None:
         if isinstance(module, QuantLinear):
             w, rounding = module.packed, self.rounding
             self._written += panel_stages(source, w, module.bias, out, rows, rounding, act=act, gated=gated)
@@ -338,32 +355,12 @@ class Writer:
     def _address(self, field: str) -> int:
         return ctypes.addressof(self.step) + int(getattr(stages.Step, field).offset)
 
-    def _mixing(self, ffn: Mixture) -> Mixing:
-        """What mixtures of one size work in, one after another."""
-        key = (ffn.experts, ffn.top_k, ffn.width)
-        if key not in self._mixings:
-            self._mixings[key] = Mixing(len(self.x_TD), *key, self.x_TD.shape[1])
-        return self._mixings[key]
-
-    def _shared(self, name: str, width: int) -> Tensor:
-        """Memory [T, width] that layers use one after another."""
-        if (name, width) not in self._named:
-            self._named[name, width] = torch.empty(len(self.x_TD), width)
-        return self._named[name, width]
-
-    def _keep(self, x: Tensor) -> Tensor:
-        self._kept.append(x)
-        return x
-
     def _sparse(self, how: Attend) -> stages.Sparse:
         if how.sparse is None:
             return stages.Sparse()
         table = how.sparse.table()
         self._kept += [table.bits_PIB, table.pattern_H]
         return table.struct()
-
-    def _kept_tensor(self, *shape: int) -> Tensor:
-        return self._keep(torch.empty(shape))
 
     def _turn(self, rope: Rope) -> tuple[Tensor, Tensor]:
         """cos and sin of every position that the decoder is built for; their room alone where bytes are counted."""
@@ -383,18 +380,3 @@ def _each_expert(module: Weight | QuantLinear) -> Sequence[Tensor] | Sequence[Pa
         packed = module.packed
         return [packed.expert(i) for i in range(len(packed.codes))]
     return module.weight.detach().unbind()
-
-
-def _tensors(held: object) -> Iterator[Tensor]:
-    """The tensors in a value of plain containers and of what the stages work in; parameters are not among them."""
-    if isinstance(held, Tensor):
-        if not isinstance(held, nn.Parameter) and held._base is None:
-            yield held
-    elif isinstance(held, dict):
-        for value in held.values():
-            yield from _tensors(value)
-    elif isinstance(held, list | tuple):
-        for value in held:
-            yield from _tensors(value)
-    elif isinstance(held, Mixing | Places | Rounding):
-        yield from _tensors(vars(held))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels import panels
 from ..kernels.quantized import Packed, quantized_linear, quantized_rows
+from ..kernels.slopes import input_slopes
 from .codes import Quantized
 from .format import Format
 
@@ -17,7 +18,9 @@ from .format import Format
 class QuantLinear(nn.Module):
     """Stands where a float weight stood: [out, in] as a linear layer, [V, E] as a table, [experts, out, in].
 
-    The bias stays a parameter. Moving it moves the panels; their dtypes never change.
+    The bias stays a parameter, and is frozen as the weight is: a gradient goes through to the input alone, as if
+    activations had not been rounded (QLoRA, Dettmers et al. 2023). Moving it moves the panels, whose
+    dtypes never change.
     """
 
     codes: Tensor
@@ -81,7 +84,10 @@ class QuantLinear(nn.Module):
             self.put(self.format.quantize(w_NK))
 
     def forward(self, x_TK: Tensor) -> Tensor:
-        y_TN = quantized_linear(x_TK, self.packed, self.bias)
+        if torch.is_grad_enabled() and x_TK.requires_grad:
+            y_TN: Tensor = _Frozen.apply(x_TK, self)
+        else:
+            y_TN = quantized_linear(x_TK, self.packed, self.bias)
         return y_TN if self.lora is None else self.lora(x_TK, y_TN)
 
     def rows(self, ids_T: Tensor) -> Tensor:
@@ -101,3 +107,14 @@ class QuantLinear(nn.Module):
         if self.scales.dtype != scales.dtype:
             self.scales = scales.to(self.scales.device)
         return self
+
+
+class _Frozen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TK: Tensor, module: QuantLinear) -> Tensor:
+        ctx.module = module
+        return quantized_linear(x_TK, module.packed, module.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return input_slopes(grads[0], ctx.module.floats()), None

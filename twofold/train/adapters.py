@@ -2,7 +2,7 @@
 
     base        model.from, or the first weights of the seed      read anew whenever the run starts
     adapters    drawn by seed and name, or a checkpoint's         what checkpoints hold
-    the end     run.output/adapter as PEFT has it, run.output/model merged
+    the end     run.output/adapter as PEFT has it, run.output/model merged; no model where the base is quantized
 
 The optimizer sees what asks for gradients, so ZeRO, offload and the rules know nothing of it.
 """
@@ -20,6 +20,9 @@ from ..core import ConfigError
 from ..models.decoder import Decoder
 from ..models.lora import FirstPairs, adapt, loras, pair_parameters, trained_parameters
 from ..models.lora_config import LoraConfig
+from ..models.quantized import KEY
+from ..models.spec import ModelSpec
+from ..models.weights import read_config
 from ..parallel import Mesh
 from .config import Recipe
 from .pieces import Held, Piece
@@ -60,6 +63,32 @@ def fingerprint(recipe: Recipe) -> str:
     return digest.hexdigest()
 
 
+def quantized(recipe: Recipe) -> bool:
+    """Whether the base's weights are codes, which adapters are trained beside (QLoRA) but cannot be added to."""
+    base = recipe.model.from_
+    return recipe.lora is not None and base is not None and bool(read_config(base).get(KEY))
+
+
+def result(recipe: Recipe) -> Path:
+    """The directory that is there when a run has finished."""
+    return recipe.run.output / ("adapter" if quantized(recipe) else "model")
+
+
+def said(recipe: Recipe) -> str:
+    """Where the finished model is."""
+    if not quantized(recipe):
+        return f"the model is {result(recipe)}"
+    return f"the model is {recipe.model.from_} (quantized, as it was) with the adapter {result(recipe)}"
+
+
+def share(spec: ModelSpec, config: LoraConfig) -> float:
+    """The numbers of the adapters for each number of the model."""
+    decoder = Decoder(spec, device="meta")
+    adapt(decoder, config)
+    mine = sum(parameter.numel() for parameter in pair_parameters(decoder).values())
+    return mine / (sum(parameter.numel() for parameter in decoder.parameters()) - mine)
+
+
 def put(decoder: Decoder, config: LoraConfig, seed: int, checkpoint: Path | None) -> None:
     """Adapters beside the weights of one process's decoder, with the values that the run goes on from."""
     adapt(decoder, config, seed)
@@ -94,6 +123,8 @@ def merged_pieces(decoder: Decoder, places: Places, dtype: torch.dtype, written:
         return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).to(dtype)
 
     for name, lora in deltas.items():
+        if name not in pieces:
+            raise ConfigError(f"{name} is quantized: merge the adapters into the float checkpoint it was made from")
         mine = pieces[name]
         added = mine.tensor.float() + places[name].take(lora.delta(whole)).to(mine.tensor.device)
         pieces[name] = Piece(mine.held, added.to(written), written)

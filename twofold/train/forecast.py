@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..models.cuts import local_spec
@@ -50,6 +50,8 @@ class Load:
     flight: int = 1
     feedback: bool = False
     """comm = "onebit" remembers what rounding lost: a whole gradient in fp32."""
+    trained: float = 1.0
+    """With adapters, their numbers for each of the model's, which has no gradients and states then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +166,19 @@ class _Walk:
                        for layer, policy in zip(self.layers, self.policies)]  # fmt: skip
 
     def result(self) -> Memory:
-        peak = max(self._moments(), key=lambda moment: moment.total)
+        peak = max(map(self._adapted, self._moments()), key=lambda moment: moment.total)
+        if self.load.trained < 1.0:
+            masters = int((self.built - self.weights) * self.load.trained)
+            return Memory(built=peak.weights + masters, kept=peak.weights + peak.optimizer, peak=peak)
         return Memory(built=self.built, kept=self.weights + self.optimizer, peak=peak)
+
+    def _adapted(self, moment: Moment) -> Moment:
+        """The moment of a run whose weights are frozen, with adapters beside them."""
+        share = self.load.trained
+        if share >= 1.0:
+            return moment
+        weights, optimizer = int(moment.weights * (1 + share)), int(moment.optimizer * share)
+        return replace(moment, weights=weights, optimizer=optimizer, gradients=int(moment.gradients * share))
 
     def _moment(
         self, name: str, gathered: int = 0, gradients: int = 0, activations: int = 0, working: int = 0

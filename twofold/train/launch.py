@@ -149,9 +149,9 @@ class _Run:
         position = read_position(found) if found else None
         if position:
             _same_recipe(recipe, position, output)
-            there = from_first((output / "model").is_dir(), self.mesh.group("world"))
+            there = from_first(adapters.result(recipe).is_dir(), self.mesh.group("world"))
             if position.step == recipe.schedule.steps and there:
-                say(f"{output}: finished, all {position.step} steps are done; the model is {output}/model")
+                say(f"{output}: finished, all {position.step} steps are done; {adapters.said(recipe)}")
                 return 0
         with _what_would_fit(recipe):
             trainer = self._assemble(found, position, checkpoints, sampler)
@@ -161,12 +161,13 @@ class _Run:
                 if status == 0:
                     if recipe.lora:
                         export_adapter(trainer, output / "adapter")
-                    export(trainer, output / "model", self._card(trainer))
+                    if not adapters.quantized(recipe):
+                        export(trainer, output / "model", self._card(trainer))
                     trainer.lesson.finish(trainer)
                 if self.mesh.main:
-                    say(plot.terminal(trainer.journal.curve("loss")))
+                    say(plot.terminal(trainer.journal.curve(trainer.lesson.curve)))
                 if status == 0:
-                    say(f"finished {recipe.schedule.steps} steps; the model is {output / 'model'}")
+                    say(f"finished {recipe.schedule.steps} steps; {adapters.said(recipe)}")
             finally:
                 trainer.lesson.close()
                 trainer.journal.close()

@@ -17,6 +17,9 @@ class Lesson:
     Whatever else a lesson remembers from step to step is in its `pieces`, so that a run goes on with the same bits.
     """
 
+    curve = "loss"
+    """The figure that a finished run draws on the terminal."""
+
     def begin(self, trainer: Trainer, stored: Stored | None) -> None:
         """Before the first step of this process; `stored` is the checkpoint that the run goes on from."""
 

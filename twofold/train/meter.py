@@ -1,6 +1,7 @@
 """What the progress line says of the machine: the share of its matmul peak that the model reaches, and memory.
 
-The model's work is counted from the spec: forward products and attention pairs, and twice as many for backward. What
+The model's work is counted from the spec: forward products and attention pairs, and twice as many for backward, once
+where the weights are frozen beside adapters. What
 is computed again to save memory is no part of it, so recomputation lowers the share (the "model FLOPs utilization" of
 PaLM, Chowdhery et al. 2022). The peak is the best of torch's product and ours, measured once a machine and kept.
 """
@@ -23,6 +24,7 @@ from ..core import TwofoldError
 from ..kernels.build import cache_folder
 from ..kernels.flops import pairs
 from ..kernels.linear import linear
+from ..models.lora import loras
 from ..models.spec import Ffn, Gated, Mixture, ModelSpec, Plain
 from ..platforms.instructions import processor_name
 
@@ -33,19 +35,19 @@ SECONDS = 0.3
 class Meter:
     """For one model on one device, with `peak` FLOP/s to reach."""
 
-    def __init__(self, spec: ModelSpec, device: torch.device, peak: float) -> None:
-        self.spec, self.device, self.peak = spec, device, peak
+    def __init__(self, spec: ModelSpec, device: torch.device, peak: float, passes: int = 3) -> None:
+        self.spec, self.device, self.peak, self.passes = spec, device, peak, passes
 
     @classmethod
     def of(cls, spec: ModelSpec, decoder: nn.Module) -> Meter:
         """For a model with `spec`, of which `decoder` is all or this rank's part."""
         weight = next(decoder.parameters())
         compute = torch.float32 if weight.device.type == "cpu" else weight.dtype
-        return cls(spec, weight.device, matmul_peak(weight.device, compute))
+        return cls(spec, weight.device, matmul_peak(weight.device, compute), passes(bool(loras(decoder))))
 
     def work(self, lengths: Sequence[int], targets: int) -> int:
         """FLOPs of a step that reads sequences of `lengths`, of whose tokens `targets` are predicted."""
-        return 3 * forward_flops(self.spec, lengths, targets)
+        return self.passes * forward_flops(self.spec, lengths, targets)
 
     def figures(self, flops_per_second: float) -> dict[str, Any]:
         """`peak_share` of one process, 1 when the peak is reached, and `memory` in bytes, by the journal's names."""
@@ -56,6 +58,11 @@ class Meter:
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
         return int(psutil.Process().memory_info().rss)
+
+
+def passes(frozen: bool) -> int:
+    """How many times the forward pass's work a step is: without gradients of weights backward is as much again."""
+    return 2 if frozen else 3
 
 
 def forward_flops(spec: ModelSpec, lengths: Sequence[int], targets: int) -> int:

@@ -15,10 +15,11 @@ from ..models.spec import ModelSpec
 from ..models.weights import spec_from
 from ..parallel import Layout
 from ..parallel.layout import lay_out
+from . import adapters
 from .build import hf_config
 from .config import Recipe
 from .forecast import Cut, Load, Memory, memory
-from .meter import forward_flops
+from .meter import forward_flops, passes
 from .policies import per_layer
 from .traffic import traffic
 
@@ -76,7 +77,7 @@ def plan(recipe: Recipe, spec: ModelSpec, ranks: int, machine: Machine) -> Plan:
         load=load,
         memory=found,
         sent=traffic(spec, layout, recipe.parallel, load),
-        flops=int((3 + again) * forward_flops(spec, lengths, tokens)) // ranks,
+        flops=int((passes(recipe.lora is not None) + again) * forward_flops(spec, lengths, tokens)) // ranks,
         fits=fits,
         fixes=() if fits else tuple(fixes(recipe, spec, ranks, machine)),
     )
@@ -120,6 +121,7 @@ def load_of(recipe: Recipe, spec: ModelSpec, layout: Layout) -> Load:
         policies=tuple(per_layer(model.recompute, len(spec.layers), model.recompute_layers)),
         flight=parts if recipe.parallel.pp_schedule == "gpipe" else min(layout.pp, parts),
         feedback=recipe.parallel.comm == "onebit",
+        trained=adapters.share(spec, recipe.lora) if recipe.lora else 1.0,
     )
 
 

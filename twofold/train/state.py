@@ -89,7 +89,7 @@ def state_pieces(
     for name, parameter in decoder.named_parameters():
         if parameter.requires_grad and parameter.dtype != dtype:
             pieces[MASTER + name] = Piece(places[name], local(parameter.detach()), parameter.dtype)
-    for name, buffer in decoder.named_buffers():
+    for name, buffer in () if loras(decoder) else decoder.named_buffers():  # an adapted decoder's are its base's
         pieces[BUFFER + name] = Piece(places[name], buffer, buffer.dtype)
     return pieces | random_pieces(mesh)
 

@@ -56,13 +56,14 @@ def _zero(layers: list[Group], root: Group, layout: Layout, config: ParallelConf
     if ranks == 1:
         return 0
     gathered, reduced = volume(layers, root, layout, load)
+    reduced = int(reduced * load.trained)
     total = gathered * _GATHERED.get(config.comm, load.size) + reduced * _REDUCED.get(config.comm, FULL)
     return int(total * (ranks - 1) / ranks)
 
 
 def _copies(groups: list[Group], layout: Layout, load: Load) -> int:
     times = load.parts if layout.stage >= 2 else 1
-    slices = sum(group.shard for group in groups) * FULL * times
+    slices = int(sum(group.shard for group in groups) * load.trained) * FULL * times
     return 2 * slices * (layout.replicate - 1) // layout.replicate
 
 

@@ -36,13 +36,15 @@ def one_by_one(config: RewardConfig) -> Callable[[Batch], Scored]:
             row = {name: column[i] for name, column in batch.columns.items()}
             row |= {"#prompt": batch.prompts[i], "#completion": completion, "#ids": batch.completion_ids[i]}
             share = (end - time.monotonic()) / (len(batch) - i)
-            signal.setitimer(signal.ITIMER_REAL, max(0.001, min(config.seconds, share)))
+            value: float | None
             try:
-                value = one(row)
+                signal.setitimer(signal.ITIMER_REAL, max(0.001, min(config.seconds, share)))
+                try:
+                    value = one(row)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
             except _TooLong:
                 value, late = 0.0, late + 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
             values.append(value)
         scored = checked(values, len(batch))
         if late:

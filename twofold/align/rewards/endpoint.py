@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,8 +74,9 @@ class Endpoint:
         target = (self._url.path or "/") + (f"?{self._url.query}" if self._url.query else "")
         try:
             link.request("POST", target, body, self._headers)
+            sock = link.sock  # the link lets go of it when the server will close
             answer = link.getresponse()
-            text = self._read(link, answer, end)
+            text = self._read(sock, answer, end)
         except TimeoutError:
             raise _Again("no answer in time") from None
         except (OSError, http.client.HTTPException) as error:
@@ -90,13 +92,12 @@ class Endpoint:
         except (msgspec.MsgspecError, RecursionError) as error:
             raise Broken("http", f"{self._config.url} answered what is not JSON: {error}") from None
 
-    def _read(self, link: http.client.HTTPConnection, answer: http.client.HTTPResponse, end: float) -> bytes:
+    def _read(self, sock: socket.socket, answer: http.client.HTTPResponse, end: float) -> bytes:
         """The body, at most LARGEST; a server that drips it is cut off at the end like one that is silent."""
         pieces: list[bytes] = []
         size = 0
         while True:
-            if link.sock is not None:
-                link.sock.settimeout(_left(end))
+            sock.settimeout(_left(end))
             piece = answer.read1(1 << 16)
             if not piece:
                 return b"".join(pieces)

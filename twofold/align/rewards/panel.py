@@ -95,7 +95,7 @@ class Panel:
         """End every process. A closed panel judges no more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in self._processes.values():
-            process.kill()
+            process.kill(patience=2.0)
 
     def pids(self) -> dict[str, int]:
         """The processes that live now, by reward."""

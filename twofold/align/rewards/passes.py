@@ -6,9 +6,12 @@ What the court withstands, and what not, is in docs/rewards.md.
 from __future__ import annotations
 
 import math
+import queue
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +22,7 @@ from typing import Any
 import msgspec
 
 from ...platforms.cores import usable_cores
+from . import wire
 from .config import RewardConfig
 from .court.walls import WALLS
 from .extract import code_of
@@ -27,17 +31,19 @@ from .wire import Batch, Fault, Scored
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); import court.judge; del sys.path[0]; court.judge.main()"
 _HERE = str(Path(__file__).parent)
 _GRACE = 2.0  # seconds for a judge to start and to speak, beside what the candidate has
+_ALONE = ("-P", "-s", "-S", "-B")  # as -I, but for the seed of hashes in its environment, which is all that is there
 _BARE = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "TZ": "UTC"}
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What a judge says of one completion; `fault` when the tests themselves are at fault."""
+    """What a judge says of one completion; `fault` when it is not the completion's: of the tests, or of the court."""
 
     passed: int = 0
     tests: int = 1
     why: str = ""
     walls: list[str] = []
     fault: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,46 @@ class Job:
     code: str
     tests: str | tuple[str, ...]
     entry: str | None
+
+
+class Court:
+    """One usher's process: started when first asked, ended and started again when a judge does not answer in time."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._config = config
+        self._folder = tempfile.TemporaryDirectory(prefix="court-", ignore_cleanup_errors=True)
+        self._usher: subprocess.Popen[bytes] | None = None
+        self._link: socket.socket | None = None
+
+    def judge(self, job: Job) -> Verdict:
+        """The verdict on one program; whatever the program or its tests do is in it."""
+        link = self._link or self._open()
+        deadline = time.monotonic() + self._config.seconds + _GRACE
+        try:
+            wire.send(link, wire.encode(vars(job)), deadline)
+            return wire.receive(link, Verdict, deadline)
+        except wire.Broken as broken:
+            self._close()
+            if broken.reason == "timeout":
+                return Verdict(why="out of time")
+            return Verdict(fault=f"got no verdict: the judges' process {broken}", reason="court")
+
+    def _open(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        limits = [str(self._config.seconds), str(self._config.megabytes), self._folder.name]
+        words = [sys.executable, *_ALONE, "-c", _BOOT, _HERE, *limits]
+        with theirs:
+            self._usher = subprocess.Popen(words, stdin=theirs.fileno(), env=_BARE, cwd=self._folder.name)
+        self._link = ours
+        return ours
+
+    def _close(self) -> None:
+        """The judge dies with its usher, and the candidate with its judge."""
+        if self._link is not None and self._usher is not None:
+            self._link.close()
+            self._usher.kill()
+            self._usher.wait()
+        self._link = None
 
 
 def batch_seconds(config: RewardConfig, count: int) -> float:
@@ -60,6 +106,9 @@ class PassesTests:
     def __init__(self, config: RewardConfig) -> None:
         self._config = config
         self._pool = ThreadPoolExecutor(usable_cores(), "judge")
+        self._free: queue.SimpleQueue[Court] = queue.SimpleQueue()
+        for _ in range(usable_cores()):
+            self._free.put(Court(config))
 
     def __call__(self, batch: Batch) -> Scored:
         jobs = [self._job(batch, i) for i in range(len(batch))]
@@ -68,9 +117,9 @@ class PassesTests:
         values: list[float | None] = []
         faults: Counter[tuple[str, str]] = Counter()
         for job in jobs:
-            verdict = verdicts[job] if job else Verdict(fault=f"a row has no '{self._config.tests}'")
+            verdict = verdicts[job] if job else Verdict(fault=f"has no '{self._config.tests}' in a row", reason="tests")
             if verdict.fault:
-                faults["tests", verdict.fault] += 1
+                faults[verdict.reason, verdict.fault] += 1
             values.append(None if verdict.fault else self._value(verdict))
         said = [Fault(reason, count, note) for (reason, note), count in faults.items()]
         return Scored(values, said + self._missing(verdicts))
@@ -89,23 +138,11 @@ class PassesTests:
         )
 
     def _judge(self, job: Job) -> Verdict:
-        config = self._config
-        with tempfile.TemporaryDirectory(prefix="court-", ignore_cleanup_errors=True) as folder:
-            words = [sys.executable, "-I", "-S", "-c", _BOOT, _HERE, str(config.seconds), str(config.megabytes), folder]
-            judge = subprocess.Popen(
-                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_BARE, cwd=folder
-            )
-            try:
-                said, complaint = judge.communicate(msgspec.json.encode(vars(job)), config.seconds + _GRACE)
-            except subprocess.TimeoutExpired:
-                judge.kill()
-                judge.communicate()
-                return Verdict(why="out of time")
+        court = self._free.get()
         try:
-            return msgspec.json.decode(said, type=Verdict)
-        except msgspec.MsgspecError:
-            last = complaint.decode(errors="replace").strip().rpartition("\n")[2]
-            return Verdict(why=f"no verdict: {last}"[:200])
+            return court.judge(job)
+        finally:
+            self._free.put(court)
 
     def _value(self, verdict: Verdict) -> float:
         share = verdict.passed / verdict.tests

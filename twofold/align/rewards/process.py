@@ -31,6 +31,7 @@ class RewardProcess:
         self._link: socket.socket | None = None
         self._printed: deque[str] = deque(maxlen=_KEPT)
         self._reader: threading.Thread | None = None
+        self._limit = config.timeout
 
     @property
     def pid(self) -> int | None:
@@ -41,10 +42,9 @@ class RewardProcess:
         """Its judgement of the batch in `frame`. Raises Broken after which the next call starts a new process."""
         try:
             link = self._link or self._start()
-            limit = self.config.timeout
-            if self.config.kind == "python_passes_tests":
-                limit = batch_seconds(self.config, count)
-            deadline = time.monotonic() + limit
+            tests = self.config.kind == "python_passes_tests"
+            self._limit = batch_seconds(self.config, count) if tests else self.config.timeout
+            deadline = time.monotonic() + self._limit
             wire.send(link, frame, deadline)
             scored = wire.receive(link, wire.Scored, deadline)
             if len(scored.values) != count:
@@ -72,7 +72,8 @@ class RewardProcess:
         self._reader = threading.Thread(target=self._listen, args=(self._popen.stdout,), daemon=True)
         self._reader.start()
         self._link = ours
-        deadline = time.monotonic() + self.config.start
+        self._limit = self.config.start
+        deadline = time.monotonic() + self._limit
         wire.send(ours, wire.encode(asdict(self.config)), deadline)
         ready = wire.receive(ours, wire.Ready, deadline)
         if ready.error:
@@ -88,7 +89,7 @@ class RewardProcess:
     def _explained(self, broken: wire.Broken, code: int | None) -> wire.Broken:
         """What a person needs to know of a process that is gone: how it ended and what it said last."""
         if broken.reason == "timeout":
-            return wire.Broken("timeout", f"{broken}: killed after {self.config.timeout:g} s")
+            return wire.Broken("timeout", f"{broken}: killed after {self._limit:g} s")
         if broken.reason != "died":
             return broken
         ending = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
@@ -96,8 +97,11 @@ class RewardProcess:
         said = f", its last words: {' | '.join(lines)[-300:]}" if lines else ""
         return wire.Broken("died", f"died ({ending}){said}")
 
-    def kill(self) -> int | None:
-        """End the process and all it started, at once. Returns its exit status: below 0 is a signal."""
+    def kill(self, patience: float = 0.2) -> int | None:
+        """Hang up, give it `patience` seconds to leave by itself, end it and all it started.
+
+        Returns its exit status: below 0 is a signal.
+        """
         popen, self._popen = self._popen, None
         if self._link is not None:
             self._link.close()
@@ -105,7 +109,7 @@ class RewardProcess:
         if popen is None:
             return None
         with contextlib.suppress(subprocess.TimeoutExpired):
-            popen.wait(0.2)  # one that has died by itself says how
+            popen.wait(patience)  # one that has died by itself says how
         with contextlib.suppress(ProcessLookupError):
             os.killpg(popen.pid, signal.SIGKILL)
         code = popen.wait()

@@ -36,7 +36,7 @@ function table({ name, hue, prompts, samples, greedy, "pass@k": at = {}, reward 
   ];
   const caption = [named ? `${name}: ` : "", `${count(prompts ?? 0)} prompts${drawn}`];
   const head = el("tr", { class: "hidden" }, ...["Figure", "Where it lies", "Value", "Interval"].map((word) => el("th", { scope: "col" }, word)));
-  return el("table", { class: `figures hue-${hue}` }, el("caption", {}, named ? el("i", { class: "swatch" }) : "", ...caption), el("thead", {}, head), el("tbody", {}, ...rows));
+  return el("table", { class: `measures hue-${hue}` }, el("caption", {}, named ? el("i", { class: "swatch" }) : "", ...caption), el("thead", {}, head), el("tbody", {}, ...rows));
 }
 
 function line(label, figure, share) {

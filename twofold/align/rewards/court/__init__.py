@@ -3,7 +3,7 @@
     worker ──job──▶ judge (tests, verdict) ◀──values over one socket──▶ candidate (walled in)
                                            names, calls, results: data
 
-judge.py      one process a completion: forks the candidate, runs the tests, says how many passed
+judge.py      the usher, and for each completion a judge: runs the tests, says how many passed
 cases.py      what is one test: asserts, test functions, HumanEval's check, a list of snippets
 remote.py     the candidate's things as the tests see them
 candidate.py  the other side: runs the code, answers calls

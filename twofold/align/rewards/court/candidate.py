@@ -79,12 +79,13 @@ class _Answering:
 
     def serve(self) -> None:
         while True:
-            message = self.hear()
-            try:
-                answer = self._run(message["run"]) if "run" in message else self._call(message)
-            except BaseException as error:  # a candidate may raise anything; the judge is told
-                answer = self._failure(error)
-            self.say(answer)
+            self.say(self._answer(self.hear()))
+
+    def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._run(message["run"]) if "run" in message else self._call(message)
+        except BaseException as error:  # a candidate may raise anything; the judge is told
+            return self._failure(error)
 
     def _failure(self, error: BaseException) -> dict[str, Any]:
         names = [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, Exception)]
@@ -132,6 +133,9 @@ class _Answering:
             packed = values.pack(args, self._refer, shared)
             self.say({"back": number, "args": packed})
             heard = self.hear()
+            while "verb" in heard:  # what was lent may itself call the candidate
+                self.say(self._answer(heard))
+                heard = self.hear()
             if "raise" in heard:
                 kind = getattr(builtins, heard["raise"][0], ValueError)
                 raise kind(heard["text"])

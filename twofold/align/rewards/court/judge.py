@@ -1,7 +1,11 @@
-"""One process for one completion: the candidate is forked off before anything secret is read, then the tests run here.
+"""A judge: forks the candidate off before anything secret is read, then runs the tests in its own process.
 
-The verdict is one line of JSON on standard output: {"passed": 3, "tests": 4, "why": "", "walls": [...]}, or
-{"fault": "..."} when the tests themselves are at fault. Only this process has that pipe.
+    usher (this file's `main`, warm) ──fork──▶ judge ──fork──▶ candidate
+      waits on the socket, reads nothing       reads the job   never has the socket
+
+The usher is started once and forks a judge for each job that arrives. A verdict is a frame on the same socket:
+{"passed": 3, "tests": 4, "why": "", "walls": [...]}, or {"fault": "...", "reason": "tests"} when the tests themselves
+are at fault, or {"fault": "...", "reason": "court"} when no candidate could be started.
 """
 
 from __future__ import annotations
@@ -11,9 +15,12 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
+import struct
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -40,42 +47,76 @@ class _Case:
 
 
 def main() -> None:
-    """Judge the job on standard input under the limits of the command line: seconds, megabytes, folder."""
+    """Usher: one judge after another for the jobs on descriptor 0; seconds, megabytes, folder on the command line."""
     seconds, megabytes, folder = float(sys.argv[-3]), int(sys.argv[-2]), sys.argv[-1]
-    ours, theirs = socket.socketpair()
-    child = os.fork()
+    walls.hide()
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    with socket.socket(fileno=0) as bench:
+        while bench.recv(1, socket.MSG_PEEK):
+            child = os.fork()
+            if child == 0:
+                try:
+                    _sit(bench, walls.Limits(seconds, megabytes, folder))
+                finally:
+                    os._exit(1)
+            if os.waitpid(child, 0)[1] != 0:
+                _send(bench, {"why": "its tests broke the judge"})
+
+
+def _sit(bench: socket.socket, limits: walls.Limits) -> None:
+    """One job, from the empty socket to the verdict; never returns."""
+    walls.die_with_parent()
+    try:
+        place = tempfile.mkdtemp(dir=limits.folder)
+        ours, theirs = socket.socketpair()
+        child = os.fork()
+    except OSError as error:
+        _send(bench, {"fault": f"cannot start a candidate: {error}", "reason": "court"})
+        os._exit(0)
     if child == 0:
-        ours.close()
         try:
-            candidate.live(theirs, walls.Limits(seconds=seconds, megabytes=megabytes, folder=folder))
+            candidate.live(theirs, limits._replace(folder=place))
         finally:
             os._exit(1)
     theirs.close()
-    walls.hide()
-    verdict_to = os.dup(1)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
     resource.setrlimit(resource.RLIMIT_AS, (_OWN_MEGABYTES << 20, _OWN_MEGABYTES << 20))
     try:
-        verdict = judge(json.loads(sys.stdin.buffer.read()), Link(ours, time.monotonic() + seconds))
+        verdict = judge(_read(bench), Link(ours, time.monotonic() + limits.seconds))
     finally:
         with contextlib.suppress(OSError):
             os.kill(child, signal.SIGKILL)
-    os.write(verdict_to, json.dumps(verdict).encode())
+            os.waitpid(child, 0)
+        shutil.rmtree(place, ignore_errors=True)
+    _send(bench, verdict)
     os._exit(0)
+
+
+def _read(bench: socket.socket) -> dict[str, Any]:
+    """A frame: four bytes of length, then JSON."""
+    (size,) = struct.unpack(">I", bench.recv(4, socket.MSG_WAITALL))
+    job: dict[str, Any] = json.loads(bench.recv(size, socket.MSG_WAITALL))
+    return job
+
+
+def _send(bench: socket.socket, verdict: dict[str, Any]) -> None:
+    body = json.dumps(verdict).encode()
+    bench.sendall(struct.pack(">I", len(body)) + body)
 
 
 def judge(job: dict[str, Any], link: Link) -> dict[str, Any]:
     """The verdict on one candidate."""
     passed: set[int] = set()
-    why, stand, count = "", [], 1
+    why = ""
     try:
         source, count = cases.arrange(job["tests"], job["entry"])
     except ValueError as error:
-        return {"fault": str(error)}
+        return {"fault": str(error), "reason": "tests"}
     try:
         stand = link.hear()["walls"]
+    except Gone:
+        return {"fault": f"cannot start a candidate: it {link.gone} behind its walls", "reason": "court"}
+    try:
         link.say({"run": job["code"]})
         space = _visible(link.names(link.hear()), job["entry"])
         loader = candidate.Source(source)

@@ -27,10 +27,14 @@ _REFUSED = """
 """  # name, number on x86_64, number on aarch64
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH
 _CLONE, _CLONE3, _PRLIMIT = (56, 220), 435, (302, 261)
+_SIGNALS_OF_FILES = (  # number of the call, values of its second argument: who is sent which signal by a file
+    ((72, 25), (8, 10, 15)),  # fcntl: F_SETOWN, F_SETSIG, F_SETOWN_EX
+    ((16, 29), (0x8901, 0x8902)),  # ioctl: FIOSETOWN, SIOCSPGRP
+)
 _THREAD = 0x10000  # CLONE_THREAD
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _EPERM, _ENOSYS, _KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
-_NUMBER, _ARCH, _FIRST = 0, 4, 16  # offsets into struct seccomp_data; the first argument's low half
+_NUMBER, _ARCH, _FIRST, _SECOND = 0, 4, 16, 24  # offsets into struct seccomp_data; low halves of arguments
 
 
 def program(machine: str) -> bytes | None:
@@ -52,6 +56,11 @@ def program(machine: str) -> bytes | None:
         number = call.split()[1 + column]
         if number != "-":
             code += [(_EQUAL, 0, 1, int(number)), (_RETURN, 0, 0, _EPERM)]
+    for numbers, values in _SIGNALS_OF_FILES:
+        code += [(_EQUAL, 0, 2 + 2 * len(values), numbers[column]), (_LOAD, 0, 0, _SECOND)]
+        for value in values:
+            code += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, _EPERM)]
+        code.append((_RETURN, 0, 0, _ALLOW))
     code += [
         (_EQUAL, 0, 4, _CLONE[column]),
         (_LOAD, 0, 0, _FIRST),

@@ -1,0 +1,22 @@
+"""Reward functions that go wrong, each in its own way."""
+
+from __future__ import annotations
+
+import math
+import time
+
+
+def raises(completions, **given):
+    raise ValueError("I do not like this batch")
+
+
+def hangs(completions, **given):
+    time.sleep(600)
+
+
+def not_a_number(completions, **given):
+    return [math.nan] * len(completions)
+
+
+def some(completions, **given):
+    return [None if number % 3 == 0 else float(len(text) % 5) for number, text in enumerate(completions)]

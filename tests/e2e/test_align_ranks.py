@@ -1,0 +1,66 @@
+"""Alignment on two ranks: the rewards and losses of one process at every stage of ZeRO; kills and signals."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from align_recipe import outcome, rows_of, run_here, write_recipes
+from ranks import Run
+
+from twofold.train.trainer import STOPPED
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = write_recipes(tmp_path_factory.mktemp("align"))
+    for name in ("grpo", "ppo", "dpo", "reward"):
+        assert run_here(folder / f"{name}.toml") == 0
+    return folder
+
+
+def begin(folder: Path, name: str, output: Path, **changes: object) -> Run:
+    more = {key.replace("__", "."): value for key, value in changes.items()}
+    return Run(folder / f"{name}.toml", 2, {"run.output": str(output), **more}, aligns=True)
+
+
+def finish(run: Run) -> None:
+    assert run.end() == [0, 0], run.said(0) + run.said(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "zero"), [("grpo", 1), ("grpo", 2), ("grpo", 3), ("ppo", 3), ("dpo", 3), ("dpo", 0), ("reward", 3)]
+)
+def test_two_ranks_do_what_one_process_does(folder: Path, tmp_path: Path, name: str, zero: int) -> None:
+    finish(begin(folder, name, tmp_path / name, parallel__zero=zero))
+    alone, both = ([row for row in rows_of(run) if "loss" in row] for run in (folder / name, tmp_path / name))
+    assert len(alone) == len(both)
+    for one, two in zip(alone, both, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5, abs=1e-5)
+        for key in ("reward", "length", "accuracy", "kl", "equal"):
+            assert two.get(key) == one.get(key), f"step {one['step']}: {key}"
+    answers = [
+        [row["rollouts"] for row in rows_of(run) if "rollouts" in row] for run in (folder / name, tmp_path / name)
+    ]
+    texts = [[[it["text"] for it in step] for step in run] for run in answers]
+    assert texts[0] == texts[1]
+
+
+def test_a_killed_rank_and_a_signal_leave_no_trace(folder: Path, tmp_path: Path) -> None:
+    """Two ranks with ZeRO 3, of which one is killed, then both are told to stop, end as two that nobody touched."""
+    finish(begin(folder, "grpo", tmp_path / "whole" / "grpo", parallel__zero=3))
+    output = tmp_path / "grpo"
+    first = begin(folder, "grpo", output, parallel__zero=3)
+    first.until(3)
+    first.kill(1)
+    assert first.end()[1] == -signal.SIGKILL
+    second = begin(folder, "grpo", output, parallel__zero=3)
+    second.until(5)
+    second.kill(how=signal.SIGTERM)
+    assert set(second.end()) <= {STOPPED, 0}
+    finish(begin(folder, "grpo", output, parallel__zero=3))
+    expected, found = outcome(tmp_path / "whole" / "grpo"), outcome(output)
+    assert expected.keys() == found.keys()
+    for key in expected:
+        assert expected[key] == found[key], f"{key} differs"
