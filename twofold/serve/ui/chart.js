@@ -12,6 +12,7 @@ const LEFT = 52;
 const RIGHT = 10;
 const TOP = 8;
 const BOTTOM = 22;
+const EDGE = 4;
 const REACH = 60; // pixels from the pointer to the measurement that it reads
 const FEWEST_POINTS = 60; // at most so many lone measurements get a dot each
 const MOVES = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
@@ -64,8 +65,8 @@ export class Chart {
     const across = ticks(...xs, Math.max(2, Math.floor(w / 90)), this.options.whole(xs[1] - xs[0])).map((x) => this.tick(x, h));
     const up = (log ? logTicks : ticks)(...ys, Math.max(2, Math.floor(h / 34)), this.base(ys[1])).map((y) => this.grid(y, w));
     this.cursor = svg("g", { class: "cursor" });
-    // an inner svg cuts off what is drawn outside it
-    const inside = svg("svg", { x: LEFT, y: TOP, width: w, height: h }, ...this.options.marks.map((mark) => this.mark(mark, h)), ...this.lines.map((line) => this.line(line, w)));
+    // an inner svg cuts off what is drawn outside it; dots on the edge are whole
+    const inside = svg("svg", { x: LEFT - EDGE, y: TOP, width: w + 2 * EDGE, height: h, viewBox: `${-EDGE} 0 ${w + 2 * EDGE} ${h}` }, ...this.options.marks.map((mark) => this.mark(mark, h)), ...this.lines.map((line) => this.line(line, w)));
     this.picture.replaceChildren(...up, ...across, inside, this.cursor);
     this.read(this.at);
   }

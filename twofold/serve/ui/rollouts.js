@@ -14,6 +14,7 @@ const KEPT = 24; // steps whose answers are remembered
 const PATIENCE_MS = 8000;
 const LINES = 12; // of a text before it is folded, and characters
 const CHARACTERS = 800;
+const DEEPEST = 12; // spaces of indentation
 const ENDS = { stop: "ended by itself", length: "cut off at the limit", error: "failed" };
 const signed = (value) => `${value < 0 ? "−" : "+"}${number(Math.abs(value))}`;
 
@@ -173,7 +174,7 @@ function card({ reward, advantage, parts = {}, text, tokens, finish }, largest) 
 function folding(text, kind) {
   const lines = text.split("\n");
   const head = lines.slice(0, LINES).join("\n").slice(0, CHARACTERS);
-  const pre = el("pre", {}, text.trim() ? head : "(blank)");
+  const pre = el("pre", {}, ...(text.trim() ? written(head) : ["(blank)"]));
   if (head.length >= text.trimEnd().length) return el("div", { class: kind }, pre);
   pre.classList.add("folded");
   const words = lines.length > LINES ? `Show all ${count(lines.length)} lines` : `Show all ${count(text.length)} characters`;
@@ -181,11 +182,20 @@ function folding(text, kind) {
     const open = button.getAttribute("aria-expanded") === "false";
     button.setAttribute("aria-expanded", String(open));
     button.textContent = open ? "Show less" : words;
-    pre.textContent = open ? text : head;
+    pre.replaceChildren(...written(open ? text : head));
     pre.classList.toggle("folded", !open);
   };
   const button = el("button", { type: "button", class: "fold", "aria-expanded": "false", on: { click } }, words);
   return el("div", { class: kind }, pre, button);
+}
+
+/* Lines whose continuation, where the card is too narrow, stands a little behind their own beginning. */
+function written(text) {
+  return text.split("\n").map((line, index, all) => {
+    const node = el("span", {}, index < all.length - 1 ? `${line}\n` : line);
+    node.style.setProperty("--indent", String(Math.min(/^ */.exec(line)[0].length, DEEPEST) + 2));
+    return node;
+  });
 }
 
 function plain(value) {
