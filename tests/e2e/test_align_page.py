@@ -35,7 +35,7 @@ WHEN = "return document.querySelector('.when').textContent"
 def answers(step: int) -> list[dict[str, Any]]:
     """Two groups of answers: of the second, the n-th has a reward of n eighths, and the first one is long."""
     found = []
-    for group, prompt in enumerate(("the same\nover and over", PROMPT)):
+    for group, prompt in enumerate(("the same\n\nover and over", PROMPT)):
         for n in range(GROUP):
             reward = n / GROUP if group else None
             text = LONG if n == 0 else f"{MARKUP} step {step}, answer {n}"
@@ -162,7 +162,7 @@ def test_a_plain_run_has_nothing_of_this(page: Browser) -> None:
 def test_answers_stand_side_by_side_with_what_they_were_worth(page: Browser) -> None:
     assert page.script(WHEN) == "step 20 of 20"
     prompts = page.script("return [...document.querySelectorAll('.group .prompt')].map((node) => node.innerText)")
-    assert prompts == ["the same\nover and over", PROMPT]  # each once, and no markup
+    assert prompts == ["the same\n\nover and over", PROMPT]  # each once, and no markup
     cards = [" ".join(card.split()) for card in page.script(CARDS)]
     assert len(cards) == GROUP
     worth, ended = "reward 0.875 ▲ advantage +0.75", "17 tokens, ended by itself"

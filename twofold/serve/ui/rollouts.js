@@ -33,7 +33,7 @@ export class Rollouts {
     this.back = button("‹", "The step before", -1);
     this.slider = el("input", { type: "range", min: "0", step: "1", "aria-label": "Step", on: { input } });
     this.forth = button("›", "The step after", 1);
-    this.now = el("output", { class: "when" });
+    this.now = el("span", { class: "when" });
     this.newest = el("input", { type: "checkbox", on: { change } });
     this.newest.checked = true;
     this.order = el("select", { on: { change } }, el("option", { value: "drawn" }, "as drawn"), el("option", { value: "best" }, "best first"));
@@ -189,12 +189,13 @@ function folding(text, kind) {
   return el("div", { class: kind }, pre, button);
 }
 
-/* Lines whose continuation, where the card is too narrow, stands a little behind their own beginning. */
+/* Lines whose continuation, where the card is too narrow, stands a little behind their own beginning. They are boxes with
+   true ends of lines between them, so that a copied text is the text. */
 function written(text) {
-  return text.split("\n").map((line, index, all) => {
-    const node = el("span", {}, index < all.length - 1 ? `${line}\n` : line);
+  return text.trimEnd().split("\n").flatMap((line, index) => {
+    const node = el("span", {}, line);
     node.style.setProperty("--indent", String(Math.min(/^ */.exec(line)[0].length, DEEPEST) + 2));
-    return node;
+    return index ? ["\n", node] : [node];
   });
 }
 
