@@ -153,7 +153,7 @@ class GrpoLesson(Lesson):
         key = trainer.recipe.run.seed * 1_000_003 + trainer.position.step
         parts = parts_of(batch, self.config.epochs, self.config.minibatches, key)
         steps = [trainer.step(part, self.objective) for part in parts]
-        self.play.updated(figures)
+        self.play.updated(trainer, figures)
         done = Told(steps).one(figures, len(batch.ids_T))
         self.play.learned(trainer)
         return done

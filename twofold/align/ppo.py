@@ -170,7 +170,7 @@ class PpoLesson(Lesson):
             steps.append(trainer.step(self._mixed(part, number, turn), self.objective))
         if self.average:
             self.average.move(trainer)
-        self.play.updated(figures)
+        self.play.updated(trainer, figures)
         if "ref_kl_sum" in figures:
             self.coefficient = self.coefficient.after(figures.pop("ref_kl_sum"), len(learned.rollouts))
         done = Told(steps).one(figures, tokens)
