@@ -54,6 +54,8 @@ const TRAINING = [
   { keys: ["tokens_per_second"], title: "Tokens per second", say: number, smooth: true },
   { keys: ["rollout_tokens_per_second"], title: "Rollout tokens per second", say: number, smooth: true },
   { keys: ["seconds_rollout", "seconds_reward", "seconds_update"], names: ["rollouts", "rewards", "update"], title: "Seconds of a step", say: number, smooth: true },
+  { keys: ["prompt_tokens", "cached_tokens"], names: ["all", "found in the cache"], title: "Prompt tokens of rollouts", say: number },
+  { keys: ["preemptions"], title: "Answers put back for others", say: count, axis: number, rest: 0 },
   { keys: ["peak_share"], title: "Share of the machine's peak", say: percent, smooth: true },
   { keys: ["memory"], title: "Memory", say: gibibytes, base: binary },
   { keys: ["loss_scale"], title: "Loss scale", say: number },
