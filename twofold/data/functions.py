@@ -42,7 +42,7 @@ def python_functions() -> Iterator[Document]:
 
 
 def short_functions(text: str) -> Iterator[str]:
-    """The functions of a file that are short and end with a statement of one line, dedented; none if it cannot be read."""
+    """The functions of a file that are short and end with a statement of one line, dedented."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
