@@ -15,6 +15,7 @@ BENCHMARKS = (
     "start",
     "limits",
     "quality",
+    "held_out",
     "serving",
     "kernels",
     "sparse",
