@@ -1,6 +1,6 @@
-"""The peer: TRL's GRPO or RLOO with transformers' generation, its own loop.
+"""The peer: TRL's GRPO with transformers' generation, its own loop.
 
-    python benchmarks/peers/align_trl.py --model DIR --prompts FILE --threads N --algorithm grpo|rloo --rows N ...
+    python benchmarks/peers/align_trl.py --model DIR --prompts FILE --threads N --rows N ...
 
 All answers of a step are written in one call and learned from in one optimizer step, `--rows` of them to a pass. A
 step begins and ends in a callback, which waits there for the next one. Needs torch, transformers, trl and datasets.
@@ -19,9 +19,7 @@ from training import versions
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--algorithm", choices=("grpo", "rloo"), required=True)
     parser.add_argument("--rows", type=int, required=True, help="answers to a pass of the trainer")
-    parser.add_argument("--paged", action="store_true", help="transformers' continuous batching")
     args = parser.parse_args()
     steps = Steps(Channel())
     use_threads(args)
@@ -30,13 +28,12 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     trainer = make_trainer(args, steps)
-    ready = f"{versions('trl', 'transformers', 'torch')}, {args.rows} rows a pass"
-    trainer.add_callback(paced(steps, ready + (", continuous batching" if args.paged else "")))
+    trainer.add_callback(paced(steps, f"{versions('trl', 'transformers', 'torch')}, {args.rows} rows a pass"))
     trainer.train()
 
 
 def make_trainer(args: argparse.Namespace, steps: Steps) -> Any:
-    """The trainer of this algorithm, its rollouts told of."""
+    """TRL's trainer of these prompts."""
     import datasets
     import transformers
     import trl
@@ -46,28 +43,25 @@ def make_trainer(args: argparse.Namespace, steps: Steps) -> Any:
         "num_generations": args.group,
         "max_completion_length": args.new,
         "max_steps": ALL_STEPS,
+        "loss_type": "grpo",
         "beta": 0.0,
         "temperature": 1.0,
         "top_k": 0,
         "top_p": 1.0,
         "shuffle_dataset": False,
-        "use_transformers_continuous_batching": args.paged,
     }
-    if args.algorithm == "grpo":
-        settings["loss_type"] = "grpo"
-    kinds = {"grpo": (trl.GRPOTrainer, trl.GRPOConfig), "rloo": (trl.RLOOTrainer, trl.RLOOConfig)}
-    trainer_class, config_class = kinds[args.algorithm]
-    trainer = rolling(trainer_class, steps)(
+    trainer = rolling(trl.GRPOTrainer, steps)(
         model=model,
         reward_funcs=even,
-        args=config_class(**settings),
+        args=trl.GRPOConfig(**settings),
         train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in prompts]),
         processing_class=transformers.AutoTokenizer.from_pretrained(args.model, padding_side="left"),
         optimizers=rule_of(model),
     )
     if not args.ends:
         trainer.eos_token_ids = []
-        trainer.generation_config.eos_token_id = trainer.generation_kwargs["eos_token_id"] = None
+        trainer.generation_kwargs["eos_token_id"] = None
+        trainer.generation_config.eos_token_id = model.generation_config.eos_token_id = None
     return trainer
 
 

@@ -1,6 +1,6 @@
 """Twofold's alignment: the run of `twofold align`, launch, loop and all, on the prompts that its peers answer.
 
-    python benchmarks/peers/align_twofold.py --model DIR --prompts FILE --threads N --algorithm grpo|rloo|ppo ...
+    python benchmarks/peers/align_twofold.py --model DIR --prompts FILE --threads N --algorithm grpo|ppo ...
 
 A recipe is written and run. What it does not say is at its default. Steps wait for their turn inside of the lesson.
 """
@@ -16,11 +16,10 @@ from rolling import ALL_STEPS, CLIP, KL_COEF, LAM, RULE, VALUE_COEF, Steps, argu
 
 ALGORITHM = {
     "grpo": "[grpo]\ngroup = {group}",
-    "rloo": '[grpo]\nvariant = "rloo"\ngroup = {group}',
     "ppo": f"[ppo]\nepochs = 1\nvalue_coef = {VALUE_COEF}\nkl_coef = {KL_COEF}\nlam = {LAM}",
 }
 RECIPE = """
-algorithm = "{algorithm}"
+algorithm = "{args.algorithm}"
 kind = "pretrain"
 [model]
 from = "{args.model}"
@@ -89,7 +88,6 @@ def write_recipe(args: argparse.Namespace) -> Path:
     recipe = args.output / "recipe.toml"
     text = RECIPE.format(
         args=args,
-        algorithm="ppo" if args.algorithm == "ppo" else "grpo",
         prompts=prompts,
         count=count,
         seq_len=args.length + args.new,

@@ -25,6 +25,7 @@ BENCHMARKS = (
     "zero",
     "train_peers",
     "rollouts",
+    "rollout_peers",
 )
 
 
