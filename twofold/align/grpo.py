@@ -11,6 +11,7 @@ in: fields of `GrpoConfig`, whose `variant` sets them together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -35,7 +36,7 @@ from .play import Play, chosen, show, together
 from .policy import cispo_loss, clipped_loss, ratio, ratio_figures
 from .policy_config import CorrectionConfig, GrpoConfig
 from .reference import Reference
-from .update import Told, assert_on_policy, corrected, own_tokens, parts_of, rollout_figures
+from .update import Told, assert_on_policy, corrected, own_tokens, parts_of, rollout_figures, suspect
 
 ROUNDS = 10
 """Draws of prompts at most for one step of dynamic sampling (DAPO)."""
@@ -142,13 +143,13 @@ class GrpoLesson(Lesson):
             why = "no rollout has a reward to learn from"
             return Step(loss=0.0, targets=0, lr=0.0, grad_norm=0.0, skipped=why, figures=figures)
         batch = pack(harvest.rollouts, {"advantage": advantage_N})
-        on_policy = self.play.config.on_policy
-        if not on_policy:
+        rollouts = self.play.config
+        if suspect(rollouts, self.correction):
             batch, more = corrected(trainer, batch, self.correction, self.objective.temperature)
             figures |= more
         if self.reference:
             batch = self.reference.beside(trainer, batch)
-        self.objective.exact_at = trainer.position.step + 1 if on_policy and self.play.config.exact else None
+        self.objective.exact_at = trainer.position.step + 1 if rollouts.on_policy and rollouts.exact else None
         key = trainer.recipe.run.seed * 1_000_003 + trainer.position.step
         parts = parts_of(batch, self.config.epochs, self.config.minibatches, key)
         steps = [trainer.step(part, self.objective) for part in parts]
@@ -188,9 +189,12 @@ def examine(trainer: Trainer, play: Play, valid: Sequence[Prompt]) -> None:
     if not valid:
         return
     found, step = play.look(trainer, valid).figures(), trainer.position.step
-    kept = {name: value for name, value in found.items() if name.startswith(("reward", "length", "truncated"))}
-    trainer.journal.add(step, eval=kept)
-    trainer.display.say(f"step {step}: held-out reward {found['reward']:.4f}, {found['length']:.0f} tokens")
+    seen = {
+        name: value for name, value in found.items() if name.startswith(("reward", "length", "truncated", "faults"))
+    }
+    trainer.journal.add(step, eval={name: value for name, value in seen.items() if math.isfinite(value)})
+    reward = f"{found['reward']:.4f}" if math.isfinite(found["reward"]) else "given to none"
+    trainer.display.say(f"step {step}: held-out reward {reward}, {found['length']:.0f} tokens")
 
 
 def line(figures: Mapping[str, float]) -> str:
