@@ -117,7 +117,7 @@ def test_tables_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
         recipe(tmp_path, "grpo", correction=TOKEN)
     recipe(tmp_path, "grpo", correction=TOKEN, rollout=RolloutConfig(exact=False))
     recipe(tmp_path, "grpo", correction=TOKEN, rollout=RolloutConfig(top_p=0.9))
-    with pytest.raises(ConfigError, match="data.text"):
+    with pytest.raises(ConfigError, match=r"data\.text"):
         recipe(tmp_path, "ppo", data=AlignData(train=("x.jsonl",), text=("y.txt",)))
     with pytest.raises(ConfigError, match="cannot"):
         recipe(tmp_path, "reward", sample=SampleConfig(prompts=("hello",)))

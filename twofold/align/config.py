@@ -154,8 +154,8 @@ class AlignRecipe(Recipe):
     def _check_play(self) -> None:
         if self.rollout.on_policy and self.rollout.exact and not self.correction.plain:
             raise ConfigError(
-                "[correction] makes up for tokens of another policy, and these rollouts are on-policy to the bit: leave "
-                "it out, or set rollout.exact = false where this machine's kernels do not keep to that"
+                "[correction] makes up for tokens of another policy, and these rollouts are on-policy to the bit: "
+                "leave it out, or set rollout.exact = false where this machine's kernels do not keep to that"
             )
         if not self.rewards:
             raise ConfigError(f'algorithm = "{self.algorithm}" needs a [[rewards]] table: what judges the answers?')

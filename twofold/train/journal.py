@@ -1,7 +1,8 @@
 """What happened in a run: `log.jsonl`, one JSON object a line, and TensorBoard events made from the same rows.
 
-The JSON lines are the record; what is not finite is null in it. When a run goes on from a checkpoint, rows behind its step are cut off and the event file
-is written anew from what is left, so a killed and resumed run leaves the log of one that was never stopped.
+The JSON lines are the record; what is not finite is null in it. When a run goes on from a checkpoint, rows behind its
+step are cut off and the event file is written anew from what is left, so a killed and resumed run leaves the log of one
+that was never stopped.
 
     {"step": 7, "loss": 2.31, "lr": 0.001, "grad_norm": 0.8, "tokens": 57344, "tokens_per_second": 31000, "time": ...}
     {"step": 100, "valid_loss": 2.1, "time": ...}

@@ -231,13 +231,12 @@ class Trainer:
         hidden_TD = self.decoder(ids_T, ctx)
         return losses.evaluate(self.decoder, hidden_TD, targets_T, self.places.spec.vocab)
 
-    def _forward(self, part: Batch) -> None:
+    def _forward(self, part: Batch) -> object:
         """One micro-batch through all that the loss hangs on; a reward model has no language head to go on to."""
-        if self.recipe.heads == "reward":
-            ids_T, _, ctx = self.axes.place(part)
-            self.decoder(ids_T, ctx)
-        else:
-            self._score(part)
+        if self.recipe.heads != "reward":
+            return self._score(part)
+        ids_T, _, ctx = self.axes.place(part)
+        return self.decoder(ids_T, ctx)
 
     # ---------------------------------------------------------------------------------------- the loop
     def fit(self) -> int:
