@@ -22,6 +22,7 @@ rollouts
   stops.py              whether a stop string may just have been completed
   experience.py         prompts to judged rollouts, each rank its share, all of it on every rank
   play.py               the policy in training, served by an engine on its own weights
+  apart.py              the same by an engine in a process of its own: quantized, or a step ahead
 runs
   config.py             the recipe: what train's has, an algorithm, and how answers are judged
   launch.py             alignment as a course of the trainer

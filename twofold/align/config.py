@@ -118,7 +118,8 @@ class AlignRecipe(Recipe):
 
         def decides(key: str) -> bool:
             table, _, name = key.partition(".")
-            return table not in others and name.rpartition(".")[2] not in SPEED.get(table, ())
+            speed = name.rpartition(".")[2] in SPEED.get(table, ()) or name.startswith("remote.")
+            return table not in others and not speed
 
         return {key: value for key, value in super().identity().items() if decides(key)}
 
@@ -167,6 +168,11 @@ class AlignRecipe(Recipe):
             )
         if self.data.micro_tokens is not None and self.data.micro_tokens < room:
             raise ConfigError(f"data.micro_tokens is {self.data.micro_tokens}, less than an answer of {room}: raise it")
+        if self.rollout.overlap and self.algorithm == "grpo" and self.grpo.dynamic_sampling:
+            raise ConfigError(
+                "rollout.overlap begins a step's rollouts before it is known how many prompts the last one took, which "
+                "grpo.dynamic_sampling decides by their rewards: set one of them to false"
+            )
         if not self.rollout.on_policy and self.correction.plain and self.rollout.exact:
             raise ConfigError(
                 "these rollouts are off-policy (top_p, top_k, kv_dtype, quantization or overlap): say with "

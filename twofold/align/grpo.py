@@ -118,13 +118,13 @@ class GrpoLesson(Lesson):
     def begin(self, trainer: Trainer, stored: Stored | None) -> None:
         if self.config.beta:
             self.reference = Reference(trainer.recipe, trainer, self.objective.temperature)
-        self.play.begin(trainer)
+        self.play.begin(trainer, stored)
         if stored is not None:
             self.drawn = int(stored.read(DRAWN))
 
     def pieces(self, trainer: Trainer) -> dict[str, Piece]:
         drawn = torch.tensor(self.drawn)
-        return {DRAWN: Piece(Held.all(drawn.shape), drawn, drawn.dtype)}
+        return {DRAWN: Piece(Held.all(drawn.shape), drawn, drawn.dtype)} | self.play.pieces(trainer)
 
     def step(self, trainer: Trainer) -> Step:
         config, longest = self.config, self.play.config.max_tokens
@@ -153,11 +153,16 @@ class GrpoLesson(Lesson):
         key = trainer.recipe.run.seed * 1_000_003 + trainer.position.step
         parts = parts_of(batch, self.config.epochs, self.config.minibatches, key)
         steps = [trainer.step(part, self.objective) for part in parts]
-        self.play.updated(figures)
-        return Told(steps).one(figures, len(batch.ids_T))
+        self.play.updated(trainer, figures)
+        done = Told(steps).one(figures, len(batch.ids_T))
+        self.play.learned(trainer)
+        return done
 
     def _draw(self, trainer: Trainer) -> tuple[Harvest, Harvest]:
         """What is learned from, and all that was rolled out for it: with dynamic sampling more than one draw."""
+        if not self.config.dynamic_sampling:
+            found = self.play.next(trainer, self.prompts.batch, self.config.group)
+            return found, found
         every: list[Harvest] = []
         kept: list[Harvest] = []
         groups = 0
@@ -166,8 +171,6 @@ class GrpoLesson(Lesson):
             self.drawn += self.per_step
             found = self.play.harvest(trainer, prompts, self.config.group, len(every))
             every.append(found)
-            if not self.config.dynamic_sampling:
-                return found, found
             good_N = informative(found.rewards_N, found.group_N)
             within = list(dict.fromkeys(found.group_N[good_N].tolist()))[: self.per_step - groups]
             groups += len(within)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from rich.console import Console
@@ -178,7 +178,7 @@ class _Remote:
             except CapacityError:
                 if wait == TRIES - 1:
                     raise
-                time.sleep(2**wait)
+                sleep(2**wait)
         raise AssertionError("the last try returns or raises")
 
 
@@ -259,7 +259,8 @@ def _line(label: str, figure: Mapping[str, Any], note: str = "", *, rate: bool =
 def _progress() -> Iterator[Tell]:
     """A bar on standard error while somebody watches."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("", total=None)
         yield lambda what, done, total: bar.update(line, description=what, completed=done, total=total)
 
