@@ -51,11 +51,11 @@ class Harvest:
     @property
     def lengths_N(self) -> Tensor:
         """Tokens of each that are the model's own."""
-        return torch.tensor([sum(it.mine) for it in self.rollouts])
+        return torch.tensor([sum(it.mine) for it in self.rollouts], dtype=torch.int64)
 
     @property
     def truncated_N(self) -> Tensor:
-        return torch.tensor([it.finish == "length" for it in self.rollouts])
+        return torch.tensor([it.finish == "length" for it in self.rollouts], dtype=torch.bool)
 
     def figures(self) -> dict[str, float]:
         """What the journal keeps of it."""
@@ -173,7 +173,7 @@ def gather(share: Share, prompts: Sequence[Prompt], mesh: Mesh) -> Harvest:
             values += given.get(name, [None] * len(plain))
     return Harvest(
         rollouts=tuple(rollouts),
-        group_N=torch.tensor(group),
+        group_N=torch.tensor(group, dtype=torch.int64),
         rewards_N=torch.tensor(totals, dtype=torch.float32),
         parts=parts,
         faults={name: sum(one["faults"].get(name, 0) for one in found) for one in found for name in one["faults"]},

@@ -11,6 +11,7 @@ in: fields of `GrpoConfig`, whose `variant` sets them together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -36,7 +37,7 @@ from .play import Play, chosen, show, together
 from .policy import cispo_loss, clipped_loss, ratio, ratio_figures
 from .policy_config import CorrectionConfig, GrpoConfig
 from .reference import Reference
-from .update import Told, assert_on_policy, corrected, own_tokens, parts_of, rollout_figures
+from .update import Told, assert_on_policy, corrected, own_tokens, parts_of, rollout_figures, suspect
 
 ROUNDS = 10
 """Draws of prompts at most for one step of dynamic sampling (DAPO)."""
@@ -143,13 +144,13 @@ class GrpoLesson(Lesson):
             why = "no rollout has a reward to learn from"
             return Step(loss=0.0, targets=0, lr=0.0, grad_norm=0.0, skipped=why, figures=figures)
         batch = pack(harvest.rollouts, {"advantage": advantage_N})
-        on_policy = self.play.config.on_policy
-        if not on_policy:
+        rollouts = self.play.config
+        if suspect(rollouts, self.correction):
             batch, more = corrected(trainer, batch, self.correction, self.objective.temperature)
             figures |= more
         if self.reference:
             batch = self.reference.beside(trainer, batch)
-        self.objective.exact_at = trainer.position.step + 1 if on_policy and self.play.config.exact else None
+        self.objective.exact_at = trainer.position.step + 1 if rollouts.on_policy and rollouts.exact else None
         key = trainer.recipe.run.seed * 1_000_003 + trainer.position.step
         parts = parts_of(batch, self.config.epochs, self.config.minibatches, key)
         steps = [trainer.step(part, self.objective) for part in parts]
@@ -193,13 +194,15 @@ def examine(trainer: Trainer, play: Play, valid: Sequence[Prompt]) -> None:
         return
     harvest, step = play.look(trainer, valid), trainer.position.step
     found = harvest.figures()
-    kept = {name: value for name, value in found.items() if name.startswith(("reward", "length", "truncated"))}
+    wanted = ("reward", "length", "truncated", "faults")
+    seen = {name: value for name, value in found.items() if name.startswith(wanted) and math.isfinite(value)}
     counted = harvest.rewards_N[~harvest.rewards_N.isnan()].tolist()
     if counted:
         around = bootstrap(counted)
-        kept |= {"low": around.low, "high": around.high}
-    trainer.journal.add(step, eval=kept)
-    trainer.display.say(f"step {step}: held-out reward {found['reward']:.4f}, {found['length']:.0f} tokens")
+        seen |= {"low": around.low, "high": around.high}
+    trainer.journal.add(step, eval=seen)
+    reward = f"{found['reward']:.4f}" if counted else "given to none"
+    trainer.display.say(f"step {step}: held-out reward {reward}, {found['length']:.0f} tokens")
 
 
 def line(figures: Mapping[str, float]) -> str:
