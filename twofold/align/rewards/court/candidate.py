@@ -210,8 +210,17 @@ NUMBERS = {"abs": abs, "int": int, "float": float, "complex": complex, "index": 
 NUMBERS |= {"neg": operator.neg, "pos": operator.pos, "invert": operator.invert, "round": round}
 """What makes a number or a truth of an object."""
 OTHERS: dict[str, Callable[..., Any]] = {
-    **{"len": len, "str": str, "repr": repr, "hash": hash, "format": format, "reversed": reversed, "next": next},
-    **{"getitem": operator.getitem, "setitem": operator.setitem, "delitem": operator.delitem, "delattr": delattr},
+    "len": len,
+    "str": str,
+    "repr": repr,
+    "hash": hash,
+    "format": format,
+    "reversed": reversed,
+    "next": next,
+    "getitem": operator.getitem,
+    "setitem": operator.setitem,
+    "delitem": operator.delitem,
+    "delattr": delattr,
     "copy": copy.copy,
     "enter": lambda thing: type(thing).__enter__(thing),
 }
@@ -227,7 +236,12 @@ def _operators() -> dict[str, Callable[..., Any]]:
 
 _VERBS: dict[str, Callable[..., Any]] = {
     "call": lambda thing, *args, **options: thing(*args, **options),
-    **{"get": getattr, "set": setattr, "iter": iter, "exit": _exit, "holds": _holds, "plain": values.plainly},
+    "get": getattr,
+    "set": setattr,
+    "iter": iter,
+    "exit": _exit,
+    "holds": _holds,
+    "plain": values.plainly,
     "isinstance": lambda kind, thing: isinstance(thing, kind),
     "issubclass": lambda kind, other: issubclass(other, kind),
     "deepcopy": copy.deepcopy,

@@ -8,7 +8,7 @@
 
 A fenced statement stands in `with __case__(number):`, which swallows what it raises and notes whether it passed.
 
-Which of the names that tests use are the candidate's (`Names`): those that neither they nor the language nor its library
+Which names of the tests are the candidate's (`Names`): those that neither they nor the language nor its library
 define; the entry point; a name of the library's that is used as no module can be; and the one name of the language's
 where the tests use no other.
 """

@@ -3,7 +3,7 @@
 A plain value comes back as a plain value that was built here, so `f(2) == 4` compares two integers of this process.
 Anything else stays on the candidate's side, and what would let it lie about itself is not asked:
 
-    object == data      what its class is made from (named tuples, IntEnum) compares as the data that it holds; else False
+    object == data      what its class is made from (named tuples, IntEnum) compares as the data it holds; else False
     object + data       done there when another object comes of it, which then is neither number nor truth:
                         `abs(f(x) - 3) < 1` finds no difference that a candidate has made up
     data in object      walks its items; classes that the tests call by a Name are asked for their `__contains__`

@@ -30,8 +30,12 @@ _CHANGEABLE = (list, set, dict, bytearray, deque)
 _LIBRARY = ("builtins", "collections")
 _KINDS: tuple[tuple[type, str], ...] = ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "f"))
 _EMPTY: dict[str, Callable[[], Any]] = {
-    **{"l": list, "s": set, "d": dict, "y": bytearray},
-    **{"C": Counter, "O": OrderedDict},
+    "l": list,
+    "s": set,
+    "d": dict,
+    "y": bytearray,
+    "C": Counter,
+    "O": OrderedDict,
 }
 _MADE_OF: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     Fraction: operator.attrgetter("numerator", "denominator"),
