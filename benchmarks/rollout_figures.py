@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,8 +55,7 @@ class Side:
     def record(self) -> dict[str, Any]:
         """This side for the file."""
         parts = {"rollout_tokens_s": self.rates, "step_s": self.seconds, "rest_s": self.rest}
-        spreads = {name: Spread.of(values) for name, values in parts.items() if values}
-        found = {name: {"median": it.median, "least": it.least, "most": it.most} for name, it in spreads.items()}
+        found = {name: vars(Spread.of(values)) for name, values in parts.items()}
         return {"about": self.about, "tokens": self.tokens, "peak_mib": self.peak_mib, "first": self.first} | found
 
 
@@ -74,8 +74,9 @@ def apart(ours: Side, theirs: Side) -> dict[str, float]:
 def alike(ours: Side, theirs: Side, answers: int) -> bool:
     """Whether the answers that each drew by itself are worth the same, as those of one policy are."""
     one, other = ([it["reward"] for it in side.told] for side in (ours, theirs))
-    error = statistics.mean(it.get("reward_std", 0.0) for it in ours.told) / (answers * len(other)) ** 0.5
-    return abs(statistics.mean(one) - statistics.mean(other)) < FRESH * max(error, 1e-6) * 2**0.5
+    deviation = statistics.mean(it["reward_std"] for it in ours.told)
+    error = deviation * math.sqrt(1 / (answers * len(one)) + 1 / (answers * len(other)))
+    return abs(statistics.mean(one) - statistics.mean(other)) < FRESH * error
 
 
 def same_work(ours: Side, theirs: Side, answers: int) -> str:

@@ -85,7 +85,7 @@ def write_recipe(args: argparse.Namespace) -> Path:
         count, rows = count * args.group, prompts.read_text() * args.group
         prompts = args.output / "prompts.jsonl"
         prompts.write_text(rows)
-    recipe = args.output / "recipe.toml"
+    recipe = Path(args.output) / "recipe.toml"
     text = RECIPE.format(
         args=args,
         prompts=prompts,
