@@ -6,7 +6,7 @@ sparse.py    which blocks of keys a query sees: the layouts of block-sparse atte
 registry.py  a name-to-thing table whose error lists the choices
 """
 
-from .config import build, flatten, load_config
+from .config import build, flatten, load_config, read_table
 from .errors import (
     CapacityError,
     CheckpointError,
@@ -32,6 +32,7 @@ __all__ = [
     "build",
     "flatten",
     "load_config",
+    "read_table",
     "nearest",
     "unknown",
 ]
