@@ -1,4 +1,4 @@
-"""A conversation with a tool in it: the model speaks, a Python function answers, the model goes on; then who said what."""
+"""A conversation with a tool in it: the model speaks, a Python function answers, the model goes on."""
 
 from __future__ import annotations
 

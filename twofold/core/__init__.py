@@ -32,7 +32,7 @@ __all__ = [
     "build",
     "flatten",
     "load_config",
-    "read_table",
     "nearest",
+    "read_table",
     "unknown",
 ]
