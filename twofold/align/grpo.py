@@ -29,6 +29,7 @@ from .advantage import group_advantage, informative, overlong_penalty, reinforce
 from .aggregate import aggregate, denominator
 from .correction import mismatch
 from .episode import Prompt
+from .estimates import bootstrap
 from .experience import Harvest, pack
 from .judged import Judged, Seen
 from .kl import kl, kl_loss
@@ -188,15 +189,19 @@ class GrpoLesson(Lesson):
 
 
 def examine(trainer: Trainer, play: Play, valid: Sequence[Prompt]) -> None:
-    """The likeliest answers to held-out prompts, and their rewards."""
+    """The likeliest answers to held-out prompts, and their rewards with the interval of the mean (95%)."""
     if not valid:
         return
-    found, step = play.look(trainer, valid).figures(), trainer.position.step
-    seen = {
-        name: value for name, value in found.items() if name.startswith(("reward", "length", "truncated", "faults"))
-    }
-    trainer.journal.add(step, eval={name: value for name, value in seen.items() if math.isfinite(value)})
-    reward = f"{found['reward']:.4f}" if math.isfinite(found["reward"]) else "given to none"
+    harvest, step = play.look(trainer, valid), trainer.position.step
+    found = harvest.figures()
+    wanted = ("reward", "length", "truncated", "faults")
+    seen = {name: value for name, value in found.items() if name.startswith(wanted) and math.isfinite(value)}
+    counted = harvest.rewards_N[~harvest.rewards_N.isnan()].tolist()
+    if counted:
+        around = bootstrap(counted)
+        seen |= {"low": around.low, "high": around.high}
+    trainer.journal.add(step, eval=seen)
+    reward = f"{found['reward']:.4f}" if counted else "given to none"
     trainer.display.say(f"step {step}: held-out reward {reward}, {found['length']:.0f} tokens")
 
 
