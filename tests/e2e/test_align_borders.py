@@ -9,6 +9,7 @@ from pathlib import Path
 import bad_rewards
 import pytest
 from align_recipe import outcome, rows_of, run_here, write_recipes
+from ranks import Run
 
 from twofold.align.run import align, where
 from twofold.core import ConfigError, TwofoldError
@@ -135,3 +136,18 @@ def test_a_function_that_no_other_process_finds_is_refused(tmp_path: Path, funct
 
     with pytest.raises(ConfigError, match="at its top level"):
         where(here if function == "here" else function)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("grpo", "prompts_per_step"), ("ppo", "prompts_per_step"), ("dpo", "pairs_per_step")]
+)
+def test_a_rank_that_has_nothing_to_do_waits_for_the_other(folder: Path, tmp_path: Path, name: str, key: str) -> None:
+    """One prompt, or one pair, for two ranks: the numbers of one process."""
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    assert run_here(folder / f"{name}.toml", run__output=str(alone), schedule__steps=2, **{f"data__{key}": 1}) == 0
+    changes = {"run.output": str(both), "schedule.steps": 2, f"data.{key}": 1, "parallel.zero": 3}
+    ranks = Run(folder / f"{name}.toml", 2, changes, aligns=True)
+    assert ranks.end() == [0, 0], ranks.said(0) + ranks.said(1)
+    one, two = ([row for row in rows_of(run) if "loss" in row] for run in (alone, both))
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-5, abs=1e-5)
+    assert [row.get("reward") for row in two] == [row.get("reward") for row in one]
