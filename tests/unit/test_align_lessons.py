@@ -17,7 +17,7 @@ from twofold.align.play import chosen, together
 from twofold.align.policy_config import CorrectionConfig, GrpoConfig
 from twofold.align.rewards.config import RewardConfig
 from twofold.align.rollout_config import RolloutConfig
-from twofold.align.update import Told, parts_of, suspect
+from twofold.align.update import Told, parts_of, suspect, teaching
 from twofold.core import ConfigError
 from twofold.train.config import ModelConfig, OptimizerConfig, RunConfig, SampleConfig, ScheduleConfig
 from twofold.train.journal import Journal, read_rows
@@ -136,3 +136,9 @@ def test_numbers_that_are_not_finite_are_null_in_the_record(tmp_path: Path) -> N
     first, second = read_rows(tmp_path / "log.jsonl")
     assert first["loss"] is None and second["reward"] is None
     assert second["eval"] == {"loss": None, "n": 3} and second["rollouts"] == [{"reward": None}]
+
+
+def test_where_nothing_teaches_the_shortest_answer_stays() -> None:
+    batch = pack([rolled("mmm"), rolled("m")], {"advantage": torch.zeros(2)})
+    assert teaching(batch).lengths == (2,)
+    assert teaching(pack([rolled("mm")], {"advantage": torch.ones(1)})).lengths == (3,)

@@ -57,6 +57,12 @@ class Harvest:
     def truncated_N(self) -> Tensor:
         return torch.tensor([it.finish == "length" for it in self.rollouts], dtype=torch.bool)
 
+    @property
+    def entropy(self) -> float:
+        """The policy's entropy in nats a token, estimated from what was drawn: the mean of -log p."""
+        own = [-p for it in self.rollouts for p, mine in zip(it.logprobs, it.mine, strict=True) if mine]
+        return sum(own) / len(own) if own else math.nan
+
     def figures(self) -> dict[str, float]:
         """What the journal keeps of it."""
         counted = self.rewards_N[~self.rewards_N.isnan()]
@@ -66,6 +72,7 @@ class Harvest:
             "length": _mean(self.lengths_N),
             "truncated": _mean(self.truncated_N),
             "skipped_rollouts": float(len(self.rewards_N) - len(counted)),
+            "entropy": self.entropy,
         }
         for name, values in self.parts.items():
             given = [value for value in values if value is not None]

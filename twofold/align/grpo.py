@@ -37,7 +37,7 @@ from .play import Play, chosen, show, together
 from .policy import cispo_loss, clipped_loss, ratio, ratio_figures
 from .policy_config import CorrectionConfig, GrpoConfig
 from .reference import Reference
-from .update import Told, assert_on_policy, corrected, own_tokens, parts_of, rollout_figures, suspect
+from .update import Told, assert_on_policy, corrected, own_tokens, parts_of, rollout_figures, suspect, teaching
 
 ROUNDS = 10
 """Draws of prompts at most for one step of dynamic sampling (DAPO)."""
@@ -47,17 +47,20 @@ DRAWN = "lesson.drawn"
 class GroupLoss(Judged):
     """The clipped policy gradient; beside each target `old`, `advantage`, and where asked `weight` and `ref`."""
 
-    names = ("tokens", "kl", "mismatch", "equal", "entropy", "ref_kl", "approx_kl", "clipped", "clipped_low",
-             "clipped_high", "clipped_dual")  # fmt: skip
+    names = ("tokens", "kl", "mismatch", "equal", "ref_kl", "approx_kl", "clipped", "clipped_low", "clipped_high",
+             "clipped_dual")  # fmt: skip
 
     def __init__(self, config: GrpoConfig, length: int, temperature: float = 1.0) -> None:
         """`length` is that of the longest answer, which "constant" divides by if the config says nothing."""
         self.config, self._length, self.temperature = config, config.length or length, temperature
         self.exact_at: int | None = None
         """The step whose first optimizer step must find the engine's log-probabilities."""
+        self.counted: Tensor | None = None
+        """Own tokens of every answer of the next optimizer step, of those left out for their gradient is 0 as well."""
 
     def size(self, batch: Batch) -> float:
-        return denominator(own_tokens(batch), self.config.aggregate, self._length)
+        counted = own_tokens(batch) if self.counted is None else self.counted
+        return denominator(counted, self.config.aggregate, self._length)
 
     def loss(self, seen: Seen) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         config, old_R, advantage_R = self.config, seen.beside["old"], seen.beside["advantage"]
@@ -73,7 +76,6 @@ class GroupLoss(Judged):
         if ref_R is not None:
             loss_R = loss_R + config.beta * kl_loss(logp_R, ref_R, config.kl, ratio_R if config.kl_unbiased else None)
         figures = ratio_figures(ratio_R.detach(), advantage_R, *clip, config.dual_clip) | mismatch(now_R, old_R)
-        figures["entropy"] = -now_R.sum()
         figures["ref_kl"] = kl(now_R, ref_R, "k3").sum() if ref_R is not None else torch.zeros(())
         return aggregate(loss_R, seen.owner_R, seen.sequences, config.aggregate), figures
 
@@ -137,6 +139,7 @@ class GrpoLesson(Lesson):
             keep_N &= ~harvest.truncated_N
         keep_N &= harvest.lengths_N > 0
         learned, figures = chosen(harvest, keep_N), seen.figures() | {"learned": float(keep_N.sum())}
+        figures["taught"] = float((advantage_N[keep_N] != 0).sum())
         return self._update(trainer, learned, advantage_N[keep_N], figures)
 
     def _update(self, trainer: Trainer, harvest: Harvest, advantage_N: Tensor, figures: dict[str, float]) -> Step:
@@ -152,8 +155,12 @@ class GrpoLesson(Lesson):
             batch = self.reference.beside(trainer, batch)
         self.objective.exact_at = trainer.position.step + 1 if rollouts.on_policy and rollouts.exact else None
         key = trainer.recipe.run.seed * 1_000_003 + trainer.position.step
-        parts = parts_of(batch, self.config.epochs, self.config.minibatches, key)
-        steps = [trainer.step(part, self.objective) for part in parts]
+        moe = trainer.recipe.moe
+        every = self.reference is not None or bool(moe.balance_loss or moe.z_loss)  # what has no advantage teaches, too
+        steps = []
+        for part in parts_of(batch, self.config.epochs, self.config.minibatches, key):
+            self.objective.counted = own_tokens(part)
+            steps.append(trainer.step(part if every else teaching(part), self.objective))
         self.play.updated(trainer, figures)
         done = Told(steps).one(figures, len(batch.ids_T))
         self.play.learned(trainer)

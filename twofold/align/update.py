@@ -57,6 +57,21 @@ def take(batch: Batch, chosen: Sequence[int], starts: Sequence[int], ends: Seque
     )
 
 
+def teaching(batch: Batch) -> Batch:
+    """The sequences whose advantage is not 0: of the others a policy gradient is exactly 0, whatever clips it.
+
+    Where all are equal the shortest stays, so that a step is a step.
+    """
+    rows_R, owner_R = target_rows(batch)
+    moves_S = torch.zeros(len(batch.lengths)).index_add(0, owner_R, batch.beside["advantage"][rows_R].abs()) > 0
+    chosen = moves_S.nonzero().squeeze(1).tolist()
+    if len(chosen) == len(batch.lengths):
+        return batch
+    ends = torch.tensor(batch.lengths).cumsum(0).tolist()
+    starts = [end - length for end, length in zip(ends, batch.lengths, strict=True)]
+    return take(batch, chosen or [min(range(len(ends)), key=batch.lengths.__getitem__)], starts, ends)
+
+
 def suspect(rollout: RolloutConfig, correction: CorrectionConfig) -> bool:
     """Whether the trainer is asked what it thinks of the rollouts' tokens before they are learned from.
 
