@@ -62,7 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({cores, 1})[::-1], help="default: all, and 1")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), help="default: all")
     parser.add_argument("--turns", type=int, help="how often each side makes a step (default: 3; 1 with --quick)")
-    parser.add_argument("--rows", type=int, default=16, help="answers to a pass of TRL's trainer (default: 16)")
+    parser.add_argument("--rows", type=int, default=8, help="answers to a pass of TRL's trainer (default: 8)")
     parser.add_argument("--micro", type=int, default=4096, help="tokens to a pass of ours (default: 4096)")
     parser.add_argument("--no-peers", action="store_true", help="measure ours alone")
     parser.add_argument("--cache", type=Path, default=shapes.PLACE, help=f"policies go here (default: {shapes.PLACE})")
