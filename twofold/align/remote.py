@@ -94,6 +94,8 @@ class RemoteEngine:
             self._start()
         except BaseException:
             self._ring.close()
+            if self._meeting is not None:
+                self._meeting.close()
             raise
 
     # ------------------------------------------------------------------------------------ life

@@ -278,7 +278,10 @@ def _held(output: Path, mesh: Mesh) -> Iterator[str]:
     if not mesh.main:
         yield _met(output, mesh)
         return
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.output: {output} cannot be a directory: {error.strerror}") from None
     with _alone(output):
         yield _met(output, mesh)
 
