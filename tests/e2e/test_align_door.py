@@ -16,7 +16,9 @@ import psutil
 import pytest
 from align_recipe import outcome, run_here, write_recipes
 
+from twofold.align.play import Play
 from twofold.cli import main
+from twofold.train.trainer import Trainer
 
 OVERLAP = ("--overlap", "--correction.level", "token")
 
@@ -24,7 +26,7 @@ OVERLAP = ("--overlap", "--correction.level", "token")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     made = write_recipes(tmp_path_factory.mktemp("door"))
-    (made / "one.jsonl").write_text(json.dumps({"prompt": "hello"}) + "\n")
+    (made / "one.jsonl").write_text(json.dumps({"prompt": "hi there"}) + "\n")
     (made / "empty.jsonl").write_text("")
     (made / "numbers.jsonl").write_text('{"prompt": 3}\n')
     (made / "adapter").mkdir()
@@ -67,7 +69,7 @@ MISTAKES = {
     "no-file": "reward 'function': no such file",
     "grpo --seq-len 4096 --micro-tokens 4096": "data.seq_len is 4096, the model's context 512",
     "grpo --from {folder}/adapter": "holds adapters and no model: give the/base",
-    "grpo --from {folder}/one.jsonl": "no model folder at",
+    "grpo --from {folder}/one.jsonl": "is not a directory",
     "grpo --from {folder}/mute --kind chat": "has no default chat template",
     "grpo --num-blocks 2": "rollout.num_blocks = 2 holds 32 tokens, and a prompt with its answer may have 44",
     "grpo --group 1": "nothing to compare an answer with",
@@ -136,25 +138,29 @@ def ended(run: subprocess.Popen[str], children: list[psutil.Process], limit: flo
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_the_middle_of_rollouts_gives_the_step_up(folder: Path, tmp_path: Path, how: int) -> None:
-    """A step of minutes: the run saves what it had, at once, and goes on from there with the same bits."""
-    run = start(folder, tmp_path / "run", "--prompts-per-step", "4000", "--steps", "2")
-    ends = time.monotonic() + 60
-    while not (tmp_path / "run" / "log.jsonl").exists():
-        assert time.monotonic() < ends
-        time.sleep(0.05)
-    time.sleep(2.0)
-    children = psutil.Process(run.pid).children(recursive=True)
-    run.send_signal(how)
-    said = ended(run, children, 20)
-    assert run.returncode == 75 and "saved at step 0" in said
-    assert [it.name for it in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000000"]
+def test_a_signal_in_the_middle_of_rollouts_gives_the_step_up(
+    folder: Path, tmp_path: Path, monkeypatch, capsys, how: int
+) -> None:
+    """A step of minutes: the run saves what it had, at once."""
+    groups, rung = Play._groups, list[float]()
+
+    def ring() -> None:
+        rung.append(time.monotonic())
+        os.kill(os.getpid(), how)
+
+    def rings(self: Play, *given):
+        threading.Timer(0.5, ring).start()
+        return groups(self, *given)
+
+    monkeypatch.setattr(Play, "_groups", rings)
+    run, before = tmp_path / "run", open_files()
+    assert run_here(folder / "grpo.toml", run__output=str(run), data__prompts_per_step=4000) == 75
+    assert time.monotonic() - rung[0] < 10
+    assert "no step was done yet; the same command goes on from here" in capsys.readouterr().out
+    assert open_files() <= before
 
 
 def test_a_step_that_was_given_up_leaves_no_trace(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    from twofold.align.play import Play
-    from twofold.train.trainer import Trainer
-
     changes = {"grpo__variant": "dapo", "grpo__mask_truncated": False, "grpo__beta": 0.0, "schedule__steps": 4}
     assert run_here(folder / "grpo.toml", run__output=str(tmp_path / "whole" / "run"), **changes) == 0
     harvest = Play.harvest
@@ -199,9 +205,9 @@ def test_the_same_directory_again(folder: Path, tmp_path: Path, capfd) -> None:
     assert again("--steps", "2", "--shown", "3")[0] == 0
     code, said = again("--steps", "2", "--lr", "1e-4", "--fresh")
     assert code == 0 and "going on from" not in said
-    other = start(folder, tmp_path / "run", "--steps", "2000", "--fresh")
-    wait_for(tmp_path / "run", 1)
-    code, said = again("--steps", "2")
-    other.terminate()
+    other = start(folder, tmp_path / "other", "--steps", "2000")
+    wait_for(tmp_path / "other", 1)
+    code, said = again("--output", str(tmp_path / "other"))
     assert code == 2 and "is in use by another run" in said
+    other.terminate()
     assert other.wait(20) == 75

@@ -258,7 +258,8 @@ class Trainer:
                         self.save()
                         self.saver.wait()
                     why = stop.asked or "another rank was told to stop"
-                    self.display.say(f"{why}: saved at step {self.position.step}; the same command goes on from here")
+                    done = f"saved at step {self.position.step}" if self.position.step else "no step was done yet"
+                    self.display.say(f"{why}: {done}; the same command goes on from here")
                     return STOPPED
             with self.heart.apart("the last checkpoint"):
                 self.save()
