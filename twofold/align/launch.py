@@ -69,8 +69,8 @@ class Alignment(Course):
             other = read(data.valid, wording, limits)
             valid, fingerprint = other.train, f"{fingerprint}+{other.fingerprint}"
         if not len(train):
-            held = f", {len(valid)} held out (data.valid_fraction)" if len(valid) else ""
-            raise ConfigError(f"data.train has nothing to learn from: {train.counts}{held}")
+            others = f", {len(valid)} held out (data.valid_fraction)" if len(valid) else ""
+            raise ConfigError(f"data.train has nothing to learn from: {train.counts}{others}")
         most = recipe.run.eval_batches
         if recipe.plays:
             self._valid = valid[: data.eval_prompts]
