@@ -34,10 +34,12 @@ from .experience import Harvest, Share, Watch, gather, placed, seed_of, shared, 
 from .ledger import Ledger, of_engine, of_trainer
 from .remote import RemoteEngine
 from .rewards import Panel
+from .rewards.function import load_function
 from .rollout import Engine as Rolls
 from .rollout import never, rollout
 from .rollout_config import RolloutConfig
 from .sync import Shared
+from .turns import Turn, in_chat
 
 TOLD = 5
 """Notes of reward functions that are said aloud; the rest are counted."""
@@ -49,11 +51,15 @@ class Play:
     def __init__(self, config: RolloutConfig, words: RecipeWords, panel: Panel, *, seed: int, longest: int) -> None:
         self.config, self.words, self.panel = config, words, panel
         self._seed, self._longest = seed, longest
+        self._turn: Turn | None = load_function(config.turn) if config.turn else None
+        if self._turn is not None and words.template is not None:
+            self._turn = in_chat(self._turn)
         self._shared: Shared | None = None
         self._said: set[str] = set()
         self._apart: Apart | None = None
         self._stored: Stored | None = None
         self._ended = 0.0
+        self._said_ledger = False
         self.ledger = Ledger()
         """Who holds what while rollouts last, and while the trainer steps."""
 
@@ -168,7 +174,20 @@ class Play:
         seed: int,
         until: Callable[[], bool] = never,
     ) -> list[Group]:
-        found = list(rollout(engine, prompts, n, params, seed=seed, words=self.words, until=until))
+        found = list(
+            rollout(
+                engine,
+                prompts,
+                n,
+                params,
+                seed=seed,
+                words=self.words,
+                turn=self._turn,
+                max_turns=self.config.max_turns,
+                max_total=self.config.max_tokens,
+                until=until,
+            )
+        )
         failed = [it for group in found for it in group.rollouts if it.finish == "error"]
         if failed:
             raise TwofoldError(f"{len(failed)} rollouts ended with an error of the engine: {failed[0].error}")
@@ -201,9 +220,13 @@ class Play:
         spare = forecast(decoder.spec, replace(settings, dtype=held), free_on(str(decoder.device)), loaded=True)
         return replace(settings, num_blocks=min(wanted, spare.require().blocks))
 
-    def updated(self, figures: dict[str, float]) -> None:
+    def updated(self, trainer: Trainer, figures: dict[str, float]) -> None:
         """After the optimizer's steps: note what they took, and who holds what now."""
         self.ledger.read("update")
+        if not self._said_ledger:
+            self._said_ledger = True
+            trainer.display.say(self.ledger.table())
+            trainer.journal.add(trainer.position.step + 1, ledger=self.ledger.record())
         figures["seconds_update"] = round(time.perf_counter() - self._ended, 3)
 
     def learned(self, trainer: Trainer) -> None:

@@ -24,6 +24,11 @@ class RolloutConfig:
     stop: tuple[str, ...] = ()
     """Texts that end an answer."""
     ignore_eos: bool = False
+    turn: str = ""
+    """path/to/file.py:function or package.module:function, what a tool says behind a turn of the policy
+    (`align/turns.py`); left out, an answer is one turn."""
+    max_turns: int = 8
+    """Turns of the policy in an answer, at most, where there is a tool."""
     max_num_seqs: int = 256
     """Answers that are written at once, on each rank."""
     max_num_batched_tokens: int = 2048
@@ -45,7 +50,7 @@ class RolloutConfig:
     """Answers of each step that the journal keeps, for the page."""
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "max_num_seqs", "max_num_batched_tokens"):
+        for name in ("max_tokens", "max_num_seqs", "max_num_batched_tokens", "max_turns"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"rollout.{name} must be 1 or more, not {getattr(self, name)}")
         if not 0.0 < self.temperature <= 2.0:
