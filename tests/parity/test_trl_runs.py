@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from trl_runs import STEPS, Replay, Twin, dealt
+from trl_runs import PER_STEP, STEPS, Outcome, Replay, Twin, dealt
 
 pytest.importorskip("trl", reason="TRL is only needed to compare with it")
 
@@ -27,8 +27,56 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Twin:
     return Twin(tmp_path_factory.mktemp("trl"))
 
 
+CHAT = (
+    "{% for message in messages %}<|start|>{{ message.role }}\n{% if message.role == 'assistant' %}"
+    "{% generation %}{{ message.content }}<|end|>{% endgeneration %}"
+    "{% else %}{{ message.content }}<|end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "chat"])
+def test_sft(twin: Twin, kind: Any) -> None:
+    """Completions alone, and what the assistant says in two turns; half a step at a time."""
+    from trl import SFTConfig, SFTTrainer
+
+    every: list[dict[str, Any]] = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in PAIRS]
+    if kind == "chat":
+        every = [
+            {"messages": [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, talk)]}
+            for talk in ((row["prompt"], row["chosen"], "and?", row["rejected"]) for row in PAIRS)
+        ]
+    template = twin.speaking(CHAT)
+    rows, length = twin.alike(every)
+    ours, seen = twin.ours(
+        f"sft-{kind}",
+        rows,
+        algorithm="sft",
+        kind=kind,
+        model__tokenizer=str(template.parent),
+        data__tokens_per_step=PER_STEP * (length - 1),  # each loses its last id, so a step is so many whole rows
+        data__micro_tokens=3 * (length - 1),
+    )
+    places = [seen.loader.documents(step) for step in range(STEPS)]
+    theirs = twin.theirs(
+        SFTTrainer,
+        SFTConfig,
+        [rows[place] for step in places for place in step],
+        max_length=64,
+        per_device_train_batch_size=PER_STEP // 2,
+        gradient_accumulation_steps=2,
+        assistant_only_loss=kind == "chat",
+        chat_template_path=str(template),
+    )
+    twin.same(ours, theirs)
+
+
 DPO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sigmoid": ({"dpo__beta": 0.3}, {"beta": 0.3}),
+    "cdpo": (  # theirs has no cDPO; (1 - ε) l(x) + ε l(-x) is so much of l(x) less so much of "robust"
+        {"dpo__beta": 0.3, "dpo__label_smoothing": 0.1},
+        {"beta": 0.3, "label_smoothing": 0.1, "loss_type": ["sigmoid", "robust"], "loss_weights": [1.8, -0.8]},
+    ),
     "ipo": ({"dpo__loss": "ipo", "dpo__beta": 0.2}, {"loss_type": ["ipo"], "beta": 0.2}),
     "hinge": ({"dpo__loss": "hinge", "dpo__beta": 0.02}, {"loss_type": ["hinge"], "beta": 0.02}),
 }
@@ -98,7 +146,8 @@ REWARD = {"kind": "length", "unit": "characters", "most": 10, "slack": 40, "weig
 """Large, so that what is added to a standard deviation (ours 1e-6, theirs 1e-4) makes no difference."""
 
 GRPO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "grpo": ({"grpo__beta": 0.1}, {"loss_type": "grpo", "beta": 0.1}),
+    "grpo": ({"grpo__beta": 0.1}, {"loss_type": "grpo", "beta": 0.1, "use_bias_correction_kl": False}),
+    "kl-unbiased": ({"grpo__beta": 0.1, "grpo__kl_unbiased": True}, {"loss_type": "grpo", "beta": 0.1}),
     "dr_grpo": ({"grpo__variant": "dr_grpo"}, {"loss_type": "dr_grpo", "scale_rewards": "none"}),
     "bnpo": ({"grpo__aggregate": "token"}, {"loss_type": "bnpo"}),
     "dapo": (
@@ -113,14 +162,10 @@ GRPO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "warm": ({"rollout__temperature": 0.7, "grpo__scale": "batch"}, {"temperature": 0.7, "scale_rewards": "batch", "loss_type": "grpo"}),
 }
 
-
-@pytest.mark.parametrize("name", GRPO)
-def test_grpo(twin: Twin, name: str) -> None:
-    from trl import GRPOConfig, GRPOTrainer
-
-    changes, settings = GRPO[name]
+def played(twin: Twin, name: str, **changes: Any) -> tuple[Outcome, Replay]:
+    """Our run of two updates, each of two optimizer steps, and its rollouts."""
     ours, seen = twin.ours(
-        f"grpo-{name}",
+        name,
         PROMPTS,
         algorithm="grpo",
         schedule__steps=STEPS // 2,
@@ -132,19 +177,39 @@ def test_grpo(twin: Twin, name: str) -> None:
         grpo__epochs=2,
         **changes,
     )
-    replay = Replay(seen.harvests)
-    theirs = twin.theirs(
-        GRPOTrainer,
-        GRPOConfig,
-        dealt(PROMPTS, STEPS // 2, PROMPTS_PER_STEP),
-        more={"rollout_func": replay.rollout, "reward_funcs": replay.reward},
-        **{
-            "per_device_train_batch_size": PROMPTS_PER_STEP * GROUP,
-            "num_generations": GROUP,
-            "num_iterations": 2,
-            "max_completion_length": LONGEST,
-            "shuffle_dataset": False,
-            **settings,
-        },
-    )
-    twin.same(ours, theirs)
+    ends = {it.finish for harvest in seen.harvests for it in harvest.rollouts}
+    assert ends == {"stop", "length"}
+    return ours, Replay(seen.harvests)
+
+
+REPLAYED = {
+    "per_device_train_batch_size": PROMPTS_PER_STEP * GROUP,
+    "num_generations": GROUP,
+    "num_iterations": 2,
+    "max_completion_length": LONGEST,
+    "shuffle_dataset": False,
+}
+ASKED = dealt(PROMPTS, STEPS // 2, PROMPTS_PER_STEP)
+
+
+@pytest.mark.parametrize("name", GRPO)
+def test_grpo(twin: Twin, name: str) -> None:
+    from trl import GRPOConfig, GRPOTrainer
+
+    changes, settings = GRPO[name]
+    ours, replay = played(twin, f"grpo-{name}", **changes)
+    more = {"rollout_func": replay.rollout, "reward_funcs": replay.reward}
+    twin.same(ours, twin.theirs(GRPOTrainer, GRPOConfig, ASKED, more=more, **REPLAYED | settings))
+
+
+def test_rloo(twin: Twin) -> None:
+    from trl import RLOOConfig, RLOOTrainer
+
+    ours, replay = played(twin, "rloo", grpo__variant="rloo")
+
+    class Replayed(RLOOTrainer):  # which has no rollout_func
+        def _generate(self, prompts: list[str]) -> Any:
+            told = replay.rollout(prompts, self)
+            return told["prompt_ids"], told["completion_ids"], [""] * len(prompts)
+
+    twin.same(ours, twin.theirs(Replayed, RLOOConfig, ASKED, more={"reward_funcs": replay.reward}, beta=0.0, **REPLAYED))

@@ -28,7 +28,7 @@ from twofold.train import launch
 from twofold.train.step import Step
 
 STEPS, PER_STEP = 4, 6
-LR, BETAS, EPS, CLIP = 3e-4, [0.9, 0.95], 1e-5, 1.0
+LR, BETAS, EPS, DECAY, CLIP = 3e-4, [0.9, 0.95], 1e-5, 0.1, 1.0
 """Adam divides a gradient by its own size, so a gradient that is only rounding moves a weight as far as any other does:
 with the usual eps of 1e-8 two runs part there by lr, whatever they agree in. 1e-6 is above the rounding here."""
 END = "<|end|>"
@@ -40,7 +40,7 @@ lr = {LR}
 betas = {BETAS}
 eps = {EPS}
 clip = {CLIP}
-weight_decay = 0.0
+weight_decay = {DECAY}
 [schedule]
 steps = {STEPS}
 kind = "constant"
@@ -70,8 +70,10 @@ class Watched(Alignment):
         super().__init__()
         self.steps: list[Step] = []
         self.harvests: list[Harvest] = []
+        self.loader: Any = None
 
     def lesson(self, recipe: Any, data: Any, words: Any) -> Any:
+        self.loader = data.train
         made = super().lesson(recipe, data, words)
         begin = made.begin
 
@@ -103,6 +105,31 @@ class Twin:
         save_file(weights, self.base / "model.safetensors", metadata={"format": "pt"})
         self.start = weights
         (folder / "recipe.toml").write_text(RECIPE)
+
+    def speaking(self, template: str) -> Path:
+        """A folder with the tokenizer and this chat template; gives the template's path."""
+        folder = self.folder / "speaking"
+        folder.mkdir(exist_ok=True)
+        (folder / "tokenizer.json").write_bytes((self.base / "tokenizer.json").read_bytes())
+        settings = json.loads((self.base / "tokenizer_config.json").read_text()) | {"chat_template": template}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        path = folder / "template.jinja"
+        path.write_text(template)
+        return path
+
+    def alike(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], int]:
+        """The most rows of a kind that are equally long, and how many tokens that is."""
+        from transformers import AutoTokenizer
+
+        tokenizer, found = AutoTokenizer.from_pretrained(self.folder / "speaking"), dict[int, list[Mapping[str, Any]]]()
+        for row in rows:
+            if "messages" in row:
+                text = tokenizer.apply_chat_template(row["messages"], tokenize=False)
+            else:
+                text = row["prompt"] + row["completion"] + END
+            found.setdefault(len(tokenizer(text)["input_ids"]), []).append(row)
+        length = max(found, key=lambda size: len(found[size]))
+        return found[length], length
 
     def ours(self, name: str, rows: Sequence[Mapping[str, Any]], **changes: Any) -> tuple[Outcome, Watched]:
         """Run a recipe on `rows`; `dpo__beta` is the key dpo.beta."""
@@ -139,7 +166,7 @@ class Twin:
             "adam_beta1": BETAS[0],
             "adam_beta2": BETAS[1],
             "adam_epsilon": EPS,
-            "weight_decay": 0.0,
+            "weight_decay": DECAY,
             "max_grad_norm": CLIP,
             "logging_steps": 1,
             "train_sampling_strategy": "sequential",
