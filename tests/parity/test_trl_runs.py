@@ -40,12 +40,11 @@ def test_sft(twin: Twin, kind: Any) -> None:
     """Completions alone, and what the assistant says in two turns; half a step at a time."""
     from trl import SFTConfig, SFTTrainer
 
-    every: list[dict[str, Any]] = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in PAIRS]
+    said = [(row["prompt"], f"\n    return {n}\n", f"again {n}", row["chosen"]) for row in PAIRS for n in range(6)]
+    every: list[dict[str, Any]] = [{"prompt": prompt, "completion": answer} for prompt, answer, *_ in said]
     if kind == "chat":
-        every = [
-            {"messages": [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, talk)]}
-            for talk in ((row["prompt"], row["chosen"], "and?", row["rejected"]) for row in PAIRS)
-        ]
+        roles = ("user", "assistant", "user", "assistant")
+        every = [{"messages": [{"role": r, "content": text} for r, text in zip(roles, talk)]} for talk in said]
     template = twin.speaking(CHAT)
     rows, length = twin.alike(every)
     ours, seen = twin.ours(
@@ -54,10 +53,12 @@ def test_sft(twin: Twin, kind: Any) -> None:
         algorithm="sft",
         kind=kind,
         model__tokenizer=str(template.parent),
+        data__seq_len=length,
         data__tokens_per_step=PER_STEP * (length - 1),  # each loses its last id, so a step is so many whole rows
         data__micro_tokens=3 * (length - 1),
     )
     places = [seen.loader.documents(step) for step in range(STEPS)]
+    assert all(len(step) == PER_STEP for step in places)
     theirs = twin.theirs(
         SFTTrainer,
         SFTConfig,
@@ -172,10 +173,9 @@ def played(twin: Twin, name: str, **changes: Any) -> tuple[Outcome, Replay]:
         data__prompts_per_step=PROMPTS_PER_STEP,
         rollout__max_tokens=LONGEST,
         rollout__num_blocks=64,
-        rewards=[REWARD],
         grpo__group=GROUP,
         grpo__epochs=2,
-        **changes,
+        **{"rewards": [REWARD]} | changes,
     )
     ends = {it.finish for harvest in seen.harvests for it in harvest.rollouts}
     assert ends == {"stop", "length"}
@@ -205,7 +205,7 @@ def test_grpo(twin: Twin, name: str) -> None:
 def test_rloo(twin: Twin) -> None:
     from trl import RLOOConfig, RLOOTrainer
 
-    ours, replay = played(twin, "rloo", grpo__variant="rloo")
+    ours, replay = played(twin, "rloo", grpo__variant="rloo", rewards=[REWARD | {"weight": 1.0}])
 
     class Replayed(RLOOTrainer):  # which has no rollout_func
         def _generate(self, prompts: list[str]) -> Any:
