@@ -74,6 +74,10 @@ def test_sft(twin: Twin, kind: Any) -> None:
 
 DPO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sigmoid": ({"dpo__beta": 0.3}, {"beta": 0.3}),
+    "in-parts": (
+        {"dpo__beta": 0.1, "data__micro_tokens": 64},
+        {"beta": 0.1, "per_device_train_batch_size": PER_STEP // 3, "gradient_accumulation_steps": 3},
+    ),
     "cdpo": (  # theirs has no cDPO; (1 - ε) l(x) + ε l(-x) is so much of l(x) less so much of "robust"
         {"dpo__beta": 0.3, "dpo__label_smoothing": 0.1},
         {"beta": 0.3, "label_smoothing": 0.1, "loss_type": ["sigmoid", "robust"], "loss_weights": [1.8, -0.8]},
@@ -92,15 +96,26 @@ def test_dpo(twin: Twin, name: str) -> None:
     twin.same(ours, twin.theirs(DPOTrainer, DPOConfig, dealt(PAIRS), max_length=64, **settings))
 
 
+def test_dpo_of_adapters(twin: Twin) -> None:
+    """The reference is the base with the adapters off; theirs is a second adapter as they began, which adds 0."""
+    from trl import DPOConfig, DPOTrainer
+
+    ours, _ = twin.ours("lora", PAIRS, algorithm="dpo", lora__rank=4, lora__alpha=8.0)
+    model, first = twin.adapted("lora")
+    theirs = twin.theirs(DPOTrainer, DPOConfig, dealt(PAIRS), model=model, max_length=64)
+    twin.same(ours, theirs, first)
+
+
 def test_reward_model(twin: Twin) -> None:
     from transformers import AutoModelForSequenceClassification
     from trl import RewardConfig, RewardTrainer
 
     model = AutoModelForSequenceClassification.from_pretrained(twin.base, num_labels=1)
     model.score.weight.data.zero_()  # as ours begins; theirs is drawn
-    ours, _ = twin.ours("reward", PAIRS, algorithm="reward", reward__centring=0.01)
+    rows = [row | {"margin": n / 10} for n, row in enumerate(PAIRS)]
+    ours, _ = twin.ours("reward", rows, algorithm="reward", reward__centring=0.01, reward__margin="column")
     settings = {"max_length": 64, "center_rewards_coefficient": 0.01}
-    twin.same(ours, twin.theirs(RewardTrainer, RewardConfig, dealt(PAIRS), model=model, **settings))
+    twin.same(ours, twin.theirs(RewardTrainer, RewardConfig, dealt(rows), model=model, **settings))
 
 
 def test_kto(twin: Twin) -> None:
@@ -145,19 +160,28 @@ PROMPTS = [{"prompt": f"def {name}(a):"} for name in NAMES]
 PROMPTS_PER_STEP, GROUP, LONGEST = 3, 4, 12
 REWARD = {"kind": "length", "unit": "characters", "most": 10, "slack": 40, "weight": 1000.0}
 """Large, so that what is added to a standard deviation (ours 1e-6, theirs 1e-4) makes no difference."""
+HALVES = {"per_device_train_batch_size": PROMPTS_PER_STEP * GROUP // 2, "gradient_accumulation_steps": 2}
+TOOL = f"{Path(__file__).parents[1] / 'e2e' / 'bad_rewards.py'}:tool"
 
 GRPO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "grpo": ({"grpo__beta": 0.1}, {"loss_type": "grpo", "beta": 0.1, "use_bias_correction_kl": False}),
-    "kl-unbiased": ({"grpo__beta": 0.1, "grpo__kl_unbiased": True}, {"loss_type": "grpo", "beta": 0.1}),
+    "kl-unbiased": (
+        {"grpo__beta": 0.1, "grpo__kl_unbiased": True, "data__micro_tokens": 64},
+        {"loss_type": "grpo", "beta": 0.1} | HALVES,
+    ),
     "dr_grpo": ({"grpo__variant": "dr_grpo"}, {"loss_type": "dr_grpo", "scale_rewards": "none"}),
     "bnpo": ({"grpo__aggregate": "token"}, {"loss_type": "bnpo"}),
     "dapo": (
         {"grpo__variant": "dapo", "grpo__dynamic_sampling": False},
-        {"loss_type": "dapo", "epsilon_high": 0.28, "mask_truncated_completions": True},
+        {"loss_type": "dapo", "epsilon_high": 0.28, "mask_truncated_completions": True} | HALVES,
     ),
     "gspo": (
         {"grpo__variant": "gspo", "grpo__clip_low": 0.02, "grpo__clip_high": 0.03},
         {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.02, "epsilon_high": 0.03},
+    ),
+    "tools": (
+        {"rollout__turn": TOOL, "rollout__stop": ["e", "a"], "rollout__max_tokens": 24},
+        {"loss_type": "grpo", "max_completion_length": 24},
     ),
     "cispo": ({"grpo__variant": "cispo", "grpo__clip_high": 0.1}, {"loss_type": "cispo", "epsilon_high": 1.1}),
     "warm": ({"rollout__temperature": 0.7, "grpo__scale": "batch"}, {"temperature": 0.7, "scale_rewards": "batch", "loss_type": "grpo"}),
@@ -171,11 +195,10 @@ def played(twin: Twin, name: str, **changes: Any) -> tuple[Outcome, Replay]:
         algorithm="grpo",
         schedule__steps=STEPS // 2,
         data__prompts_per_step=PROMPTS_PER_STEP,
-        rollout__max_tokens=LONGEST,
         rollout__num_blocks=64,
         grpo__group=GROUP,
         grpo__epochs=2,
-        **{"rewards": [REWARD]} | changes,
+        **{"rewards": [REWARD], "rollout__max_tokens": LONGEST} | changes,
     )
     ends = {it.finish for harvest in seen.harvests for it in harvest.rollouts}
     assert ends == {"stop", "length"}

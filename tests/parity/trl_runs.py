@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from twofold.align.experience import Harvest
 from twofold.align.grpo import GrpoLesson
 from twofold.align.launch import Alignment
 from twofold.data.order import Order
+from twofold.models import save_adapter
 from twofold.train import launch
 from twofold.train.step import Step
 
@@ -32,6 +33,8 @@ LR, BETAS, EPS, DECAY, CLIP = 3e-4, [0.9, 0.95], 1e-5, 0.1, 1.0
 """Adam divides a gradient by its own size, so a gradient that is only rounding moves a weight as far as any other does:
 with the usual eps of 1e-8 two runs part there by lr, whatever they agree in. 1e-6 is above the rounding here."""
 END = "<|end|>"
+FIRST = "first"
+"""Where in a run's directory the adapters lie as they began."""
 
 RECIPE = f"""
 kind = "pretrain"
@@ -56,11 +59,11 @@ pairs_per_step = {PER_STEP}
 
 @dataclass
 class Outcome:
-    """What a run came to; `moved` and `weights` by Hugging Face's names."""
+    """What a run came to: loss and norm of each optimizer step, and what it trained by the names of its file."""
 
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    losses: list[float]
+    norms: list[float]
+    weights: dict[str, Tensor]
 
 
 class Watched(Alignment):
@@ -79,6 +82,8 @@ class Watched(Alignment):
 
         def begun(trainer: Any, stored: Any) -> None:
             trainer.step = _kept(trainer.step, self.steps)
+            if recipe.lora:
+                save_adapter(trainer.decoder, recipe.run.output / FIRST)
             begin(trainer, stored)
 
         made.begin = begun
@@ -139,7 +144,8 @@ class Twin:
         assert launch.run(self.folder / "recipe.toml", {k.replace("__", "."): v for k, v in keys.items()}, course=course) == 0
         steps = course.steps
         assert not any(it.skipped for it in steps)
-        weights = load_file(output / "model" / "model.safetensors")
+        adapters = output / "adapter" / "adapter_model.safetensors"
+        weights = load_file(adapters if adapters.exists() else output / "model" / "model.safetensors")
         return Outcome([it.loss for it in steps], [it.grad_norm for it in steps], weights), course
 
     def theirs(
@@ -154,6 +160,7 @@ class Twin:
     ) -> Outcome:
         """Train with TRL on `rows`, PER_STEP a step, in their order; `more` is what the trainer is given besides."""
         from datasets import Dataset
+        from peft import PeftModel, get_peft_model_state_dict
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         model = model or AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
@@ -186,22 +193,33 @@ class Twin:
         )
         made.train()
         told = [row for row in made.state.log_history if "loss" in row]
-        weights = {name: value.detach().clone() for name, value in made.model.state_dict().items()}
+        trained = get_peft_model_state_dict(model) if isinstance(model, PeftModel) else model.state_dict()
+        weights = {name: value.detach().clone() for name, value in trained.items()}
         return Outcome([row["loss"] for row in told], [float(row["grad_norm"]) for row in told], weights)
 
-    def same(self, ours: Outcome, theirs: Outcome, *, loss: float = 1e-5, weight: float = 1e-4) -> None:
-        """Losses agree to `loss` of them (of 1 where they are smaller), norms to ten times that, and the weights' way
-        from the start to `weight` of its length, tensor by tensor.
+    def adapted(self, run: str) -> tuple[Any, dict[str, Tensor]]:
+        """transformers' model with the adapters that one of our runs began with, and those adapters."""
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        base = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
+        first = self.folder / run / FIRST
+        return PeftModel.from_pretrained(base, first, is_trainable=True), load_file(first / "adapter_model.safetensors")
+
+    def same(self, ours: Outcome, theirs: Outcome, start: Mapping[str, Tensor] | None = None) -> None:
+        """Losses agree to 1e-5 (of 1 where they are less), norms to 1e-4, and of each tensor the way from the start to
+        1e-4 of its length; `start` is what training began with where it was not the checkpoint.
         """
-        assert len(ours.losses) == len(theirs.losses) > 0
-        torch.testing.assert_close(_row(ours.losses), _row(theirs.losses), rtol=loss, atol=loss)
-        torch.testing.assert_close(_row(ours.norms), _row(theirs.norms), rtol=10 * loss, atol=10 * loss)
+        assert len(ours.losses) == len(theirs.losses) == STEPS
+        torch.testing.assert_close(_row(ours.losses), _row(theirs.losses), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(_row(ours.norms), _row(theirs.norms), rtol=1e-4, atol=1e-4)
         assert ours.weights.keys() == theirs.weights.keys()
+        start = self.start if start is None else start
         for name, value in theirs.weights.items():
-            way = (value - self.start.get(name, torch.zeros_like(value))).norm()
+            way = (value - start.get(name, torch.zeros_like(value))).norm()
             assert way > 0, f"{name} was not learned"
             apart = float((ours.weights[name] - value).norm() / way)
-            assert apart <= weight, f"{name}: {apart:.1e} of the way apart"
+            assert apart <= 1e-4, f"{name}: {apart:.1e} of the way apart"
 
 
 def _row(values: Sequence[float]) -> Tensor:
@@ -224,6 +242,7 @@ class Replay:
             "prompt_ids": [list(it.prompt.ids) for it in rollouts],
             "completion_ids": [list(it.ids) for it in rollouts],
             "logprobs": [list(it.logprobs) for it in rollouts],
+            "env_mask": [[int(own) for own in it.mine] for it in rollouts],
         }
 
     def reward(self, completion_ids: list[list[int]], **given: Any) -> list[float]:
