@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from trl_runs import PER_STEP, STEPS, Outcome, Replay, Twin, dealt
+
+from twofold.data.order import permutation
 
 pytest.importorskip("trl", reason="TRL is only needed to compare with it")
 
@@ -126,9 +127,7 @@ def test_kto(twin: Twin) -> None:
         for n, row in enumerate(PAIRS)
         for end in (("chosen",) if n % 3 else ("chosen", "rejected"))
     ]
-    ours, _ = twin.ours(
-        "kto", rows, algorithm="dpo", dpo__loss="kto", dpo__beta=0.2, dpo__undesirable_weight=1.3
-    )
+    ours, _ = twin.ours("kto", rows, algorithm="dpo", dpo__loss="kto", dpo__beta=0.2, dpo__undesirable_weight=1.3)
     settings = {"max_length": 64, "beta": 0.2, "undesirable_weight": 1.3}
     twin.same(ours, twin.theirs(KTOTrainer, KTOConfig, dealt(rows), **settings))
 
@@ -158,9 +157,10 @@ def test_orpo(twin: Twin) -> None:
 
 PROMPTS = [{"prompt": f"def {name}(a):"} for name in NAMES]
 PROMPTS_PER_STEP, GROUP, LONGEST = 3, 4, 12
+ANSWERS = PROMPTS_PER_STEP * GROUP
 REWARD = {"kind": "length", "unit": "characters", "most": 10, "slack": 40, "weight": 1000.0}
 """Large, so that what is added to a standard deviation (ours 1e-6, theirs 1e-4) makes no difference."""
-HALVES = {"per_device_train_batch_size": PROMPTS_PER_STEP * GROUP // 2, "gradient_accumulation_steps": 2}
+HALVES = {"per_device_train_batch_size": ANSWERS // 2, "gradient_accumulation_steps": 2}
 TOOL = f"{Path(__file__).parents[1] / 'e2e' / 'bad_rewards.py'}:tool"
 
 GRPO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -184,8 +184,12 @@ GRPO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"loss_type": "grpo", "max_completion_length": 24},
     ),
     "cispo": ({"grpo__variant": "cispo", "grpo__clip_high": 0.1}, {"loss_type": "cispo", "epsilon_high": 1.1}),
-    "warm": ({"rollout__temperature": 0.7, "grpo__scale": "batch"}, {"temperature": 0.7, "scale_rewards": "batch", "loss_type": "grpo"}),
+    "warm": (
+        {"rollout__temperature": 0.7, "grpo__scale": "batch"},
+        {"temperature": 0.7, "scale_rewards": "batch", "loss_type": "grpo"},
+    ),
 }
+
 
 def played(twin: Twin, name: str, **changes: Any) -> tuple[Outcome, Replay]:
     """Our run of two updates, each of two optimizer steps, and its rollouts."""
@@ -197,8 +201,7 @@ def played(twin: Twin, name: str, **changes: Any) -> tuple[Outcome, Replay]:
         data__prompts_per_step=PROMPTS_PER_STEP,
         rollout__num_blocks=64,
         grpo__group=GROUP,
-        grpo__epochs=2,
-        **{"rewards": [REWARD], "rollout__max_tokens": LONGEST} | changes,
+        **{"rewards": [REWARD], "rollout__max_tokens": LONGEST, "grpo__epochs": 2} | changes,
     )
     ends = {it.finish for harvest in seen.harvests for it in harvest.rollouts}
     assert ends == {"stop", "length"}
@@ -206,7 +209,7 @@ def played(twin: Twin, name: str, **changes: Any) -> tuple[Outcome, Replay]:
 
 
 REPLAYED = {
-    "per_device_train_batch_size": PROMPTS_PER_STEP * GROUP,
+    "per_device_train_batch_size": ANSWERS,
     "num_generations": GROUP,
     "num_iterations": 2,
     "max_completion_length": LONGEST,
@@ -225,6 +228,29 @@ def test_grpo(twin: Twin, name: str) -> None:
     twin.same(ours, twin.theirs(GRPOTrainer, GRPOConfig, ASKED, more=more, **REPLAYED | settings))
 
 
+def test_minibatches(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two optimizer steps of half the answers each, dealt as ours deals them."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    ours, replay = played(twin, "minibatches", grpo__epochs=1, grpo__minibatches=2)
+    orders = iter([_halves(step) for step in range(STEPS // 2)])
+
+    def shuffled(batch: dict[str, Any]) -> dict[str, Any]:
+        order = next(orders)
+        return {name: value[order] if getattr(value, "ndim", 0) else value for name, value in batch.items()}
+
+    monkeypatch.setattr("trl.trainer.grpo_trainer.shuffle_sequence_dict", shuffled)
+    more = {"rollout_func": replay.rollout, "reward_funcs": replay.reward}
+    steps = {"per_device_train_batch_size": ANSWERS // 2, "steps_per_generation": 2, "num_iterations": 1}
+    twin.same(ours, twin.theirs(GRPOTrainer, GRPOConfig, ASKED, more=more, **REPLAYED | steps, loss_type="grpo"))
+
+
+def _halves(step: int) -> list[int]:
+    """The order in which `parts_of` deals a step's answers to two mini-batches."""
+    order = permutation(ANSWERS, step * 1024).tolist()
+    return sorted(order[: ANSWERS // 2]) + sorted(order[ANSWERS // 2 :])
+
+
 def test_rloo(twin: Twin) -> None:
     from trl import RLOOConfig, RLOOTrainer
 
@@ -235,4 +261,6 @@ def test_rloo(twin: Twin) -> None:
             told = replay.rollout(prompts, self)
             return told["prompt_ids"], told["completion_ids"], [""] * len(prompts)
 
-    twin.same(ours, twin.theirs(Replayed, RLOOConfig, ASKED, more={"reward_funcs": replay.reward}, beta=0.0, **REPLAYED))
+    twin.same(
+        ours, twin.theirs(Replayed, RLOOConfig, ASKED, more={"reward_funcs": replay.reward}, beta=0.0, **REPLAYED)
+    )

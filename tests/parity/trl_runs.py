@@ -141,7 +141,10 @@ class Twin:
         path, output, course = self.folder / f"{name}.jsonl", self.folder / name, Watched()
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         keys = {"model__from": str(self.base), "run__output": str(output), "data__train": [str(path)]} | changes
-        assert launch.run(self.folder / "recipe.toml", {k.replace("__", "."): v for k, v in keys.items()}, course=course) == 0
+        assert (
+            launch.run(self.folder / "recipe.toml", {k.replace("__", "."): v for k, v in keys.items()}, course=course)
+            == 0
+        )
         steps = course.steps
         assert not any(it.skipped for it in steps)
         adapters = output / "adapter" / "adapter_model.safetensors"
