@@ -25,6 +25,8 @@ def test_a_killed_run_ends_with_the_same_bits(folder: Path, tmp_path: Path, name
         assert all(row["kl"] == 0.0 and row["equal"] == 1.0 for row in steps)
         assert all("rewards.length" in row and "clipped" in row for row in steps)
         assert sum("rollouts" in row for row in rows_of(whole)) == STEPS
+        held = [row["eval"] for row in rows_of(whole) if "eval" in row]
+        assert held and all(it["low"] - 1e-6 <= it["reward"] <= it["high"] + 1e-6 for it in held)
     run_and_die(recipe, tmp_path / name, 3)
     assert run_here(recipe, run__output=str(tmp_path / name)) == 0
     expected, found = outcome(whole), outcome(tmp_path / name)

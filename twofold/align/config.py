@@ -90,6 +90,12 @@ class AlignRecipe(Recipe):
             self._check_play()
         if self.ppo.pretrain_coef and not self.data.text:
             raise ConfigError("ppo.pretrain_coef mixes in text, and data.text names none: name a source")
+        if self.data.text and not self.ppo.pretrain_coef:
+            raise ConfigError(
+                "data.text is mixed in by ppo.pretrain_coef, which is 0: give it a value, or leave both out"
+            )
+        if self.algorithm == "reward" and self.sample.prompts:
+            raise ConfigError("[sample] lets the model answer prompts, and a reward model cannot: leave it out")
 
     @property
     def plays(self) -> bool:
@@ -147,6 +153,11 @@ class AlignRecipe(Recipe):
             raise ConfigError('elastic.on_spike = "rewind" is for algorithm = "sft": take "skip", or leave it out')
 
     def _check_play(self) -> None:
+        if self.rollout.on_policy and self.rollout.exact and not self.correction.plain:
+            raise ConfigError(
+                "[correction] makes up for tokens of another policy, and these rollouts are on-policy to the bit: "
+                "leave it out, or set rollout.exact = false where this machine's kernels do not keep to that"
+            )
         if not self.rewards:
             raise ConfigError(f'algorithm = "{self.algorithm}" needs a [[rewards]] table: what judges the answers?')
         room = self.longest_prompt + self.rollout.max_tokens

@@ -51,11 +51,17 @@ class Harvest:
     @property
     def lengths_N(self) -> Tensor:
         """Tokens of each that are the model's own."""
-        return torch.tensor([sum(it.mine) for it in self.rollouts])
+        return torch.tensor([sum(it.mine) for it in self.rollouts], dtype=torch.int64)
 
     @property
     def truncated_N(self) -> Tensor:
-        return torch.tensor([it.finish == "length" for it in self.rollouts])
+        return torch.tensor([it.finish == "length" for it in self.rollouts], dtype=torch.bool)
+
+    @property
+    def entropy(self) -> float:
+        """The policy's entropy in nats a token, estimated from what was drawn: the mean of -log p."""
+        own = [-p for it in self.rollouts for p, mine in zip(it.logprobs, it.mine, strict=True) if mine]
+        return sum(own) / len(own) if own else math.nan
 
     def figures(self) -> dict[str, float]:
         """What the journal keeps of it."""
@@ -66,6 +72,7 @@ class Harvest:
             "length": _mean(self.lengths_N),
             "truncated": _mean(self.truncated_N),
             "skipped_rollouts": float(len(self.rewards_N) - len(counted)),
+            "entropy": self.entropy,
         }
         for name, values in self.parts.items():
             given = [value for value in values if value is not None]
@@ -173,7 +180,7 @@ def gather(share: Share, prompts: Sequence[Prompt], mesh: Mesh) -> Harvest:
             values += given.get(name, [None] * len(plain))
     return Harvest(
         rollouts=tuple(rollouts),
-        group_N=torch.tensor(group),
+        group_N=torch.tensor(group, dtype=torch.int64),
         rewards_N=torch.tensor(totals, dtype=torch.float32),
         parts=parts,
         faults={name: sum(one["faults"].get(name, 0) for one in found) for one in found for name in one["faults"]},

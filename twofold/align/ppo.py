@@ -39,7 +39,7 @@ from .play import Play, chosen, show
 from .policy import clipped_loss, ratio, ratio_figures, value_figures, value_loss
 from .policy_config import CorrectionConfig, PpoConfig
 from .reference import Reference
-from .update import Told, assert_on_policy, corrected, parts_of, rollout_figures
+from .update import Told, assert_on_policy, corrected, parts_of, rollout_figures, suspect
 
 COEFFICIENT = "lesson.kl_coef"
 RATIO = ("tokens", "approx_kl", "clipped", "clipped_low", "clipped_high", "clipped_dual")
@@ -184,7 +184,7 @@ class PpoLesson(Lesson):
         if config.missing_eos_penalty is not None:
             scores_N = scores_N - config.missing_eos_penalty * harvest.truncated_N
         batch = pack(harvest.rollouts)
-        if not self.play.config.on_policy:
+        if suspect(self.play.config, self.correction):
             batch, more = corrected(trainer, batch, self.correction, self.objective.temperature)
             figures |= more
         if self.reference:

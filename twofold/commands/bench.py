@@ -15,6 +15,7 @@ BENCHMARKS = (
     "start",
     "limits",
     "quality",
+    "held_out",
     "serving",
     "kernels",
     "sparse",
@@ -26,6 +27,7 @@ BENCHMARKS = (
     "train_peers",
     "overlap",
     "rollouts",
+    "rollout_peers",
 )
 
 

@@ -9,6 +9,7 @@ dataset.py     sources of documents: files, JSONL and named ones; which are held
 corpus.py      documents as ids on disk, made once
 stdlib.py      the source "python-stdlib": the standard library as text, and what it says of itself
 questions.py   the source "python-docs": that as questions and answers
+functions.py   the source "python-functions": its short functions, the end of the last line left out
 bpe.py         a byte-level BPE vocabulary trained on sources
 pack.py        batches of whole sequences without padding; the loader's state is one integer
 order.py       the order of an epoch, by seed and number
@@ -28,6 +29,7 @@ from .corpus import Corpus, Split, prepare
 from .dataset import SOURCES, Document, documents
 from .detokenize import TextStream
 from .examples import Examples, Limits, read_judged, read_preferences
+from .functions import python_functions
 from .prompts import Prompt, PromptLoader, Prompts, read_prompts
 from .questions import common_docs, python_docs
 from .stdlib import stdlib_source
@@ -61,6 +63,7 @@ __all__ = [
     "documents",
     "prepare",
     "python_docs",
+    "python_functions",
     "read_judged",
     "read_preferences",
     "read_prompts",

@@ -159,11 +159,11 @@ class _Run:
             try:
                 status = trainer.fit()
                 if status == 0:
+                    trainer.lesson.finish(trainer)  # before the model, by which a run is known to be finished
                     if recipe.lora:
                         export_adapter(trainer, output / "adapter")
                     if not adapters.quantized(recipe):
                         export(trainer, output / "model", self._card(trainer))
-                    trainer.lesson.finish(trainer)
                 if self.mesh.main:
                     say(plot.terminal(trainer.journal.curve(trainer.lesson.curve)))
                 if status == 0:

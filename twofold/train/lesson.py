@@ -48,7 +48,7 @@ class Lesson:
         return {}
 
     def finish(self, trainer: Trainer) -> None:
-        """After the last step, when the model has been written."""
+        """After the last step, before the model is written: what this leaves is there when that is."""
 
     def close(self) -> None:
         """However the run ends."""

@@ -170,7 +170,7 @@ class Trainer:
         why = fault.explain(
             self.decoder,
             ((name, self.optimizer.gradient(name)) for name in self.optimizer.weights),
-            lambda: [self._score(part) for part in (parts if spoiled else parts[:1])],
+            lambda: [self._forward(part) for part in (parts if spoiled else parts[:1])],
             spoiled,
             lambda flags: self.mesh.sum("replicate", *self.mesh.sum("zero", *self.mesh.sum("tp", *flags))),
         )
@@ -230,6 +230,13 @@ class Trainer:
             return self.axes.pipeline.evaluate(placed, self.decoder)
         hidden_TD = self.decoder(ids_T, ctx)
         return losses.evaluate(self.decoder, hidden_TD, targets_T, self.places.spec.vocab)
+
+    def _forward(self, part: Batch) -> object:
+        """One micro-batch through all that the loss hangs on; a reward model has no language head to go on to."""
+        if self.recipe.heads != "reward":
+            return self._score(part)
+        ids_T, _, ctx = self.axes.place(part)
+        return self.decoder(ids_T, ctx)
 
     # ---------------------------------------------------------------------------------------- the loop
     def fit(self) -> int:
@@ -296,12 +303,16 @@ class Trainer:
     def _report(self, done: Step, clock: Clock, log: bool) -> None:
         step = self.position.step
         if done.skipped:
-            self.journal.add(step, skipped=done.skipped, **self.lesson.at_fault(self))
+            figures = {name: value for name, value in done.figures.items() if math.isfinite(value)}
+            self.journal.add(step, skipped=done.skipped, **figures, **self.lesson.at_fault(self))
             self.display.say(f"step {step} skipped: {done.skipped} ({self.position.skipped} so far)")
             if self.position.skips_in_row >= self.recipe.optimizer.max_skips:
+                advice = "lower optimizer.lr, lengthen schedule.warmup, or train in fp32"
+                if not done.targets:  # there was nothing to learn from
+                    advice = "look at what the run reads, and at what judges it"
                 raise TwofoldError(
                     f"{self.position.skips_in_row} steps in a row were skipped, the last (step {step}) because "
-                    f"{done.skipped}: lower optimizer.lr, lengthen schedule.warmup, or train in fp32"
+                    f"{done.skipped}: {advice}"
                 )
             return
         speed = clock.tokens_per_second

@@ -1,0 +1,60 @@
+"""Makes pairs.train.jsonl, pairs.valid.jsonl and the demonstrations beside this file from answers of the bundled model.
+
+    for part in train valid; do
+      twofold evaluate recipes/pybot/tasks/tests.toml --prompts recipes/pybot/tasks/tests.$part.jsonl \
+        --samples 32 --answers runs/pybot/answers.$part.jsonl
+      python recipes/pybot/pairs.py runs/pybot/answers.$part.jsonl $part
+    done
+
+A pair is an answer that passes the tests of its function and one of the model's own that does not; a demonstration is
+the reference solution. What the two parts ask has no function in common.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+MOST = 8
+"""Pairs of one prompt."""
+
+
+def pairs(row: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """Failures of one prompt, each beside the solution nearest in length: shorter is to be no better by itself.
+
+    Those that are no longer than their solution come first, then longer ones, the nearest in length first.
+    """
+    said = Counter((sample["text"], sample["reward"] == 1.0) for sample in row["samples"])
+    good = list(dict.fromkeys([row["columns"]["answer"], *(text for text, passes in sorted(said) if passes)]))
+    bad = sorted(text for text, passes in said if not passes and text not in good and text.strip())
+    found = [(min(good, key=lambda text: abs(len(text) - len(other))), other) for other in bad]
+    found.sort(key=lambda pair: abs(len(pair[0]) - len(pair[1])))
+    short = [pair for pair in found if len(pair[1]) <= len(pair[0])][: MOST // 2]
+    long = [pair for pair in found if len(pair[1]) > len(pair[0])][: max(len(short), 1)]
+    for chosen, rejected in short + long:
+        yield {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    print(f"{path.name}: {len(rows)} rows")
+
+
+def main(answers: str, part: str) -> None:
+    """Read what `twofold evaluate --answers` wrote, and write both files of one part."""
+    rows = [json.loads(line) for line in Path(answers).read_text(encoding="utf-8").splitlines()]
+    write(HERE / f"pairs.{part}.jsonl", [pair for row in rows for pair in pairs(row)])
+    write(
+        HERE / f"demonstrations.{part}.jsonl",
+        [{"prompt": row["prompt"], "completion": row["columns"]["answer"]} for row in rows],
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
