@@ -191,6 +191,7 @@ GRPO: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"rollout__turn": TOOL, "rollout__stop": ["e", "a"], "rollout__max_tokens": 24},
         {"loss_type": "grpo", "max_completion_length": 24},
     ),
+    "equals": ({"grpo__aggregate": "token", "rewards": [REWARD | {"most": 22}]}, {"loss_type": "dapo"}),
     "cispo": ({"grpo__variant": "cispo", "grpo__clip_high": 0.1}, {"loss_type": "cispo", "epsilon_high": 1.1}),
     "warm": (
         {"rollout__temperature": 0.7, "grpo__scale": "batch", "grpo__beta": 0.05},

@@ -31,7 +31,7 @@ from twofold.train.step import Step
 STEPS, PER_STEP = 4, 6
 LR, BETAS, EPS, DECAY, CLIP = 3e-4, [0.9, 0.95], 1e-5, 0.1, 1.0
 """Adam divides a gradient by its own size, so a gradient that is only rounding moves a weight as far as any other does:
-with the usual eps of 1e-8 two runs part there by lr, whatever they agree in. 1e-6 is above the rounding here."""
+with the usual eps of 1e-8 two runs part there by lr, whatever they agree in. 1e-5 is above the rounding here."""
 END = "<|end|>"
 FIRST = "first"
 """Where in a run's directory the adapters lie as they began."""
