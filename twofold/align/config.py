@@ -168,10 +168,10 @@ class AlignRecipe(Recipe):
             )
         if self.data.micro_tokens is not None and self.data.micro_tokens < room:
             raise ConfigError(f"data.micro_tokens is {self.data.micro_tokens}, less than an answer of {room}: raise it")
-        if self.rollout.overlap and self.algorithm == "grpo" and self.grpo.dynamic_sampling:
+        if self.rollout.apart and self.algorithm == "grpo" and self.grpo.dynamic_sampling:
             raise ConfigError(
-                "rollout.overlap begins a step's rollouts before it is known how many prompts the last one took, which "
-                "grpo.dynamic_sampling decides by their rewards: set one of them to false"
+                "rollout.overlap and rollout.quantization ask a process apart for a step's rollouts all at once, and "
+                "grpo.dynamic_sampling asks for more as it sees their rewards: leave one of them out"
             )
         if not self.rollout.on_policy and self.correction.plain and self.rollout.exact:
             raise ConfigError(

@@ -39,7 +39,7 @@ from .rollout import Engine as Rolls
 from .rollout import rollout
 from .rollout_config import RolloutConfig
 from .sync import Shared
-from .turns import Turn
+from .turns import Turn, in_chat
 
 TOLD = 5
 """Notes of reward functions that are said aloud; the rest are counted."""
@@ -52,6 +52,8 @@ class Play:
         self.config, self.words, self.panel = config, words, panel
         self._seed, self._longest = seed, longest
         self._turn: Turn | None = load_function(config.turn) if config.turn else None
+        if self._turn is not None and words.template is not None:
+            self._turn = in_chat(self._turn)
         self._shared: Shared | None = None
         self._said: set[str] = set()
         self._apart: Apart | None = None

@@ -69,7 +69,7 @@ class Course:
 
 
 def run(
-    recipe_path: str | Path,
+    source: str | Path | Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,
     *,
     fresh: bool = False,
@@ -78,9 +78,9 @@ def run(
     profiles: Collection[str] = (),
     course: Course | None = None,
 ) -> int:
-    """Train `recipe_path` to its end, from its newest whole checkpoint when there is one.
+    """Train a recipe (a file, or the tables of one) to its end, from its newest whole checkpoint when there is one.
 
-    `overrides` maps dotted keys ("optimizer.lr") to values that win over the file. `fresh` removes the run's
+    `overrides` maps dotted keys ("optimizer.lr") to values that win over it. `fresh` removes the run's
     checkpoints and log first. `profiles` ("modules", "collectives") are said after a few steps. Returns 0 when the run
     is finished, 75 when a signal stopped it and it saved. Of several ranks that fail the first to do so raises, and the
     others return 1.
@@ -90,7 +90,7 @@ def run(
     """
     ranks, course = discover(), course or Course()
     try:
-        recipe = load_config(course.recipe, recipe_path, overrides)
+        recipe = load_config(course.recipe, source, overrides)
         recipe.elastic.admit(ranks.world)
         layout = lay_out(recipe.parallel, ranks.world, ranks.local_world)
     except ConfigError:
