@@ -20,23 +20,25 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-MOST = 8
-"""Pairs of one prompt."""
+MOST = 4
+"""Pairs of one prompt and kind, at most."""
 
 
 def pairs(row: dict[str, Any]) -> Iterator[dict[str, str]]:
-    """Failures of one prompt, each beside the solution nearest in length: shorter is to be no better by itself.
+    """Failures of one prompt, each beside the solution nearest in length.
 
-    Those that are no longer than their solution come first, then longer ones, the nearest in length first.
+    They are the most frequent ones; then those no longer than their solution and as many longer ones, the nearest in
+    length first, so that to be short is not to be better.
     """
     said = Counter((sample["text"], sample["reward"] == 1.0) for sample in row["samples"])
     good = list(dict.fromkeys([row["columns"]["answer"], *(text for text, passes in sorted(said) if passes)]))
-    bad = sorted(text for text, passes in said if not passes and text not in good and text.strip())
+    bad = {text: count for (text, passes), count in sorted(said.items()) if not passes and text.strip()}
     found = [(min(good, key=lambda text: abs(len(text) - len(other))), other) for other in bad]
-    found.sort(key=lambda pair: abs(len(pair[0]) - len(pair[1])))
-    short = [pair for pair in found if len(pair[1]) <= len(pair[0])][: MOST // 2]
-    long = [pair for pair in found if len(pair[1]) > len(pair[0])][: max(len(short), 1)]
-    for chosen, rejected in short + long:
+    near = sorted(found, key=lambda pair: abs(len(pair[0]) - len(pair[1])))
+    often = sorted(found, key=lambda pair: -bad[pair[1]])[:MOST]
+    short = [pair for pair in near if len(pair[1]) <= len(pair[0])][:MOST]
+    long = [pair for pair in near if len(pair[1]) > len(pair[0])][: max(len(short), 1)]
+    for chosen, rejected in dict.fromkeys(often + short + long):
         yield {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
 
 
