@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from align_recipe import rows_of, run_here
 
+from benchmarks import held_out
 from twofold.align.config import AlignRecipe
+from twofold.commands.model import bundled_model
 from twofold.core import load_config
 
 PLAYS: dict[str, Any] = {"data__prompts_per_step": 4, "data__eval_prompts": 4}
@@ -48,3 +50,13 @@ def test_it_begins_with_the_bundled_model_and_measures_on_other_prompts(name: st
     assert found.algorithm == name and str(found.model.from_) == "twofold/assets/pybot"
     assert found.data.valid and not set(found.data.valid) & set(found.data.train)
     assert str(found.run.output) == f"runs/pybot/{name}"
+
+
+def test_what_is_still_known_is_measured_document_by_document() -> None:
+    found = held_out.measure(bundled_model(), "recipes/pybot/demonstrations.valid.jsonl", 12)
+    (name,) = found
+    assert len(found[name]) == 12 and all(3.0 < loss < 12.0 for loss in found[name])
+    same = held_out.compare(found, found)[name]
+    assert same["less"] == {"value": 0.0, "low": 0.0, "high": 0.0} and same["verdict"] == "not shown"
+    worse = held_out.compare({name: [loss + 0.5 for loss in found[name]]}, found)[name]
+    assert worse["less"]["value"] == -0.5 and worse["verdict"] == "worse"

@@ -24,7 +24,7 @@ class Box:
         try:
             return self.data
         except KeyError:
-            return None  # nothing there
+            return None  # gone
 
 def long():
     return [
@@ -38,7 +38,7 @@ def one(): return 1
 def test_short_functions_stand_alone() -> None:
     assert list(short_functions(FILE)) == [
         "def __len__(self):\n    return len(self.data)",
-        "def read(self):\n    try:\n        return self.data\n    except KeyError:\n        return None  # nothing there",
+        "def read(self):\n    try:\n        return self.data\n    except KeyError:\n        return None  # gone",
     ]
     assert list(short_functions("def broken(:\n    return 1")) == []
 

@@ -119,10 +119,15 @@ def test_nor_is_it_among_what_demonstrations_and_pairs_are_made_of() -> None:
     for document in documents("python-functions"):
         assert isinstance(document.content, Completion)
         assert renamed(document.content.prompt + document.content.completion) not in measured, document.key
-    for name in ("demonstrations", "pairs"):
-        train, valid = ({row["prompt"] for row in rows(f"../{name}.{part}.jsonl")} for part in PARTS)
-        assert train == {row["prompt"] for row in rows("tests.train.jsonl")}
-        assert valid == {row["prompt"] for row in rows("tests.valid.jsonl")}
+    for part in PARTS:
+        asked = {row["prompt"] for row in rows(f"tests.{part}.jsonl")}
+        assert {row["prompt"] for row in rows(f"../demonstrations.{part}.jsonl")} == asked
+        assert {row["prompt"] for row in rows(f"../pairs.{part}.jsonl")} <= asked
+
+
+def test_length_alone_is_right_in_half_of_the_held_out_pairs() -> None:
+    found = [len(row["chosen"]) - len(row["rejected"]) for row in rows("../pairs.valid.jsonl")]
+    assert sum(more > 0 for more in found) == sum(more < 0 for more in found) > 40
 
 
 @pytest.mark.parametrize("part", ("train", "valid"))
