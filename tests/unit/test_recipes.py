@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from twofold.align.config import AlignRecipe
 from twofold.core import ConfigError, build, load_config
 from twofold.data.dataset import SOURCES
 from twofold.train.build import build_words
@@ -16,7 +18,8 @@ RECIPES = sorted(path for path in Path("recipes").rglob("*.toml") if path.parent
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_shipped_recipes_are_read(path: Path) -> None:
-    recipe = load_config(Recipe, path)
+    aligns = "algorithm" in tomllib.loads(path.read_text(encoding="utf-8"))
+    recipe = load_config(AlignRecipe if aligns else Recipe, path)
     for source in recipe.data.train + recipe.data.valid:
         assert source in SOURCES or Path(source).exists(), source
 
