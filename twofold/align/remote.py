@@ -95,6 +95,8 @@ class RemoteEngine:
             self._start()
         except BaseException:
             self._ring.close()
+            if self._meeting is not None:
+                self._meeting.close()
             raise
 
     # ------------------------------------------------------------------------------------ life
@@ -381,7 +383,7 @@ class RemoteEngine:
 
     def _check(self) -> None:
         if self._fault is not None:
-            raise WorkerError(f"{self._fault}\nrestart() begins a new one")
+            raise WorkerError(self._fault)
 
     def _wait(self, done: Callable[[], bool], limit: float, what: str) -> None:
         ends = time.monotonic() + limit
