@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ class Side:
     about: str = ""
     seconds: list[float] = field(default_factory=list)
     rollout: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    rollout_processor: list[float] = field(default_factory=list)
+    """The same by the processor's clock: on one thread, what a busy machine does not change much."""
     tokens: list[int] = field(default_factory=list)
     told: list[dict[str, float]] = field(default_factory=list)
     peak_mib: float = 0.0
@@ -32,7 +36,7 @@ class Side:
 
     def add(self, answer: Mapping[str, Any]) -> None:
         """What one turn came to."""
-        for name in ("seconds", "rollout", "tokens", "told"):
+        for name in ("seconds", "rollout", "processor", "rollout_processor", "tokens", "told"):
             getattr(self, name).extend(answer[name])
         self.peak_mib = max(self.peak_mib, answer["peak_mib"])
 
@@ -54,8 +58,8 @@ class Side:
     def record(self) -> dict[str, Any]:
         """This side for the file."""
         parts = {"rollout_tokens_s": self.rates, "step_s": self.seconds, "rest_s": self.rest}
-        spreads = {name: Spread.of(values) for name, values in parts.items() if values}
-        found = {name: {"median": it.median, "least": it.least, "most": it.most} for name, it in spreads.items()}
+        parts |= {"step_processor_s": self.processor, "rollout_processor_s": self.rollout_processor}
+        found = {name: vars(Spread.of(values)) for name, values in parts.items()}
         return {"about": self.about, "tokens": self.tokens, "peak_mib": self.peak_mib, "first": self.first} | found
 
 
@@ -74,8 +78,9 @@ def apart(ours: Side, theirs: Side) -> dict[str, float]:
 def alike(ours: Side, theirs: Side, answers: int) -> bool:
     """Whether the answers that each drew by itself are worth the same, as those of one policy are."""
     one, other = ([it["reward"] for it in side.told] for side in (ours, theirs))
-    error = statistics.mean(it.get("reward_std", 0.0) for it in ours.told) / (answers * len(other)) ** 0.5
-    return abs(statistics.mean(one) - statistics.mean(other)) < FRESH * max(error, 1e-6) * 2**0.5
+    deviation = statistics.mean(it["reward_std"] for it in ours.told)
+    error = deviation * math.sqrt(1 / (answers * len(one)) + 1 / (answers * len(other)))
+    return abs(statistics.mean(one) - statistics.mean(other)) < FRESH * error
 
 
 def same_work(ours: Side, theirs: Side, answers: int) -> str:
@@ -89,11 +94,12 @@ def same_work(ours: Side, theirs: Side, answers: int) -> str:
 def told(sides: Mapping[str, Side], answers: int) -> list[str]:
     """The table of a match; ours is the first side."""
     (name, ours), *peers = sides.items()
-    lines = [f"  {'':<9} {'rollout tokens/s':<27} {'step s':<24} {'beside the rollout s':<24} {'mean answer':>11}"]
+    heads = ("rollout tokens/s", "step s", "beside the rollout s", "processor s", "mean answer")
+    lines = [_row("", heads)]
     for each, side in sides.items():
-        cells = (text(side.rates, 0), text(side.seconds, 2), text(side.rest, 2))
-        length = sum(side.tokens) / (answers * len(side.tokens))
-        lines.append(f"  {each:<9} {cells[0]:<27} {cells[1]:<24} {cells[2]:<24} {length:>11.1f}")
+        busy = f"{statistics.median(side.rollout_processor):.1f} of {statistics.median(side.processor):.1f}"
+        length = f"{sum(side.tokens) / (answers * len(side.tokens)):.1f}"
+        lines.append(_row(each, (text(side.rates, 0), text(side.seconds, 2), text(side.rest, 2), busy, length)))
     for peer, theirs in peers:
         found = ratios(ours, theirs)
         for what, spread in found.items():
@@ -102,6 +108,11 @@ def told(sides: Mapping[str, Side], answers: int) -> list[str]:
             lines.append(f"  {what}: {name} {spread.text('times', 2)} {peer}; goal {goal:g} {verdict}")
         lines.append(f"  {peer}: {same_work(ours, theirs, answers)}")
     return lines
+
+
+def _row(name: str, cells: tuple[str, ...]) -> str:
+    widths = (27, 24, 24, 14, 11)
+    return f"  {name:<9} " + " ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 def text(values: list[float], digits: int) -> str:

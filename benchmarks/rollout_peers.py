@@ -63,7 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), help="default: all")
     parser.add_argument("--turns", type=int, help="how often each side makes a step (default: 3; 1 with --quick)")
     parser.add_argument("--rows", type=int, default=16, help="answers to a pass of TRL's trainer (default: 16)")
-    parser.add_argument("--micro", type=int, help="tokens to a pass of ours (default: all of a step)")
+    parser.add_argument("--micro", type=int, default=4096, help="tokens to a pass of ours (default: 4096)")
     parser.add_argument("--no-peers", action="store_true", help="measure ours alone")
     parser.add_argument("--cache", type=Path, default=shapes.PLACE, help=f"policies go here (default: {shapes.PLACE})")
     parser.add_argument("--place", type=Path, default=HERE.parent / ".peers", help="what make peers built")
@@ -98,9 +98,10 @@ class Match:
                     runner.close()
 
     def _peers(self) -> list[str]:
-        python = self.place / self.kind.home / "bin" / "python"
-        if self.args.no_peers or python.exists():
-            return [] if self.args.no_peers else ["TRL"]
+        if self.args.no_peers:
+            return []
+        if (self.place / self.kind.home / "bin" / "python").exists():
+            return ["TRL"]
         self.absent["TRL"] = f"no environment {self.place / self.kind.home}: make peers"
         return []
 
@@ -112,8 +113,7 @@ class Match:
         flags += ["--output", str(output), *self.kind.flags]
         if name == OURS:
             package = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-            flags += ["--algorithm", self.kind.algorithm]
-            flags += ["--micro", str(self.args.micro)] if self.args.micro else []
+            flags += ["--algorithm", self.kind.algorithm, "--micro", str(self.args.micro)]
             command = [sys.executable, str(PEERS / "align_twofold.py")]
             return Runner([*command, *flags], plain_environment(self.threads, PYTHONPATH=package))
         command = [str(self.place / self.kind.home / "bin" / "python"), str(PEERS / self.kind.runner)]
@@ -151,11 +151,8 @@ class Match:
         lengths = [len(ids) for _, answers in answer["rollouts"] for ids in answers]
         if any(len(prompt) != self.work.length for prompt in prompts) or len(lengths) != self.work.answers:
             raise RunnerEnded(f"it answered {len(prompts)} prompts {len(lengths)} times")
-        if (
-            min(lengths) < 1
-            or max(lengths) > self.work.new
-            or ("--ends" not in self.kind.flags and set(lengths) != {self.work.new})
-        ):
+        least = 1 if "--ends" in self.kind.flags else self.work.new
+        if min(lengths) < least or max(lengths) > self.work.new:
             raise RunnerEnded(f"its answers have {min(lengths)} to {max(lengths)} tokens")
         if given and sorted(given) != sorted(answer["rollouts"]):
             raise RunnerEnded("it did not learn from the answers that it was given")
@@ -185,10 +182,9 @@ def cell(name: str, kind: str, threads: int, args: argparse.Namespace) -> dict[s
 def record(match: Match) -> dict[str, Any]:
     """A match for the file."""
     (_, ours), *peers = match.sides.items()
-    against = {}
+    against: dict[str, dict[str, Any]] = {}
     for name, theirs in peers:
-        spreads = ratios(ours, theirs)
-        against[name] = {key: {"median": it.median, "least": it.least, "most": it.most} for key, it in spreads.items()}
+        against[name] = {key: vars(spread) for key, spread in ratios(ours, theirs).items()}
         against[name] |= {"apart": apart(ours, theirs), "work": same_work(ours, theirs, match.work.answers)}
     return {"sides": {name: side.record() for name, side in match.sides.items()}, "ours_over": against}
 

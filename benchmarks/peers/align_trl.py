@@ -9,11 +9,10 @@ step begins and ends in a callback, which waits there for the next one. Needs to
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Any
 
 from protocol import Channel
-from rolling import ALL_STEPS, Steps, arguments, causal_model, even, rule_of, texts, trained_by, use_threads
+from rolling import ALL_STEPS, Steps, Stopwatch, arguments, causal_model, even, rule_of, texts, trained_by, use_threads
 from training import versions
 
 
@@ -70,12 +69,12 @@ def rolling(base: type[Any], steps: Steps) -> type[Any]:
 
     class Rolling(base):  # type: ignore[misc]
         def _generate_single_turn(self, prompt_ids: Any, *given: Any, **more: Any) -> Any:
-            began = time.perf_counter()
+            watch = Stopwatch()
             if steps.given:
                 found: Any = (steps.answers(prompt_ids), None)
             else:
                 found = super()._generate_single_turn(prompt_ids, *given, **more)
-            steps.rolled(time.perf_counter() - began, prompt_ids, found[0])
+            steps.rolled(*watch.read(), prompt_ids, found[0])
             return found
 
     return Rolling

@@ -9,7 +9,6 @@ comes as often as it is answered. EOS is ignored. Needs torch, transformers, trl
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Any
 
 from protocol import Channel
@@ -19,6 +18,7 @@ from rolling import (
     LAM,
     VALUE_COEF,
     Steps,
+    Stopwatch,
     arguments,
     causal_model,
     rule_of,
@@ -116,14 +116,14 @@ def rolling(trl: Any, steps: Steps, args: argparse.Namespace) -> Any:
     write = trl.batch_generation
 
     def noted(model: Any, queries: Any, *given: Any) -> Any:
-        prompts, began = queries.tolist(), time.perf_counter()
+        prompts, watch = queries.tolist(), Stopwatch()
         if steps.given:
             whole = torch.cat([queries, torch.tensor(steps.answers(prompts))], 1)
             parts = whole.split(args.forward)
             logits = torch.cat([model(part).logits[:, args.length - 1 : -1] for part in parts])
         else:
             whole, logits = write(model, queries, *given)
-        steps.rolled(time.perf_counter() - began, prompts, whole[:, args.length :].tolist())
+        steps.rolled(*watch.read(), prompts, whole[:, args.length :].tolist())
         return whole, logits
 
     return noted

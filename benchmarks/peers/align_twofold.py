@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol import Channel
-from rolling import ALL_STEPS, CLIP, KL_COEF, LAM, RULE, VALUE_COEF, Steps, arguments, texts, use_threads
+from rolling import ALL_STEPS, CLIP, KL_COEF, LAM, RULE, VALUE_COEF, Steps, Stopwatch, arguments, texts, use_threads
 
 ALGORITHM = {
     "grpo": "[grpo]\ngroup = {group}",
@@ -85,7 +85,7 @@ def write_recipe(args: argparse.Namespace) -> Path:
         count, rows = count * args.group, prompts.read_text() * args.group
         prompts = args.output / "prompts.jsonl"
         prompts.write_text(rows)
-    recipe = args.output / "recipe.toml"
+    recipe = Path(args.output) / "recipe.toml"
     text = RECIPE.format(
         args=args,
         prompts=prompts,
@@ -126,9 +126,11 @@ class Paced:
         return done
 
     def _noted(self, *given: Any) -> Any:
+        watch = Stopwatch()
         found = self._harvest(*given)
+        processor = watch.read()[1]  # rewards are given in another process
         prompts = [it.prompt.ids for it in found.rollouts]
-        self._steps.rolled(found.seconds["rollout"], prompts, [it.ids for it in found.rollouts])
+        self._steps.rolled(found.seconds["rollout"], processor, prompts, [it.ids for it in found.rollouts])
         return found
 
 

@@ -1,11 +1,13 @@
 """What every runner of the rollout benchmark does, whoever learns: the same prompts, reward and rule, turns in JSON.
 
     -> {"steps": n, "given": null | [[prompt ids, [answer ids, ...]], ...]}
-    <- {"seconds": [s], "rollout": [s], "tokens": [n], "told": [{"loss": ..}], "rollouts": [[..]], "peak_mib": m}
+    <- {"seconds": [s], "rollout": [s], "processor": [s], "rollout_processor": [s], "tokens": [n],
+        "told": [{"loss": ..}], "rollouts": [[..]], "peak_mib": m}
 
-A list has one entry for each step of the turn: the whole step's seconds, those of its rollout, tokens of the answers,
-figures. `rollouts` are those of the turn's last step, `given` answers to be learned from in place of one's own: two
-engines that were given the same ones must come to the same figures. The first line of all is {"ready": "name version"}.
+A list has one entry for each step of the turn: the whole step's seconds, those of its rollout, both again by the
+processor's clock, tokens of the answers, figures. `rollouts` are those of the turn's last step, `given` answers to be
+learned from in place of one's own: two engines that were given the same ones must come to the same figures. The first
+line of all is {"ready": "name version"}.
 """
 
 from __future__ import annotations
@@ -58,13 +60,23 @@ def even(completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float]
     return [sum(token % 2 == 0 for token in ids) / max(1, len(ids)) for ids in completion_ids]
 
 
+class Stopwatch:
+    """Seconds since it was made, by the wall's clock and by this process's."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        return time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+
+
 class Steps:
     """How many steps are wanted and what came of them: `wanted`, then `rolled` and `done`, until nobody asks."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._left = 0
-        self._began = 0.0
+        self._watch = Stopwatch()
         self._answer: dict[str, Any] = {}
         self.given: dict[tuple[int, ...], list[list[int]]] = {}
 
@@ -82,8 +94,9 @@ class Steps:
             asked = json.loads(line)
             self._left = int(asked["steps"])
             self.given = {tuple(prompt): list(answers) for prompt, answers in asked.get("given") or []}
-            self._answer = {"seconds": [], "rollout": [], "tokens": [], "told": []}
-        self._began = time.perf_counter()
+            lists = ("seconds", "processor", "rollout", "rollout_processor", "tokens", "told")
+            self._answer = {name: [] for name in lists}
+        self._watch = Stopwatch()
         return True
 
     def answers(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -91,18 +104,23 @@ class Steps:
         left = {prompt: iter(answers) for prompt, answers in self.given.items()}
         return [list(next(left[tuple(prompt)])) for prompt in prompts]
 
-    def rolled(self, seconds: float, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> None:
-        """What a step's rollout came to: the answers, in the order of their prompts."""
+    def rolled(
+        self, seconds: float, processor: float, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+    ) -> None:
+        """What a step's rollout came to: its seconds by both clocks, the answers in the order of their prompts."""
         by_prompt: dict[tuple[int, ...], list[list[int]]] = defaultdict(list)
         for prompt, answer in zip(prompts, answers, strict=True):
             by_prompt[tuple(prompt)].append(list(answer))
         self._answer["rollout"].append(seconds)
+        self._answer["rollout_processor"].append(processor)
         self._answer["tokens"].append(sum(map(len, answers)))
         self._answer["rollouts"] = [[list(prompt), found] for prompt, found in by_prompt.items()]
 
     def done(self, **told: float) -> None:
         """One step was made."""
-        self._answer["seconds"].append(time.perf_counter() - self._began)
+        seconds, processor = self._watch.read()
+        self._answer["seconds"].append(seconds)
+        self._answer["processor"].append(processor)
         self._answer["told"].append(told)
         self._left -= 1
         if not self._left:

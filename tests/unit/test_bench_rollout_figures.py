@@ -19,7 +19,8 @@ def side(seconds: list[float], rollout: list[float], tokens: int = 100, reward: 
     made = Side(first={"grad_norm": norm, "reward": 0.5, "loss": 0.0})
     for whole, part in zip(seconds, rollout, strict=True):
         figures = {"reward": reward, "reward_std": 0.1}
-        made.add({"seconds": [whole], "rollout": [part], "tokens": [tokens], "told": [figures], "peak_mib": 1.0})
+        clocks = {"seconds": [whole], "rollout": [part], "processor": [whole], "rollout_processor": [part]}
+        made.add({**clocks, "tokens": [tokens], "told": [figures], "peak_mib": 1.0})
     return made
 
 
@@ -86,7 +87,7 @@ def test_given_answers_come_once_each_and_in_the_prompts_order(monkeypatch: pyte
     prompts = [[5], [1, 2], [1, 2]]
     answers = steps.answers(prompts)
     assert answers == [[6, 7], [3], [4, 4]]
-    steps.rolled(0.5, prompts, answers)
+    steps.rolled(0.5, 0.25, prompts, answers)
     steps.done(loss=1.0)
     (told,) = pipe.told
     assert (told["tokens"], told["rollout"], told["told"]) == ([5], [0.5], [{"loss": 1.0}])

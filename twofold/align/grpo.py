@@ -155,10 +155,12 @@ class GrpoLesson(Lesson):
             batch = self.reference.beside(trainer, batch)
         self.objective.exact_at = trainer.position.step + 1 if rollouts.on_policy and rollouts.exact else None
         key = trainer.recipe.run.seed * 1_000_003 + trainer.position.step
+        moe = trainer.recipe.moe
+        every = self.reference is not None or bool(moe.balance_loss or moe.z_loss)  # what has no advantage teaches, too
         steps = []
         for part in parts_of(batch, self.config.epochs, self.config.minibatches, key):
             self.objective.counted = own_tokens(part)
-            steps.append(trainer.step(part if self.reference else teaching(part), self.objective))
+            steps.append(trainer.step(part if every else teaching(part), self.objective))
         self.play.updated(trainer, figures)
         done = Told(steps).one(figures, len(batch.ids_T))
         self.play.learned(trainer)

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -239,7 +240,7 @@ class RemoteEngine:
         if output.finish is None:
             return None
         self._aborted.discard(output.request_id)
-        return replace(output, tokens=(), prompt=None, finish=State.ABORT, stop_reason=None)
+        return msgspec.structs.replace(output, tokens=(), prompt=None, finish=State.ABORT, stop_reason=None)
 
     # ------------------------------------------------------------------------------------ weights and memory
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]] | None, version: int) -> Transfer:

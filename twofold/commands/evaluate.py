@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -23,9 +23,9 @@ from ..align.episode import Group, Prompt, Rollout
 from ..align.evaluate import Answerer, Drawing, Evaluation, Tell, evaluate
 from ..align.rewards import Panel
 from ..align.rollout import rollout, seed_of
+from ..align.speech import Speech
 from ..align.task import Task, read_prompts, read_task
 from ..core import CapacityError, CheckpointError, ConfigError, RequestError
-from ..data import ChatTemplate, Tokenizer
 from ..data.rows import Said
 from ..data.wording import Wording
 from ..engine.config import EngineConfig
@@ -92,17 +92,9 @@ def _evaluated(task: Task, prompts: Sequence[Prompt], place: str, panel: Panel, 
 
 
 # ------------------------------------------------------------------------------------------------- who answers
-@dataclass(frozen=True)
-class _Words:
-    """A model's tokenizer, and its chat template where it has one."""
-
-    tokenizer: Tokenizer
-    template: ChatTemplate | None
-
-
 def _local(llm: LLM, chats: bool) -> Answerer:
     """Answers of an engine in this process."""
-    words = _Words(llm.tokenizer, llm.template if chats else None)
+    words = Speech(llm.tokenizer, llm.template if chats else None)
     wording = Wording(words.tokenizer, words.template)
 
     def answer(prompts: Sequence[Prompt], drawing: Drawing) -> Iterator[Group]:
