@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -89,6 +88,7 @@ class RemoteEngine:
         shared, limit = self.remote.transport == "shared", self.remote.patience + self.remote.step_limit
         self._ring = Ring(self._buckets.dtypes + 1, self._buckets.largest, self._check, shared=shared, limit=limit)
         self.limits = Limits(max_model_len=0, vocab=0, cache_tokens=0)
+        self._meeting: Meeting | None = None
         self._pair: Pair | None = None
         self._forget()
         try:
@@ -176,9 +176,7 @@ class RemoteEngine:
     def __enter__(self) -> RemoteEngine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # ------------------------------------------------------------------------------------ requests
