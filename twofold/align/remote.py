@@ -62,6 +62,8 @@ class RemoteEngine:
         WorkerError: it did not start; with its last words.
     """
 
+    _meeting: Meeting | None = None
+
     def __init__(
         self,
         model: Mapping[str, Any],
@@ -88,7 +90,6 @@ class RemoteEngine:
         shared, limit = self.remote.transport == "shared", self.remote.patience + self.remote.step_limit
         self._ring = Ring(self._buckets.dtypes + 1, self._buckets.largest, self._check, shared=shared, limit=limit)
         self.limits = Limits(max_model_len=0, vocab=0, cache_tokens=0)
-        self._meeting: Meeting | None = None
         self._pair: Pair | None = None
         self._forget()
         try:
