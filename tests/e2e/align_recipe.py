@@ -16,7 +16,7 @@ from twofold.train import launch
 from twofold.train.journal import read_rows
 
 STEPS = 6
-CLOCKS = ("time", "seconds", "per_second", "peak_share", "memory", "ledger")
+CLOCKS = ("time", "seconds", "per_second", "peak_share", "memory")
 
 SHARED = """
 algorithm = "{algorithm}"
@@ -119,10 +119,11 @@ launch.run({str(recipe)!r}, {overrides!r}, course=Alignment())
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    """A run's record without what clocks say."""
+    """A run's record without what clocks say, and without who held what, which every process tells once."""
     return [
         {key: value for key, value in row.items() if not any(word in key for word in CLOCKS)}
         for row in read_rows(run / "log.jsonl")
+        if "ledger" not in row
     ]
 
 

@@ -1,4 +1,4 @@
-"""Reward functions that go wrong, each in its own way."""
+"""Reward functions that go wrong, each in its own way; and a tool."""
 
 from __future__ import annotations
 
@@ -20,3 +20,7 @@ def not_a_number(completions, **given):
 
 def some(completions, **given):
     return [None if number % 3 == 0 else float(len(text) % 5) for number, text in enumerate(completions)]
+
+
+def tool(prompt, messages):
+    return "[tool]" if len(messages) < 3 else None

@@ -24,6 +24,7 @@ KEYS = {
     "control": "\ue009",
     "tab": "\ue004",
     "right": "\ue014",
+    "left": "\ue012",
 }
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

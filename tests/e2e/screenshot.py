@@ -1,7 +1,8 @@
 """Pictures of the pages of a running server: `python tests/e2e/screenshot.py URL FOLDER [QUESTION]`.
 
 Light, dark, a narrow window, and the probabilities of one token; where the server has runs, the training page with the
-newest two. They are to be looked at; docs/chat.png and docs/train.png are two of them.
+newest two, and the rollouts of the newest, where it has any. They are to be looked at; docs/chat.png, docs/train.png,
+docs/align.png and docs/rollouts.png are some of them.
 """
 
 from __future__ import annotations
@@ -64,6 +65,13 @@ def take_training(browser: Browser, url: str, folder: Path) -> None:
         return
     browser.wait("return document.querySelector('.tall .line')")
     browser.screenshot(folder / "train-light.png")
+    if browser.script("return !document.querySelector('#rollouts-part').hidden"):
+        browser.wait("return document.querySelector('.answer')")
+        media(browser, "dark")
+        browser.script("document.querySelector('#rollouts-part').scrollIntoView()")
+        browser.screenshot(folder / "train-rollouts.png")
+        media(browser, "light")
+        browser.script("document.querySelector('#main').scrollTo(0, 0)")
     browser.script("document.querySelectorAll('.run input')[1]?.click()")
     browser.hover(".tall .picture")
     browser.wait("return document.querySelector('.cursor line')")

@@ -25,6 +25,8 @@ def test_a_killed_run_ends_with_the_same_bits(folder: Path, tmp_path: Path, name
         assert all(row["kl"] == 0.0 and row["equal"] == 1.0 for row in steps)
         assert all("rewards.length" in row and "clipped" in row for row in steps)
         assert sum("rollouts" in row for row in rows_of(whole)) == STEPS
+        held = [row["eval"] for row in rows_of(whole) if "eval" in row]
+        assert held and all(it["low"] - 1e-6 <= it["reward"] <= it["high"] + 1e-6 for it in held)
     run_and_die(recipe, tmp_path / name, 3)
     assert run_here(recipe, run__output=str(tmp_path / name)) == 0
     expected, found = outcome(whole), outcome(tmp_path / name)
@@ -75,3 +77,35 @@ def test_adapters_are_aligned_and_the_base_is_their_reference(folder: Path, tmp_
     run_and_die(folder / f"{name}.toml", again, 3, lora__rank=4)
     assert run_here(folder / f"{name}.toml", run__output=str(again), lora__rank=4) == 0
     assert outcome(again) == outcome(run)
+
+
+@pytest.mark.parametrize("how", ["overlap", "int8"])
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_rollouts_of_a_process_apart_are_corrected_and_resumed(
+    folder: Path, tmp_path: Path, name: str, how: str
+) -> None:
+    """One step ahead, or quantized: how far they are from the trainer is told, and a killed run has the same bits."""
+    apart = {"rollout__overlap": True} if how == "overlap" else {"rollout__quantization": "int8"}
+    changes = apart | {"correction__level": "token", "correction__high": 2.0}
+    recipe, run, again = folder / f"{name}.toml", tmp_path / name, tmp_path / "again" / name
+    assert run_here(recipe, run__output=str(run), **changes) == 0
+    steps = [row for row in rows_of(run) if "loss" in row]
+    assert len(steps) == STEPS and all(0.0 <= row["masked"] <= 1.0 and row["largest_ratio"] >= 1.0 for row in steps)
+    far = [row["mismatch"] > 0.0 for row in steps]
+    assert all(far) if how == "int8" else not far[0] and all(far[2:])
+    run_and_die(recipe, again, 3, **changes)
+    assert run_here(recipe, run__output=str(again), **changes) == 0
+    assert outcome(again) == outcome(run)
+
+
+def test_answers_of_several_turns_learn_the_models_own_tokens_alone(folder: Path, tmp_path: Path) -> None:
+    """A tool speaks behind every "e" and "a"; what it says is in the answer, and is not the policy's."""
+    run, turn = tmp_path / "turns", f"{Path(__file__).with_name('bad_rewards.py')}:tool"
+    changes = {"rollout__turn": turn, "rollout__stop": ["e", "a"], "rollout__max_tokens": 24}
+    assert run_here(folder / "grpo.toml", run__output=str(run), schedule__steps=2, **changes) == 0
+    rows = rows_of(run)
+    steps = [row for row in rows if "loss" in row]
+    assert all(row["kl"] == 0.0 and row["equal"] == 1.0 for row in steps)
+    answers = [it for row in rows if "rollouts" in row for it in row["rollouts"]]
+    spoken = [it for it in answers if "[tool]" in it["text"]]
+    assert spoken and all(it["tokens"] <= 24 - len("[tool]") * it["text"].count("[tool]") // 6 for it in spoken)

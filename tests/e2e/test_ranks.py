@@ -65,6 +65,8 @@ def bits(run: Path) -> dict[str, bytes]:
     """Everything that must be equal, clocks and directories left out."""
     found = {f"{d}/{f.name}": f.read_bytes() for d in (LAST, "model") for f in (run / d).iterdir()}
     del found[f"{LAST}/manifest.json"]
+    for name in ("README.md", "training.json"):  # the card is of a model called as its run's directory
+        found[f"model/{name}"] = found[f"model/{name}"].replace(run.name.encode(), b"run")
     found[f"{LAST}/trainer.json"] = json.dumps(json.loads(found[f"{LAST}/trainer.json"]) | {"recipe": 0}).encode()
     return found | {"losses": repr(read_losses(run)).encode()}
 

@@ -91,8 +91,7 @@ def test_every_recipe_parses(path: Path) -> None:
     from twofold.align.config import AlignRecipe
     from twofold.train.config import Recipe
 
-    aligns = "algorithm" in tomllib.loads(path.read_text(encoding="utf-8"))
-    load_config(AlignRecipe if aligns else Recipe, path)
+    load_config(AlignRecipe if "algorithm" in tomllib.loads(path.read_text(encoding="utf-8")) else Recipe, path)
 
 
 @pytest.mark.parametrize("path", TASKS, ids=name)

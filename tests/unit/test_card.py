@@ -21,6 +21,8 @@ RECIPE = {
     "optimizer.lr": 1e-3,
     "optimizer.eps": None,
     "model.recompute_layers": {"0-3": "full"},
+    "rewards.0.kind": "function",
+    "rewards.0.path": "/elsewhere/score.py:good",
 }
 ROWS = [
     {"step": 1, "loss": 9.0, "tokens_per_second": 5.0},
@@ -80,6 +82,7 @@ def test_a_reader_finds_training_and_evaluation(model: Path) -> None:
     recipe = tomllib.loads(text.split("```toml\n")[1].split("```")[0])
     assert recipe["optimizer"] == {"lr": 1e-3}
     assert recipe["model"]["recompute_layers"] == {"0-3": "full"}
+    assert recipe["rewards"]["0"] == {"kind": "function", "path": "score.py:good"}
 
 
 def test_no_path_of_somebodys_machine_is_told(model: Path) -> None:

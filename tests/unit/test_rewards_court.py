@@ -217,6 +217,17 @@ FORGED = {
     "speaks nonsense": "import os\nfor fd in range(3, 64):\n"
     "    try: os.write(fd, b'nonsense\\n')\n    except OSError: pass",
     "a deep answer": "def add(a, b):\n    x = []\n    for _ in range(10**5): x = [x]\n    return x",
+    "a class in place of a function": LIAR.replace("Liar", "add") + "    def __init__(self, a, b): pass\n",
+    "reckons with anything": "class Zero:\n    def __init__(self, *a): pass\n"
+    "    def __getattr__(self, name): return lambda *a: 0\n"
+    "    __abs__ = __bool__ = __float__ = __int__ = lambda self: 0\n    __len__ = __index__ = __round__ = __abs__\n"
+    "    __sub__ = __rsub__ = __isub__ = __neg__ = lambda self, *a: self\n"
+    "    __contains__ = __eq__ = __lt__ = __gt__ = lambda self, other: True\nadd = Zero",
+    "a tuple of its own that equals everything": "class Pair(tuple):\n    def __eq__(self, other): return True\n"
+    "    def __contains__(self, other): return True\n    def __sub__(self, other): return 0\n"
+    "def add(a, b): return Pair((9,))",
+    "swallows errors": "class Fine:\n    def __enter__(self): return self\n    def __exit__(self, *e): return True\n"
+    "    def __call__(self, *a): return self\nadd = Fine()",
     "an answer without end": "def add(a, b): return 'x' * 10**8",
 }
 
@@ -225,6 +236,8 @@ EXPECTS = [
     *("assert add(1, 2) == 3", "assert 3 == add(1, 2)", "assert abs(add(1, 2) - 3) < 1", "assert 3 in [add(1, 2)]"),
     *("assert 3 in add(1, 2)", "assert not add(1, 2) != 3", "try:\n    ok = add(1, 2) == 3\nfinally:\n    assert ok"),
     "try:\n    got = add(1, 2)\nexcept:\n    got = 0\nassert got == 3",
+    *("assert not add(1, 2) - 3", "assert round(add(1, 2) - 3, 7) == 0", "assert -1 < add(1, 2) - 3 < 1"),
+    "with add(1, 2):\n    assert 1 == 2",
 ]
 
 
@@ -234,7 +247,18 @@ def test_a_forged_pass_fails(name: str) -> None:
 
 
 def test_an_honest_program_passes_where_the_forged_fail() -> None:
-    assert share(ADD, EXPECTS) == 7 / 8  # an integer contains nothing
+    assert share(ADD, EXPECTS) == 10 / 12  # an integer contains nothing, and is no context
+
+
+def test_python_does_not_pass_for_a_candidate_that_defines_nothing() -> None:
+    bare = "try:\n    sum(None)\n    ok = False\nexcept:\n    ok = True\nassert ok"
+    assert share("", ["assert sum([1, 2]) == 3", bare]) == 0.0
+    assert share("", "def check(candidate):\n    assert candidate([1, 2]) == 3\n", entry="sum") == 0.0
+
+
+def test_tests_of_python_alone_are_a_fault() -> None:
+    scored = judged("def abs(x): return 0", ["assert abs(sum([1, 2]) - 3) < 1"])
+    assert scored.values == [None] and "abs, sum: name the one that is asked for" in scored.faults[0].note
 
 
 def test_a_dead_candidate_raises_no_error_that_a_test_may_expect() -> None:

@@ -121,6 +121,32 @@ def test_rows_come_from_the_one_asked_for_on(client: TestClient, root: Path) -> 
     assert client.get("/runs/a", params={"from": 5, "version": whole["version"]}).json()["rows"] == []
 
 
+def test_rollouts_are_told_by_their_number_until_one_row_is_asked_for(client: TestClient, root: Path) -> None:
+    answers = [{"prompt": "2 + 2 =", "text": "4" * 1000, "reward": 1.0}] * 3
+    told = [{"step": step, "rollouts": answers, "time": NOW} for step in (1, 2)]
+    write(root / "played", [told[0], {"step": 1, "loss": 1.0, "time": NOW}, told[1]])
+    all_of_it = client.get("/runs/played").json()
+    assert [row.get("rollouts") for row in all_of_it["rows"]] == [3, None, 3]
+    assert not all_of_it["more"]
+    asked = {"row": 2, "version": all_of_it["version"]}
+    assert client.get("/runs/played", params=asked).json() == {"version": all_of_it["version"], "row": told[1]}
+    assert client.get("/runs/played", params=asked | {"row": 1}).json()["row"]["loss"] == 1.0
+    for changed in ({"row": 3}, {"version": "another"}, {"row": 10**15 - 1}):
+        gone = client.get("/runs/played", params=asked | changed)
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "row_not_found"), changed
+    assert client.get("/runs/played", params=asked | {"row": -1}).status_code == 400
+
+
+def test_a_row_of_rollouts_that_is_too_large_is_counted_and_not_sent(
+    client: TestClient, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twofold.serve.runs.MOST_ROW_BYTES", 100)
+    write(root / "vast", [{"step": 1, "rollouts": [{"text": "a" * 100}], "time": NOW}])
+    found = client.get("/runs/vast").json()
+    assert [row["rollouts"] for row in found["rows"]] == [1]
+    assert client.get("/runs/vast", params={"row": 0, "version": found["version"]}).status_code == 404
+
+
 def test_a_log_cut_back_is_told_from_its_beginning(client: TestClient, root: Path) -> None:
     log = write(root / "a", rows(6)) / "log.jsonl"
     before = client.get("/runs/a").json()

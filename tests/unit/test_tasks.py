@@ -68,7 +68,7 @@ def test_questions_with_answers_are_a_task(tmp_path: Path) -> None:
         ('prompts = "rows.jsonl"\n', (), "no prompt in it"),
         ('prompts = "rows.jsonl"\n', ({"text": "x"},), "rows.jsonl, line 1"),
         ('prompts = "rows.jsonl"\n', ({"prompt": "x", "tools": [{"name": "f"}]},), "no tools"),
-        ('prompts = "python-stdlib"\n', (), "asks nothing"),
+        ('prompts = "python-stdlib"\n', (), "rows with 'prompt' are needed"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, rows: tuple[Any, ...], told: str, tmp_path: Path) -> None:

@@ -19,12 +19,15 @@ rollouts
   rollout.py            n samples of each prompt from the engine, as groups that come when they are finished
   rollout_config.py     how the policy is sampled while it learns
   turns.py              what a tool says, as ids behind a turn of the model
+  speech.py             how a model is spoken to: prompts from texts, messages and rows
   stops.py              whether a stop string may just have been completed
   experience.py         prompts to judged rollouts, each rank its share, all of it on every rank
   play.py               the policy in training, served by an engine on its own weights
+  apart.py              the same by an engine in a process of its own: quantized, or a step ahead
 runs
   config.py             the recipe: what train's has, an algorithm, and how answers are judged
   launch.py             alignment as a course of the trainer
+  run.py                align(): the same from Python, with rows and functions of the caller's
   judged.py             an objective over whole sequences: every target of a micro-batch at once
   pairwise.py           what runs that learn from pairs have in common
   reference.py          the policy that another is held to

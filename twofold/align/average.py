@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..train.export import export
+from ..train.adapters import quantized
+from ..train.export import export, export_adapter
 from ..train.pieces import Piece, Stored
 from ..train.trainer import Trainer
 
@@ -40,10 +41,16 @@ class Average:
 
     @torch.no_grad()
     def export(self, trainer: Trainer) -> None:
-        """Write the average as a model beside the run's own, `model-average`; a collective."""
+        """Write the average beside the run's own as `model-average`; a collective.
+
+        Beside a quantized base, to which adapters cannot be added, it is `adapter-average`.
+        """
         own = {name: trainer.optimizer.master(name).clone() for name in self._kept}
         self._put(trainer, self._kept)
-        export(trainer, trainer.recipe.run.output / "model-average")
+        if quantized(trainer.recipe):
+            export_adapter(trainer, trainer.recipe.run.output / "adapter-average")
+        else:
+            export(trainer, trainer.recipe.run.output / "model-average")
         self._put(trainer, own)
 
     def _put(self, trainer: Trainer, values: dict[str, Tensor]) -> None:

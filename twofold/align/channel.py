@@ -88,6 +88,7 @@ class Ring:
         if self.file is not None:
             os.close(self.file)
             self.file = None
+        self._memory = self._memory.new_empty(0, 0)  # the map has a descriptor of its own, and goes with its last view
 
 
 class Inlet(Protocol):

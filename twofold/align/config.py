@@ -90,6 +90,12 @@ class AlignRecipe(Recipe):
             self._check_play()
         if self.ppo.pretrain_coef and not self.data.text:
             raise ConfigError("ppo.pretrain_coef mixes in text, and data.text names none: name a source")
+        if self.data.text and not self.ppo.pretrain_coef:
+            raise ConfigError(
+                "data.text is mixed in by ppo.pretrain_coef, which is 0: give it a value, or leave both out"
+            )
+        if self.algorithm == "reward" and self.sample.prompts:
+            raise ConfigError("[sample] lets the model answer prompts, and a reward model cannot: leave it out")
 
     @property
     def plays(self) -> bool:
@@ -112,7 +118,8 @@ class AlignRecipe(Recipe):
 
         def decides(key: str) -> bool:
             table, _, name = key.partition(".")
-            return table not in others and name.rpartition(".")[2] not in SPEED.get(table, ())
+            speed = name.rpartition(".")[2] in SPEED.get(table, ()) or name.startswith("remote.")
+            return table not in others and not speed
 
         return {key: value for key, value in super().identity().items() if decides(key)}
 
@@ -146,6 +153,11 @@ class AlignRecipe(Recipe):
             raise ConfigError('elastic.on_spike = "rewind" is for algorithm = "sft": take "skip", or leave it out')
 
     def _check_play(self) -> None:
+        if self.rollout.on_policy and self.rollout.exact and not self.correction.plain:
+            raise ConfigError(
+                "[correction] makes up for tokens of another policy, and these rollouts are on-policy to the bit: "
+                "leave it out, or set rollout.exact = false where this machine's kernels do not keep to that"
+            )
         if not self.rewards:
             raise ConfigError(f'algorithm = "{self.algorithm}" needs a [[rewards]] table: what judges the answers?')
         room = self.longest_prompt + self.rollout.max_tokens
@@ -156,6 +168,11 @@ class AlignRecipe(Recipe):
             )
         if self.data.micro_tokens is not None and self.data.micro_tokens < room:
             raise ConfigError(f"data.micro_tokens is {self.data.micro_tokens}, less than an answer of {room}: raise it")
+        if self.rollout.apart and self.algorithm == "grpo" and self.grpo.dynamic_sampling:
+            raise ConfigError(
+                "rollout.overlap and rollout.quantization ask a process apart for a step's rollouts all at once, and "
+                "grpo.dynamic_sampling asks for more as it sees their rewards: leave one of them out"
+            )
         if not self.rollout.on_policy and self.correction.plain and self.rollout.exact:
             raise ConfigError(
                 "these rollouts are off-policy (top_p, top_k, kv_dtype, quantization or overlap): say with "

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from ..data import Batch
 from ..parallel import Mesh
 from ..parallel.messages import everyone
+from ..train.lesson import GivenUp
 from ..train.loss import IGNORE
 from .episode import Group, Prompt, Rollout
 from .rewards import Judgement, Panel
@@ -51,11 +52,17 @@ class Harvest:
     @property
     def lengths_N(self) -> Tensor:
         """Tokens of each that are the model's own."""
-        return torch.tensor([sum(it.mine) for it in self.rollouts])
+        return torch.tensor([sum(it.mine) for it in self.rollouts], dtype=torch.int64)
 
     @property
     def truncated_N(self) -> Tensor:
-        return torch.tensor([it.finish == "length" for it in self.rollouts])
+        return torch.tensor([it.finish == "length" for it in self.rollouts], dtype=torch.bool)
+
+    @property
+    def entropy(self) -> float:
+        """The policy's entropy in nats a token, estimated from what was drawn: the mean of -log p."""
+        own = [-p for it in self.rollouts for p, mine in zip(it.logprobs, it.mine, strict=True) if mine]
+        return sum(own) / len(own) if own else math.nan
 
     def figures(self) -> dict[str, float]:
         """What the journal keeps of it."""
@@ -66,6 +73,7 @@ class Harvest:
             "length": _mean(self.lengths_N),
             "truncated": _mean(self.truncated_N),
             "skipped_rollouts": float(len(self.rewards_N) - len(counted)),
+            "entropy": self.entropy,
         }
         for name, values in self.parts.items():
             given = [value for value in values if value is not None]
@@ -77,6 +85,11 @@ class Harvest:
         return found | {"rollout_tokens_per_second": round(tokens / max(self.seconds.get("rollout", 0.0), 1e-9), 1)}
 
 
+def placed(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """A step's prompts with their places as numbers: one prompt may come twice, and is answered anew."""
+    return [replace(prompt, number=place) for place, prompt in enumerate(prompts)]
+
+
 def shared(prompts: Sequence[Prompt], mesh: Mesh) -> list[Prompt]:
     """This rank's prompts of a step: every n-th, so that ranks have long and short ones alike."""
     return list(prompts[mesh.rank("data") :: mesh.size("data")])
@@ -85,6 +98,28 @@ def shared(prompts: Sequence[Prompt], mesh: Mesh) -> list[Prompt]:
 def seed_of(seed: int, step: int) -> int:
     """The seed of a step's rollouts, 63 bits."""
     return int.from_bytes(blake2b(f"rollout/{seed}/{step}".encode(), digest_size=8).digest(), "little") >> 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Valued:
+    """A group, what each of its rollouts is worth in all, and what each reward function gave."""
+
+    group: Group
+    totals: list[float | None]
+    parts: dict[str, list[float | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one rank rolled out of a step: plain values, so that it can cross processes and wait in a checkpoint."""
+
+    groups: list[Valued]
+    faults: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    given_up: bool = False
+    """It is not whole: the rank was asked to stop."""
 
 
 def judged(groups: Sequence[Group], panel: Panel, step: int) -> Judgement:
@@ -100,6 +135,25 @@ def judged(groups: Sequence[Group], panel: Panel, step: int) -> Judgement:
     )
 
 
+def valued(groups: Sequence[Group], panel: Panel, step: int, watch: Watch, counts: Mapping[str, float]) -> Share:
+    """Groups with what a panel says of every rollout."""
+    told = judged(groups, panel, step)
+    watch.lap("reward")
+    found, at = [], 0
+    for group in groups:
+        its = slice(at, at + len(group.rollouts))
+        parts = {name: values[its] for name, values in told.parts.items()}
+        found.append(Valued(group=group, totals=told.totals[its], parts=parts))
+        at = its.stop
+    return Share(
+        groups=found,
+        faults=told.fault_counts,
+        notes=list(told.notes),
+        seconds=dict(watch.seconds),
+        counts=dict(counts),
+    )
+
+
 def answer(rollout: Rollout) -> str | list[dict[str, Any]]:
     """A completion as reward functions are given it: a message where the prompt is messages, else a text."""
     if isinstance(rollout.prompt.shown, str):
@@ -107,53 +161,37 @@ def answer(rollout: Rollout) -> str | list[dict[str, Any]]:
     return [{"role": "assistant", "content": rollout.text}]
 
 
-def gather(
-    groups: Sequence[Group],
-    told: Judgement,
-    prompts: Sequence[Prompt],
-    mesh: Mesh,
-    seconds: Mapping[str, float],
-    counts: Mapping[str, float],
-) -> Harvest:
-    """Everyone's groups and rewards on every rank; a collective."""
+def gather(share: Share, prompts: Sequence[Prompt], mesh: Mesh) -> Harvest:
+    """Everyone's share of a step on every rank, in the order of the prompts, whose numbers are their places."""
     mine = {
-        "groups": [[group.prompt.number, [_plain(it) for it in group.rollouts]] for group in groups],
-        "totals": told.totals,
-        "parts": dict(told.parts),
-        "faults": told.fault_counts,
-        "notes": list(told.notes),
-        "seconds": dict(seconds),
-        "counts": dict(counts),
+        "groups": [
+            [it.group.prompt.number, [_plain(one) for one in it.group.rollouts], it.totals, it.parts]
+            for it in share.groups
+        ],
+        **{name: getattr(share, name) for name in ("faults", "notes", "seconds", "counts", "given_up")},
     }
     found = everyone(mine, mesh.group("data"))
-    by_number: dict[int, list[tuple[dict[str, Any], float | None, dict[str, float | None]]]] = {}
-    for one in found:
-        at = 0
-        for number, plain in one["groups"]:
-            rows = []
-            for it in plain:
-                rows.append((it, one["totals"][at], {name: values[at] for name, values in one["parts"].items()}))
-                at += 1
-            by_number[number] = rows
-    rollouts: list[Rollout] = []
-    group, totals = list[int](), list[float]()
-    parts: dict[str, list[float | None]] = {name: [] for one in found for name in one["parts"]}
+    if any(one["given_up"] for one in found):
+        raise GivenUp
+    by_number = {number: rest for one in found for number, *rest in one["groups"]}
+    parts: dict[str, list[float | None]] = {name: [] for _, _, given in by_number.values() for name in given}
+    rollouts, group, totals = list[Rollout](), list[int](), list[float]()
     for place, prompt in enumerate(prompts):
-        for it, total, given in by_number[prompt.number]:
-            rollouts.append(_rollout(prompt, it))
-            group.append(place)
-            totals.append(math.nan if total is None else total)
-            for name, values in parts.items():
-                values.append(given.get(name))
+        plain, worth, given = by_number[prompt.number]
+        rollouts += [_rollout(prompt, it) for it in plain]
+        group += [place] * len(plain)
+        totals += [math.nan if total is None else total for total in worth]
+        for name, values in parts.items():
+            values += given.get(name, [None] * len(plain))
     return Harvest(
         rollouts=tuple(rollouts),
-        group_N=torch.tensor(group),
+        group_N=torch.tensor(group, dtype=torch.int64),
         rewards_N=torch.tensor(totals, dtype=torch.float32),
         parts=parts,
         faults={name: sum(one["faults"].get(name, 0) for one in found) for one in found for name in one["faults"]},
         notes=tuple(note for one in found for note in one["notes"]),
-        seconds={name: max(one["seconds"][name] for one in found) for name in seconds},
-        counts={name: sum(one["counts"][name] for one in found) for name in counts},
+        seconds={name: max(one["seconds"].get(name, 0.0) for one in found) for name in share.seconds},
+        counts={name: sum(one["counts"].get(name, 0.0) for one in found) for name in share.counts},
     )
 
 

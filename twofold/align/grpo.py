@@ -11,6 +11,7 @@ in: fields of `GrpoConfig`, whose `variant` sets them together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ..data import Batch
 from ..data.prompts import PromptLoader
-from ..train.lesson import Lesson
+from ..train.lesson import GivenUp, Lesson
 from ..train.objective import Sums
 from ..train.pieces import Held, Piece, Stored
 from ..train.step import Step
@@ -28,6 +29,7 @@ from .advantage import group_advantage, informative, overlong_penalty, reinforce
 from .aggregate import aggregate, denominator
 from .correction import mismatch
 from .episode import Prompt
+from .estimates import bootstrap
 from .experience import Harvest, pack
 from .judged import Judged, Seen
 from .kl import kl, kl_loss
@@ -35,7 +37,7 @@ from .play import Play, chosen, show, together
 from .policy import cispo_loss, clipped_loss, ratio, ratio_figures
 from .policy_config import CorrectionConfig, GrpoConfig
 from .reference import Reference
-from .update import Told, assert_on_policy, corrected, own_tokens, parts_of, rollout_figures
+from .update import Told, assert_on_policy, corrected, own_tokens, parts_of, rollout_figures, suspect, teaching
 
 ROUNDS = 10
 """Draws of prompts at most for one step of dynamic sampling (DAPO)."""
@@ -45,17 +47,20 @@ DRAWN = "lesson.drawn"
 class GroupLoss(Judged):
     """The clipped policy gradient; beside each target `old`, `advantage`, and where asked `weight` and `ref`."""
 
-    names = ("tokens", "kl", "mismatch", "equal", "entropy", "ref_kl", "approx_kl", "clipped", "clipped_low",
-             "clipped_high", "clipped_dual")  # fmt: skip
+    names = ("tokens", "kl", "mismatch", "equal", "ref_kl", "approx_kl", "clipped", "clipped_low", "clipped_high",
+             "clipped_dual")  # fmt: skip
 
     def __init__(self, config: GrpoConfig, length: int, temperature: float = 1.0) -> None:
         """`length` is that of the longest answer, which "constant" divides by if the config says nothing."""
         self.config, self._length, self.temperature = config, config.length or length, temperature
         self.exact_at: int | None = None
         """The step whose first optimizer step must find the engine's log-probabilities."""
+        self.counted: Tensor | None = None
+        """Own tokens of every answer of the next optimizer step, of those left out for their gradient is 0 as well."""
 
     def size(self, batch: Batch) -> float:
-        return denominator(own_tokens(batch), self.config.aggregate, self._length)
+        counted = own_tokens(batch) if self.counted is None else self.counted
+        return denominator(counted, self.config.aggregate, self._length)
 
     def loss(self, seen: Seen) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         config, old_R, advantage_R = self.config, seen.beside["old"], seen.beside["advantage"]
@@ -71,7 +76,6 @@ class GroupLoss(Judged):
         if ref_R is not None:
             loss_R = loss_R + config.beta * kl_loss(logp_R, ref_R, config.kl, ratio_R if config.kl_unbiased else None)
         figures = ratio_figures(ratio_R.detach(), advantage_R, *clip, config.dual_clip) | mismatch(now_R, old_R)
-        figures["entropy"] = -now_R.sum()
         figures["ref_kl"] = kl(now_R, ref_R, "k3").sum() if ref_R is not None else torch.zeros(())
         return aggregate(loss_R, seen.owner_R, seen.sequences, config.aggregate), figures
 
@@ -117,13 +121,13 @@ class GrpoLesson(Lesson):
     def begin(self, trainer: Trainer, stored: Stored | None) -> None:
         if self.config.beta:
             self.reference = Reference(trainer.recipe, trainer, self.objective.temperature)
-        self.play.begin(trainer)
+        self.play.begin(trainer, stored)
         if stored is not None:
             self.drawn = int(stored.read(DRAWN))
 
     def pieces(self, trainer: Trainer) -> dict[str, Piece]:
         drawn = torch.tensor(self.drawn)
-        return {DRAWN: Piece(Held.all(drawn.shape), drawn, drawn.dtype)}
+        return {DRAWN: Piece(Held.all(drawn.shape), drawn, drawn.dtype)} | self.play.pieces(trainer)
 
     def step(self, trainer: Trainer) -> Step:
         config, longest = self.config, self.play.config.max_tokens
@@ -135,6 +139,7 @@ class GrpoLesson(Lesson):
             keep_N &= ~harvest.truncated_N
         keep_N &= harvest.lengths_N > 0
         learned, figures = chosen(harvest, keep_N), seen.figures() | {"learned": float(keep_N.sum())}
+        figures["taught"] = float((advantage_N[keep_N] != 0).sum())
         return self._update(trainer, learned, advantage_N[keep_N], figures)
 
     def _update(self, trainer: Trainer, harvest: Harvest, advantage_N: Tensor, figures: dict[str, float]) -> Step:
@@ -142,31 +147,43 @@ class GrpoLesson(Lesson):
             why = "no rollout has a reward to learn from"
             return Step(loss=0.0, targets=0, lr=0.0, grad_norm=0.0, skipped=why, figures=figures)
         batch = pack(harvest.rollouts, {"advantage": advantage_N})
-        on_policy = self.play.config.on_policy
-        if not on_policy:
+        rollouts = self.play.config
+        if suspect(rollouts, self.correction):
             batch, more = corrected(trainer, batch, self.correction, self.objective.temperature)
             figures |= more
         if self.reference:
             batch = self.reference.beside(trainer, batch)
-        self.objective.exact_at = trainer.position.step + 1 if on_policy and self.play.config.exact else None
+        self.objective.exact_at = trainer.position.step + 1 if rollouts.on_policy and rollouts.exact else None
         key = trainer.recipe.run.seed * 1_000_003 + trainer.position.step
-        parts = parts_of(batch, self.config.epochs, self.config.minibatches, key)
-        steps = [trainer.step(part, self.objective) for part in parts]
-        self.play.updated(figures)
-        return Told(steps).one(figures, len(batch.ids_T))
+        moe = trainer.recipe.moe
+        every = self.reference is not None or bool(moe.balance_loss or moe.z_loss)  # what has no advantage teaches, too
+        steps = []
+        for part in parts_of(batch, self.config.epochs, self.config.minibatches, key):
+            self.objective.counted = own_tokens(part)
+            steps.append(trainer.step(part if every else teaching(part), self.objective))
+        self.play.updated(trainer, figures)
+        done = Told(steps).one(figures, len(batch.ids_T))
+        self.play.learned(trainer)
+        return done
 
     def _draw(self, trainer: Trainer) -> tuple[Harvest, Harvest]:
         """What is learned from, and all that was rolled out for it: with dynamic sampling more than one draw."""
+        if not self.config.dynamic_sampling:
+            found = self.play.next(trainer, self.prompts.batch, self.config.group)
+            return found, found
+        drawn = self.drawn
         every: list[Harvest] = []
         kept: list[Harvest] = []
         groups = 0
         while groups < self.per_step and len(every) < ROUNDS:
             prompts = self.prompts.take(self.drawn, self.drawn + self.per_step)
             self.drawn += self.per_step
-            found = self.play.harvest(trainer, prompts, self.config.group, len(every))
+            try:
+                found = self.play.harvest(trainer, prompts, self.config.group, len(every))
+            except GivenUp:
+                self.drawn = drawn
+                raise
             every.append(found)
-            if not self.config.dynamic_sampling:
-                return found, found
             good_N = informative(found.rewards_N, found.group_N)
             within = list(dict.fromkeys(found.group_N[good_N].tolist()))[: self.per_step - groups]
             groups += len(within)
@@ -184,13 +201,20 @@ class GrpoLesson(Lesson):
 
 
 def examine(trainer: Trainer, play: Play, valid: Sequence[Prompt]) -> None:
-    """The likeliest answers to held-out prompts, and their rewards."""
+    """The likeliest answers to held-out prompts, and their rewards with the interval of the mean (95%)."""
     if not valid:
         return
-    found, step = play.look(trainer, valid).figures(), trainer.position.step
-    kept = {name: value for name, value in found.items() if name.startswith(("reward", "length", "truncated"))}
-    trainer.journal.add(step, eval=kept)
-    trainer.display.say(f"step {step}: held-out reward {found['reward']:.4f}, {found['length']:.0f} tokens")
+    harvest, step = play.look(trainer, valid), trainer.position.step
+    found = harvest.figures()
+    wanted = ("reward", "length", "truncated", "faults")
+    seen = {name: value for name, value in found.items() if name.startswith(wanted) and math.isfinite(value)}
+    counted = harvest.rewards_N[~harvest.rewards_N.isnan()].tolist()
+    if counted:
+        around = bootstrap(counted)
+        seen |= {"low": around.low, "high": around.high}
+    trainer.journal.add(step, eval=seen)
+    reward = f"{found['reward']:.4f}" if counted else "given to none"
+    trainer.display.say(f"step {step}: held-out reward {reward}, {found['length']:.0f} tokens")
 
 
 def line(figures: Mapping[str, float]) -> str:

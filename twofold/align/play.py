@@ -9,29 +9,37 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core import TwofoldError
+from ..core import ConfigError, TwofoldError
 from ..engine.capacity import forecast
 from ..engine.config import EngineConfig
 from ..engine.engine import Engine
 from ..engine.sampling import SamplingParams
 from ..models.decoder import Decoder
+from ..parallel import Mesh
 from ..platforms import free_on
 from ..train.build import RecipeWords
+from ..train.pieces import Piece, Stored
 from ..train.trainer import Trainer
+from .apart import Apart
 from .episode import Group, Prompt
-from .experience import Harvest, Watch, gather, judged, seed_of, shared
+from .experience import Harvest, Share, Watch, gather, placed, seed_of, shared, valued
 from .ledger import Ledger, of_engine, of_trainer
+from .remote import RemoteEngine
 from .rewards import Panel
-from .rollout import rollout
+from .rewards.function import load_function
+from .rollout import Engine as Rolls
+from .rollout import never, rollout
 from .rollout_config import RolloutConfig
 from .sync import Shared
+from .turns import Turn, in_chat
 
 TOLD = 5
 """Notes of reward functions that are said aloud; the rest are counted."""
@@ -43,15 +51,21 @@ class Play:
     def __init__(self, config: RolloutConfig, words: RecipeWords, panel: Panel, *, seed: int, longest: int) -> None:
         self.config, self.words, self.panel = config, words, panel
         self._seed, self._longest = seed, longest
+        self._turn: Turn | None = load_function(config.turn) if config.turn else None
+        if self._turn is not None and words.template is not None:
+            self._turn = in_chat(self._turn)
         self._shared: Shared | None = None
         self._said: set[str] = set()
-        self._counts: dict[str, float] = {}
+        self._apart: Apart | None = None
+        self._stored: Stored | None = None
         self._ended = 0.0
+        self._said_ledger = False
         self.ledger = Ledger()
         """Who holds what while rollouts last, and while the trainer steps."""
 
-    def begin(self, trainer: Trainer) -> None:
-        """Before the first step."""
+    def begin(self, trainer: Trainer, stored: Stored | None) -> None:
+        """Before the first step of this process."""
+        self._stored = stored
         of_trainer(self.ledger, trainer.zero, trainer.optimizer)
         of_engine(self.ledger, lambda: self._shared.engine if self._shared else None)
 
@@ -71,40 +85,109 @@ class Play:
         )
 
     def harvest(self, trainer: Trainer, prompts: Sequence[Prompt], n: int, round_: int = 0) -> Harvest:
-        """`n` judged rollouts of each prompt, in order, on every rank; a collective. `round_` of one step's draws."""
+        """`n` judged rollouts of each prompt, in order, on every rank; a collective. `round_` of one step's draws.
+
+        Raises:
+            GivenUp: a rank was asked to stop meanwhile.
+        """
+        seed = seed_of(self._seed, (trainer.position.step << 8) + round_)
+        share = self._here(trainer, prompts, n, self.params, seed, until=lambda: trainer.stopping)
+        return self._told(trainer, share, prompts)
+
+    def next(self, trainer: Trainer, prompts: Callable[[int], Sequence[Prompt]], n: int) -> Harvest:
+        """As `harvest`, of the prompts of the run's step; where a process apart rolls out, it is asked."""
         step = trainer.position.step
-        return self._play(trainer, prompts, n, self.params, seed_of(self._seed, (step << 8) + round_))
+        if not self.config.apart:
+            return self.harvest(trainer, prompts(step), n)
+        if self._apart is None:
+            data = trainer.mesh
+            # what is rolled out ahead is by weights that are gone when the run goes on: it is waited for
+            until = never if self.config.overlap else lambda: trainer.stopping
+            roll = partial(self._there, prompts, n, data, until)
+            settings = self._settings(trainer.decoder, n * math.ceil(len(prompts(step)) / data.size("data")))
+            self._apart = Apart(self.config, trainer, settings, self.words.eos_ids, roll, self._stored)
+        share = self._apart.take(trainer)
+        return self._told(trainer, share, prompts(step))
 
     def look(self, trainer: Trainer, prompts: Sequence[Prompt]) -> Harvest:
         """One judged answer to each prompt, the likeliest: for held-out prompts, the same ones every time."""
-        return self._play(trainer, prompts, 1, self.params.with_(temperature=0.0), 0)
+        share = self._here(trainer, prompts, 1, self.params.with_(temperature=0.0), 0)
+        return self._told(trainer, share, prompts)
 
-    def _play(self, trainer: Trainer, prompts: Sequence[Prompt], n: int, params: SamplingParams, seed: int) -> Harvest:
-        prompts = [replace(prompt, number=place) for place, prompt in enumerate(prompts)]  # one may come twice
-        watch, mine = Watch(), shared(prompts, trainer.mesh)
-        groups = self._groups(trainer, mine, n, params, seed, math.ceil(len(prompts) / trainer.mesh.size("data")))
-        watch.lap("rollout")
-        told = judged(groups, self.panel, trainer.position.step)
-        watch.lap("reward")
+    def _told(self, trainer: Trainer, share: Share, prompts: Sequence[Prompt]) -> Harvest:
+        """Everyone's share, and what went wrong said once."""
+        found = gather(share, placed(prompts), trainer.mesh)
         self._ended = time.perf_counter()
-        found = gather(groups, told, prompts, trainer.mesh, watch.seconds, self._counts)
         for note in found.notes:
             if note not in self._said and len(self._said) < TOLD:
                 self._said.add(note)
                 trainer.display.say(f"reward: {note}")
         return found
 
-    def _groups(
-        self, trainer: Trainer, prompts: Sequence[Prompt], n: int, params: SamplingParams, seed: int, most: int
-    ) -> list[Group]:
+    def _here(
+        self,
+        trainer: Trainer,
+        prompts: Sequence[Prompt],
+        n: int,
+        params: SamplingParams,
+        seed: int,
+        until: Callable[[], bool] = never,
+    ) -> Share:
+        """This rank's share, by the engine on the trainer's own weights."""
+        watch, mine = Watch(), shared(placed(prompts), trainer.mesh)
         if self._shared is None:
-            settings = self._settings(trainer.decoder, most * n)
-            self._shared = Shared(trainer.zero, settings, eos_ids=self.words.eos_ids)
+            most = math.ceil(len(prompts) / trainer.mesh.size("data"))
+            self._shared = Shared(trainer.zero, self._settings(trainer.decoder, most * n), eos_ids=self.words.eos_ids)
         with torch.no_grad(), self._shared.awake(trainer.position.step + 1) as engine:
             before = _counters(engine)
-            found = list(rollout(engine, prompts, n, params, seed=seed, words=self.words))
-            self._counts = {name: value - before[name] for name, value in _counters(engine).items()}
+            groups = self._groups(engine, mine, n, params, seed, until)
+            counts = {name: value - before[name] for name, value in _counters(engine).items()}
             self.ledger.read("rollout")
+        watch.lap("rollout")
+        if until():
+            return Share(groups=[], given_up=True)
+        return valued(groups, self.panel, trainer.position.step, watch, counts)
+
+    def _there(
+        self,
+        prompts: Callable[[int], Sequence[Prompt]],
+        n: int,
+        mesh: Mesh,
+        until: Callable[[], bool],
+        engine: RemoteEngine,
+        step: int,
+    ) -> Share:
+        """This rank's share of a step, by the engine of a process apart."""
+        watch, mine = Watch(), shared(placed(prompts(step)), mesh)
+        groups = self._groups(engine, mine, n, self.params, seed_of(self._seed, step << 8), until)
+        watch.lap("rollout")
+        if until():
+            return Share(groups=[], given_up=True)
+        return valued(groups, self.panel, step, watch, {})
+
+    def _groups(
+        self,
+        engine: Rolls,
+        prompts: Sequence[Prompt],
+        n: int,
+        params: SamplingParams,
+        seed: int,
+        until: Callable[[], bool] = never,
+    ) -> list[Group]:
+        found = list(
+            rollout(
+                engine,
+                prompts,
+                n,
+                params,
+                seed=seed,
+                words=self.words,
+                turn=self._turn,
+                max_turns=self.config.max_turns,
+                max_total=self.config.max_tokens,
+                until=until,
+            )
+        )
         failed = [it for group in found for it in group.rollouts if it.finish == "error"]
         if failed:
             raise TwofoldError(f"{len(failed)} rollouts ended with an error of the engine: {failed[0].error}")
@@ -120,24 +203,46 @@ class Play:
             max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_num_seqs),
             block_size=config.block_size,
             num_blocks=config.num_blocks,
+            quantization=config.quantization,
             kv_dtype=config.kv_dtype,
             device=str(decoder.device),
         )
         if config.num_blocks is not None:
+            room, needed = config.num_blocks * config.block_size, -(-(longest - 1) // config.block_size)
+            if config.num_blocks < needed:  # nobody reads the last token
+                raise ConfigError(
+                    f"rollout.num_blocks = {config.num_blocks} holds {room} tokens, and a prompt with its answer may "
+                    f"have {longest}: give {needed} or more"
+                )
             return settings
         wanted = requests * -(-longest // config.block_size)
         held: Any = str(decoder.dtype).removeprefix("torch.")
         spare = forecast(decoder.spec, replace(settings, dtype=held), free_on(str(decoder.device)), loaded=True)
         return replace(settings, num_blocks=min(wanted, spare.require().blocks))
 
-    def updated(self, figures: dict[str, float]) -> None:
+    def updated(self, trainer: Trainer, figures: dict[str, float]) -> None:
         """After the optimizer's steps: note what they took, and who holds what now."""
         self.ledger.read("update")
+        if not self._said_ledger:
+            self._said_ledger = True
+            trainer.display.say(self.ledger.table())
+            trainer.journal.add(trainer.position.step + 1, ledger=self.ledger.record())
         figures["seconds_update"] = round(time.perf_counter() - self._ended, 3)
 
+    def learned(self, trainer: Trainer) -> None:
+        """After an update: its weights go to the process apart, if that is to have them before it is asked."""
+        if self._apart is not None:
+            self._apart.learned(trainer)
+
+    def pieces(self, trainer: Trainer) -> dict[str, Piece]:
+        """Rollouts that wait for the next step; a collective."""
+        return self._apart.pieces(trainer) if self._apart is not None else {}
+
     def close(self) -> None:
-        """End the processes of reward functions."""
-        self.panel.close()
+        """End the processes of reward functions, and the one that rolls out."""
+        self.panel.close()  # first: rollouts under way may be being judged
+        if self._apart is not None:
+            self._apart.close()
 
 
 def together(harvests: Sequence[Harvest]) -> Harvest:

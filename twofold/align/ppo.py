@@ -39,7 +39,7 @@ from .play import Play, chosen, show
 from .policy import clipped_loss, ratio, ratio_figures, value_figures, value_loss
 from .policy_config import CorrectionConfig, PpoConfig
 from .reference import Reference
-from .update import Told, assert_on_policy, corrected, parts_of, rollout_figures
+from .update import Told, assert_on_policy, corrected, parts_of, rollout_figures, suspect
 
 COEFFICIENT = "lesson.kl_coef"
 RATIO = ("tokens", "approx_kl", "clipped", "clipped_low", "clipped_high", "clipped_dual")
@@ -137,7 +137,7 @@ class PpoLesson(Lesson):
         config = self.config
         if config.kl_coef:
             self.reference = Reference(trainer.recipe, trainer, self.objective.temperature)
-        self.play.begin(trainer)
+        self.play.begin(trainer, stored)
         start = float(stored.read(COEFFICIENT)) if stored else config.kl_coef
         self.coefficient = KlCoefficient(value=start, target=config.kl_target, horizon=config.kl_horizon)
         if self.average:
@@ -146,11 +146,11 @@ class PpoLesson(Lesson):
     def pieces(self, trainer: Trainer) -> dict[str, Piece]:
         value = torch.tensor(self.coefficient.value, dtype=torch.float64)
         found = {COEFFICIENT: Piece(Held.all(value.shape), value, value.dtype)}
-        return found | (self.average.pieces(trainer) if self.average else {})
+        return found | (self.average.pieces(trainer) if self.average else {}) | self.play.pieces(trainer)
 
     def step(self, trainer: Trainer) -> Step:
         number, config = trainer.position.batch, self.config
-        harvest = self.play.harvest(trainer, self.prompts.batch(number), 1)
+        harvest = self.play.next(trainer, self.prompts.batch, 1)
         figures = harvest.figures()
         learned = chosen(harvest, ~harvest.rewards_N.isnan() & (harvest.lengths_N > 0))
         if not learned.rollouts:
@@ -170,10 +170,12 @@ class PpoLesson(Lesson):
             steps.append(trainer.step(self._mixed(part, number, turn), self.objective))
         if self.average:
             self.average.move(trainer)
-        self.play.updated(figures)
+        self.play.updated(trainer, figures)
         if "ref_kl_sum" in figures:
             self.coefficient = self.coefficient.after(figures.pop("ref_kl_sum"), len(learned.rollouts))
-        return Told(steps).one(figures, tokens)
+        done = Told(steps).one(figures, tokens)
+        self.play.learned(trainer)
+        return done
 
     def experience(self, trainer: Trainer, harvest: Harvest) -> tuple[Batch, dict[str, float]]:
         """The rollouts as a batch, with advantages and returns beside each token, and what is to be told of them."""
@@ -182,7 +184,7 @@ class PpoLesson(Lesson):
         if config.missing_eos_penalty is not None:
             scores_N = scores_N - config.missing_eos_penalty * harvest.truncated_N
         batch = pack(harvest.rollouts)
-        if not self.play.config.on_policy:
+        if suspect(self.play.config, self.correction):
             batch, more = corrected(trainer, batch, self.correction, self.objective.temperature)
             figures |= more
         if self.reference:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -94,6 +95,8 @@ class RemoteEngine:
             self._start()
         except BaseException:
             self._ring.close()
+            if self._meeting is not None:
+                self._meeting.close()
             raise
 
     # ------------------------------------------------------------------------------------ life
@@ -237,7 +240,7 @@ class RemoteEngine:
         if output.finish is None:
             return None
         self._aborted.discard(output.request_id)
-        return replace(output, tokens=(), prompt=None, finish=State.ABORT, stop_reason=None)
+        return msgspec.structs.replace(output, tokens=(), prompt=None, finish=State.ABORT, stop_reason=None)
 
     # ------------------------------------------------------------------------------------ weights and memory
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]] | None, version: int) -> Transfer:
@@ -380,7 +383,7 @@ class RemoteEngine:
 
     def _check(self) -> None:
         if self._fault is not None:
-            raise WorkerError(f"{self._fault}\nrestart() begins a new one")
+            raise WorkerError(self._fault)
 
     def _wait(self, done: Callable[[], bool], limit: float, what: str) -> None:
         ends = time.monotonic() + limit

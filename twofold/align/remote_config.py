@@ -20,8 +20,8 @@ class RemoteConfig:
 
     transport: Transport = "shared"
     """What buckets travel through: memory that both processes of this machine have, or gloo, which crosses machines."""
-    bucket_mb: float = 256
-    """MiB of weights that travel at once, at most, but for a larger tensor."""
+    bucket_mb: float = 16
+    """MiB of weights that travel at once, at most, but for a larger tensor: while one is packed another is unpacked."""
     threads: int = 0
     """Threads that the generator computes with; 0: as many as Twofold takes on this machine."""
     patience: float = 20.0

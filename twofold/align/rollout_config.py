@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..core import ConfigError
+from .remote_config import RemoteConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,11 @@ class RolloutConfig:
     stop: tuple[str, ...] = ()
     """Texts that end an answer."""
     ignore_eos: bool = False
+    turn: str = ""
+    """path/to/file.py:function or package.module:function, what a tool says behind a turn of the policy
+    (`align/turns.py`); left out, an answer is one turn."""
+    max_turns: int = 8
+    """Turns of the policy in an answer, at most, where there is a tool."""
     max_num_seqs: int = 256
     """Answers that are written at once, on each rank."""
     max_num_batched_tokens: int = 2048
@@ -36,13 +42,15 @@ class RolloutConfig:
     overlap: bool = False
     """Roll out the next step's answers while this one's are learned, in a process with weights of its own, one step
     old: off-policy."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    """How that process is started and weights come to it; quantized rollouts have one, too."""
     exact: bool = True
     """Stop a run whose on-policy rollouts have other log-probabilities in the engine than in the trainer."""
     shown: int = 16
     """Answers of each step that the journal keeps, for the page."""
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "max_num_seqs", "max_num_batched_tokens"):
+        for name in ("max_tokens", "max_num_seqs", "max_num_batched_tokens", "max_turns"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"rollout.{name} must be 1 or more, not {getattr(self, name)}")
         if not 0.0 < self.temperature <= 2.0:
@@ -54,7 +62,12 @@ class RolloutConfig:
             raise ConfigError(f"rollout.top_p must be more than 0 and at most 1, not {self.top_p}")
 
     @property
+    def apart(self) -> bool:
+        """Whether rollouts come from a process with weights of its own."""
+        return self.overlap or self.quantization is not None
+
+    @property
     def on_policy(self) -> bool:
         """Whether the trainer's policy is exactly what is sampled."""
         plain = self.top_p == 1.0 and self.top_k <= 0 and self.kv_dtype == "float32"
-        return plain and self.quantization is None and not self.overlap
+        return plain and not self.apart

@@ -25,8 +25,7 @@ from typing import Any
 
 from ..core import ConfigError, load_config
 from ..data import SOURCES, Document, documents
-from ..data.dataset import Asked, Chat, Completion
-from ..data.prompts import asked
+from ..data.prompts import asked, question
 from ..data.rows import Said
 from .episode import Prompt
 from .rewards.config import RewardConfig, check_names
@@ -127,18 +126,10 @@ def fingerprint(prompts: Sequence[Prompt]) -> str:
 
 def _question(document: Document, source: str) -> tuple[Said, Mapping[str, Any]]:
     """What a document asks, and its columns; an answer that it has is the column "answer"."""
-    match document.content:
-        case Asked(prompt, columns, ()):
-            return prompt, columns
-        case Asked():
-            raise ConfigError(f"{document.where or source}: a task's prompts have no tools")
-        case Completion(prompt, completion):
-            return prompt, {"answer": completion}
-        case Chat((*before, last), ()) if before and last.get("role") == "assistant":
-            return tuple(before), {"answer": last["content"]}
-    raise ConfigError(
-        f"{document.where or source} asks nothing: rows with 'prompt', or questions with answers are needed"
-    )
+    content = question(document, source)
+    if content.tools:
+        raise ConfigError(f"{document.where or source}: a task's prompts have no tools")
+    return content.prompt, content.columns
 
 
 def _talk(task: Task, shown: Said) -> str | list[dict[str, Any]]:

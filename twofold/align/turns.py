@@ -39,6 +39,16 @@ class Words(Protocol):
     def template(self) -> ChatTemplate | None: ...
 
 
+def in_chat(turn: Turn) -> Turn:
+    """A tool whose texts are messages, for prompts that are chats although the data show them as texts."""
+
+    def spoken(prompt: Prompt, messages: list[dict[str, Any]]) -> Reply:
+        reply = turn(prompt, messages)
+        return {"role": "tool", "content": reply} if isinstance(reply, str) else reply
+
+    return spoken
+
+
 def reply_ids(words: Words, prompt: Prompt, last: int, reply: str | Sequence[int] | Message) -> tuple[int, ...]:
     """The ids of a reply behind a turn of the model that ended with the id `last`. No special id comes from its text.
 

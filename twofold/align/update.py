@@ -26,6 +26,7 @@ from .correction import correct, largest_ratio, mismatch
 from .judged import owners, target_logprobs
 from .pairwise import target_rows
 from .policy_config import CorrectionConfig
+from .rollout_config import RolloutConfig
 
 FIRST = ("kl", "mismatch", "equal")
 """Figures of the rollout against the trainer, which mean something in the first optimizer step of an update alone."""
@@ -54,6 +55,29 @@ def take(batch: Batch, chosen: Sequence[int], starts: Sequence[int], ends: Seque
         lengths=tuple(batch.lengths[n] for n in chosen),
         beside={name: value_T[rows_T] for name, value_T in batch.beside.items()},
     )
+
+
+def teaching(batch: Batch) -> Batch:
+    """The sequences whose advantage is not 0: of the others a policy gradient is exactly 0, whatever clips it.
+
+    Where all are equal the shortest stays, so that a step is a step.
+    """
+    rows_R, owner_R = target_rows(batch)
+    moves_S = torch.zeros(len(batch.lengths)).index_add(0, owner_R, batch.beside["advantage"][rows_R].abs()) > 0
+    chosen = moves_S.nonzero().squeeze(1).tolist()
+    if len(chosen) == len(batch.lengths):
+        return batch
+    ends = torch.tensor(batch.lengths).cumsum(0).tolist()
+    starts = [end - length for end, length in zip(ends, batch.lengths, strict=True)]
+    return take(batch, chosen or [min(range(len(ends)), key=batch.lengths.__getitem__)], starts, ends)
+
+
+def suspect(rollout: RolloutConfig, correction: CorrectionConfig) -> bool:
+    """Whether the trainer is asked what it thinks of the rollouts' tokens before they are learned from.
+
+    Of another policy's always; of its own where they need not be `exact` and something is to make up for it.
+    """
+    return not rollout.on_policy or not (rollout.exact or correction.plain)
 
 
 def corrected(
@@ -110,11 +134,12 @@ class Told:
         if not done:
             first = self.steps[0]
             return replace(first, tokens=tokens, figures=whole)
-        for name in done[0].figures:
+        for name in dict.fromkeys(name for it in done for name in it.figures):
             if name in FIRST:
                 whole.setdefault(name, self.steps[0].figures.get(name, math.nan))
             else:
-                whole[name] = sum(it.figures.get(name, 0.0) for it in done) / len(done)
+                known = [it.figures[name] for it in done if name in it.figures]
+                whole[name] = sum(known) / len(known)
         return replace(
             done[0],
             loss=sum(it.loss for it in done) / len(done),

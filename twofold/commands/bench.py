@@ -27,6 +27,7 @@ BENCHMARKS = (
     "train_peers",
     "overlap",
     "rollouts",
+    "rollout_peers",
 )
 
 

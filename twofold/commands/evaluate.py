@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from rich.console import Console
@@ -23,9 +23,9 @@ from ..align.episode import Group, Prompt, Rollout
 from ..align.evaluate import Answerer, Drawing, Evaluation, Tell, evaluate
 from ..align.rewards import Panel
 from ..align.rollout import rollout, seed_of
+from ..align.speech import Speech
 from ..align.task import Task, read_prompts, read_task
 from ..core import CapacityError, CheckpointError, ConfigError, RequestError
-from ..data import ChatTemplate, Tokenizer
 from ..data.rows import Said
 from ..data.wording import Wording
 from ..engine.config import EngineConfig
@@ -92,17 +92,9 @@ def _evaluated(task: Task, prompts: Sequence[Prompt], place: str, panel: Panel, 
 
 
 # ------------------------------------------------------------------------------------------------- who answers
-@dataclass(frozen=True)
-class _Words:
-    """A model's tokenizer, and its chat template where it has one."""
-
-    tokenizer: Tokenizer
-    template: ChatTemplate | None
-
-
 def _local(llm: LLM, chats: bool) -> Answerer:
     """Answers of an engine in this process."""
-    words = _Words(llm.tokenizer, llm.template if chats else None)
+    words = Speech(llm.tokenizer, llm.template if chats else None)
     wording = Wording(words.tokenizer, words.template)
 
     def answer(prompts: Sequence[Prompt], drawing: Drawing) -> Iterator[Group]:
@@ -178,7 +170,7 @@ class _Remote:
             except CapacityError:
                 if wait == TRIES - 1:
                     raise
-                time.sleep(2**wait)
+                sleep(2**wait)
         raise AssertionError("the last try returns or raises")
 
 
@@ -259,7 +251,8 @@ def _line(label: str, figure: Mapping[str, Any], note: str = "", *, rate: bool =
 def _progress() -> Iterator[Tell]:
     """A bar on standard error while somebody watches."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("", total=None)
         yield lambda what, done, total: bar.update(line, description=what, completed=done, total=total)
 

@@ -6,7 +6,7 @@ sparse.py    which blocks of keys a query sees: the layouts of block-sparse atte
 registry.py  a name-to-thing table whose error lists the choices
 """
 
-from .config import build, flatten, load_config
+from .config import build, flatten, load_config, read_table
 from .errors import (
     CapacityError,
     CheckpointError,
@@ -33,5 +33,6 @@ __all__ = [
     "flatten",
     "load_config",
     "nearest",
+    "read_table",
     "unknown",
 ]

@@ -5,6 +5,7 @@ A field's type says what is allowed; a `__post_init__` says what else must hold.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import keyword
 import tomllib
@@ -19,19 +20,32 @@ from .errors import ConfigError, unknown
 T = TypeVar("T")
 
 
-def load_config(cls: type[T], path: str | Path, overrides: Mapping[str, Any] | None = None) -> T:
-    """Read a TOML file into `cls`; `overrides` maps dotted keys ("optimizer.lr") to values that win over the file.
+def read_table(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """A TOML file as plain data, or a copy of such data.
 
     Raises:
-        ConfigError: the file is missing or not TOML, a key is unknown, or a value has the wrong type.
+        ConfigError: the file is missing or not TOML.
     """
-    path = Path(path)
+    if isinstance(source, Mapping):
+        return copy.deepcopy(dict(source))
+    path = Path(source)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no such recipe: {path}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def load_config(cls: type[T], source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> T:
+    """Read a TOML file, or what one would say, into `cls`.
+
+    `overrides` maps dotted keys ("optimizer.lr") to values that win over it.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value has the wrong type.
+    """
+    table = read_table(source)
     for dotted, value in (overrides or {}).items():
         *parents, leaf = dotted.split(".")
         place = table

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import msgspec
+
 from ..core import StateError
 from .sampling import SamplingParams
 
@@ -96,8 +98,7 @@ class Request:
         return {name: getattr(self, name) for name in names} | {"seconds_left": left}
 
 
-@dataclass(frozen=True, slots=True)
-class TokenOut:
+class TokenOut(msgspec.Struct, frozen=True):
     """One token and what the model thought of it; `top` holds (id, log-probability) of the alternatives, best first."""
 
     id: int
@@ -106,8 +107,7 @@ class TokenOut:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """What one engine step adds to one request. `finish` is set once, with the last tokens.
 
     `prompt` holds log-probabilities of the prompt's tokens, the first being None, sent once when they were asked for.

@@ -16,9 +16,9 @@ Shapes: R rows, V vocabulary, k alternatives, S strips of STRIP tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,8 +33,7 @@ NOT_FINITE = "the model's logits are not finite"
 NOTHING_LEFT = "no token is left to choose: allowed_token_ids are all banned by min_tokens"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """How one row's token is chosen. Temperature 0 is greedy; `u` in [0, 1) decides a draw; `top_k` 0 is off.
 
     `seen` are the ids that the repetition penalty touches, `counted` those that frequency and presence count.
@@ -52,7 +51,7 @@ class Choice:
     seen: Sequence[int] = ()
     counted: Sequence[int] = ()
     allowed: Sequence[int] | None = None
-    bias: Mapping[int, float] = field(default_factory=dict)
+    bias: Mapping[int, float] = msgspec.field(default_factory=dict)
     banned: Sequence[int] = ()
     report: Literal["raw", "tempered", "processed"] | None = None
     tops: int = 0

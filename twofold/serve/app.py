@@ -283,11 +283,14 @@ class Api:
         return json({"directory": str(self.config.runs), "runs": await asyncio.to_thread(self.runs.listing)})
 
     async def run_rows(self, request: Request) -> Response:
-        """One run's rows from `from` on; `version` is that of the rows which the asker has already."""
-        given = request.query_params.get("from", "0")
+        """One run's rows from `from` on, or all of row `row`; `version` is that of the rows which the asker has."""
+        asked = request.query_params
+        which = "row" if "row" in asked else "from"
+        given, version, name = asked.get(which, "0"), asked.get("version"), request.path_params["name"]
         if not (given.isascii() and given.isdecimal() and len(given) < 16):
-            raise RequestError(f"from is the number of a row, 0 or more, not {given!r:.40}", "from")
-        name, version = request.path_params["name"], request.query_params.get("version")
+            raise RequestError(f"{which} is the number of a row, 0 or more, not {given!r:.40}", which)
+        if which == "row":
+            return json(await asyncio.to_thread(self.runs.row, name, int(given), version or ""))
         return json(await asyncio.to_thread(self.runs.rows, name, int(given), version))
 
 

@@ -19,8 +19,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from enum import StrEnum
+
+import msgspec
 
 from ..core import CapacityError, CheckpointError, ConfigError, RequestError, WorkerError
 from ..engine.request import Output, Request, State
@@ -314,7 +315,7 @@ class EngineClient:
             return
         if output.prompt is not None:
             if accepted.prompt_told:
-                output = replace(output, prompt=None)
+                output = msgspec.structs.replace(output, prompt=None)
             accepted.prompt_told = True
         if output.finish is not None:
             self._forget(output.request_id)

@@ -10,6 +10,9 @@
 A log grows while it is read, and is cut back when a run goes on from a checkpoint. So each is read once, from where it
 was left; a line without its end is left for the next time; and a log that is no longer the one that was read gets a
 new `version`, which tells whoever counts its rows to begin again.
+
+Rows of rollouts are large and many. Among a run's rows each stands as the number of its answers alone, and is read
+again when somebody asks for that one row.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ MOST_ROWS = 4000
 MOST_CHECKPOINTS = 100
 MOST_EVALUATIONS = 20
 MOST_BYTES = 1 << 20
+MOST_ROW_BYTES = 8 << 20
 QUIET_SECONDS = 60.0  # a run that says nothing for so long, and for QUIET_GAPS of its usual waits, has stopped
 QUIET_GAPS = 20.0
 
@@ -57,6 +61,7 @@ class Log:
         self.began: float | None = None
         self.times: deque[float] = deque(maxlen=64)
         self._ends = array("Q", [0])
+        self._large: dict[int, Row] = {}  # what stands for a row of rollouts, by its number
         self._line = b""
 
     def __len__(self) -> int:
@@ -72,10 +77,17 @@ class Log:
         with _open(self.path) as file:
             self._refresh(file)
             first = since if version in (None, self.version) and since <= len(self) else 0
-            last = min(first + most, len(self))
-            file.seek(self._ends[first])
-            lines = file.read(self._ends[last] - self._ends[first]).splitlines()
-        return first, [row for row in map(_row, lines) if row is not None]
+            found = [self._large.get(number) or self._read(file, number) for number in range(first, len(self))[:most]]
+        return first, [row for row in found if row is not None]
+
+    def row(self, number: int, version: str) -> Row | None:
+        """One row, whole; None where `version` is not ours, or there is no such row, or it is too large to send."""
+        with _open(self.path) as file:
+            self._refresh(file)
+            there = version == self.version and 0 <= number < len(self)
+            if not there or self._ends[number + 1] - self._ends[number] > MOST_ROW_BYTES:
+                return None
+            return self._read(file, number)
 
     @property
     def quiet(self) -> bool:
@@ -94,12 +106,19 @@ class Log:
             row = _row(line)
             if row is None or not line.endswith(b"\n"):
                 return
+            if isinstance(row.get("rollouts"), list):
+                row["rollouts"] = len(row["rollouts"])
+                self._large[len(self)] = row
             self._ends.append(self._ends[-1] + len(line))
             self._line = line
             self.latest |= row
             if isinstance(row.get("time"), int | float):
                 self.times.append(row["time"])
                 self.began = self.began or row["time"]
+
+    def _read(self, file: BinaryIO, number: int) -> Row | None:
+        file.seek(self._ends[number])
+        return _row(file.read(self._ends[number + 1] - self._ends[number]))
 
     def _same(self, file: BinaryIO) -> bool:
         """Whether the last row that was read is still where it was."""
@@ -134,17 +153,34 @@ class Runs:
         Raises:
             HttpError: 404 for a name that is no run's.
         """
+        with self._log(name) as log:
+            first, rows = log.rows(since, version)
+            return {"version": log.version, "from": first, "rows": rows, "more": first + len(rows) < len(log)}
+
+    def row(self, name: str, number: int, version: str) -> dict[str, Any]:
+        """One row of a run with all that is in it: `{"version": ..., "row": {...}}`.
+
+        Raises:
+            HttpError: 404 for a name that is no run's, and for a row that is not there, or no longer.
+        """
+        with self._log(name) as log:
+            row = log.row(number, version)
+            if row is None:
+                why = f"the run {name!r:.100} has no row {number} of this version that can be sent"
+                raise HttpError(404, why, code="row_not_found")
+            return {"version": log.version, "row": row}
+
+    @contextlib.contextmanager
+    def _log(self, name: str) -> Iterator[Log]:
         with self._lock:
             if name not in self._logs:
                 self._find()
-            log = self._logs.get(name)
-            if log is None:
+            if name not in self._logs:
                 raise HttpError(404, f"no run {name!r:.100} here: see /runs", code="run_not_found")
             try:
-                first, rows = log.rows(since, version)
+                yield self._logs[name]
             except OSError:
                 raise HttpError(404, f"the run {name!r:.100} is gone: see /runs", code="run_not_found") from None
-            return {"version": log.version, "from": first, "rows": rows, "more": first + len(rows) < len(log)}
 
     def _find(self) -> None:
         places = dict(_walk(self.root, ""))

@@ -223,7 +223,7 @@ def _public(value: Any) -> Any:
         return [_public(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _public(item) for key, item in value.items()}
-    return value
+    return value if isinstance(value, bool | int | float | None) else str(value)
 
 
 def _toml(value: Any) -> str:

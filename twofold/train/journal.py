@@ -1,7 +1,8 @@
 """What happened in a run: `log.jsonl`, one JSON object a line, and TensorBoard events made from the same rows.
 
-The JSON lines are the record. When a run goes on from a checkpoint, rows behind its step are cut off and the event file
-is written anew from what is left, so a killed and resumed run leaves the log of one that was never stopped.
+The JSON lines are the record; what is not finite is null in it. When a run goes on from a checkpoint, rows behind its
+step are cut off and the event file is written anew from what is left, so a killed and resumed run leaves the log of one
+that was never stopped.
 
     {"step": 7, "loss": 2.31, "lr": 0.001, "grad_norm": 0.8, "tokens": 57344, "tokens_per_second": 31000, "time": ...}
     {"step": 100, "valid_loss": 2.1, "time": ...}
@@ -14,6 +15,7 @@ is written anew from what is left, so a killed and resumed run leaves the log of
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -61,7 +63,7 @@ class Journal:
 
     def add(self, step: int, **values: Any) -> None:
         """Append one row; it is on its way to the disk when this returns."""
-        row = {"step": step, **values, "time": round(time.time(), 3)}
+        row = {"step": step, **_written(values), "time": round(time.time(), 3)}
         self.rows.append(row)
         self._lines.write(_line(row).encode())
         self._lines.flush()
@@ -107,7 +109,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return rows
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=lambda _: None)
         except json.JSONDecodeError:
             break
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
@@ -116,8 +118,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _written(value: Any) -> Any:
+    """As JSON can say it: a number that is not finite is null."""
+    if isinstance(value, dict):
+        return {key: _written(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_written(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _event(row: dict[str, Any]) -> bytes:

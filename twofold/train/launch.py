@@ -69,7 +69,7 @@ class Course:
 
 
 def run(
-    recipe_path: str | Path,
+    source: str | Path | Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,
     *,
     fresh: bool = False,
@@ -78,9 +78,9 @@ def run(
     profiles: Collection[str] = (),
     course: Course | None = None,
 ) -> int:
-    """Train `recipe_path` to its end, from its newest whole checkpoint when there is one.
+    """Train a recipe (a file, or the tables of one) to its end, from its newest whole checkpoint when there is one.
 
-    `overrides` maps dotted keys ("optimizer.lr") to values that win over the file. `fresh` removes the run's
+    `overrides` maps dotted keys ("optimizer.lr") to values that win over it. `fresh` removes the run's
     checkpoints and log first. `profiles` ("modules", "collectives") are said after a few steps. Returns 0 when the run
     is finished, 75 when a signal stopped it and it saved. Of several ranks that fail the first to do so raises, and the
     others return 1.
@@ -90,7 +90,7 @@ def run(
     """
     ranks, course = discover(), course or Course()
     try:
-        recipe = load_config(course.recipe, recipe_path, overrides)
+        recipe = load_config(course.recipe, source, overrides)
         recipe.elastic.admit(ranks.world)
         layout = lay_out(recipe.parallel, ranks.world, ranks.local_world)
     except ConfigError:
@@ -159,11 +159,11 @@ class _Run:
             try:
                 status = trainer.fit()
                 if status == 0:
+                    trainer.lesson.finish(trainer)  # before the model, by which a run is known to be finished
                     if recipe.lora:
                         export_adapter(trainer, output / "adapter")
                     if not adapters.quantized(recipe):
                         export(trainer, output / "model", self._card(trainer))
-                    trainer.lesson.finish(trainer)
                 if self.mesh.main:
                     say(plot.terminal(trainer.journal.curve(trainer.lesson.curve)))
                 if status == 0:
@@ -254,7 +254,9 @@ def _same_recipe(recipe: Recipe, position: Position, output: Path) -> None:
 
 
 def _named(error: Exception, ranks: Ranks) -> Exception:
-    """The error with the rank that met it, where there are others."""
+    """The error with the rank that met it, where there are others, and with what to do when a process was lost."""
+    if isinstance(error, WorkerError):
+        error = WorkerError(f"{error}; the same command goes on from the newest checkpoint")
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
         return WorkerError(
             f"rank {ranks.rank} lost another rank ({str(error).splitlines()[0]}); what it said is above, or in what "
@@ -278,7 +280,10 @@ def _held(output: Path, mesh: Mesh) -> Iterator[str]:
     if not mesh.main:
         yield _met(output, mesh)
         return
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.output: {output} cannot be a directory: {error.strerror}") from None
     with _alone(output):
         yield _met(output, mesh)
 

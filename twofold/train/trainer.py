@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -30,7 +30,7 @@ from .checkpoint import Position
 from .config import Recipe, SampleConfig
 from .heartbeat import Heartbeat
 from .journal import Journal
-from .lesson import Lesson
+from .lesson import GivenUp, Lesson
 from .meter import Meter
 from .moe import Routers
 from .objective import NEXT_TOKEN, Objective, Sums
@@ -122,6 +122,12 @@ class Trainer:
         self.heart = heart or Heartbeat(recipe.run.output, self.mesh)
         self.spikes = Spikes(recipe.elastic, self.position.recent)
         self.saved_at = self.position.step if position else -1
+        self._stop = Stop()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this rank was asked to stop: a step that has not changed anything yet may be given up."""
+        return self._stop.asked is not None
 
     # ---------------------------------------------------------------------------------------- one step
     def step(self, batch: Batch, objective: Objective = NEXT_TOKEN) -> Step:
@@ -170,7 +176,7 @@ class Trainer:
         why = fault.explain(
             self.decoder,
             ((name, self.optimizer.gradient(name)) for name in self.optimizer.weights),
-            lambda: [self._score(part) for part in (parts if spoiled else parts[:1])],
+            lambda: [self._forward(part) for part in (parts if spoiled else parts[:1])],
             spoiled,
             lambda flags: self.mesh.sum("replicate", *self.mesh.sum("zero", *self.mesh.sum("tp", *flags))),
         )
@@ -231,17 +237,25 @@ class Trainer:
         hidden_TD = self.decoder(ids_T, ctx)
         return losses.evaluate(self.decoder, hidden_TD, targets_T, self.places.spec.vocab)
 
+    def _forward(self, part: Batch) -> object:
+        """One micro-batch through all that the loss hangs on; a reward model has no language head to go on to."""
+        if self.recipe.heads != "reward":
+            return self._score(part)
+        ids_T, _, ctx = self.axes.place(part)
+        return self.decoder(ids_T, ctx)
+
     # ---------------------------------------------------------------------------------------- the loop
     def fit(self) -> int:
         """Train to the last step, from wherever the run stands; 0 when done, STOPPED when asked to stop."""
         steps = self.recipe.schedule.steps
-        with Stop() as stop, self.heart, self.display:
+        with self._stop as stop, self.heart, self.display:
             clock = Clock()
             if self.recipe.elastic.on_spike == "rewind" and not self.position.step:
                 self.saved_at = -1
                 self.save()  # so that there is somewhere to go back to
             while self.position.step < steps:
-                self._advance(clock)
+                with suppress(GivenUp):  # why is told below
+                    self._advance(clock)
                 asked, failed = self.mesh.sum("world", float(stop.asked is not None), float(self.saver.failed))
                 if failed:
                     with self.heart.apart("the checkpoint"):
@@ -251,7 +265,8 @@ class Trainer:
                         self.save()
                         self.saver.wait()
                     why = stop.asked or "another rank was told to stop"
-                    self.display.say(f"{why}: saved at step {self.position.step}; the same command goes on from here")
+                    done = f"saved at step {self.position.step}" if self.position.step else "no step was done yet"
+                    self.display.say(f"{why}: {done}; the same command goes on from here")
                     return STOPPED
             with self.heart.apart("the last checkpoint"):
                 self.save()
@@ -296,12 +311,16 @@ class Trainer:
     def _report(self, done: Step, clock: Clock, log: bool) -> None:
         step = self.position.step
         if done.skipped:
-            self.journal.add(step, skipped=done.skipped, **self.lesson.at_fault(self))
+            figures = {name: value for name, value in done.figures.items() if math.isfinite(value)}
+            self.journal.add(step, skipped=done.skipped, **figures, **self.lesson.at_fault(self))
             self.display.say(f"step {step} skipped: {done.skipped} ({self.position.skipped} so far)")
             if self.position.skips_in_row >= self.recipe.optimizer.max_skips:
+                advice = "lower optimizer.lr, lengthen schedule.warmup, or train in fp32"
+                if not done.targets:  # there was nothing to learn from
+                    advice = "look at what the run reads, and at what judges it"
                 raise TwofoldError(
                     f"{self.position.skips_in_row} steps in a row were skipped, the last (step {step}) because "
-                    f"{done.skipped}: lower optimizer.lr, lengthen schedule.warmup, or train in fp32"
+                    f"{done.skipped}: {advice}"
                 )
             return
         speed = clock.tokens_per_second

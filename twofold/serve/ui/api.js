@@ -46,6 +46,12 @@ export function rows(name, from, version, signal) {
   return json(`/runs/${path}?from=${from}${version ? `&version=${version}` : ""}`, { signal });
 }
 
+/** One row of a run with everything in it, such as a step's rollouts. */
+export async function row(name, number, version, signal) {
+  const path = name.split("/").map(encodeURIComponent).join("/");
+  return (await json(`/runs/${path}?row=${number}&version=${version}`, { signal })).row;
+}
+
 /**
  * Chunks of a streamed chat completion, parsed. Ends at `[DONE]`.
  *

@@ -12,16 +12,18 @@ const LEFT = 52;
 const RIGHT = 10;
 const TOP = 8;
 const BOTTOM = 22;
+const EDGE = 4;
 const REACH = 60; // pixels from the pointer to the measurement that it reads
 const FEWEST_POINTS = 60; // at most so many lone measurements get a dot each
 const MOVES = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
 
 /**
  * `say(y)` writes a value, `axis(y)` a round one, `base(high)` is what round values are counted in. `look(x)` is called with the x under the pointer, or null: the page then tells every chart
- * by `read`. A line is {name, hue, kind, points: [[x, y]], faint: [[x, y]]}; `kind` "dots" draws measurements apart.
+ * by `read`. A line is {name, hue, kind, points: [[x, y]], faint: [[x, y]], band: [[x, low, high]]}; `kind` "dots" draws
+ * measurements apart, each on its interval where a point is [x, y, low, high].
  */
 export class Chart {
-  constructor({ title, say, look, axis = say, base = () => 1, tall = false }) {
+  constructor({ title, say, look, axis = say, base = () => 1 }) {
     this.say = say;
     this.axis = axis;
     this.base = base;
@@ -31,7 +33,7 @@ export class Chart {
     this.look = look;
     this.readout = el("output", { class: "readout" });
     this.picture = svg("svg", { class: "picture", tabindex: "0", role: "img", "aria-label": title });
-    this.node = el("figure", { class: tall ? "chart tall" : "chart" }, el("figcaption", {}, el("h3", {}, title), this.readout), this.picture);
+    this.node = el("figure", { class: "chart" }, el("figcaption", {}, el("h3", {}, title), this.readout), this.picture);
     this.picture.addEventListener("pointermove", (event) => look(this.under(event)));
     this.picture.addEventListener("pointerdown", (event) => look(this.under(event)));
     this.picture.addEventListener("pointerleave", () => look(null));
@@ -63,8 +65,8 @@ export class Chart {
     const across = ticks(...xs, Math.max(2, Math.floor(w / 90)), this.options.whole(xs[1] - xs[0])).map((x) => this.tick(x, h));
     const up = (log ? logTicks : ticks)(...ys, Math.max(2, Math.floor(h / 34)), this.base(ys[1])).map((y) => this.grid(y, w));
     this.cursor = svg("g", { class: "cursor" });
-    // an inner svg cuts off what is drawn outside it
-    const inside = svg("svg", { x: LEFT, y: TOP, width: w, height: h }, ...this.options.marks.map((mark) => this.mark(mark, h)), ...this.lines.map((line) => this.line(line, w)));
+    // an inner svg cuts off what is drawn outside it; dots on the edge are whole
+    const inside = svg("svg", { x: LEFT - EDGE, y: TOP, width: w + 2 * EDGE, height: h, viewBox: `${-EDGE} 0 ${w + 2 * EDGE} ${h}` }, ...this.options.marks.map((mark) => this.mark(mark, h)), ...this.lines.map((line) => this.line(line, w)));
     this.picture.replaceChildren(...up, ...across, inside, this.cursor);
     this.read(this.at);
   }
@@ -83,15 +85,30 @@ export class Chart {
     return svg("line", { class: `mark ${kind}`, x1: this.x(x), x2: this.x(x), y1: 0, y2: h });
   }
 
-  line({ hue, kind, points, faint }, w) {
+  line({ hue, kind, points, faint, band }, w) {
     const path = (some) => thin(some, Math.ceil(w)).map(([x, y], index) => `${index ? "L" : "M"}${this.x(x).toFixed(1)} ${this.y(y).toFixed(1)}`).join("");
     const group = svg("g", { class: `line hue-${hue} ${kind ?? ""}` });
+    if (band?.length > 1) group.append(svg("path", { class: "band", d: this.ribbon(band, w) }));
     if (faint) group.append(svg("path", { class: "faint", d: path(faint) }));
     group.append(svg("path", { d: path(points) }));
     if (points.length === 1 || (kind === "dots" && points.length <= FEWEST_POINTS)) {
       group.append(...points.map(([x, y]) => svg("circle", { cx: this.x(x).toFixed(1), cy: this.y(y).toFixed(1), r: 2.5 })));
     }
+    if (points.length <= FEWEST_POINTS) group.append(...points.filter(bounded).map((point) => this.interval(point)));
     return group;
+  }
+
+  /* Along the lower edge and back along the upper one. */
+  ribbon(band, w) {
+    const every = Math.ceil(band.length / (2 * w));
+    const some = band.filter((_, index) => index % every === 0 || index === band.length - 1);
+    const at = (x, y) => `${this.x(x).toFixed(1)} ${this.y(y).toFixed(1)}`;
+    return `M${[...some.map(([x, low]) => at(x, low)), ...some.reverse().map(([x, , high]) => at(x, high))].join("L")}Z`;
+  }
+
+  interval([x, , low, high]) {
+    const [at, from, to] = [this.x(x), this.y(low), this.y(high)].map((place) => place.toFixed(1));
+    return svg("path", { class: "interval", d: `M${at} ${from}V${to}M${at - 3} ${from}h6M${at - 3} ${to}h6` });
   }
 
   /** Show the values at `x` (null: the last ones) in words, and where they are. */
@@ -100,7 +117,8 @@ export class Chart {
     if (!this.lines.length || !this.cursor) return;
     const found = this.lines.map((line) => ({ ...line, point: x === null ? line.points.at(-1) : this.near(line.points, x) }));
     const value = ({ point }) => (point ? this.say(point[1]) : "–");
-    const words = found.map((line) => el("span", { class: `reading hue-${line.hue} ${line.kind ?? ""}` }, line.name ? el("small", {}, line.name) : "", el("b", {}, value(line))));
+    const around = ({ point }) => (point && bounded(point) ? el("i", {}, `${this.axis(point[2])} to ${this.axis(point[3])}`) : "");
+    const words = found.map((line) => el("span", { class: `reading hue-${line.hue} ${line.kind ?? ""}` }, line.name ? el("small", {}, line.name) : "", el("b", {}, value(line)), around(line)));
     this.readout.replaceChildren(...words);
     this.picture.setAttribute("aria-label", `${this.title}: ${found.map((line) => `${line.name} ${value(line)}`.trim()).join(", ")}`);
     this.cursor.replaceChildren();
@@ -148,6 +166,10 @@ export class Chart {
   }
 }
 
+function bounded([, , low, high]) {
+  return Number.isFinite(low) && Number.isFinite(high);
+}
+
 /* The least and the most of some numbers. */
 function span(numbers) {
   return numbers.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
@@ -163,7 +185,10 @@ function bulk(points) {
 /* What the lines reach and most of the faint ones, with some air: those may leave the picture, or one outlier would
    flatten all. */
 function heights(lines, log) {
-  const [low, high] = span(lines.flatMap(({ points, faint }) => [...span(points.map(([, y]) => y)), ...bulk(faint ?? points)]));
+  const edges = (some) => some.flatMap(([low, high]) => [low, high]);
+  const around = lines.flatMap(({ points, band }) => edges([...points.filter(bounded), ...(band ?? [])].map((point) => point.slice(-2))));
+  const [low, high] = span([...lines.flatMap(({ points, faint }) => [...span(points.map(([, y]) => y)), ...bulk(faint ?? points)]), ...around]);
+  if (low === 0 && high === 0) return [-0.02, 0.1]; // nothing but zeros: a line that is seen above the foot
   if (log) return [low / 1.1, high * 1.1];
   const air = (high - low || Math.abs(high) || 1) * 0.12;
   return [low >= 0 ? Math.max(0, low - air) : low - air, high + air];

@@ -31,6 +31,6 @@ function fill(node, { on = {}, data = {}, ...attributes }, children) {
   }
   for (const [event, listener] of Object.entries(on)) node.addEventListener(event, listener);
   Object.assign(node.dataset, data);
-  node.append(...children.flat());
+  node.append(...children.flat(2));
   return node;
 }

@@ -7,6 +7,7 @@ export const KINDS = {
   skipped: "Skipped",
   spike: "Spikes",
   pause: "Restarts",
+  fault: "Faults of rewards",
   scale: "Loss scale",
   valid: "Validation",
   checkpoint: "Checkpoints",
@@ -17,6 +18,7 @@ const WINDOW = 32; // losses and waits that say what is usual
 const FEWEST = 12;
 const SPIKE = 8; // times the usual distance from the usual loss
 const FLOOR = 0.02; // of the loss: the least that is taken for a usual distance
+const FEWEST_WAITS = 3;
 const PAUSE_SECONDS = 60;
 const PAUSE_TIMES = 20;
 const WORDLESS = new Set(["prompt", "text"]);
@@ -30,6 +32,7 @@ export class Events {
     this.before = null;
     this.scale = null;
     this.best = null;
+    this.highest = null;
     this.above = false;
   }
 
@@ -39,6 +42,8 @@ export class Events {
     if (typeof row.loss === "number") this.loss(row);
     if (typeof row.loss_scale === "number") this.scaled(row);
     if (row.valid_loss !== undefined) this.valid(row);
+    else if (typeof row.eval?.reward === "number") this.reward(row);
+    this.faults(row);
     const words = Object.entries(row).filter(([key, value]) => typeof value === "string" && key !== "skipped");
     if (words.length && !words.some(([key]) => WORDLESS.has(key))) {
       this.say(row, "note", words.map(([key, value]) => `${key}: ${value}`).join(", "));
@@ -58,7 +63,7 @@ export class Events {
   wait(row) {
     if (typeof row.time !== "number") return;
     const waited = this.before === null ? 0 : row.time - this.before;
-    const usual = this.waits.length ? median(this.waits) : 0;
+    const usual = this.waits.length >= FEWEST_WAITS ? median(this.waits) : Infinity;
     if (waited > Math.max(PAUSE_SECONDS, PAUSE_TIMES * usual)) this.say(row, "pause", `went on after ${duration(waited)} without a row`);
     else if (this.before !== null) this.waits = [...this.waits, waited].slice(-WINDOW);
     this.before = row.time;
@@ -86,5 +91,20 @@ export class Events {
     const beside = better ? (this.best ? ", the best so far" : "") : `, ${number(value - this.best.valid_loss)} over that of step ${count(this.best.step)}`;
     if (better) this.best = row;
     return this.say(row, "valid", `validation loss ${precise(value)}${beside}`);
+  }
+
+  reward(row) {
+    const value = row.eval.reward;
+    const under = this.highest ? this.highest.eval.reward - value : -1;
+    const beside = under > 0 ? `, ${number(under)} under that of step ${count(this.highest.step)}` : under === 0 ? `, as in step ${count(this.highest.step)}` : this.highest ? ", the best so far" : "";
+    if (under < 0) this.highest = row;
+    this.say(row, "valid", `held-out reward ${number(value)}${beside}`);
+  }
+
+  faults(row) {
+    for (const [key, value] of Object.entries(row)) {
+      if (!key.startsWith("faults.") || !(value > 0)) continue;
+      this.say(row, "fault", `the reward ${key.slice(7)} failed for ${count(value)} ${value === 1 ? "answer" : "answers"}`);
+    }
   }
 }

@@ -1,9 +1,12 @@
-/* One run as the page knows it: its rows as they arrive, sorted into curves, samples and events. */
+/* One run as the page knows it: its rows as they arrive, sorted into curves, samples, rollouts and events. */
 
 import { rows as ask } from "/ui/api.js";
 import { Events } from "/ui/events.js";
 
-const NOT_CURVES = new Set(["step", "time", "tokens"]);
+const NOT_CURVES = new Set(["step", "time", "tokens", "rollouts"]);
+const NOT_HELD = new Set(["loss", "pairs", "low", "high"]); // the loss is the row's valid_loss
+const BOUNDED = ["pass@1", "accuracy", "reward"]; // what low and high of an evaluation are bounds of: the first there is
+const ROUNDING = 1e-6;
 const RECENT = 64;
 
 /** `summary` is the run's entry of `/runs`, as of the last time it was asked for. */
@@ -20,6 +23,8 @@ export class Run {
     this.known = 0; // rows seen
     this.curves = new Map(); // key: [{step, time, tokens, value}]
     this.samples = new Map(); // prompt: [{step, text}]
+    this.rollouts = []; // [{step, row}]: the number of the row that has them
+    this.faults = 0; // of reward functions
     this.events = new Events();
     this.recent = [];
     this.tokens = 0;
@@ -54,15 +59,35 @@ export class Run {
     this.first ??= time;
     for (const [key, value] of Object.entries(row)) {
       if (NOT_CURVES.has(key) || (typeof value !== "number" && value !== null)) continue;
-      if (!this.curves.has(key)) this.curves.set(key, []);
-      this.curves.get(key).push({ step, time: time - this.first, tokens: this.tokens, value });
+      this.point(row, key, value);
+      if (key.startsWith("faults.")) this.faults += value ?? 0;
     }
+    if (row.eval !== null && typeof row.eval === "object") this.held(row);
+    if (typeof row.rollouts === "number" && row.loss === undefined) this.rollouts.push({ step, row: this.known - 1 });
     if (typeof row.prompt === "string" && typeof row.text === "string") {
       if (!this.samples.has(row.prompt)) this.samples.set(row.prompt, []);
       this.samples.get(row.prompt).push({ step, text: row.text });
     }
     if (typeof row.loss === "number" && time !== null) this.recent = [...this.recent, { step, time }].slice(-RECENT);
     this.events.add(row);
+  }
+
+  point({ step, time = null }, key, value, bounds = {}) {
+    if (!this.curves.has(key)) this.curves.set(key, []);
+    this.curves.get(key).push({ step, time: time - this.first, tokens: this.tokens, value, ...bounds });
+  }
+
+  /* What was found on held-out data: its figures are points beside those of training. */
+  held(row) {
+    const { low, high } = row.eval;
+    const found = Object.entries(row.eval).filter(([key, value]) => typeof value === "number" && !NOT_HELD.has(key));
+    const bounded = BOUNDED.find((key) => low - ROUNDING <= row.eval[key] && row.eval[key] <= high + ROUNDING);
+    for (const [key, value] of found) this.point(row, `held.${key}`, value, key === bounded ? { low, high } : {});
+  }
+
+  /** The newest number of a curve, or undefined. */
+  last(key) {
+    return this.curves.get(key)?.at(-1).value ?? undefined;
   }
 
   /** Seconds to the last step at the speed of the last rows, or null where that is not known. */

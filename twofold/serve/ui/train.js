@@ -2,30 +2,22 @@
 
 import { ApiError, runs as list } from "/ui/api.js";
 import { Chart } from "/ui/chart.js";
+import { groups, lines } from "/ui/curves.js";
 import { el } from "/ui/element.js";
 import { Evaluations } from "/ui/evaluations.js";
 import { Happenings } from "/ui/happenings.js";
 import { keyDialog } from "/ui/key.js";
+import { Rollouts } from "/ui/rollouts.js";
 import { Run } from "/ui/run.js";
 import { RunList } from "/ui/runlist.js";
 import { Samples } from "/ui/samples.js";
-import { binary, count, duration, gibibytes, number, percent, precise, smooth, unitOfTime } from "/ui/series.js";
+import { count, duration, number, unitOfTime } from "/ui/series.js";
+import { summary } from "/ui/summary.js";
 
 const EVERY_MS = 2000;
 const PATIENCE_MS = 8000;
 const HUES = 6; // colours to tell runs apart by, and so how many are shown at once
 
-/* Curves in their order; what else a log holds gets a chart of its own behind them. */
-const CURVES = [
-  { keys: ["loss", "valid_loss"], title: "Loss", say: precise, axis: number, log: true, tall: true, smooth: true },
-  { keys: ["grad_norm"], title: "Gradient norm", say: number, log: true, smooth: true },
-  { keys: ["lr"], title: "Learning rate", say: number },
-  { keys: ["tokens_per_second"], title: "Tokens per second", say: number, smooth: true },
-  { keys: ["peak_share"], title: "Share of the machine's peak", say: percent, smooth: true },
-  { keys: ["memory"], title: "Memory", say: gibibytes, base: binary },
-  { keys: ["loss_scale"], title: "Loss scale", say: number },
-];
-const NAMES = { loss: "training", valid_loss: "validation" };
 const AXES = {
   step: { of: (point) => point.step, unit: count },
   tokens: { of: (point) => point.tokens, unit: number },
@@ -37,7 +29,9 @@ const $ = (id) => document.getElementById(id);
 const known = new Map(); // name: Run
 const shown = new Map(); // name: hue
 const charts = new Map(); // title: Chart
+const headings = new Map(); // title of a group: its heading
 const samples = new Samples($("samples"));
+const rollouts = new Rollouts($("rollouts-controls"), $("rollouts"));
 const evaluations = new Evaluations($("evaluations"));
 const happenings = new Happenings($("kinds"), $("events"));
 const runList = new RunList($("runs"), toggle);
@@ -141,35 +135,22 @@ function render() {
   $("summaries").classList.toggle("many", shown.size > 1);
   draw();
   $("evaluations-part").hidden = !evaluations.show(chosen());
+  $("rollouts-part").hidden = !rollouts.show(chosen());
   $("samples-part").hidden = !chosen().some(({ run }) => run.samples.size);
   samples.show(chosen());
   $("events-part").hidden = !happenings.show(chosen());
+  jumps();
 }
 
-function summary({ run, hue }) {
-  const { name, state, step, steps, loss, valid_loss: valid, tokens, tokens_per_second: speed, began, seconds } = run.summary;
-  const took = began === null || seconds === null ? null : Date.now() / 1000 - seconds - began;
-  const figure = (label, value) => (value === null || value === undefined ? [] : [el("div", {}, el("dt", {}, label), el("dd", {}, value))]);
-  const share = steps ? Math.min((step ?? 0) / steps, 1) : null;
-  const bar = el("div", { class: "meter", role: "meter", "aria-label": "Steps done", "aria-valuemin": "0", "aria-valuemax": "100", "aria-valuenow": Math.round(100 * (share ?? 0)) }, el("i"));
-  bar.style.setProperty("--share", String(share ?? 0));
-  const said = (value, how) => (typeof value === "number" ? how(value) : null);
-  return el(
-    "article",
-    { class: `summary hue-${hue}` },
-    el("header", {}, el("h2", {}, el("i", { class: "swatch" }), name), el("span", { class: "state", data: { state } }, state)),
-    share === null ? "" : bar,
-    el(
-      "dl",
-      { class: "facts" },
-      figure("Step", steps ? `${count(step ?? 0)} / ${count(steps)}` : said(step, count)),
-      figure("Training loss", said(loss, precise)),
-      figure("Validation loss", said(valid, precise)),
-      figure("Tokens", said(tokens, number)),
-      figure("Tokens per second", said(speed, number)),
-      run.left === null ? figure("Time", said(took, duration)) : figure("Time left", said(run.left, duration)),
-    ),
-  );
+/* A run with rollouts makes a long page: a way to each of its parts. */
+function jumps() {
+  const parts = [...$("some").querySelectorAll("section:not([hidden])")].map((part) => part.querySelector("h2"));
+  const words = parts.map((part) => part.textContent).join();
+  $("jumps").hidden = $("rollouts-part").hidden;
+  if (words === $("jumps").dataset.words) return;
+  $("jumps").dataset.words = words;
+  const jump = (part) => () => part.parentElement.parentElement.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  $("jumps").replaceChildren(...parts.map((part) => el("button", { type: "button", class: "quiet small", on: { click: jump(part) } }, part.textContent)));
 }
 
 /* Charts cost something with many rows: they are drawn again when there is something new to draw. */
@@ -179,36 +160,27 @@ function draw() {
   const now = JSON.stringify([view, chosen().map(({ run, hue }) => [run.name, hue, run.version, run.known])]);
   if (now === drawn) return;
   drawn = now;
-  const extra = new Set(chosen().flatMap(({ run }) => [...run.curves.keys()]));
-  CURVES.forEach(({ keys }) => keys.forEach((key) => extra.delete(key)));
-  const others = [...extra].sort().map((key) => ({ keys: [key], title: key.replaceAll("_", " "), say: number }));
-  const titles = new Set();
-  for (const curve of [...CURVES, ...others]) {
-    titles.add(curve.title);
-    if (!charts.has(curve.title)) {
-      const chart = new Chart({ ...curve, look });
-      charts.set(curve.title, chart);
-      $("curves").append(chart.node);
-    }
-    const { of, unit, whole } = AXES[view.axis];
-    const marks = curve.tall ? chosen().flatMap(({ run }) => marked(run, of)) : [];
-    charts.get(curve.title).show(lines(curve, of), { log: Boolean(curve.log) && view.log, unit, whole, marks });
+  const found = groups(chosen().map(({ run }) => run));
+  const lead = found.flatMap(({ curves }) => curves).find((curve) => curve.lead)?.title;
+  const nodes = found.flatMap(({ title, curves }) => [...(found.length > 1 ? [heading(title)] : []), ...curves.map((curve) => chart(curve).node)]);
+  const there = [...$("curves").children];
+  if (nodes.length !== there.length || nodes.some((node, index) => node !== there[index])) $("curves").replaceChildren(...nodes);
+  const { of, unit, whole } = AXES[view.axis];
+  for (const curve of found.flatMap(({ curves }) => curves)) {
+    const marks = curve.title === lead ? chosen().flatMap(({ run }) => marked(run, of)) : [];
+    chart(curve).node.classList.toggle("tall", curve.title === lead);
+    chart(curve).show(lines(curve, chosen(), of, view.weight), { log: Boolean(curve.log) && view.log, unit, whole, marks });
   }
-  for (const [title, chart] of charts) chart.node.hidden ||= !titles.has(title);
 }
 
-function lines(curve, of) {
-  return chosen().flatMap(({ run, hue }) =>
-    curve.keys.filter((key) => run.curves.has(key)).map((key) => {
-      const [dots, points] = [key === "valid_loss", run.curves.get(key)];
-      const weight = curve.smooth && !dots ? view.weight : 0;
-      const pairs = (values) => points.map((point, index) => [of(point), values[index]]).filter(([, y]) => y !== null);
-      const raw = points.map((point) => point.value);
-      const name = [shown.size > 1 ? run.name : "", NAMES[key] ?? ""].filter(Boolean).join(" · ");
-      const own = dots && shown.size === 1 ? 1 : hue; // one run alone has both colours
-      return { name, hue: own, kind: dots ? "dots" : null, points: pairs(smooth(raw, weight)), faint: weight ? pairs(raw) : null };
-    }),
-  );
+function chart(curve) {
+  if (!charts.has(curve.title)) charts.set(curve.title, new Chart({ ...curve, look }));
+  return charts.get(curve.title);
+}
+
+function heading(title) {
+  if (!headings.has(title)) headings.set(title, el("h3", { class: "group-title" }, title));
+  return headings.get(title);
 }
 
 /* Events are known by their step; the loss nearest to it says where that is on another axis. */

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import importlib.abc
 import importlib.machinery
+import io
 import json
 import operator
 import os
@@ -12,13 +14,15 @@ import random
 import socket
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import values, walls
 
 MODULE = "candidate"
 MESSAGE = 4 * 1024 * 1024  # bytes of one message, either way
+_PRINTED = 1 << 18  # characters that are told of what a call has printed
+_LARGE = 1 << 16  # bytes: what a module holds beyond it is asked for item by item
 
 
 class Source(importlib.abc.InspectLoader):
@@ -66,6 +70,8 @@ class _Answering:
         self._lines = link.makefile("rb")
         self._things: dict[int, Any] = {}
         self._space: dict[str, Any] = {}
+        self._printed = io.BytesIO()
+        sys.stdout = io.TextIOWrapper(self._printed, encoding="utf-8", errors="replace")
 
     def say(self, message: dict[str, Any]) -> None:
         self._link.sendall(json.dumps(message).encode() + b"\n")
@@ -83,16 +89,34 @@ class _Answering:
 
     def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
         try:
-            return self._run(message["run"]) if "run" in message else self._call(message)
+            answer = self._run(message["run"]) if "run" in message else self._call(message)
         except BaseException as error:  # a candidate may raise anything; the judge is told
-            return self._failure(error)
+            answer = self._failure(error)
+        return answer | self._out()
+
+    def _out(self) -> dict[str, Any]:
+        """What was printed since the last answer."""
+        try:
+            sys.stdout.flush()
+        except Exception:  # the candidate has put something else there
+            return {}
+        text = self._printed.getvalue().decode(errors="replace")[:_PRINTED]
+        self._printed.seek(0)
+        self._printed.truncate()
+        return {"out": text} if text else {}
 
     def _failure(self, error: BaseException) -> dict[str, Any]:
-        names = [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, Exception)]
+        """The classes of an error that is one, nearest first, and what it carries."""
+        kinds = [[kind.__module__, kind.__name__] for kind in type(error).__mro__ if issubclass(kind, Exception)]
+        shared = values.Shared()
+        told: dict[str, Any] = {"raise": kinds, "text": "", "args": [], "holds": {}}
         try:
-            return {"raise": names, "text": str(error)[:500]}
+            told["text"] = str(error)[:500]
+            told["args"] = [values.pack(it, self._refer, shared) for it in error.args]
+            told["holds"] = {name: values.pack(it, self._refer, shared) for name, it in vars(error).items()}
+            return told if len(json.dumps(told)) < _LARGE else told | {"args": [told["text"]], "holds": {}}
         except BaseException:
-            return {"raise": names, "text": ""}
+            return told | {"args": [told["text"]], "holds": {}}
 
     def _run(self, code: str) -> dict[str, Any]:
         loader = Source(code)
@@ -100,9 +124,16 @@ class _Answering:
         sys.modules[MODULE] = module
         loader.exec_module(module)
         self._space = vars(module)
-        shared = values.Shared()
         public = {name: thing for name, thing in self._space.items() if not name.startswith("__")}
-        return {"names": {name: values.pack(thing, self._refer, shared) for name, thing in public.items()}}
+        return {"names": {name: self._told(thing) for name, thing in public.items()}}
+
+    def _told(self, thing: Any) -> Any:
+        """What a name of the module stands for: as data where that is short, else as something to ask."""
+        try:
+            packed = values.pack(thing, self._refer, values.Shared())
+            return packed if len(json.dumps(packed)) < _LARGE else self._refer(thing)
+        except (RecursionError, TypeError, ValueError):
+            return self._refer(thing)
 
     def _call(self, message: dict[str, Any]) -> dict[str, Any]:
         shared = values.Shared()
@@ -116,8 +147,9 @@ class _Answering:
 
     def _refer(self, thing: Any) -> dict[str, Any]:
         if isinstance(thing, type) and issubclass(thing, Exception):
-            known = [base.__name__ for base in thing.__mro__ if base.__module__ == builtins.__name__]
-            return {"x": [thing.__name__, known[0]]}
+            if values.builtin(thing):
+                return {"x": [thing.__name__]}
+            return {"x": [thing.__name__, *(self._refer(it) for it in thing.__bases__ if issubclass(it, Exception))]}
         self._things[id(thing)] = thing  # kept, so that the number stays its own
         return {"h": id(thing)}
 
@@ -126,12 +158,17 @@ class _Answering:
             return self._things[data["h"]]
         if "x" in data:
             return self._space.get(data["x"]) or getattr(builtins, data["x"])
-        number: int = data["k"]
+        if "g" in data:
+            return _walk(self._lent(data["g"]))
+        return self._lent(*data["k"])
 
-        def back(*args: Any) -> Any:
+    def _lent(self, number: int, name: str = "", doc: str = "") -> Callable[..., Any]:
+        """A function of the tests'."""
+
+        def back(*args: Any, **options: Any) -> Any:
             shared = values.Shared()
-            packed = values.pack(args, self._refer, shared)
-            self.say({"back": number, "args": packed})
+            packed, named = (values.pack(it, self._refer, shared) for it in (args, options))
+            self.say({"back": number, "args": packed, "options": named} | self._out())
             heard = self.hear()
             while "verb" in heard:  # what was lent may itself call the candidate
                 self.say(self._answer(heard))
@@ -141,24 +178,81 @@ class _Answering:
                 raise kind(heard["text"])
             return values.unpack(heard["result"], self._resolve, values.Shared())
 
+        back.__name__, back.__doc__ = name, doc
         return back
+
+
+def _walk(following: Callable[[], Any]) -> Iterator[Any]:
+    """An iterator of the tests', one item at a time."""
+    while True:
+        try:
+            yield following()
+        except StopIteration:
+            return
+
+
+def _exit(thing: Any, error: tuple[str, str] | None = None) -> bool:
+    """Leave a `with`, perhaps by an error; whether that is thereby dealt with."""
+    made = getattr(builtins, error[0], Exception)(error[1]) if error else None
+    return bool(type(thing).__exit__(thing, type(made) if made else None, made, None))
+
+
+def _holds(thing: Any, item: Any, kinds: tuple[Any, ...]) -> bool | None:
+    """What one of these classes says of an item; None where `thing` is of none of them."""
+    of_one = isinstance(thing, tuple(kind for kind in kinds if isinstance(kind, type)))
+    return item in thing if of_one and hasattr(type(thing), "__contains__") else None
+
+
+TWO_SIDED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
+"""Operators that may also stand between one of the candidate's objects and plain data."""
+ORDERS = ("eq", "lt", "le", "gt", "ge")
+NUMBERS: dict[str, Callable[..., Any]] = {
+    "abs": abs,
+    "int": int,
+    "float": float,
+    "complex": complex,
+    "index": operator.index,
+    "bool": bool,
+}
+NUMBERS |= {"neg": operator.neg, "pos": operator.pos, "invert": operator.invert, "round": round}
+"""What makes a number or a truth of an object."""
+OTHERS: dict[str, Callable[..., Any]] = {
+    "len": len,
+    "str": str,
+    "repr": repr,
+    "hash": hash,
+    "format": format,
+    "reversed": reversed,
+    "next": next,
+    "getitem": operator.getitem,
+    "setitem": operator.setitem,
+    "delitem": operator.delitem,
+    "delattr": delattr,
+    "copy": copy.copy,
+    "enter": lambda thing: type(thing).__enter__(thing),
+}
+
+
+def _operators() -> dict[str, Callable[..., Any]]:
+    found = {name: getattr(operator, f"__{name}__") for name in (*TWO_SIDED, *ORDERS)}
+    for name in TWO_SIDED:
+        found[f"i{name}"] = getattr(operator, f"__i{name}__")
+        found[f"r{name}"] = lambda thing, other, act=found[name]: act(other, thing)
+    return found
 
 
 _VERBS: dict[str, Callable[..., Any]] = {
     "call": lambda thing, *args, **options: thing(*args, **options),
     "get": getattr,
     "set": setattr,
-    "item": operator.getitem,
-    "put": operator.setitem,
-    "drop": operator.delitem,
     "iter": iter,
-    "next": next,
-    "len": len,
-    "bool": bool,
-    "str": str,
-    "repr": repr,
-    "enter": lambda thing: type(thing).__enter__(thing),
-    "exit": lambda thing: type(thing).__exit__(thing, None, None, None),
+    "exit": _exit,
+    "holds": _holds,
+    "plain": values.plainly,
     "isinstance": lambda kind, thing: isinstance(thing, kind),
-    **{name: getattr(operator, name) for name in ("eq", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "neg")},
+    "issubclass": lambda kind, other: issubclass(other, kind),
+    "deepcopy": copy.deepcopy,
+    **NUMBERS,
+    **OTHERS,
+    **_operators(),
 }

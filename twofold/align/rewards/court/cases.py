@@ -7,14 +7,71 @@
     "def check(candidate): ..."     HumanEval's: each assert at its top, `candidate` being the entry point
 
 A fenced statement stands in `with __case__(number):`, which swallows what it raises and notes whether it passed.
+
+Which names of the tests are the candidate's (`Names`): those that neither they nor the language nor its library
+define; the entry point; a name of the library's that is used as no module can be; and the one name of the language's
+where the tests use no other.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
+import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 CASE = "__case__"
+ENTRY = "__entry__"
+"""The entry point's name in the tests, where they define its own anew."""
+SOLUTION = "solution"
+"""`from solution import f`: the module that a candidate is."""
+
+
+class Names(NamedTuple):
+    """Names that tests use and do not bind."""
+
+    asked: frozenset[str]
+    """What the candidate has to define, though Python has something of that name."""
+    modules: frozenset[str]
+    """Modules of the library that are used without an import."""
+    kinds: frozenset[str]
+    """What is written as a class is."""
+
+
+def names(source: str, entry: str | None) -> Names:
+    """The names of arranged tests.
+
+    Raises ValueError where only functions of the language are tested, and nobody says which.
+    """
+    nodes = list(ast.walk(ast.parse(source)))
+    bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)} | {CASE}
+    bound |= {n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler) if n.name}
+    imported = [a for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for a in node.names]
+    bound |= {(alias.asname or alias.name).partition(".")[0] for alias in imported}
+    free = {node.id for node in nodes if isinstance(node, ast.Name)} - bound
+    bases = {node.value for node in nodes if isinstance(node, ast.Attribute)}
+    alone = {node.id for node in nodes if isinstance(node, ast.Name) and node not in bases}
+    library = free & set(sys.stdlib_module_names)
+    told = {entry} & free if entry else set()
+    plain = {name for name in free - told - library if hasattr(builtins, name) and not _error(name)}
+    foreign = {name for name in free if not hasattr(builtins, name) and name not in library - alone}
+    solved = any(isinstance(node, ast.ImportFrom) and node.module == SOLUTION for node in nodes)
+    own = set[str]()
+    if not (foreign or told or solved or bound & {SOLUTION}):
+        if len(plain) > 1:
+            raise ValueError(
+                f"was given tests of {', '.join(sorted(plain))}: name the one that is asked for as the entry"
+            )
+        own = plain
+    kinds = {name for name in free if name[0].isupper() and (len(name) == 1 or not name.isupper())}
+    return Names(frozenset(told | own | library & alone), frozenset(library - alone - told), frozenset(kinds))
+
+
+def _error(name: str) -> bool:
+    kind = getattr(builtins, name)
+    return isinstance(kind, type) and issubclass(kind, BaseException)
 
 
 def arrange(tests: str | Sequence[str], entry: str | None) -> tuple[str, int]:
@@ -22,6 +79,8 @@ def arrange(tests: str | Sequence[str], entry: str | None) -> tuple[str, int]:
 
     Raises ValueError where the tests are not Python, or where there is nothing in them that could fail.
     """
+    if entry == "check":
+        entry = ENTRY
     if isinstance(tests, str):
         return _script(_parsed(tests), entry)
     body: list[ast.stmt] = []

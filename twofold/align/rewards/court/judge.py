@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import importlib
 import json
 import os
 import resource
@@ -22,10 +23,11 @@ import struct
 import sys
 import tempfile
 import time
+import types
 from typing import Any
 
 from . import candidate, cases, walls
-from .remote import Gone, Link
+from .remote import Gone, Link, Remote
 
 _OWN_MEGABYTES = 1024
 
@@ -110,6 +112,7 @@ def judge(job: dict[str, Any], link: Link) -> dict[str, Any]:
     why = ""
     try:
         source, count = cases.arrange(job["tests"], job["entry"])
+        used = cases.names(source, job["entry"])
     except ValueError as error:
         return {"fault": str(error), "reason": "tests"}
     try:
@@ -118,9 +121,15 @@ def judge(job: dict[str, Any], link: Link) -> dict[str, Any]:
         return {"fault": f"cannot start a candidate: it {link.gone} behind its walls", "reason": "court"}
     try:
         link.say({"run": job["code"]})
-        space = _visible(link.names(link.hear()), job["entry"])
+        found = link.names()
+        absent = sorted(name for name in used.asked - found.keys() if hasattr(builtins, name))
+        if absent:  # Python's own shall not do it for the candidate
+            return {"passed": 0, "tests": count, "why": f"defines no '{absent[0]}'", "walls": stand}
+        sys.modules[cases.SOLUTION] = _solution(found)
         loader = candidate.Source(source)
         module = loader.module("tests")
+        space = _visible(found, used, job["entry"])
+        link.kinds = tuple(space[name] for name in sorted(used.kinds & space.keys()) if type(space[name]) is Remote)
         vars(module).update(space)
         vars(module)[cases.CASE] = lambda number: _Case(link, passed, number)
         loader.exec_module(module)
@@ -131,10 +140,21 @@ def judge(job: dict[str, Any], link: Link) -> dict[str, Any]:
     return {"passed": len(passed), "tests": count, "why": why or link.gone, "walls": stand}
 
 
-def _visible(names: dict[str, Any], entry: str | None) -> dict[str, Any]:
+def _visible(found: dict[str, Any], used: cases.Names, entry: str | None) -> dict[str, Any]:
     """A candidate's `len` or `math` does not stand in for the real one, unless it is what was asked for."""
-    return {
-        name: thing
-        for name, thing in names.items()
-        if name == entry or not (hasattr(builtins, name) or name in sys.stdlib_module_names or name.startswith("__"))
-    }
+    space: dict[str, Any] = {name: importlib.import_module(name) for name in used.modules}
+    space |= {name: thing for name, thing in found.items() if not _pythons(name) or name in used.asked}
+    if entry in found:
+        space[cases.ENTRY] = found[entry]
+    return space
+
+
+def _solution(found: dict[str, Any]) -> types.ModuleType:
+    """The candidate as a module to import from: all by name, with `*` what hides nothing of Python's."""
+    made = types.ModuleType(cases.SOLUTION)
+    vars(made).update(found, __all__=[name for name in found if not _pythons(name)])
+    return made
+
+
+def _pythons(name: str) -> bool:
+    return hasattr(builtins, name) or name in sys.stdlib_module_names

@@ -1,21 +1,28 @@
 """The candidate's functions, classes and objects as the tests see them: whatever is asked of one crosses the socket.
 
 A plain value comes back as a plain value that was built here, so `f(2) == 4` compares two integers of this process.
-Anything else stays on the candidate's side, and what would let it lie about itself is not asked: it never equals plain
-data, has no arithmetic with plain data, and `in` walks its items.
+Anything else stays on the candidate's side, and what would let it lie about itself is not asked:
+
+    object == data      what its class is made from (named tuples, IntEnum) compares as the data it holds; else False
+    object + data       done there when another object comes of it, which then is neither number nor truth:
+                        `abs(f(x) - 3) < 1` finds no difference that a candidate has made up
+    data in object      walks its items; classes that the tests call by a Name are asked for their `__contains__`
+    with object:        may deal with an error, never with a failed assertion
 """
 
 from __future__ import annotations
 
 import builtins
 import json
+import operator
 import socket
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import values
-from .candidate import MESSAGE
+from .candidate import MESSAGE, NUMBERS, ORDERS, OTHERS, TWO_SIDED
 
 
 class Gone(BaseException):
@@ -31,6 +38,9 @@ class Link:
         self._rest = b""
         self._lent: list[Callable[..., Any]] = []
         self._errors: dict[str, type[Exception]] = {}
+        self._remotes: dict[int, Remote] = {}  # so that `a.next is b`
+        self.kinds: tuple[Any, ...] = ()
+        """The candidate's classes whose word on `in` is taken."""
         self.gone = ""
 
     def lose(self, why: str) -> Gone:
@@ -87,10 +97,10 @@ class Link:
         packed = values.pack(args, self._refer, shared, learn=True)
         named = values.pack(options or {}, self._refer, shared, learn=True)
         self.say({"verb": verb, "of": of, "args": packed, "options": named})
-        answer = self.hear()
+        answer = self._heard()
         while "back" in answer:
             self.say(self._back(answer))
-            answer = self.hear()
+            answer = self._heard()
         if "raise" in answer:
             raise self._error(answer)
         try:
@@ -100,8 +110,16 @@ class Link:
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             raise self.lose("spoke nonsense") from None
 
-    def names(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """What the candidate's module defines, as the tests are to see it."""
+    def _heard(self) -> dict[str, Any]:
+        """An answer; what was printed on the way to it is printed here."""
+        answer = self.hear()
+        if "out" in answer:
+            print(answer["out"], end="")
+        return answer
+
+    def names(self) -> dict[str, Any]:
+        """What the candidate's module defines, once it has run."""
+        answer = self._heard()
         if "raise" in answer:
             raise self._error(answer)
         try:
@@ -114,7 +132,8 @@ class Link:
         """A call of what the tests lent: only that, only with data, and its errors go to the candidate."""
         try:
             function = self._lent[message["back"]]
-            result = function(*values.unpack(message["args"], self._resolve, values.Shared()))
+            given = [values.unpack(message[name], self._resolve, values.Shared()) for name in ("args", "options")]
+            result = function(*given[0], **given[1])
             return {"result": values.pack(result, self._refer, values.Shared())}
         except Exception as error:
             return {"raise": [type(error).__name__], "text": str(error)[:500]}
@@ -124,42 +143,76 @@ class Link:
             return {"h": object.__getattribute__(thing, "_number")}
         if isinstance(thing, type) and issubclass(thing, Exception):
             return {"x": thing.__name__}
+        if isinstance(thing, Iterator):
+            self._lent.append(thing.__next__)
+            return {"g": len(self._lent) - 1}
         if callable(thing):
             self._lent.append(thing)
-            return {"k": len(self._lent) - 1}
+            told = (getattr(thing, name, None) for name in ("__name__", "__doc__"))
+            return {"k": [len(self._lent) - 1, *(it if isinstance(it, str) else "" for it in told)]}
         raise TypeError(
-            f"a {type(thing).__name__} cannot be given to a candidate: plain data, its own things, functions"
+            f"a {type(thing).__name__} cannot be given to a candidate: plain data, its own things, functions, iterators"
         )
 
     def _resolve(self, data: dict[str, Any]) -> Any:
         if "x" in data:
-            name, base = data["x"]
-            kind = getattr(builtins, base, Exception)
-            kind = kind if isinstance(kind, type) and issubclass(kind, Exception) else Exception
-            return self._errors.setdefault(name, kind if name == base else type(str(name), (kind,), {}))
-        return Remote(self, int(data["h"]))
+            return self._known(data["x"])
+        number = int(data["h"])
+        return self._remotes.setdefault(number, Remote(self, number))
+
+    def _known(self, told: list[Any]) -> type[Exception]:
+        """A class of errors: the language's own, or one like the candidate's, made here from its name and bases."""
+        name, bases = str(told[0]), told[1:]
+        kind = getattr(builtins, name, None)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            return kind
+        if name not in self._errors:
+            above = tuple(dict.fromkeys(self._known(base["x"]) for base in bases))
+            self._errors[name] = type(name, above, {"__str__": _said})
+        return self._errors[name]
 
     def _error(self, answer: dict[str, Any]) -> BaseException:
         """The candidate's exception as one of this process: its nearest class that is known here."""
-        for name in answer["raise"]:
-            kind = self._errors.get(name) or getattr(builtins, str(name), None)
-            if isinstance(kind, type) and issubclass(kind, Exception):
-                try:
-                    return kind(str(answer.get("text")))
-                except TypeError:  # it wants other arguments; the next class up will do
-                    continue
+        try:
+            for module, name in answer["raise"]:
+                library = sys.modules.get(module) if module.partition(".")[0] in sys.stdlib_module_names else None
+                kind = self._errors.get(name) or getattr(library or builtins, str(name), None)
+                if isinstance(kind, type) and issubclass(kind, Exception):
+                    return self._raised(kind, answer)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+            return self.lose("spoke nonsense")
         return self.lose("left by an exception that is no error")
+
+    def _raised(self, kind: type[Exception], answer: dict[str, Any]) -> Exception:
+        shared = values.Shared()
+        error = kind.__new__(kind, *(values.unpack(it, self._resolve, shared) for it in answer["args"]))
+        for name, held in answer["holds"].items():
+            if not name.startswith("__"):
+                setattr(error, name, values.unpack(held, self._resolve, shared))
+        if type(error).__str__ is _said:
+            error.__said__ = str(answer["text"])  # type: ignore[attr-defined]
+        return error
+
+
+def _said(error: Exception) -> str:
+    """What the candidate's error said of itself there; one that the tests have made says what any would."""
+    return str(vars(error).get("__said__", Exception.__str__(error)))
+
+
+_OPEN = {"__name__", "__qualname__", "__doc__", "__dict__", "__wrapped__", "__annotations__"}
+"""Names with underscores that are asked of the object itself, not of what stands for it."""
 
 
 class Remote:
-    """Something of the candidate's that is not plain data."""
+    """Something of the candidate's that is not plain data. `mixed`: made of plain data, see above."""
 
-    def __init__(self, link: Link, number: int) -> None:
+    def __init__(self, link: Link, number: int, mixed: bool = False) -> None:
         object.__setattr__(self, "_link", link)
         object.__setattr__(self, "_number", number)
+        object.__setattr__(self, "_mixed", mixed)
 
     def __getattribute__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__") and name != "__name__":
+        if name.startswith("__") and name.endswith("__") and name not in _OPEN:
             return object.__getattribute__(self, name)
         return _ask(self, "get", name)
 
@@ -170,31 +223,43 @@ class Remote:
         link: Link = object.__getattribute__(self, "_link")
         return link.ask("call", object.__getattribute__(self, "_number"), args, options)
 
-    def __hash__(self) -> int:
-        return hash(object.__getattribute__(self, "_number"))
-
     def __instancecheck__(self, thing: Any) -> bool:
         return type(thing) is Remote and _ask(self, "isinstance", thing) is True
 
-    def __bool__(self) -> bool:
-        return _ask(self, "bool") is True
+    def __subclasscheck__(self, kind: Any) -> bool:
+        return type(kind) is Remote and _ask(self, "issubclass", kind) is True
 
-    def __str__(self) -> str:
-        return str(_ask(self, "str"))
-
-    def __repr__(self) -> str:
-        return str(_ask(self, "repr"))
-
-    def __exit__(self, *error: Any) -> None:
-        _ask(self, "exit")
+    def __exit__(self, kind: object, error: object, trace: object) -> bool:
+        if error is None or isinstance(error, AssertionError) or not isinstance(error, Exception):
+            _ask(self, "exit")
+            return False
+        return _ask(self, "exit", (type(error).__name__, str(error))) is True
 
     def __iter__(self) -> Any:
-        walk = _ask(self, "iter")
-        while True:
-            try:
-                yield _ask(walk, "next")
-            except StopIteration:
-                return
+        return _items(_ask(self, "iter"))
+
+    def __reversed__(self) -> Any:
+        return _items(_ask(self, "reversed"))
+
+    def __contains__(self, item: Any) -> bool:
+        link: Link = object.__getattribute__(self, "_link")
+        told = _ask(self, "holds", item, link.kinds) if link.kinds else None
+        return any(it is item or it == item for it in self) if told is None else told is True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _ask(self, "deepcopy")
+
+    def __bool__(self) -> bool:
+        return _number(self, "bool") is True
+
+
+def _items(walk: Any) -> Iterator[Any]:
+    while True:
+        try:
+            item = _ask(walk, "next")
+        except StopIteration:
+            return
+        yield item
 
 
 def _ask(thing: Remote, verb: str, *args: Any) -> Any:
@@ -206,14 +271,53 @@ def _plainly(verb: str) -> Callable[..., Any]:
     return lambda self, *args: _ask(self, verb, *args)
 
 
-def _among_themselves(verb: str) -> Callable[[Remote, Any], Any]:
-    """An operator between two of the candidate's objects; with plain data it is not defined."""
-    return lambda self, other: _ask(self, verb, other) if type(other) is Remote else NotImplemented
+def _number(thing: Remote, verb: str, *args: Any) -> Any:
+    if object.__getattribute__(thing, "_mixed"):
+        raise TypeError("an object that was reckoned with plain data is neither a number nor true")
+    return _ask(thing, verb, *args)
 
 
-_PLAIN = {"getitem": "item", "setitem": "put", "delitem": "drop"}
-_PLAIN |= {name: name for name in ("len", "enter", "next", "neg")}
-for _name, _verb in _PLAIN.items():
-    setattr(Remote, f"__{_name}__", _plainly(_verb))
-for _name in ("eq", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv"):
-    setattr(Remote, f"__{_name}__", _among_themselves(_name))
+def _as_number(verb: str) -> Callable[..., Any]:
+    return lambda self, *args: _number(self, verb, *args)
+
+
+def _as_data(thing: Remote, act: Callable[[Any, Any], Any], other: Any) -> Any:
+    """An operator with plain data, on the data that an object is by its class, if it is."""
+    plain = _ask(thing, "plain")
+    return act(plain[0], other) if type(plain) is tuple and type(plain[0]) is not Remote else NotImplemented
+
+
+def _ordered(verb: str) -> Callable[[Remote, Any], Any]:
+    act = getattr(operator, verb)
+    return lambda self, other: _ask(self, verb, other) if type(other) is Remote else _as_data(self, act, other)
+
+
+def _reckoned(verb: str, act: Callable[[Any, Any], Any]) -> Callable[[Remote, Any], Any]:
+    """An operator of arithmetic, or its reflected or in-place form."""
+
+    def of(self: Remote, other: Any) -> Any:
+        made = _ask(self, verb, other)
+        if type(other) is Remote:
+            return made
+        if type(made) is not Remote:
+            return _as_data(self, act, other)
+        return Remote(object.__getattribute__(self, "_link"), object.__getattribute__(made, "_number"), True)
+
+    return of
+
+
+def _turned(act: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda one, other: act(other, one)
+
+
+for _name in OTHERS:
+    setattr(Remote, f"__{_name}__", _plainly(_name))
+for _name in NUMBERS.keys() - {"bool"}:
+    setattr(Remote, f"__{_name}__", _as_number(_name))
+for _name in ORDERS:
+    setattr(Remote, f"__{_name}__", _ordered(_name))
+for _name in TWO_SIDED:
+    _act = getattr(operator, f"__{_name}__")
+    setattr(Remote, f"__{_name}__", _reckoned(_name, _act))
+    setattr(Remote, f"__i{_name}__", _reckoned(f"i{_name}", _act))
+    setattr(Remote, f"__r{_name}__", _reckoned(f"r{_name}", _turned(_act)))
