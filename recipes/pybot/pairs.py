@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-MOST = 4
-"""Pairs of one prompt and kind, at most."""
+MOST, OFTEN = 4, 8
+"""Pairs of one prompt at most: of each kind that is balanced, and of its most frequent failures."""
 Pair = tuple[str, str]
 """A solution and a failure."""
 
@@ -35,7 +35,7 @@ def pairs(row: dict[str, Any], part: str) -> list[Pair]:
     good = list(dict.fromkeys([row["columns"]["answer"], *(text for text, passes in sorted(said) if passes)]))
     bad = {text: count for (text, passes), count in sorted(said.items()) if not passes and text.strip()}
     found = [(min(good, key=lambda text: abs(len(text) - len(other))), other) for other in bad]
-    often = sorted(found, key=lambda pair: -bad[pair[1]])[:MOST] if part == "train" else []
+    often = sorted(found, key=lambda pair: -bad[pair[1]])[:OFTEN] if part == "train" else []
     return list(dict.fromkeys(often + balanced(found)))
 
 
