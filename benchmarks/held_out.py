@@ -1,10 +1,10 @@
 """What a model still knows: its loss on texts that the bundled recipes hold out, and what another one's is.
 
-    twofold bench held_out [--model DIR] [--against DIR] [--limit 60] [--json FILE]
+    twofold bench held_out [--model DIR] [--against DIR] [--source FILE] [--limit 60] [--json FILE]
 
 Nats a token, the mean over documents: files of the standard library, questions about functions that no chat described
-with the answers that the library's own documentation gives, and the little talk of chat.jsonl. Differences are paired,
-document by document, with the 95% interval of a bootstrap over documents.
+with the answers that the library's own documentation gives, and the little talk of chat.jsonl; or all documents of one
+source. Differences are paired, document by document, with the 95% interval of a bootstrap over documents.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ LONGEST, PIECES = 512, 4
 """Tokens that are read at once, and how many times so many of a document, from its beginning."""
 
 
-def losses(decoder: Decoder, wording: Wording, source: str, limit: int) -> Iterator[float]:
+def losses(decoder: Decoder, wording: Wording, source: str, fraction: float, limit: int) -> Iterator[float]:
     """The mean loss of what is learned in each of the first `limit` held-out documents."""
-    held = (it for it in documents(source) if it.held_out(FRACTION))
+    held = (it for it in documents(source) if it.held_out(fraction))
     for document in islice(held, limit):
         ids, learn = wording.document(document, source)
         found = list[Tensor]()
@@ -51,11 +51,13 @@ def losses(decoder: Decoder, wording: Wording, source: str, limit: int) -> Itera
 
 
 @torch.no_grad()
-def measure(folder: Path, limit: int) -> dict[str, list[float]]:
-    """Every source's losses, by document."""
+def measure(folder: Path, source: str | None, limit: int) -> dict[str, list[float]]:
+    """Every source's losses, by document; of a source that is named all are held out."""
     decoder = load(folder, dtype=torch.float32)
     wording = Wording(Tokenizer.load(folder), ChatTemplate.load(folder))
-    return {name: list(losses(decoder, wording, source, limit)) for name, source in SOURCES.items()}
+    if source:
+        return {Path(source).stem: list(losses(decoder, wording, source, 1.0, limit))}
+    return {name: list(losses(decoder, wording, place, FRACTION, limit)) for name, place in SOURCES.items()}
 
 
 def compare(found: dict[str, list[float]], other: dict[str, list[float]] | None) -> dict[str, dict[str, Any]]:
@@ -77,16 +79,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a checkpoint directory; the bundled model without it")
     parser.add_argument("--against", help="another one; differences are told")
+    parser.add_argument("--source", help="a file or a named source, all of it held out, in place of the recipes' own")
     parser.add_argument("--limit", type=int, default=60, help="documents of each source at most")
     parser.add_argument("--json", type=Path, help="write the figures there")
     args = parser.parse_args()
-    found = measure(model_dir(args.model), args.limit)
-    other = measure(model_dir(args.against), args.limit) if args.against else None
+    found = measure(model_dir(args.model), args.source, args.limit)
+    other = measure(model_dir(args.against), args.source, args.limit) if args.against else None
     record = compare(found, other)
     for name, row in record.items():
         loss = "{value:.3f} ({low:.3f} to {high:.3f})".format(**row["loss"])
         less = ", less by {value:+.3f} ({low:+.3f} to {high:+.3f})".format(**row["less"]) if other else ""
-        line = f"{name:<12} {row['documents']:>3} documents: {loss} nats a token{less} {row.get('verdict', '')}"
+        line = f"{name:<20} {row['documents']:>3} documents: {loss} nats a token{less} {row.get('verdict', '')}"
         print(line.rstrip())
     if args.json:
         args.json.write_text(json.dumps(record, indent=1) + "\n")

@@ -15,6 +15,8 @@ import pytest
 
 from twofold.align.task import Task, fingerprint, read_prompts, read_task
 from twofold.core import ConfigError
+from twofold.data import documents
+from twofold.data.dataset import Completion
 
 SHIPPED = Path(__file__).resolve().parents[2] / "recipes" / "pybot" / "tasks"
 REWARD = '[[rewards]]\nkind = "length"\nmost = 5\n'
@@ -110,6 +112,32 @@ def test_what_is_measured_is_never_trained_on() -> None:
     begun, others = ({row["prompt"] for row in rows(f"parses.{part}.jsonl")} for part in PARTS)
     assert (len(begun), len(others)) == (65, 40)
     assert not begun & others
+
+
+def test_nor_is_it_among_what_demonstrations_and_pairs_are_made_of() -> None:
+    measured = {renamed(row["prompt"] + row["answer"]) for row in rows("tests.valid.jsonl")}
+    for document in documents("python-functions"):
+        assert isinstance(document.content, Completion)
+        assert renamed(document.content.prompt + document.content.completion) not in measured, document.key
+    for part in PARTS:
+        asked = {row["prompt"] for row in rows(f"tests.{part}.jsonl")}
+        assert {row["prompt"] for row in rows(f"../demonstrations.{part}.jsonl")} == asked
+        assert {row["prompt"] for row in rows(f"../pairs.{part}.jsonl")} <= asked
+
+
+def test_length_alone_is_right_in_half_of_the_held_out_pairs() -> None:
+    found = [len(row["chosen"]) - len(row["rejected"]) for row in rows("../pairs.valid.jsonl")]
+    assert sum(more > 0 for more in found) == sum(more < 0 for more in found) > 40
+
+
+@pytest.mark.parametrize("part", ("train", "valid"))
+def test_demonstrations_pass_and_of_a_pair_only_the_chosen_one_does(part: str) -> None:
+    tests = {row["prompt"]: row["tests"] for row in rows(f"tests.{part}.jsonl")}
+    for row in rows(f"../demonstrations.{part}.jsonl"):
+        assert passes(row["prompt"] + row["completion"], tests[row["prompt"]]), row
+    for row in rows(f"../pairs.{part}.jsonl"):
+        assert passes(row["prompt"] + row["chosen"], tests[row["prompt"]]), row
+        assert not passes(row["prompt"] + row["rejected"], tests[row["prompt"]]), row
 
 
 PARTS = ("train", "valid")

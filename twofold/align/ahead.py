@@ -96,6 +96,12 @@ class Ahead(Generic[T]):
         except (msgspec.ValidationError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"the checkpoint's batch of rollouts cannot be read: {error}") from None
 
+    def close(self) -> None:
+        """Wait for what is under way to end, which the end of `remote` makes it do; nobody asks for it any more."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
     def _swap(self) -> None:
         if self._staged:
             self.remote.swap()

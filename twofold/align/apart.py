@@ -88,8 +88,10 @@ class Apart:
         return {WAITING: Piece(Held.all(data.shape), data, data.dtype)}
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and what waits for it."""
         self._engine.close()
+        if self._ahead is not None:
+            self._ahead.close()
 
     def _send(self, trainer: Trainer, after: int = 0) -> None:
         assert self._ahead is not None

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from ..core import TwofoldError
+from ..core import TwofoldError, WorkerError
 from ..platforms import bound_spin, bound_team
 from . import wire
 from .remote_config import RemoteConfig
@@ -41,16 +41,21 @@ class Child:
             environment["OMP_NUM_THREADS"] = str(config.threads)
         bound_spin(environment)
         bound_team(environment)
+        command = [*config.launcher, config.python or sys.executable, "-P", "-m", MODULE]
         with theirs:
-            self._popen = subprocess.Popen(
-                [*config.launcher, config.python or sys.executable, "-P", "-m", MODULE],
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=subprocess.PIPE,
-                pass_fds=files,
-                env=environment,
-                start_new_session=True,
-            )
+            try:
+                self._popen = subprocess.Popen(
+                    command,
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    stderr=subprocess.PIPE,
+                    pass_fds=files,
+                    env=environment,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self._socket.close()
+                raise WorkerError(f"the generator cannot be started: {command[0]}: {error.strerror}") from None
         self._words: deque[str] = deque(maxlen=LAST_WORDS)
         self._fatal = ""
         self._closing = False
@@ -85,6 +90,7 @@ class Child:
             self._socket.shutdown(socket.SHUT_RDWR)
         if threading.current_thread() is not self._ears:
             self._ears.join(patience)
+        self._relay.join(1.0)
         self._socket.close()
 
     # ------------------------------------------------------------------------------------ its threads
@@ -147,7 +153,8 @@ class Child:
 
     def _relay_words(self) -> None:
         assert self._popen.stderr is not None
-        for line in self._popen.stderr:
-            text = line.decode(errors="replace").rstrip("\n")
-            self._words.append(text)
-            print(text, file=sys.stderr, flush=True)
+        with self._popen.stderr as words:
+            for line in words:
+                text = line.decode(errors="replace").rstrip("\n")
+                self._words.append(text)
+                print(text, file=sys.stderr, flush=True)

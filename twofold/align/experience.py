@@ -25,6 +25,7 @@ from torch import Tensor
 from ..data import Batch
 from ..parallel import Mesh
 from ..parallel.messages import everyone
+from ..train.lesson import GivenUp
 from ..train.loss import IGNORE
 from .episode import Group, Prompt, Rollout
 from .rewards import Judgement, Panel
@@ -117,6 +118,8 @@ class Share:
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
+    given_up: bool = False
+    """It is not whole: the rank was asked to stop."""
 
 
 def judged(groups: Sequence[Group], panel: Panel, step: int) -> Judgement:
@@ -165,9 +168,11 @@ def gather(share: Share, prompts: Sequence[Prompt], mesh: Mesh) -> Harvest:
             [it.group.prompt.number, [_plain(one) for one in it.group.rollouts], it.totals, it.parts]
             for it in share.groups
         ],
-        **{name: getattr(share, name) for name in ("faults", "notes", "seconds", "counts")},
+        **{name: getattr(share, name) for name in ("faults", "notes", "seconds", "counts", "given_up")},
     }
     found = everyone(mine, mesh.group("data"))
+    if any(one["given_up"] for one in found):
+        raise GivenUp
     by_number = {number: rest for one in found for number, *rest in one["groups"]}
     parts: dict[str, list[float | None]] = {name: [] for _, _, given in by_number.values() for name in given}
     rollouts, group, totals = list[Rollout](), list[int](), list[float]()

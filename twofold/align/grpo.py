@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..data import Batch
 from ..data.prompts import PromptLoader
-from ..train.lesson import Lesson
+from ..train.lesson import GivenUp, Lesson
 from ..train.objective import Sums
 from ..train.pieces import Held, Piece, Stored
 from ..train.step import Step
@@ -171,13 +171,18 @@ class GrpoLesson(Lesson):
         if not self.config.dynamic_sampling:
             found = self.play.next(trainer, self.prompts.batch, self.config.group)
             return found, found
+        drawn = self.drawn
         every: list[Harvest] = []
         kept: list[Harvest] = []
         groups = 0
         while groups < self.per_step and len(every) < ROUNDS:
             prompts = self.prompts.take(self.drawn, self.drawn + self.per_step)
             self.drawn += self.per_step
-            found = self.play.harvest(trainer, prompts, self.config.group, len(every))
+            try:
+                found = self.play.harvest(trainer, prompts, self.config.group, len(every))
+            except GivenUp:
+                self.drawn = drawn
+                raise
             every.append(found)
             good_N = informative(found.rewards_N, found.group_N)
             within = list(dict.fromkeys(found.group_N[good_N].tolist()))[: self.per_step - groups]

@@ -69,7 +69,8 @@ class Alignment(Course):
             other = read(data.valid, wording, limits)
             valid, fingerprint = other.train, f"{fingerprint}+{other.fingerprint}"
         if not len(train):
-            raise ConfigError(f"data.train has nothing to learn from: {train.counts}")
+            others = f", {len(valid)} held out (data.valid_fraction)" if len(valid) else ""
+            raise ConfigError(f"data.train has nothing to learn from: {train.counts}{others}")
         most = recipe.run.eval_batches
         if recipe.plays:
             self._valid = valid[: data.eval_prompts]
@@ -120,6 +121,10 @@ class Alignment(Course):
 
 def panel(recipe: AlignRecipe) -> Panel:
     """The recipe's judges; a reward model is a directory, loaded here."""
+    for it in recipe.rewards:
+        file, _, _ = it.path.rpartition(":")
+        if file.endswith(".py") and not Path(file).is_file():
+            raise ConfigError(f"reward '{it.name}': no such file: {file}")
     names = {it.model for it in recipe.rewards if it.kind == "model"}
     return Panel(recipe.rewards, {name: PromptScorer(Path(name)) for name in names})
 

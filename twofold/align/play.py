@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import TwofoldError
+from ..core import ConfigError, TwofoldError
 from ..engine.capacity import forecast
 from ..engine.config import EngineConfig
 from ..engine.engine import Engine
@@ -36,7 +36,7 @@ from .remote import RemoteEngine
 from .rewards import Panel
 from .rewards.function import load_function
 from .rollout import Engine as Rolls
-from .rollout import rollout
+from .rollout import never, rollout
 from .rollout_config import RolloutConfig
 from .sync import Shared
 from .turns import Turn, in_chat
@@ -85,9 +85,14 @@ class Play:
         )
 
     def harvest(self, trainer: Trainer, prompts: Sequence[Prompt], n: int, round_: int = 0) -> Harvest:
-        """`n` judged rollouts of each prompt, in order, on every rank; a collective. `round_` of one step's draws."""
+        """`n` judged rollouts of each prompt, in order, on every rank; a collective. `round_` of one step's draws.
+
+        Raises:
+            GivenUp: a rank was asked to stop meanwhile.
+        """
         seed = seed_of(self._seed, (trainer.position.step << 8) + round_)
-        return self._told(trainer, self._here(trainer, prompts, n, self.params, seed), prompts)
+        share = self._here(trainer, prompts, n, self.params, seed, until=lambda: trainer.stop.asked is not None)
+        return self._told(trainer, share, prompts)
 
     def next(self, trainer: Trainer, prompts: Callable[[int], Sequence[Prompt]], n: int) -> Harvest:
         """As `harvest`, of the prompts of the run's step; where a process apart rolls out, it is asked."""
@@ -95,7 +100,10 @@ class Play:
         if not self.config.apart:
             return self.harvest(trainer, prompts(step), n)
         if self._apart is None:
-            data, roll = trainer.mesh, partial(self._there, prompts, n, trainer.mesh)
+            data = trainer.mesh
+            # what is rolled out ahead is by weights that are gone when the run goes on: it is waited for
+            until = never if self.config.overlap else lambda: trainer.stop.asked is not None
+            roll = partial(self._there, prompts, n, data, until)
             settings = self._settings(trainer.decoder, n * math.ceil(len(prompts(step)) / data.size("data")))
             self._apart = Apart(self.config, trainer, settings, self.words.eos_ids, roll, self._stored)
         share = self._apart.take(trainer)
@@ -116,7 +124,15 @@ class Play:
                 trainer.display.say(f"reward: {note}")
         return found
 
-    def _here(self, trainer: Trainer, prompts: Sequence[Prompt], n: int, params: SamplingParams, seed: int) -> Share:
+    def _here(
+        self,
+        trainer: Trainer,
+        prompts: Sequence[Prompt],
+        n: int,
+        params: SamplingParams,
+        seed: int,
+        until: Callable[[], bool] = never,
+    ) -> Share:
         """This rank's share, by the engine on the trainer's own weights."""
         watch, mine = Watch(), shared(placed(prompts), trainer.mesh)
         if self._shared is None:
@@ -124,23 +140,39 @@ class Play:
             self._shared = Shared(trainer.zero, self._settings(trainer.decoder, most * n), eos_ids=self.words.eos_ids)
         with torch.no_grad(), self._shared.awake(trainer.position.step + 1) as engine:
             before = _counters(engine)
-            groups = self._groups(engine, mine, n, params, seed)
+            groups = self._groups(engine, mine, n, params, seed, until)
             counts = {name: value - before[name] for name, value in _counters(engine).items()}
             self.ledger.read("rollout")
         watch.lap("rollout")
+        if until():
+            return Share(groups=[], given_up=True)
         return valued(groups, self.panel, trainer.position.step, watch, counts)
 
     def _there(
-        self, prompts: Callable[[int], Sequence[Prompt]], n: int, mesh: Mesh, engine: RemoteEngine, step: int
+        self,
+        prompts: Callable[[int], Sequence[Prompt]],
+        n: int,
+        mesh: Mesh,
+        until: Callable[[], bool],
+        engine: RemoteEngine,
+        step: int,
     ) -> Share:
         """This rank's share of a step, by the engine of a process apart."""
         watch, mine = Watch(), shared(placed(prompts(step)), mesh)
-        groups = self._groups(engine, mine, n, self.params, seed_of(self._seed, step << 8))
+        groups = self._groups(engine, mine, n, self.params, seed_of(self._seed, step << 8), until)
         watch.lap("rollout")
+        if until():
+            return Share(groups=[], given_up=True)
         return valued(groups, self.panel, step, watch, {})
 
     def _groups(
-        self, engine: Rolls, prompts: Sequence[Prompt], n: int, params: SamplingParams, seed: int
+        self,
+        engine: Rolls,
+        prompts: Sequence[Prompt],
+        n: int,
+        params: SamplingParams,
+        seed: int,
+        until: Callable[[], bool] = never,
     ) -> list[Group]:
         found = list(
             rollout(
@@ -153,6 +185,7 @@ class Play:
                 turn=self._turn,
                 max_turns=self.config.max_turns,
                 max_total=self.config.max_tokens,
+                until=until,
             )
         )
         failed = [it for group in found for it in group.rollouts if it.finish == "error"]
@@ -175,6 +208,12 @@ class Play:
             device=str(decoder.device),
         )
         if config.num_blocks is not None:
+            room, needed = config.num_blocks * config.block_size, -(-(longest - 1) // config.block_size)
+            if config.num_blocks < needed:  # nobody reads the last token
+                raise ConfigError(
+                    f"rollout.num_blocks = {config.num_blocks} holds {room} tokens, and a prompt with its answer may "
+                    f"have {longest}: give {needed} or more"
+                )
             return settings
         wanted = requests * -(-longest // config.block_size)
         held: Any = str(decoder.dtype).removeprefix("torch.")
@@ -201,9 +240,9 @@ class Play:
 
     def close(self) -> None:
         """End the processes of reward functions, and the one that rolls out."""
+        self.panel.close()  # first: rollouts under way may be being judged
         if self._apart is not None:
             self._apart.close()
-        self.panel.close()
 
 
 def together(harvests: Sequence[Harvest]) -> Harvest:

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -63,6 +62,8 @@ class RemoteEngine:
         WorkerError: it did not start; with its last words.
     """
 
+    _meeting: Meeting | None = None
+
     def __init__(
         self,
         model: Mapping[str, Any],
@@ -95,6 +96,8 @@ class RemoteEngine:
             self._start()
         except BaseException:
             self._ring.close()
+            if self._meeting is not None:
+                self._meeting.close()
             raise
 
     # ------------------------------------------------------------------------------------ life
@@ -174,9 +177,7 @@ class RemoteEngine:
     def __enter__(self) -> RemoteEngine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # ------------------------------------------------------------------------------------ requests
@@ -381,7 +382,7 @@ class RemoteEngine:
 
     def _check(self) -> None:
         if self._fault is not None:
-            raise WorkerError(f"{self._fault}\nrestart() begins a new one")
+            raise WorkerError(self._fault)
 
     def _wait(self, done: Callable[[], bool], limit: float, what: str) -> None:
         ends = time.monotonic() + limit

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from hashlib import blake2b
@@ -34,7 +34,14 @@ from .stops import Stops
 from .turns import Reply, Turn, Words, reply_ids
 
 TOOLS_AT_ONCE = 16
+PATIENCE = 0.25
+"""Seconds to wait for a tool before the caller is asked again whether it is enough."""
 _NAMES = itertools.count()
+
+
+def never() -> bool:
+    """Nobody asks for an end."""
+    return False
 
 
 class Engine(Protocol):
@@ -67,6 +74,7 @@ def rollout(
     turn: Turn | None = None,
     max_turns: int = 8,
     max_total: int | None = None,
+    until: Callable[[], bool] = never,
 ) -> Iterator[Group]:
     """n samples of each prompt; groups come as they finish, rollouts of a group in the order of their numbers.
 
@@ -74,7 +82,8 @@ def rollout(
     model's turns; what they cut short has finish "length". One whose request the engine refused, or whose numbers were
     not finite, has finish "error", says why, and stops nobody else. `n`, `seed`, `logprobs` and `prompt_logprobs` of
     `params` are not read. One rollout at a time drives an engine; new weights may come between two groups. When the
-    iterator is closed, or anything raises, the engine is left without its requests.
+    iterator is closed, or anything raises, the engine is left without its requests; so when `until`, which is asked
+    before each step of the engine, says that it is enough.
 
     Raises:
         ConfigError: no sample, or no turn.
@@ -82,7 +91,7 @@ def rollout(
     """
     if n < 1 or max_turns < 1:
         raise ConfigError(f"a rollout takes n samples of max_turns turns, both from 1, not {n} and {max_turns}")
-    return _groups(_Run(engine, params, seed, words, turn, max_turns, max_total), iter(prompts), n)
+    return _groups(_Run(engine, params, seed, words, turn, max_turns, max_total), iter(prompts), n, until)
 
 
 def seed_of(seed: int, number: int) -> int:
@@ -91,10 +100,10 @@ def seed_of(seed: int, number: int) -> int:
     return int.from_bytes(blake2b(key, digest_size=8, person=b"twofold.roll").digest(), "little")
 
 
-def _groups(run: _Run, prompts: Iterator[Prompt], n: int) -> Iterator[Group]:
+def _groups(run: _Run, prompts: Iterator[Prompt], n: int, until: Callable[[], bool]) -> Iterator[Group]:
     try:
         more = True
-        while more or run.busy:
+        while (more or run.busy) and not until():
             while more and run.hungry:
                 prompt = next(prompts, None)
                 more = prompt is not None
@@ -196,7 +205,7 @@ class _Run:
                 if sample is not None:  # else one that was stopped, of this rollout or of another
                     self._take(sample, output)
         if self._asked:
-            done = wait(self._asked, 0 if self._live else None, FIRST_COMPLETED).done
+            done = wait(self._asked, 0 if self._live else PATIENCE, FIRST_COMPLETED).done
             for answer in done:
                 self._reply(self._asked.pop(answer), answer.result())
 

@@ -16,6 +16,7 @@ from typing import Any
 from ..align.config import TABLES, AlignRecipe
 from ..align.launch import Alignment
 from ..core import ConfigError, unknown
+from ..core.errors import nearest
 from ..train.launch import run
 from .train import parse_change, sample
 
@@ -77,6 +78,11 @@ def _key(name: str, known: Sequence[str], algorithm: str) -> str:
         return own[0]
     if fitting:
         raise ConfigError(f"--{name} may be {', '.join('--' + key for key in fitting)}: say which")
+    close = nearest(name, {key.rpartition(".")[2] for key in known})
+    near = [key for key in known if key.rpartition(".")[2] == close]
+    meant = [key for key in near if key.partition(".")[0] in TABLES.get(algorithm, ())] or near
+    if meant:
+        raise ConfigError(f"unknown flag '--{name}': did you mean {' or '.join('--' + key for key in meant)}?")
     raise ConfigError(unknown("flag", f"--{name}", [f"--{key}" for key in known]))
 
 

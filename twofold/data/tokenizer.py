@@ -73,6 +73,8 @@ class Tokenizer:
             CheckpointError: no tokenizer there that can be read, or a damaged one.
         """
         folder = Path(folder)
+        if not folder.is_dir():
+            raise CheckpointError(f"no model folder at {folder}: name a folder that holds tokenizer.json")
         settings = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
         source = _source(folder, settings)
         names = {role: _content(settings.get(role)) for role in _ROLES}
@@ -219,8 +221,6 @@ def _source(folder: Path, settings: dict[str, Any]) -> str:
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         names = [name for role in _ROLES if (name := _content(settings.get(role)))]
         return str(old_byte_level(folder, list(dict.fromkeys(names or ["<|endoftext|>"]))).to_str())
-    if not folder.is_dir():
-        raise CheckpointError(f"no model folder at {folder}: name a folder that holds tokenizer.json")
     pieces = sorted(path.name for path in folder.glob("*.model"))
     if pieces:
         raise CheckpointError(

@@ -55,6 +55,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a directory; give a local checkpoint with config.json and safetensors")
+    if (path / "adapter_config.json").is_file() and not (path / CONFIG).is_file():
+        base = read_json(path / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+        raise CheckpointError(f"{path} holds adapters and no model: give {base}, or export the two as one")
     return read_json(path / CONFIG)
 
 

@@ -70,6 +70,8 @@ class RecipeWords:
 
 def build_words(recipe: Recipe) -> RecipeWords:
     """The tokenizer (trained now if the recipe says how and it is not there), and for a chat recipe its template."""
+    if recipe.model.from_ is not None:
+        weights.read_config(recipe.model.from_)  # what is no model is told of as that, not for the words it lacks
     folder = recipe.model.tokenizer_dir
     if recipe.tokenizer and not folder.exists():
         train_tokenizer(recipe.tokenizer, folder)

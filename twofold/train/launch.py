@@ -254,7 +254,9 @@ def _same_recipe(recipe: Recipe, position: Position, output: Path) -> None:
 
 
 def _named(error: Exception, ranks: Ranks) -> Exception:
-    """The error with the rank that met it, where there are others."""
+    """The error with the rank that met it, where there are others, and with what to do when a process was lost."""
+    if isinstance(error, WorkerError):
+        error = WorkerError(f"{error}; the same command goes on from the newest checkpoint")
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
         return WorkerError(
             f"rank {ranks.rank} lost another rank ({str(error).splitlines()[0]}); what it said is above, or in what "
@@ -278,7 +280,10 @@ def _held(output: Path, mesh: Mesh) -> Iterator[str]:
     if not mesh.main:
         yield _met(output, mesh)
         return
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.output: {output} cannot be a directory: {error.strerror}") from None
     with _alone(output):
         yield _met(output, mesh)
 

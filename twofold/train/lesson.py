@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 
+class GivenUp(Exception):
+    """A step that all ranks leave in its middle, because one was asked to stop; nothing of it has come to be."""
+
+
 class Lesson:
     """Each step reads the batch of its number, and every now and then the held-out ones are read.
 
@@ -24,7 +28,11 @@ class Lesson:
         """Before the first step of this process; `stored` is the checkpoint that the run goes on from."""
 
     def step(self, trainer: Trainer) -> Step:
-        """Do one step of the run; of the optimizer it may be several."""
+        """Do one step of the run; of the optimizer it may be several.
+
+        Raises:
+            GivenUp: the run is to stop (`trainer.stop.asked`), and the step has changed nothing yet.
+        """
         return trainer.step(trainer.data.train.batch(trainer.position.batch))
 
     def examine(self, trainer: Trainer) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -30,7 +30,7 @@ from .checkpoint import Position
 from .config import Recipe, SampleConfig
 from .heartbeat import Heartbeat
 from .journal import Journal
-from .lesson import Lesson
+from .lesson import GivenUp, Lesson
 from .meter import Meter
 from .moe import Routers
 from .objective import NEXT_TOKEN, Objective, Sums
@@ -122,6 +122,7 @@ class Trainer:
         self.heart = heart or Heartbeat(recipe.run.output, self.mesh)
         self.spikes = Spikes(recipe.elastic, self.position.recent)
         self.saved_at = self.position.step if position else -1
+        self.stop = Stop()
 
     # ---------------------------------------------------------------------------------------- one step
     def step(self, batch: Batch, objective: Objective = NEXT_TOKEN) -> Step:
@@ -242,13 +243,14 @@ class Trainer:
     def fit(self) -> int:
         """Train to the last step, from wherever the run stands; 0 when done, STOPPED when asked to stop."""
         steps = self.recipe.schedule.steps
-        with Stop() as stop, self.heart, self.display:
+        with self.stop as stop, self.heart, self.display:
             clock = Clock()
             if self.recipe.elastic.on_spike == "rewind" and not self.position.step:
                 self.saved_at = -1
                 self.save()  # so that there is somewhere to go back to
             while self.position.step < steps:
-                self._advance(clock)
+                with suppress(GivenUp):  # why is told below
+                    self._advance(clock)
                 asked, failed = self.mesh.sum("world", float(stop.asked is not None), float(self.saver.failed))
                 if failed:
                     with self.heart.apart("the checkpoint"):
@@ -258,7 +260,8 @@ class Trainer:
                         self.save()
                         self.saver.wait()
                     why = stop.asked or "another rank was told to stop"
-                    self.display.say(f"{why}: saved at step {self.position.step}; the same command goes on from here")
+                    done = f"saved at step {self.position.step}" if self.position.step else "no step was done yet"
+                    self.display.say(f"{why}: {done}; the same command goes on from here")
                     return STOPPED
             with self.heart.apart("the last checkpoint"):
                 self.save()

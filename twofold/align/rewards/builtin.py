@@ -21,34 +21,39 @@ One = Callable[[Row], float | None]
 
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _LONGEST = 1_000_000  # characters of a program
+_LEAST = 0.02  # seconds: a few ticks of the processor's clock
 
 
 def one_by_one(config: RewardConfig) -> Callable[[Batch], Scored]:
-    """A scorer that gives each completion `seconds` of its own; one that takes longer is worth 0.0, and is counted."""
+    """A scorer that gives each completion `seconds` of its own; one that takes longer is worth 0.0, and is counted.
+
+    They are seconds of the processor: in a large batch a share is short, and a machine that is busy with something else
+    must not cost a completion its reward.
+    """
     one = _KINDS[config.kind](config)
 
     def score(batch: Batch) -> Scored:
         end = time.monotonic() + 0.8 * config.timeout
         values: list[float | None] = []
         late = 0
-        signal.signal(signal.SIGALRM, _ring)
+        signal.signal(signal.SIGPROF, _ring)
         for i, completion in enumerate(batch.completions):
             row = {name: column[i] for name, column in batch.columns.items()}
             row |= {"#prompt": batch.prompts[i], "#completion": completion, "#ids": batch.completion_ids[i]}
             share = (end - time.monotonic()) / (len(batch) - i)
             value: float | None
             try:
-                signal.setitimer(signal.ITIMER_REAL, max(0.001, min(config.seconds, share)))
+                signal.setitimer(signal.ITIMER_PROF, max(_LEAST, min(config.seconds, share)))
                 try:
                     value = one(row)
                 finally:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    signal.setitimer(signal.ITIMER_PROF, 0)
             except _TooLong:
                 value, late = 0.0, late + 1
             values.append(value)
         scored = checked(values, len(batch))
         if late:
-            note = f"took more than {config.seconds:g} s for a completion, which is worth 0.0"
+            note = f"took more than {config.seconds:g} s for a completion, or its share of the batch's: worth 0.0"
             scored.faults.append(Fault("timeout", late, note))
         return scored
 

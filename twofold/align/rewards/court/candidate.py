@@ -206,7 +206,14 @@ def _holds(thing: Any, item: Any, kinds: tuple[Any, ...]) -> bool | None:
 TWO_SIDED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
 """Operators that may also stand between one of the candidate's objects and plain data."""
 ORDERS = ("eq", "lt", "le", "gt", "ge")
-NUMBERS = {"abs": abs, "int": int, "float": float, "complex": complex, "index": operator.index, "bool": bool}
+NUMBERS: dict[str, Callable[..., Any]] = {
+    "abs": abs,
+    "int": int,
+    "float": float,
+    "complex": complex,
+    "index": operator.index,
+    "bool": bool,
+}
 NUMBERS |= {"neg": operator.neg, "pos": operator.pos, "invert": operator.invert, "round": round}
 """What makes a number or a truth of an object."""
 OTHERS: dict[str, Callable[..., Any]] = {

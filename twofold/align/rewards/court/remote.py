@@ -306,6 +306,10 @@ def _reckoned(verb: str, act: Callable[[Any, Any], Any]) -> Callable[[Remote, An
     return of
 
 
+def _turned(act: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda one, other: act(other, one)
+
+
 for _name in OTHERS:
     setattr(Remote, f"__{_name}__", _plainly(_name))
 for _name in NUMBERS.keys() - {"bool"}:
@@ -316,4 +320,4 @@ for _name in TWO_SIDED:
     _act = getattr(operator, f"__{_name}__")
     setattr(Remote, f"__{_name}__", _reckoned(_name, _act))
     setattr(Remote, f"__i{_name}__", _reckoned(f"i{_name}", _act))
-    setattr(Remote, f"__r{_name}__", _reckoned(f"r{_name}", lambda plain, other, act=_act: act(other, plain)))
+    setattr(Remote, f"__r{_name}__", _reckoned(f"r{_name}", _turned(_act)))
