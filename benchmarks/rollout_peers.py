@@ -117,7 +117,7 @@ class Match:
             command = [sys.executable, str(PEERS / "align_twofold.py")]
             return Runner([*command, *flags], plain_environment(self.threads, PYTHONPATH=package))
         command = [str(self.place / self.kind.home / "bin" / "python"), str(PEERS / self.kind.runner)]
-        flags += ["--rows", str(min(self.args.rows, work.answers))]
+        flags += ["--rows", str(min(self.args.rows, work.answers // 4))]
         return Runner([*command, *flags], plain_environment(self.threads))
 
     def _begin(self, runners: dict[str, Runner]) -> None:

@@ -74,7 +74,7 @@ def make_trainer(args: argparse.Namespace, trl: Any) -> Any:
         "vf_coef": VALUE_COEF,
         "lam": LAM,
     }
-    return trl.PPOTrainer(
+    trainer = trl.PPOTrainer(
         args=trl.PPOConfig(**settings),
         processing_class=words,
         model=policy,
@@ -85,6 +85,9 @@ def make_trainer(args: argparse.Namespace, trl: Any) -> Any:
         eval_dataset=datasets.Dataset.from_list(rows[:1]),
         optimizers=rule_of(policy, value),
     )
+    # A step reads all prompts, and accelerate would take an optimizer step for every pass over the end of the data.
+    trainer.accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
+    return trainer
 
 
 def counting(length: int) -> Any:

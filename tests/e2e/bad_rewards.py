@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 
 
@@ -12,6 +13,12 @@ def raises(completions, **given):
 
 def hangs(completions, **given):
     time.sleep(600)
+
+
+def hangs_on_rank_1(completions, **given):
+    if os.environ["RANK"] == "1":
+        time.sleep(600)
+    return [1.0] * len(completions)
 
 
 def not_a_number(completions, **given):

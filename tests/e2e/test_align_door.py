@@ -167,7 +167,7 @@ def test_a_step_that_was_given_up_leaves_no_trace(folder: Path, tmp_path: Path, 
 
     def stopped(self: Play, trainer: Trainer, *given, **named):
         if trainer.position.step == 2:
-            trainer._stop.asked = "SIGTERM"
+            trainer.stop.asked = "SIGTERM"
         return harvest(self, trainer, *given, **named)
 
     monkeypatch.setattr(Play, "harvest", stopped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,32 @@ def test_a_killed_rank_and_a_signal_leave_no_trace(folder: Path, tmp_path: Path)
     assert expected.keys() == found.keys()
     for key in expected:
         assert expected[key] == found[key], f"{key} differs"
+
+
+def test_a_reward_that_hangs_on_one_rank_costs_its_share(folder: Path, tmp_path: Path) -> None:
+    here = Path(__file__).with_name("bad_rewards.py")
+    table = f'\n[[rewards]]\nkind = "function"\nname = "half"\npath = "{here}:hangs_on_rank_1"\ntimeout = 1.5\n'
+    (folder / "half.toml").write_text((folder / "grpo.toml").read_text() + table)
+    finish(begin(folder, "half", tmp_path / "half", schedule__steps=2))
+    steps = [row for row in rows_of(tmp_path / "half") if "loss" in row]
+    assert [(row["faults.half"], row["rewards.half"]) for row in steps] == [(8.0, 1.0)] * 2
+
+
+def test_a_signal_to_all_ranks_gives_a_long_step_up(folder: Path, tmp_path: Path) -> None:
+    run = begin(folder, "grpo", tmp_path / "long", data__prompts_per_step=6000, parallel__zero=3)
+    listening = [Path(f"/proc/{rank.pid}/status") for rank in run.ranks]
+    ends = time.monotonic() + 60
+    while not all(_handles(signal.SIGTERM, status) for status in listening):
+        assert time.monotonic() < ends, run.said()
+        time.sleep(0.05)
+    time.sleep(1.0)
+    began = time.monotonic()
+    run.kill(how=signal.SIGTERM)
+    assert run.end() == [STOPPED, STOPPED], run.said() + run.said(1)
+    assert time.monotonic() - began < 15
+    assert "no step was done yet" in run.said()
+
+
+def _handles(number: int, status: Path) -> bool:
+    (caught,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (number - 1) & 1)

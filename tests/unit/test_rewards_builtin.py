@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from twofold.align.rewards import RewardConfig
+from twofold.align.rewards import RewardConfig, builtin
 from twofold.align.rewards.builtin import compiles
 from twofold.align.rewards.extract import code_of, fenced, text_of
 from twofold.align.rewards.schema import check_schema, valid
@@ -23,6 +25,17 @@ def judge(config: RewardConfig, *completions: Any, prompt: Any = "", tokens: int
 def test_regex_is_found_anywhere_or_covers_all() -> None:
     assert judge(RewardConfig(kind="regex", pattern=r"\d+"), "a 12", "a", "").values == [1.0, 0.0, 0.0]
     assert judge(RewardConfig(kind="regex", pattern=r"\d+", whole=True), "a 12", "12").values == [0.0, 1.0]
+
+
+def test_a_busy_machine_costs_no_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a large batch each has a few milliseconds; not to be let run for longer than that is nobody's fault."""
+
+    def waits(config: RewardConfig) -> Callable[[Any], float]:
+        return lambda row: time.sleep(0.05) or 1.0
+
+    monkeypatch.setitem(builtin._KINDS, "length", waits)
+    scored = judge(RewardConfig(kind="length", most=9, timeout=0.5), *["a"] * 12)
+    assert scored.values == [1.0] * 12 and not scored.faults
 
 
 def test_a_regex_that_never_ends_costs_that_completion_alone() -> None:

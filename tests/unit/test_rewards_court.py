@@ -345,6 +345,17 @@ def test_the_same_answers_in_the_same_order_and_no_process_left() -> None:
     assert not psutil.wait_procs([worker, *started], timeout=5)[1]
 
 
+def test_no_folder_is_left_of_a_court_that_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with Panel([RewardConfig(kind="python_passes_tests", seconds=2.0)]) as panel:
+        batch = ([""], [ADD], [[]], {"tests": [TESTS]})
+        assert panel.score(*batch).totals == [1.0] and any(tmp_path.glob("twofold-courts-*/court-*"))
+        psutil.Process(panel.pids()["python_passes_tests"]).kill()
+        assert panel.score(*batch).totals == [None]
+        assert panel.score(*batch).totals == [1.0] and len(list(tmp_path.iterdir())) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_tests_that_hang_cost_one_verdict_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twofold.align.rewards.passes._GRACE", 0.3)
     scorer = PassesTests(RewardConfig(kind="python_passes_tests", seconds=1.5))

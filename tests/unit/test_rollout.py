@@ -112,6 +112,26 @@ def test_a_raising_source_or_tool_leaves_nothing_in_the_engine():
         assert not engine.has_work and engine.pool.used == 0
 
 
+@pytest.mark.parametrize("waiting", [False, True])
+def test_enough_is_enough_while_tokens_come_and_while_a_tool_hangs(waiting):
+    engine, seen, let_go = tiny.engine(LLAMA), [], threading.Event()
+    asked = [0]
+
+    def until() -> bool:
+        asked[0] += 1
+        return bool(seen) if waiting else asked[0] > 5
+
+    def tool(given, messages):
+        seen.append(given.number)
+        let_go.wait(20)
+
+    try:
+        found = list(rollout(engine, [prompt(0, 9)], 4, END_SOON, seed=1, words=WORDS, turn=tool, until=until))
+    finally:
+        let_go.set()
+    assert not found and not engine.has_work and engine.pool.used == 0
+
+
 def test_a_request_the_engine_refuses_is_told_and_stops_nobody():
     found = roll([prompt(0, 600), prompt(1, 20)])
     assert {each.finish for each in found[0].rollouts} == {"error"} and "600 tokens" in found[0].rollouts[0].error

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..core import WorkerError
+from ..core import CapacityError, WorkerError
 from ..parallel.ranks import LOOPBACK
 
 TRAINER, GENERATOR = 0, 1
@@ -38,8 +38,15 @@ class Ring:
         self.file: int | None = None
         if shared:
             self.file = os.memfd_create("twofold-weights")
-            os.ftruncate(self.file, slots * size)
-            memory = torch.frombuffer(mmap.mmap(self.file, slots * size), dtype=torch.uint8)
+            try:
+                os.ftruncate(self.file, slots * size)
+                memory = torch.frombuffer(mmap.mmap(self.file, slots * size), dtype=torch.uint8)
+            except OSError as error:
+                os.close(self.file)
+                raise CapacityError(
+                    f"{slots * size / 2**20:.0f} MiB of shared memory for weights in transit cannot be had: "
+                    f"{error.strerror}; lower rollout.remote.bucket_mb"
+                ) from None
         else:
             memory = torch.empty(slots * size, dtype=torch.uint8)
         self._memory, self._check = memory.view(slots, size), check

@@ -91,7 +91,7 @@ class Play:
             GivenUp: a rank was asked to stop meanwhile.
         """
         seed = seed_of(self._seed, (trainer.position.step << 8) + round_)
-        share = self._here(trainer, prompts, n, self.params, seed, until=lambda: trainer.stopping)
+        share = self._here(trainer, prompts, n, self.params, seed, until=lambda: trainer.stop.asked is not None)
         return self._told(trainer, share, prompts)
 
     def next(self, trainer: Trainer, prompts: Callable[[int], Sequence[Prompt]], n: int) -> Harvest:
@@ -102,7 +102,7 @@ class Play:
         if self._apart is None:
             data = trainer.mesh
             # what is rolled out ahead is by weights that are gone when the run goes on: it is waited for
-            until = never if self.config.overlap else lambda: trainer.stopping
+            until = never if self.config.overlap else lambda: trainer.stop.asked is not None
             roll = partial(self._there, prompts, n, data, until)
             settings = self._settings(trainer.decoder, n * math.ceil(len(prompts(step)) / data.size("data")))
             self._apart = Apart(self.config, trainer, settings, self.words.eos_ids, roll, self._stored)

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -62,6 +61,8 @@ class RemoteEngine:
     Raises:
         WorkerError: it did not start; with its last words.
     """
+
+    _meeting: Meeting | None = None
 
     def __init__(
         self,
@@ -176,9 +177,7 @@ class RemoteEngine:
     def __enter__(self) -> RemoteEngine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # ------------------------------------------------------------------------------------ requests

@@ -34,6 +34,8 @@ from .stops import Stops
 from .turns import Reply, Turn, Words, reply_ids
 
 TOOLS_AT_ONCE = 16
+PATIENCE = 0.25
+"""Seconds to wait for a tool before the caller is asked again whether it is enough."""
 _NAMES = itertools.count()
 
 
@@ -203,7 +205,7 @@ class _Run:
                 if sample is not None:  # else one that was stopped, of this rollout or of another
                     self._take(sample, output)
         if self._asked:
-            done = wait(self._asked, 0 if self._live else None, FIRST_COMPLETED).done
+            done = wait(self._asked, 0 if self._live else PATIENCE, FIRST_COMPLETED).done
             for answer in done:
                 self._reply(self._asked.pop(answer), answer.result())
 

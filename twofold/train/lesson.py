@@ -31,7 +31,7 @@ class Lesson:
         """Do one step of the run; of the optimizer it may be several.
 
         Raises:
-            GivenUp: the run is to stop (`trainer.stopping`), and the step has changed nothing yet.
+            GivenUp: the run is to stop (`trainer.stop.asked`), and the step has changed nothing yet.
         """
         return trainer.step(trainer.data.train.batch(trainer.position.batch))
 

@@ -122,12 +122,7 @@ class Trainer:
         self.heart = heart or Heartbeat(recipe.run.output, self.mesh)
         self.spikes = Spikes(recipe.elastic, self.position.recent)
         self.saved_at = self.position.step if position else -1
-        self._stop = Stop()
-
-    @property
-    def stopping(self) -> bool:
-        """Whether this rank was asked to stop: a step that has not changed anything yet may be given up."""
-        return self._stop.asked is not None
+        self.stop = Stop()
 
     # ---------------------------------------------------------------------------------------- one step
     def step(self, batch: Batch, objective: Objective = NEXT_TOKEN) -> Step:
@@ -248,7 +243,7 @@ class Trainer:
     def fit(self) -> int:
         """Train to the last step, from wherever the run stands; 0 when done, STOPPED when asked to stop."""
         steps = self.recipe.schedule.steps
-        with self._stop as stop, self.heart, self.display:
+        with self.stop as stop, self.heart, self.display:
             clock = Clock()
             if self.recipe.elastic.on_spike == "rewind" and not self.position.step:
                 self.saved_at = -1

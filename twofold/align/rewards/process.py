@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -32,6 +34,8 @@ class RewardProcess:
         self._printed: deque[str] = deque(maxlen=_KEPT)
         self._reader: threading.Thread | None = None
         self._limit = config.timeout
+        self._folder = ""
+        """Where courts have their folders: here, so that they go with a process that was killed, too."""
 
     @property
     def pid(self) -> int | None:
@@ -58,11 +62,14 @@ class RewardProcess:
         ours, theirs = socket.socketpair()
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self._printed.clear()
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        if self.config.kind == "python_passes_tests":
+            environment["TMPDIR"] = self._folder = tempfile.mkdtemp(prefix="twofold-courts-")
         with theirs:
             self._popen = subprocess.Popen(
                 [*_COMMAND, str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
-                env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -113,6 +120,9 @@ class RewardProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(popen.pid, signal.SIGKILL)
         code = popen.wait()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = ""
         if self._reader is not None:
             self._reader.join(1.0)
         return code
