@@ -130,6 +130,7 @@ def test_length_alone_is_right_in_half_of_the_held_out_pairs() -> None:
     assert sum(more > 0 for more in found) == sum(more < 0 for more in found) > 40
 
 
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
 @pytest.mark.parametrize("part", ("train", "valid"))
 def test_demonstrations_pass_and_of_a_pair_only_the_chosen_one_does(part: str) -> None:
     tests = {row["prompt"]: row["tests"] for row in rows(f"tests.{part}.jsonl")}
