@@ -1,8 +1,8 @@
-"""Makes pairs and demonstrations, the JSONL beside this file, from answers of the bundled model.
+"""Makes pairs and demonstrations, the JSONL beside this file, from answers of the model in `base`.
 
     for part in train valid; do
-      twofold evaluate recipes/pybot/tasks/tests.toml --prompts recipes/pybot/tasks/tests.$part.jsonl \
-        --samples 32 --answers runs/pybot/answers.$part.jsonl
+      twofold evaluate recipes/pybot/base recipes/pybot/tasks/tests.toml --samples 32 \
+        --prompts recipes/pybot/tasks/tests.$part.jsonl --answers runs/pybot/answers.$part.jsonl
       python recipes/pybot/pairs.py runs/pybot/answers.$part.jsonl $part
     done
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from benchmarks import quality
-from twofold import LLM, SamplingParams
+from twofold import LLM, SamplingParams, cli
+from twofold.align import scores
 from twofold.commands.model import bundled_model
 from twofold.core import load_config
 from twofold.data import ChatTemplate, Tokenizer, Wording
@@ -15,6 +17,9 @@ from twofold.data.dataset import documents
 from twofold.engine.defaults import sampling_defaults
 from twofold.models import read_spec
 from twofold.train.config import Recipe
+
+BASE = Path("recipes/pybot/base")
+"""What pretrain.toml and chat.toml made, and grpo.toml began with."""
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +73,22 @@ def test_it_is_what_its_recipes_describe() -> None:
     config = json.loads((bundled_model() / "config.json").read_text())
     assert recipe.model.config is not None
     assert {key: config[key] for key in recipe.model.config} == recipe.model.config
+
+
+def test_it_passes_more_held_out_tests_than_what_it_was_made_of(tmp_path: Path) -> None:
+    out, task = tmp_path / "figures.json", "recipes/pybot/tasks/tests.toml"
+    words = ["evaluate", str(bundled_model()), task, "--against", str(BASE), "--samples", "0", "--output", str(out)]
+    assert cli.main(words) == 0
+    passed, before = (row["greedy"]["passed"] for row in json.loads(out.read_text())["evaluations"])
+    kept = {row["task"]: row for row in scores.kept_in(bundled_model())}
+    assert passed == kept["tests"]["greedy"]["passed"] >= before + 5
+
+
+def test_its_card_is_made_of_what_stands_beside_it() -> None:
+    folder = bundled_model()
+    assert json.loads((folder / "training.json").read_text())["recipe"]["model.from"] == str(BASE)
+    assert (folder / "config.json").read_bytes() == (BASE / "config.json").read_bytes()
+    assert "GRPO" in (folder / "README.md").read_text() and "35.3%" in (folder / "README.md").read_text()
 
 
 def test_every_chat_of_its_own_is_learned_from() -> None:

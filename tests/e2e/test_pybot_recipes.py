@@ -1,4 +1,4 @@
-"""The bundled model's recipes of alignment take their first steps, as they stand but for how much a step reads."""
+"""The recipes that align the bundled model take their first steps, as they stand but for how much a step reads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def recipe(name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", sorted(SMALLER))
-def test_it_takes_two_steps_of_the_bundled_model(name: str, tmp_path: Path) -> None:
+def test_it_takes_two_steps(name: str, tmp_path: Path) -> None:
     less = {"run__threads": 1, "run__eval_every": 2, "run__eval_batches": 1, "schedule__warmup": 1, "run__log_every": 1}
     assert run_here(recipe(name), run__output=str(tmp_path), schedule__steps=2, **less, **SMALLER[name]) == 0
     rows = rows_of(tmp_path)
@@ -45,9 +45,9 @@ def test_it_takes_two_steps_of_the_bundled_model(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", sorted(SMALLER))
-def test_it_begins_with_the_bundled_model_and_measures_on_other_prompts(name: str) -> None:
+def test_it_begins_with_the_base_and_measures_on_other_prompts(name: str) -> None:
     found = load_config(AlignRecipe, recipe(name))
-    assert found.algorithm == name and str(found.model.from_) == "twofold/assets/pybot"
+    assert found.algorithm == name and str(found.model.from_) == "recipes/pybot/base"
     assert found.data.valid and not set(found.data.valid) & set(found.data.train)
     assert str(found.run.output) == f"runs/pybot/{name}"
 
