@@ -19,7 +19,7 @@ serve: setup
 	$(BIN)/twofold serve --host $(HOST) --port $(PORT)
 
 test: setup-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # On a machine with a CUDA device whose python has torch and Triton already, that one runs them.
 test-gpu:
