@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from ..core import TwofoldError, WorkerError, build
-from ..engine.request import Output, Request, State
+from ..engine.request import Output, State
 from . import wire
 
 if TYPE_CHECKING:
@@ -225,19 +225,7 @@ class Generator:
                     return False
 
     def _submit(self, engine: Engine, message: wire.Submit) -> None:
-        left = message.seconds_left
-        request = Request(
-            id=message.id,
-            prompt_ids=message.prompt_ids,
-            params=message.params,
-            sample=message.sample,
-            priority=message.priority,
-            salt=message.salt,
-            adapter=message.adapter,
-            output_ids=message.output_ids,
-            seed=message.seed,
-            deadline=None if left is None else time.monotonic() + left,
-        )
+        request = message.request()
         try:
             engine.submit(request)
         except TwofoldError as error:  # one bad request is its own affair

@@ -17,18 +17,15 @@ not come this way.
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import msgspec
 
-from ..core import WorkerError
 from ..engine.request import Output
-from ..engine.sampling import SamplingParams
 from ..engine.stats import EngineStats
+from ..engine.wire import HEAD, MAX_FRAME, Submit, length, pack, read
 
-HEAD = struct.Struct("<I")
-MAX_FRAME = 256 << 20
+__all__ = ["HEAD", "MAX_FRAME", "Submit", "length", "pack"]  # of engine/wire.py, beside what is said here
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):
@@ -47,21 +44,6 @@ class Start(msgspec.Struct, tag="start", frozen=True):
     store: str | None
     """Where gloo meets: a file of this machine, or "host:port"."""
     patience: float
-
-
-class Submit(msgspec.Struct, tag="submit", frozen=True):
-    """One sequence, with the tokens it already has; the fields of `Request.wire()`."""
-
-    id: str
-    prompt_ids: tuple[int, ...]
-    params: SamplingParams
-    sample: int
-    priority: int
-    salt: str
-    adapter: str
-    output_ids: list[int]
-    seed: int
-    seconds_left: float | None
 
 
 class Abort(msgspec.Struct, tag="abort", frozen=True):
@@ -178,46 +160,15 @@ class Fatal(msgspec.Struct, tag="fatal", frozen=True):
 ToGenerator = Start | Submit | Abort | Offer | Filled | Drop | Swap | Rest | Ask | Stop
 ToTrainer = Ready | Said | Taken | Staged | Torn | Swapped | Rested | Told | Beat | Fatal
 
-_encoder = msgspec.msgpack.Encoder()
 _to_generator: msgspec.msgpack.Decoder[ToGenerator] = msgspec.msgpack.Decoder(ToGenerator)
 _to_trainer: msgspec.msgpack.Decoder[ToTrainer] = msgspec.msgpack.Decoder(ToTrainer)
 
 
-def pack(message: ToGenerator | ToTrainer) -> bytes:
-    """One frame, its length in front.
-
-    Raises:
-        WorkerError: the frame is larger than both sides agreed to read.
-    """
-    body = _encoder.encode(message)
-    if len(body) > MAX_FRAME:
-        raise WorkerError(f"a message of {len(body)} bytes is more than the {MAX_FRAME} a frame may have")
-    return HEAD.pack(len(body)) + body
-
-
-def length(head: bytes) -> int:
-    """The size of the body that follows a frame's four bytes.
-
-    Raises:
-        WorkerError: no honest peer sends that much.
-    """
-    size: int = HEAD.unpack(head)[0]
-    if size > MAX_FRAME:
-        raise WorkerError(f"a frame of {size} bytes is announced, at most {MAX_FRAME} are read")
-    return size
-
-
 def for_generator(body: bytes) -> ToGenerator:
     """Decode what the trainer sent; anything but a known message raises WorkerError."""
-    try:
-        return _to_generator.decode(body)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise WorkerError(f"the trainer sent what the generator cannot read: {error}") from None
+    return read(_to_generator, body, "trainer", "generator")
 
 
 def for_trainer(body: bytes) -> ToTrainer:
     """Decode what the generator sent; anything but a known message raises WorkerError."""
-    try:
-        return _to_trainer.decode(body)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise WorkerError(f"the generator sent what the trainer cannot read: {error}") from None
+    return read(_to_trainer, body, "generator", "trainer")

@@ -15,6 +15,7 @@ graphs.py     decode steps captured once and replayed
 runner.py     Runner: executes a plan
 sampler.py    from logits to tokens
 stats.py      EngineStats, gauges and counters
+wire.py       frames to an engine in a process of its own, and a Request on its way there
 defaults.py   what a checkpoint asks of its sampler
 engine.py     Engine: submit, abort, step, load_weights, sleep
 llm.py        LLM: texts in, texts out, in this process

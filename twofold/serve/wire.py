@@ -13,18 +13,15 @@ socket is an inherited pair without an address, so nobody else can speak.
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import msgspec
 
-from ..core import WorkerError
 from ..engine.request import Output
-from ..engine.sampling import SamplingParams
 from ..engine.stats import EngineStats
+from ..engine.wire import HEAD, MAX_FRAME, Submit, length, pack, read
 
-HEAD = struct.Struct("<I")
-MAX_FRAME = 256 * 1024 * 1024
+__all__ = ["HEAD", "MAX_FRAME", "Submit", "length", "pack"]  # of engine/wire.py, beside what is said here
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):
@@ -33,21 +30,6 @@ class Start(msgspec.Struct, tag="start", frozen=True):
     model: str
     engine: dict[str, Any] = {}
     eos_ids: tuple[int, ...] = ()
-
-
-class Submit(msgspec.Struct, tag="submit", frozen=True):
-    """One sequence, with the tokens it already has; the fields of `Request.wire()`."""
-
-    id: str
-    prompt_ids: tuple[int, ...]
-    params: SamplingParams
-    sample: int
-    priority: int
-    salt: str
-    adapter: str
-    output_ids: list[int]
-    seed: int
-    seconds_left: float | None
 
 
 class Abort(msgspec.Struct, tag="abort", frozen=True):
@@ -99,46 +81,15 @@ class Fatal(msgspec.Struct, tag="fatal", frozen=True):
 ToWorker = Start | Submit | Abort | Stop
 ToFront = Ready | Outputs | Stats | Beat | Fatal
 
-_encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _to_front: msgspec.msgpack.Decoder[ToFront] = msgspec.msgpack.Decoder(ToFront)
 
 
-def pack(message: ToWorker | ToFront) -> bytes:
-    """One frame, its length in front.
-
-    Raises:
-        WorkerError: the frame is larger than both sides agreed to read.
-    """
-    body = _encoder.encode(message)
-    if len(body) > MAX_FRAME:
-        raise WorkerError(f"a message of {len(body)} bytes is more than the {MAX_FRAME} a frame may have")
-    return HEAD.pack(len(body)) + body
-
-
-def length(head: bytes) -> int:
-    """The size of the body that follows a frame's four bytes.
-
-    Raises:
-        WorkerError: no honest peer sends that much.
-    """
-    size: int = HEAD.unpack(head)[0]
-    if size > MAX_FRAME:
-        raise WorkerError(f"a frame of {size} bytes is announced, at most {MAX_FRAME} are read")
-    return size
-
-
 def for_worker(body: bytes) -> ToWorker:
     """Decode what the front sent; anything but a known message raises WorkerError."""
-    try:
-        return _to_worker.decode(body)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise WorkerError(f"the front sent what the worker cannot read: {error}") from None
+    return read(_to_worker, body, "front", "worker")
 
 
 def for_front(body: bytes) -> ToFront:
     """Decode what the worker sent; anything but a known message raises WorkerError."""
-    try:
-        return _to_front.decode(body)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise WorkerError(f"the worker sent what the front cannot read: {error}") from None
+    return read(_to_front, body, "worker", "front")

@@ -126,19 +126,7 @@ class Worker:
                 return False
 
     def _submit(self, engine: Steps, message: wire.Submit) -> None:
-        left = message.seconds_left
-        request = Request(
-            id=message.id,
-            prompt_ids=message.prompt_ids,
-            params=message.params,
-            sample=message.sample,
-            priority=message.priority,
-            salt=message.salt,
-            adapter=message.adapter,
-            output_ids=message.output_ids,
-            seed=message.seed,
-            deadline=None if left is None else time.monotonic() + left,
-        )
+        request = message.request()
         try:
             engine.submit(request)
         except TwofoldError as error:  # one bad request is its own affair
