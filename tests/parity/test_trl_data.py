@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from transformers import PreTrainedTokenizerFast
 
 from tests.unit import templates
@@ -25,7 +26,6 @@ from twofold.data import (
 )
 from twofold.data.preference import preference
 
-trl = pytest.importorskip("trl", reason="TRL is only needed to compare with it")
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*_training.jinja"))
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 USER, SYSTEM = {"role": "user", "content": "hello world"}, {"role": "system", "content": "be brief"}

@@ -14,7 +14,6 @@ from trl_runs import PER_STEP, STEPS, Outcome, Replay, Twin, dealt
 
 from twofold.data.order import permutation
 
-pytest.importorskip("trl", reason="TRL is only needed to compare with it")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*experimental feature")
 
 NAMES = [f"{verb}_{thing}" for verb in ("add", "print", "fox", "sleep") for thing in ("dog", "range", "cafe", "a", "b")]
