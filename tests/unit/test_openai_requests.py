@@ -8,23 +8,24 @@ from typing import Any
 import pytest
 
 from twofold.core import RequestError
-from twofold.serve import openai
+from twofold.serve.bodies import decode
 from twofold.serve.errors import HttpError
-from twofold.serve.openai import ChatRequest, CompletionRequest
+from twofold.serve.messages import plain
+from twofold.serve.openai import NOT_DONE, ChatRequest, CompletionRequest
 
 HI = [{"role": "user", "content": "hi"}]
 
 
 def chat(**fields: Any) -> ChatRequest:
-    body = openai.decode(ChatRequest, json.dumps({"messages": HI, **fields}).encode())
+    body = decode(ChatRequest, json.dumps({"messages": HI, **fields}).encode())
     body.check()
-    openai.plain(body.messages, 100)
+    plain(body.messages, 100)
     body.params({})
     return body
 
 
 def completion(**fields: Any) -> CompletionRequest:
-    body = openai.decode(CompletionRequest, json.dumps({"prompt": "hi", **fields}).encode())
+    body = decode(CompletionRequest, json.dumps({"prompt": "hi", **fields}).encode())
     body.check()
     body.prompts(4)
     body.params({})
@@ -126,10 +127,10 @@ def test_a_bad_field_is_named(fields: dict[str, Any], param: str, words: str) ->
     assert words in str(error)
 
 
-@pytest.mark.parametrize("name", sorted(openai.NOT_DONE))
+@pytest.mark.parametrize("name", sorted(NOT_DONE))
 def test_every_field_that_is_not_done_is_refused_and_its_harmless_values_are_not(name: str) -> None:
     kind = chat if name in ChatRequest.__struct_fields__ else completion
-    for harmless in (None, *openai.NOT_DONE[name][0]):
+    for harmless in (None, *NOT_DONE[name][0]):
         kind(**{name: harmless})
     with pytest.raises(RequestError) as caught:
         kind(**{name: {"surely": "not harmless"}})
@@ -152,6 +153,6 @@ def test_what_asks_for_nothing_is_taken() -> None:
 )  # fmt: skip
 def test_what_is_not_a_request_is_400(body: bytes) -> None:
     with pytest.raises(HttpError) as caught:
-        openai.decode(CompletionRequest, body)
+        decode(CompletionRequest, body)
     assert caught.value.status == 400
     assert len(caught.value.body()) < 1000

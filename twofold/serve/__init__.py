@@ -6,6 +6,10 @@ protocol.py  limits on a request's head and on connections, inside uvicorn's pro
 guard.py     host, key, body: what is refused before any route runs
 app.py       the routes
 openai.py    requests: fields, checks, and what is not done
+messages.py  a chat's messages
+bodies.py    a body read as one of these, or the error that names the field
+tokens.py    the routes between text and ids
+status.py    the routes that say what is served and how it is
 texts.py     prompts and chats to ids
 calls.py     one API call as the sequences it is made of
 choice.py    one sequence as text: stops, end

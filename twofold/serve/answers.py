@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from starlette.responses import Response
 
 PromptLogprobs = list[dict[str, "PromptLogprob"] | None]
 
@@ -144,3 +145,7 @@ def encode(answer: Any) -> bytes:
 def event(answer: Any) -> bytes:
     """One server-sent event."""
     return b"data: " + _encoder.encode(answer) + b"\n\n"
+
+
+def json(answer: Any, status: int = 200) -> Response:
+    return Response(encode(answer), status, media_type="application/json")

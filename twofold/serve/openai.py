@@ -1,4 +1,4 @@
-"""The requests of OpenAI's API with the fields that vLLM's users add: decoded, checked, turned into SamplingParams.
+"""The requests of OpenAI's API with the fields that vLLM's users add: checked, and turned into SamplingParams.
 
 A field nobody knows, a bad value, and a field that OpenAI has but this version does not do: each is an answer 400 that
 names the field's path. Nothing is ignored silently.
@@ -6,17 +6,14 @@ names the field's path. Nothing is ignored silently.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
-from ..core import RequestError, nearest
+from ..core import RequestError
 from ..engine.sampling import SamplingParams
-from .errors import HttpError
-
-T = TypeVar("T", bound=msgspec.Struct)
+from .messages import Message
 
 MAX_TEXT = 256  # characters of an id, a salt or a name
 
@@ -177,71 +174,6 @@ class CompletionRequest(Common, kw_only=True, forbid_unknown_fields=True):
         )
 
 
-class Part(msgspec.Struct, forbid_unknown_fields=True):
-    """A piece of a message's content; `text` is the one kind that is done."""
-
-    type: str
-    text: str | None = None
-    image_url: Any = None
-    input_audio: Any = None
-    video_url: Any = None
-    file: Any = None
-    refusal: str | None = None
-    uuid: str | None = None
-
-
-class Message(msgspec.Struct, forbid_unknown_fields=True):
-    role: str
-    content: str | list[Part] | None = None
-    name: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: Any = None
-    tool_call_id: Any = None
-    function_call: Any = None
-    refusal: Any = None
-    audio: Any = None
-    annotations: Any = None
-
-    ROLES: ClassVar[dict[str, str]] = {
-        "system": "system",
-        "developer": "system",
-        "user": "user",
-        "assistant": "assistant",
-    }
-
-    def plain(self, path: str) -> dict[str, str]:
-        """What a chat template reads; `path` names the message in errors."""
-        if self.role not in self.ROLES:
-            raise RequestError(f"role must be one of {', '.join(self.ROLES)}, not {self.role!r:.40}", f"{path}.role")
-        for name in ("tool_calls", "tool_call_id", "function_call", "audio"):
-            if getattr(self, name) not in (None, []):
-                raise RequestError(f"{name} is not done by this version: leave it out", f"{path}.{name}")
-        content = self.content
-        if content is None and self.role != "assistant":
-            raise RequestError("a message needs content", f"{path}.content")
-        if isinstance(content, list):
-            for i, part in enumerate(content):
-                if part.type != "text" or part.text is None:
-                    raise RequestError(
-                        f"content of type {part.type!r:.40} is not done by this version: send text",
-                        f"{path}.content[{i}].type",
-                    )
-            content = "\n".join(part.text or "" for part in content)
-        found = {"role": self.ROLES[self.role], "content": content or ""}
-        if self.name:
-            found["name"] = self.name
-        if self.reasoning_content:
-            found["reasoning_content"] = self.reasoning_content
-        return found
-
-
-def plain(messages: list[Message], most: int) -> list[dict[str, str]]:
-    """Messages as a chat template reads them; raises RequestError for none, too many, or a bad one."""
-    if not 1 <= len(messages) <= most:
-        raise RequestError(f"messages holds {len(messages)} messages: send 1 to {most}", "messages")
-    return [message.plain(f"messages[{i}]") for i, message in enumerate(messages)]
-
-
 class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/chat/completions. Without `max_tokens` an answer may fill the context."""
 
@@ -294,69 +226,7 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
             raise
 
 
-class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """POST /tokenize: a prompt, or messages."""
-
-    model: str | None = None
-    prompt: str | None = None
-    messages: list[Message] | None = None
-    add_special_tokens: bool | None = None
-    return_token_strs: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-
-
-class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """POST /detokenize."""
-
-    model: str | None = None
-    tokens: list[int]
-
-
 def _scores(*wanted: int | None) -> dict[str, int]:
     """How many alternatives the prompt's tokens need, when anything asks for them."""
     given = [value for value in wanted if value is not None]
     return {"prompt_logprobs": max(given)} if given else {}
-
-
-_FIELD = re.compile(r"unknown field `(?P<name>[^`]{0,200})")
-_MISSING = re.compile(r"missing required field `(?P<name>[^`]*)`")
-_PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>.*)`$")
-_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
-
-
-def decode(kind: type[T], body: bytes) -> T:
-    """Read a request's body.
-
-    Raises:
-        HttpError: 400 with the path of the field at fault and, for an unknown one, the nearest name.
-    """
-    decoder = _decoders.setdefault(kind, msgspec.json.Decoder(kind))
-    try:
-        found: T = decoder.decode(body)
-        return found
-    except msgspec.ValidationError as error:
-        raise _explain(kind, str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise HttpError(400, f"the body is not JSON: {error}", code="bad_json") from None
-
-
-def _explain(kind: type, message: str) -> HttpError:
-    place = _PATH.search(message)
-    path = place["path"] if place else ""
-    message = message[: place.start()] if place else message
-    if found := _FIELD.search(message) or _MISSING.search(message):
-        name = found["name"]
-        param = f"{path}.{name}" if path else name
-        if "missing" in message:
-            return HttpError(400, f"{param} is missing", param=param, code="missing_field")
-        known = kind.__struct_fields__ if not path else _inner_names()  # type: ignore[attr-defined]
-        guess = nearest(name, known)
-        hint = f": did you mean '{guess}'?" if guess else ": leave it out"
-        return HttpError(400, f"unknown field '{name[:80]}'{hint}", param=param[:200], code="unknown_field")
-    return HttpError(400, f"{path or 'the body'}: {message}", param=path or None, code="invalid_value")
-
-
-def _inner_names() -> set[str]:
-    return {name for kind in (Message, Part, StreamOptions) for name in kind.__struct_fields__}
