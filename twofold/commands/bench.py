@@ -12,6 +12,7 @@ from ..core import ConfigError
 BENCHMARKS = (
     "throughput",
     "latency",
+    "serve",
     "start",
     "limits",
     "quality",
