@@ -43,7 +43,7 @@ SCENARIOS: dict[str, tuple[Pair, ...]] = {
     "long": ((2600, 60), (2600, 128), (2600, 200)),
     "others": ((500, 150), (500, 500), (500, 1024)),
 }
-"""Prompt and answer lengths of "Notes on vLLM v.s. DeepSpeed-FastGen": long prompts with short answers, and the rest."""
+"""Prompt and answer lengths of "Notes on vLLM v.s. DeepSpeed-FastGen": long prompts, short answers; and the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Lengths:
     range_ratio: float = 0.0
 
     def draw(self, count: int, rng: random.Random, context: int) -> tuple[list[Pair], float]:
-        """`count` pairs, and by how much all were shrunk to fit a context of `context` tokens (1: not at all)."""
+        """`count` pairs, and by how much all were shrunk to fit a context of so many tokens (1: not at all)."""
         kinds: dict[str, Callable[[random.Random], tuple[float, float]]] = {
             "fixed": lambda rng: (self.input_len, self.output_len),
             "random": lambda rng: (self._uniform(rng, self.input_len), self._uniform(rng, self.output_len)),

@@ -13,6 +13,7 @@ BENCHMARKS = (
     "throughput",
     "latency",
     "serve",
+    "scenarios",
     "start",
     "limits",
     "quality",
