@@ -3,8 +3,8 @@
     twofold bench scenarios [--model DIR] [--requests N] [--turns N] [--quick] [--json FILE] [--no-peer]
 
 Long prompts with short answers (2,600 in; 60, 128 or 200 out) and the rest (500 in; 150, 500 or 1,024 out), shrunk to
-the model's context where they do not fit, as is told. Fresh random tokens, the prefix cache off (the note's prompts were
-all alike, and its engines had none), EOS ignored. Beside requests a second stands what they are of this machine's own
+the model's context where they do not fit, as is told. Fresh random tokens, no prefix cache (the note's prompts were all
+alike, and its engines had none), EOS ignored. Beside requests a second stands what they are of this machine's own
 limit, torch's matrix product, and the ratio over transformers' static batches, in turn.
 """
 
