@@ -13,6 +13,9 @@ status.py    the routes that say what is served and how it is
 texts.py     prompts and chats to ids
 calls.py     one API call as the sequences it is made of
 choice.py    one sequence as text: stops, end
+said.py      what a chat's answer says next, for the APIs with shapes of their own
+responses/   OpenAI's Responses API
+anthropic/   Anthropic's Messages API
 shape.py     text and log-probabilities in OpenAI's shapes
 answers.py   those shapes
 stream.py    answers at once or as events, and the client that leaves

@@ -18,6 +18,7 @@ from ..engine.limits import Limits
 from ..engine.sampling import SamplingParams
 from . import openai
 from .answers import json
+from .anthropic import Messages
 from .bodies import decode
 from .calls import Call
 from .client import EngineClient
@@ -27,6 +28,7 @@ from .guard import App, Guard, Receive, Scope, Send
 from .messages import plain
 from .metrics import Metrics
 from .pages import Pages
+from .responses import Responses, Store
 from .shape import ChatShape, TextShape
 from .status import Status
 from .stream import EventStream, whole
@@ -44,6 +46,7 @@ class Api:
         self.client = client
         self.texts = texts
         self.metrics = Metrics(config, client)
+        self.store = Store(config.limits)
         self.draining = False
         self.defaults = sampling_defaults(config.model) if config.generation_config else {}
 
@@ -51,6 +54,8 @@ class Api:
         routes: list[BaseRoute] = [
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
+            *Responses(self, self.store).routes(),
+            *Messages(self).routes(),
             *Tokens(self).routes(),
             *Status(self).routes(),
         ]
