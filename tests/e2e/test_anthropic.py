@@ -87,7 +87,9 @@ def test_blocks_and_system_are_the_texts_they_hold(server: Served) -> None:
 
     plain = create(server, system="be brief")
     assert (
-        create(server, system=[text("be brief")], messages=[{"role": "user", "content": [text("The quick brown fox")]}])["content"]
+        create(
+            server, system=[text("be brief")], messages=[{"role": "user", "content": [text("The quick brown fox")]}]
+        )["content"]
         == (plain["content"])
     )
     assert plain["content"] != create(server)["content"]

@@ -5,6 +5,8 @@ server.py    everything wired together; SIGTERM and the way out
 protocol.py  limits on a request's head and on connections, inside uvicorn's protocol
 guard.py     host, key, body: what is refused before any route runs
 app.py       the routes
+openapi.py   the OpenAPI document
+described.py what each route takes and answers
 openai.py    requests: fields, checks, and what is not done
 messages.py  a chat's messages
 bodies.py    a body read as one of these, or the error that names the field

@@ -27,6 +27,7 @@ from .errors import HttpError
 from .guard import App, Guard, Receive, Scope, Send
 from .messages import plain
 from .metrics import Metrics
+from .openapi import OpenApi
 from .pages import Pages
 from .responses import Responses, Store
 from .shape import ChatShape, TextShape
@@ -61,7 +62,7 @@ class Api:
         ]
         if self.config.enable_ui:
             routes += Pages().routes()
-        return routes
+        return [*routes, *OpenApi(routes).routes()]
 
     # -- generation -------------------------------------------------------------------------------------------------
 

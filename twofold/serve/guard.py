@@ -17,7 +17,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -90,7 +90,7 @@ class Guard:
             except ClientDisconnect:
                 exchange.status = exchange.status or 499
             except HTTPException as error:
-                await exchange.refuse(HttpError(error.status_code, error.detail))
+                await exchange.refuse(HttpError(error.status_code, error.detail), error.headers)
             except TwofoldError as error:
                 await exchange.refuse(HttpError.of(error))
             except Exception as error:
@@ -192,12 +192,12 @@ class Exchange:
             message = {**message, "headers": headers}
         await self._send(message)
 
-    async def refuse(self, error: HttpError) -> None:
+    async def refuse(self, error: HttpError, more: Mapping[str, str] | None = None) -> None:
         """Answer with an error, if nothing was answered yet, and let the client read it."""
         if self.status is not None:
             return
         body = error.body(in_shape(self._scope["path"]))
-        headers = error.headers(body)
+        headers = error.headers(body) + [(k.lower().encode(), v.encode()) for k, v in (more or {}).items()]
         if error.status == 401:
             headers.append((b"www-authenticate", _challenge(self._scope)))
         if self._scope["method"] == "HEAD":
