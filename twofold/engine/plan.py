@@ -32,7 +32,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """The tokens `start .. start + len(ids) - 1` of one request, whose blocks are already allocated.
 
     `targets` are the tokens that follow each of the first `len(targets)` ones, when the prompt is to be scored, with
-    `num_top` alternatives each. `draw` is set on the chunk that reaches the last known token.
+    `num_top` alternatives each. `draw` is set on the chunk that reaches the last known token. `adapter` is the slot of
+    the request's adapter, from 1 on, and 0 without one.
     """
 
     serial: int
@@ -41,6 +42,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     blocks: tuple[int, ...]
     targets: tuple[int, ...] = ()
     num_top: int = 0
+    adapter: int = 0
     draw: Draw | None = None
 
 

@@ -14,6 +14,7 @@ class Row:
 
     `published` blocks are computed and named, up to `promised` they are being computed and others may wait for them.
     `room` is how many tokens may come out; `found` how many tokens the last admission got from the prefix cache.
+    `slot` is that of its adapter while it runs, from 1 on.
     """
 
     __slots__ = (
@@ -30,6 +31,7 @@ class Row:
         "scored",
         "scores",
         "serial",
+        "slot",
         "urgency",
         "waits_for",
     )
@@ -47,6 +49,7 @@ class Row:
         self.promised = 0
         self.found = 0
         self.waits_for: bytes | None = None
+        self.slot = 0
         self.scores: list[TokenOut] = []
         self.scored = request.params.prompt_logprobs is None
         self._table: tuple[int, ...] = ()
@@ -114,7 +117,14 @@ class Row:
         stop = start + count
         draw = self._draw(eos_ids) if stop == request.num_tokens else None
         if self.scored:
-            return Chunk(serial=self.serial, start=start, ids=self.tokens(start, stop), blocks=self._table, draw=draw)
+            return Chunk(
+                serial=self.serial,
+                start=start,
+                ids=self.tokens(start, stop),
+                blocks=self._table,
+                adapter=self.slot,
+                draw=draw,
+            )
         return Chunk(
             serial=self.serial,
             start=start,
@@ -122,6 +132,7 @@ class Row:
             blocks=self._table,
             targets=request.prompt_ids[start + 1 : stop + 1],
             num_top=request.params.prompt_logprobs or 0,
+            adapter=self.slot,
             draw=draw,
         )
 

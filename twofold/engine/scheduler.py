@@ -26,7 +26,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from ..core import RequestError, StateError
+from ..core import RequestError, StateError, TwofoldError
+from .adapters import AdapterPool
 from .blocks import BlockPool
 from .config import Policy
 from .limits import Limits
@@ -50,6 +51,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         policy: Policy = "fcfs",
         eos_ids: tuple[int, ...] = (),
+        adapters: AdapterPool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pool = pool
@@ -58,6 +60,7 @@ class Scheduler:
         self.budget = max_num_batched_tokens
         self.policy = policy
         self.eos_ids = eos_ids
+        self.adapters = adapters or AdapterPool()
         self.clock = clock
         self.version = 0
         self.step = 0
@@ -88,6 +91,8 @@ class Scheduler:
             raise RequestError(f"request id {request.id!r} is already running: choose another", "request_id")
         room = self.limits.room(request)
         urgency = request.priority if self.policy == "priority" else 0
+        if request.adapter:
+            request.adapter = self.adapters.enter(request.adapter)
         row = Row(request, serial=self._serial, urgency=urgency, room=room, block_size=self.pool.block_size)
         self._serial += 1
         self._rows[request.id] = row
@@ -167,10 +172,14 @@ class Scheduler:
         pool = self.pool
         owed = sum(pool.blocks_for(row.request.num_tokens) - len(row.blocks) for row in self.running)
         place = 0
+        self.adapters.begin()
         while place < len(self.waiting) and left > 0 and len(self.running) < self.max_num_seqs:
             row = self.waiting[place]
             if row.waits_for in self._promises:
                 place += 1
+                continue
+            if row.request.adapter and not self.adapters.reachable(row.request.adapter):
+                place += 1  # without a slot it waits, and holds up nobody
                 continue
             found = pool.find(row.chain[: row.readable]) if pool.caching else []
             if len(found) < min(row.readable, len(row.chain)) and row.chain[len(found)][0] in self._promises:
@@ -180,6 +189,8 @@ class Scheduler:
             need = pool.blocks_for(row.request.num_tokens) - len(found)
             if need + pool.idle(found) + owed + len(self.running) > pool.available:
                 break  # no overtaking: a large request must not starve behind small ones
+            if not self._seat(row):
+                continue
             del self.waiting[place]
             self._start(row, found)
             count = min(row.remaining, left)
@@ -187,6 +198,16 @@ class Scheduler:
             self._plan_chunk(row, count, pool.blocks_for(row.request.num_computed + count) - before)
             owed += need - (len(row.blocks) - before)
             left -= count
+
+    def _seat(self, row: Row) -> bool:
+        """Give a row that starts its adapter's slot; False when that cannot be read any more, which ends the row."""
+        if row.request.adapter:
+            try:
+                row.slot = self.adapters.take(row.request.adapter)
+            except TwofoldError as error:
+                self._finish(row, State.ERROR, error=str(error))
+                return False
+        return True
 
     def _start(self, row: Row, found: list[int]) -> None:
         """Move a waiting row to running on top of the blocks found for it, and promise the ones it will compute."""
@@ -284,6 +305,9 @@ class Scheduler:
         for place in range(row.published, row.promised):
             self._withdraw(row, place)
         self.pool.release(row.blocks)
+        if row.slot:
+            self.adapters.give(row.request.adapter)
+            row.slot = 0
 
     def _preempt(self, row: Row) -> None:
         """Give a running row's blocks back; it keeps its rank and its tokens, and will compute them again."""
@@ -324,6 +348,8 @@ class Scheduler:
         self._leave(row)
         row.blocks.clear()
         del self._rows[request.id]
+        if request.adapter:
+            self.adapters.leave(request.adapter)
         request.move(state)
         self.finished[state] += 1
         self._tell(row, tokens=tokens, finish=state, stop_reason=stop_reason, prompt=prompt, error=error)
@@ -360,6 +386,8 @@ class Scheduler:
                 raise StateError("a queue is out of order")
         if any(row.blocks for row in self.waiting):
             raise StateError("a waiting request holds blocks")
+        seated, live = ([row.request.adapter for row in rows] for rows in (self.running, self._rows.values()))
+        self.adapters.check_integrity(seated, live)
         holders = {row.serial for row in self.running}
         if not set(self._promises.values()) <= holders:
             raise StateError("a block is promised by a request that does not run")
