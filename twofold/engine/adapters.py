@@ -17,12 +17,15 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from ..core import CapacityError, CheckpointError, RequestError, StateError
+from ..core import CapacityError, CheckpointError, RequestError, StateError, TwofoldError
 from ..core.errors import unknown
+
+if TYPE_CHECKING:
+    from .row import Row
 
 NAME = 128
 MOST = 1024
@@ -159,20 +162,23 @@ class AdapterPool:
 
     # ------------------------------------------------------------------------------------ requests
     def enter(self, given: str) -> str:
-        """One more request has this adapter; its key.
+        """One more request has this adapter, if any; its key.
 
         Raises:
             RequestError: nobody knows it.
         """
+        if not given:
+            return ""
         key = self.key_of(given)
         self._entries[key].users += 1
         return key
 
     def leave(self, key: str) -> None:
         """One request less."""
-        entry = self._entries[key]
-        entry.users -= 1
-        self._forget_if_over(entry)
+        if key:
+            entry = self._entries[key]
+            entry.users -= 1
+            self._forget_if_over(entry)
 
     def begin(self) -> None:
         """Before the waiting requests are asked, in their order, whether they are `reachable`."""
@@ -180,6 +186,8 @@ class AdapterPool:
 
     def reachable(self, key: str) -> bool:
         """Whether `take` would give a slot now. If not, one is kept from everybody who asks after this."""
+        if not key:
+            return True
         entry = self._entries[key]
         if entry.slot is not None:
             return entry.slot not in self._draining
@@ -217,6 +225,21 @@ class AdapterPool:
         entry = self._entries[key]
         entry.running -= 1
         self._held.move_to_end(key)
+
+    def seat(self, row: Row) -> str | None:
+        """Give a row that starts to run its adapter's slot, if it has one; or say why that adapter cannot be had."""
+        if row.request.adapter:
+            try:
+                row.slot = self.take(row.request.adapter)
+            except TwofoldError as error:
+                return str(error)
+        return None
+
+    def unseat(self, row: Row) -> None:
+        """Take the slot of a row that no longer runs."""
+        if row.slot:
+            self.give(row.request.adapter)
+            row.slot = 0
 
     # ------------------------------------------------------------------------------------ memory and slots
     def _in(self, slot: int) -> _Entry:
@@ -295,13 +318,13 @@ class AdapterPool:
         return tuple(sorted({entry.known.name for entry in self._entries.values() if entry.users > entry.running}))
 
     # ------------------------------------------------------------------------------------ truth
-    def check_integrity(self, running: Iterable[str], live: Iterable[str]) -> None:
-        """Check slots, memory and counts against the keys of running and of all live requests.
+    def check_integrity(self, running: Iterable[Row], live: Iterable[Row]) -> None:
+        """Check slots, memory and counts against running and all live requests.
 
         Raises:
             StateError: saying what does not add up; always a bug in Twofold.
         """
-        seated, users = Counter(running), Counter(live)
+        seated, users = (Counter(row.request.adapter for row in rows) for rows in (running, live))
         for key, entry in self._entries.items():
             if (entry.running, entry.users) != (seated[key], users[key]):
                 raise StateError(f"adapter {key}: {entry.running} running of {entry.users} on record")
