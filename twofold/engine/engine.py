@@ -15,9 +15,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..core import ConfigError, StateError
+from ..models.adapters import Slots
 from ..models.decoder import Decoder
 from ..models.weights import load_tensors
 from ..platforms import free_on
+from .adapters import AdapterPool
 from .blocks import BlockPool
 from .capacity import forecast, kv_dtype_of
 from .config import EngineConfig
@@ -57,6 +59,8 @@ class Engine:
             max_model_len=max_model_len, vocab=decoder.spec.vocab, cache_tokens=blocks * config.block_size
         )
         self.pool = BlockPool(blocks, config.block_size, caching=config.enable_prefix_caching)
+        self.slots = Slots(decoder, config.max_loras, config.max_lora_rank) if config.enable_lora else None
+        self.adapters = AdapterPool(self.slots, most_bytes=config.lora_cache_bytes, most_held=config.max_cpu_loras)
         self.scheduler = Scheduler(
             self.pool,
             self.limits,
@@ -65,6 +69,7 @@ class Engine:
             policy=config.scheduling_policy,
             chunked=config.enable_chunked_prefill,
             eos_ids=tuple(eos_ids),
+            adapters=self.adapters,
         )
         self.runner = Runner(
             decoder,
@@ -72,6 +77,7 @@ class Engine:
             block_size=config.block_size,
             tokens=config.max_num_batched_tokens,
             kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
+            slots=self.slots,
         )
         self.version = 0
         self._half_loaded = False
@@ -183,7 +189,7 @@ class Engine:
     # ------------------------------------------------------------------------------------ insight
     def stats(self) -> EngineStats:
         """Gauges and counters; cheap enough for every step."""
-        scheduler, pool = self.scheduler, self.pool
+        scheduler, pool, adapters = self.scheduler, self.pool, self.adapters
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -204,6 +210,10 @@ class Engine:
             finished={state.value: count for state, count in scheduler.finished.items()},
             version=self.version,
             asleep=self.asleep,
+            adapters_running=adapters.running,
+            adapters_waiting=adapters.waiting,
+            adapter_bytes=adapters.nbytes,
+            adapter_reads=adapters.reads,
         )
 
 

@@ -10,7 +10,8 @@ class EngineStats:
     """Gauges of this moment and counters since the engine was made; times in seconds, lengths in tokens.
 
     `waste` is the share of allocated cache slots that held no token, over all steps. `finished` counts ends by state.
-    `prompt_tokens` counts prompts whose first token came, cached tokens included.
+    `prompt_tokens` counts prompts whose first token came, cached tokens included. `adapters_running` and
+    `adapters_waiting` are names of adapters that requests have; `adapter_reads` counts how often one came into memory.
     """
 
     running: int = 0
@@ -31,6 +32,11 @@ class EngineStats:
     prefix_hits: int = 0
     preemptions: int = 0
     finished: dict[str, int] = field(default_factory=dict)
+
+    adapters_running: tuple[str, ...] = ()
+    adapters_waiting: tuple[str, ...] = ()
+    adapter_bytes: int = 0
+    adapter_reads: int = 0
 
     version: int = 0
     asleep: bool = False
