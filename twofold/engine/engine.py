@@ -21,11 +21,15 @@ from ..platforms import free_on
 from .blocks import BlockPool
 from .capacity import forecast, kv_dtype_of
 from .config import EngineConfig
+from .draft import draft_model
 from .limits import Limits
 from .paged import KVCache
+from .plan import StepPlan
+from .proposer import Proposer
 from .request import Output, Request
 from .runner import Runner
 from .scheduler import Scheduler
+from .speculation import Speculation, lookup
 from .stats import EngineStats
 
 
@@ -46,6 +50,7 @@ class Engine:
         if max_model_len > decoder.max_len:
             raise ConfigError(f"max_model_len is {max_model_len}; this decoder was built for {decoder.max_len} at most")
         blocks = _num_blocks(decoder, replace(config, max_model_len=max_model_len))
+        self.speculation = speculation_for(decoder, config, num_blocks=blocks, eos_ids=tuple(eos_ids))
         self.decoder = decoder
         self.config = config
         self.limits = Limits(
@@ -59,6 +64,7 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             policy=config.scheduling_policy,
             eos_ids=tuple(eos_ids),
+            speculation=self.speculation,
         )
         self.runner = Runner(
             decoder,
@@ -108,13 +114,16 @@ class Engine:
         plan = self.scheduler.plan()
         if plan.chunks:
             self.scheduler.apply(self.runner.execute(plan))
-            self._measure(plan.num_tokens, time.perf_counter() - started)
+            self._measure(plan, time.perf_counter() - started)
         outputs = self.scheduler.take()
         if not self.scheduler.has_work:
             self.scheduler.check_integrity()
         return outputs
 
-    def _measure(self, tokens: int, seconds: float) -> None:
+    def _measure(self, plan: StepPlan, seconds: float) -> None:
+        tokens = plan.num_tokens
+        if self.speculation is not None and tokens == sum(len(chunk.draws) for chunk in plan.chunks):
+            self.speculation.measured(tokens, seconds)
         self._steps += 1
         self._computed_tokens += tokens
         self._busy_seconds += seconds
@@ -165,6 +174,8 @@ class Engine:
         self.scheduler.preempt_all()
         self.pool.forget_all()
         self.runner.sleep()
+        if self.speculation is not None:
+            self.speculation.sleep()
 
     def wake(self) -> None:
         """Take the KV cache's memory again."""
@@ -196,9 +207,24 @@ class Engine:
             prefix_hits=pool.hits,
             preemptions=scheduler.preemptions,
             finished={state.value: count for state, count in scheduler.finished.items()},
+            **(self.speculation.counters() if self.speculation is not None else {}),
             version=self.version,
             asleep=self.asleep,
         )
+
+
+def speculation_for(
+    decoder: Decoder, config: EngineConfig, *, num_blocks: int, eos_ids: tuple[int, ...]
+) -> Speculation | None:
+    """Whoever the settings name to guess at tokens, None when nobody is to."""
+    wanted = config.speculative
+    if wanted.method is None:
+        return None
+    if wanted.method == "draft_model":
+        proposer: Proposer = draft_model(decoder, config, num_blocks=num_blocks, eos_ids=eos_ids)
+    else:
+        proposer = lookup(wanted)
+    return Speculation(proposer, most=wanted.num_speculative_tokens, adaptive=wanted.adaptive)
 
 
 def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:
