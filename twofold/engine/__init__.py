@@ -10,6 +10,10 @@ adapters.py   which adapters there are, in memory and in slots
 row.py        what the scheduler keeps beside a request
 promises.py   which blocks can be found, or will be soon, and by whom
 proposer.py   Proposer: who guesses at the next tokens
+lookup.py     guesses found in text: n-grams, suffixes
+draft.py      guesses of a smaller model
+pace.py       how many tokens to guess at
+speculation.py  a proposer, its pace, and what came of it
 scheduler.py  Scheduler: which tokens go into the next step
 plan.py       StepPlan and StepResult, what passes between scheduler and runner
 paged.py      KVCache, and attention over block tables

@@ -23,11 +23,15 @@ from .adapters import AdapterPool
 from .blocks import BlockPool
 from .capacity import forecast, kv_dtype_of
 from .config import EngineConfig
+from .draft import draft_model
 from .limits import Limits
 from .paged import KVCache
+from .plan import StepPlan
+from .proposer import Proposer
 from .request import Output, Request
 from .runner import Runner
 from .scheduler import Scheduler
+from .speculation import Speculation, lookup
 from .stats import EngineStats
 
 
@@ -53,6 +57,7 @@ class Engine:
                 f"of {max_model_len} tokens must fit one step; raise the first or lower max_model_len"
             )
         blocks = _num_blocks(decoder, replace(config, max_model_len=max_model_len))
+        self.speculation = speculation_for(decoder, config, num_blocks=blocks, eos_ids=tuple(eos_ids))
         self.decoder = decoder
         self.config = config
         self.limits = Limits(
@@ -70,6 +75,7 @@ class Engine:
             chunked=config.enable_chunked_prefill,
             eos_ids=tuple(eos_ids),
             adapters=self.adapters,
+            speculation=self.speculation,
         )
         self.runner = Runner(
             decoder,
@@ -120,13 +126,16 @@ class Engine:
         plan = self.scheduler.plan()
         if plan.chunks:
             self.scheduler.apply(self.runner.execute(plan))
-            self._measure(plan.num_tokens, time.perf_counter() - started)
+            self._measure(plan, time.perf_counter() - started)
         outputs = self.scheduler.take()
         if not self.scheduler.has_work:
             self.scheduler.check_integrity()
         return outputs
 
-    def _measure(self, tokens: int, seconds: float) -> None:
+    def _measure(self, plan: StepPlan, seconds: float) -> None:
+        tokens = plan.num_tokens
+        if self.speculation is not None and tokens == sum(len(chunk.draws) for chunk in plan.chunks):
+            self.speculation.measured(tokens, seconds)
         self._steps += 1
         self._computed_tokens += tokens
         self._busy_seconds += seconds
@@ -177,6 +186,8 @@ class Engine:
         self.scheduler.preempt_all()
         self.pool.forget_all()
         self.runner.sleep()
+        if self.speculation is not None:
+            self.speculation.sleep()
 
     def wake(self) -> None:
         """Take the KV cache's memory again."""
@@ -208,6 +219,7 @@ class Engine:
             prefix_hits=pool.hits,
             preemptions=scheduler.preemptions,
             finished={state.value: count for state, count in scheduler.finished.items()},
+            **(self.speculation.counters() if self.speculation is not None else {}),
             version=self.version,
             asleep=self.asleep,
             adapters_running=adapters.running,
@@ -215,6 +227,20 @@ class Engine:
             adapter_bytes=adapters.nbytes,
             adapter_reads=adapters.reads,
         )
+
+
+def speculation_for(
+    decoder: Decoder, config: EngineConfig, *, num_blocks: int, eos_ids: tuple[int, ...]
+) -> Speculation | None:
+    """Whoever the settings name to guess at tokens, None when nobody is to."""
+    wanted = config.speculative
+    if wanted.method is None:
+        return None
+    if wanted.method == "draft_model":
+        proposer: Proposer = draft_model(decoder, config, num_blocks=num_blocks, eos_ids=eos_ids)
+    else:
+        proposer = lookup(wanted)
+    return Speculation(proposer, most=wanted.num_speculative_tokens, adaptive=wanted.adaptive)
 
 
 def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:

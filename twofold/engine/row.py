@@ -124,7 +124,7 @@ class Row:
         request = self.request
         start = request.num_computed
         stop = start + count
-        draws = self._draws(eos_ids) if stop == request.num_tokens else ()
+        draws = (self.draw(eos_ids),) if stop == request.num_tokens else ()
         if self.scored:
             return Chunk(
                 serial=self.serial,
@@ -147,28 +147,25 @@ class Row:
 
     def drafted(self, chunk: Chunk, drafts: tuple[int, ...], eos_ids: tuple[int, ...]) -> Chunk:
         """This row's chunk with guesses at what follows its last token."""
-        draws = self._draws(eos_ids, drafts)
+        draws = tuple(self.draw(eos_ids, drafts[:ahead]) for ahead in range(len(drafts) + 1))
         return msgspec.structs.replace(chunk, ids=chunk.ids + drafts, blocks=self._table, draws=draws)
 
-    def _draws(self, eos_ids: tuple[int, ...], drafts: tuple[int, ...] = ()) -> tuple[Draw, ...]:
-        """How to choose the next token, and what follows each draft if it is the one chosen."""
+    def draw(self, eos_ids: tuple[int, ...], drafts: tuple[int, ...] = ()) -> Draw:
+        """How to choose the next token, or the one that follows some drafts if those are chosen before it."""
         request, params = self.request, self.request.params
+        outputs = request.output_ids
+        early = len(outputs) + len(drafts) < params.min_tokens
+        banned = (() if params.ignore_eos else eos_ids) + params.stop_token_ids if early else ()
         repetition = params.repetition_penalty != 1.0
         history = repetition or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
-        said, known = len(request.output_ids), request.num_tokens
-        outputs = (*request.output_ids, *drafts) if history else ()
-        ends = (() if params.ignore_eos else eos_ids) + params.stop_token_ids
-        return tuple(
-            Draw(
-                params=params,
-                seed=request.seed,
-                sample=request.sample,
-                position=known + ahead,
-                banned=ends if said + ahead < params.min_tokens else (),
-                prompt_ids=request.prompt_ids if repetition else (),
-                output_ids=outputs[: said + ahead],
-            )
-            for ahead in range(len(drafts) + 1)
+        return Draw(
+            params=params,
+            seed=request.seed,
+            sample=request.sample,
+            position=request.num_tokens + len(drafts),
+            banned=banned,
+            prompt_ids=request.prompt_ids if repetition else (),
+            output_ids=(*outputs, *drafts) if history else (),
         )
 
     def end(self, eos_ids: tuple[int, ...], now: float) -> tuple[State, int | None] | None:
