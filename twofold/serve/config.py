@@ -92,6 +92,10 @@ class ServeConfig:
     """Where the training page looks for runs: a directory of what `twofold train` writes, or one run's directory."""
     generation_config: bool = True
     chat_template: Path | None = None
+    tool_call_parser: str = "auto"
+    """How the model calls tools: auto (by its chat template), none, or a name, as hermes, llama3_json, mistral."""
+    reasoning_parser: str = "auto"
+    """How the model sets its reasoning apart: auto, none, or a name, as qwen3, deepseek_r1, mistral, granite."""
     request_seconds: float = 600.0
     lame_duck_seconds: float = 0.0
     drain_seconds: float = 30.0
