@@ -15,6 +15,7 @@ BENCHMARKS = (
     "serve",
     "scenarios",
     "splitfuse",
+    "inject",
     "start",
     "limits",
     "quality",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...kernels.activation import ACTIVATIONS, activate, gated
 from ...kernels.norm import layer_norm, rms_norm
-from .joined import Part, Product, Shared, multiply
+from .joined import Product, Shared, multiply
 from .proof import apart
 
 _NORM = re.compile(r"(RMSNorm|LayerNorm|Norm)$")
@@ -29,6 +29,11 @@ class Norm(nn.Module):
         self.weight: nn.Parameter | None = getattr(old, "weight", None)
         self.bias: nn.Parameter | None = getattr(old, "bias", None)
         self.eps, self.kind, self.offset = eps, kind, offset
+
+    @property
+    def width(self) -> int:
+        assert self.weight is not None
+        return self.weight.shape[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "rms":
@@ -107,6 +112,3 @@ def activation(module: nn.Module | None, owner: nn.Module) -> str | None:
     with torch.no_grad():
         expected = theirs(x)
         return next((name for name in ACTIVATIONS if apart(activate(x, name), expected) < 1e-6), None)
-
-
-__all__ = ["GatedFeedForward", "Norm", "Part", "feed_forward", "norms"]

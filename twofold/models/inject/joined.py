@@ -62,7 +62,7 @@ class Product(nn.Module):
 
 
 class Transposed(Product):
-    """A product whose weight is told as [in, out], as GPT-2's Conv1D has it; in memory outputs are rows all the same."""
+    """A product whose weight is told as [in, out], as GPT-2's Conv1D is; in memory outputs are rows all the same."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         rows = weight.detach().t().contiguous()

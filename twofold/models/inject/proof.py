@@ -34,9 +34,8 @@ def sample(width: int, like: nn.Module, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def disproof(ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], x: Tensor) -> str:
+def disproof(ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], object], x: Tensor) -> str:
     """Why `ours` may not stand for `theirs`, "" when it may: both are given `x`."""
-    expected: object
     try:
         expected = theirs(x)
     except Exception as error:  # a module that wants other arguments than a tensor

@@ -50,13 +50,13 @@ def _piece(allowed_LS: Tensor, window: int | None) -> Piece | None:
     last_L = torch.where(allowed_LS, column_S, -1).amax(-1)
     row = int(seeing[0])
     start = int(last_L[row]) - row  # the position of query 0 among the keys
-    if start < 0:
+    if start < 0 or start + queries > keys:
         return None
     pad = int(torch.where(allowed_LS[seeing], column_S, keys).amin())
     position_L = torch.arange(queries) + start
     real_L = (last_L == position_L) & (position_L >= pad)
     count = int(real_L.sum())
-    if not bool(real_L[row : row + count].all()):
+    if not bool(real_L[row : row + count].all()) or bool((last_L[row + count :] > start + row + count - 1).any()):
         return None
     rows = slice(row, row + count)
     expected = (column_S >= pad) & (column_S <= position_L[rows, None])

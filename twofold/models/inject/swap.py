@@ -7,13 +7,13 @@ norms, linear layers                  -> ours, each by itself
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
 
 import torch
 from torch import nn
 
 from .attention import Look, own_names, rebind
-from .gated import GatedFeedForward, feed_forward, norms
+from .gated import GatedFeedForward, Norm, feed_forward, norms
 from .joined import Part, Product, Shared, rounded, transposed
 from .proof import disproof, sample
 from .report import Fate, Report
@@ -55,27 +55,33 @@ class Swap:
         """What goes into the place of a module, proven; None when it stays, which is then told."""
         new: nn.Module | None
         if type(old) is nn.Linear:
-            return self._proven(name, old, [Product.of(old)], old.in_features, "our product")
+            return self._proven(name, old, Product.of(old), old.in_features, "our product")
         if (new := transposed(old)) is not None:
-            return self._proven(name, old, [new], new.in_features, "our product")
+            return self._proven(name, old, new, new.in_features, "our product")
         if (new := feed_forward(old)) is not None:
-            return self._proven(name, old, [new], new.down.out_features, "one product for gate and up, ours for down")
+            return self._proven(name, old, new, new.down.out_features, "one product for gate and up, ours for down")
         if candidates := list(norms(old)):
-            return self._proven(name, old, candidates, _width(old), "our norm")
+            return self._norm(name, old, candidates)
         if not list(old.children()):
             self._leave(name, old)
         return None
 
-    def _proven(
-        self, name: str, old: nn.Module, candidates: Sequence[nn.Module], width: int, by: str
-    ) -> nn.Module | None:
-        x, why = sample(width, old), ""
-        for new in candidates:
-            why = disproof(new, old, x)
+    def _proven(self, name: str, old: nn.Module, new: nn.Module, width: int, by: str) -> nn.Module | None:
+        why = disproof(new, old, sample(width, old))
+        self._tell(name, old, None if why else by, why)
+        return None if why else new.train(old.training)
+
+    def _norm(self, name: str, old: nn.Module, candidates: list[Norm]) -> nn.Module | None:
+        """The norm that a module is with any weights: those it has may be all ones, which would prove too little."""
+        other = copy.deepcopy(old)
+        for number, parameter in enumerate(other.parameters()):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+        x, why = sample(candidates[0].width, old), ""
+        for new, tried in zip(candidates, norms(other), strict=True):
+            why = disproof(tried, other, x)
             if not why:
-                self._tell(name, old, by)
-                new.train(old.training)
-                return new
+                self._tell(name, old, "our norm")
+                return new.train(old.training)
         self._tell(name, old, why=why)
         return None
 
@@ -119,12 +125,6 @@ class Swap:
         for name, part in zip(_QKV, shared.parts, strict=True):
             setattr(module, name, part)
         return True
-
-
-def _width(norm: nn.Module) -> int:
-    weight = norm.weight
-    assert isinstance(weight, torch.Tensor)
-    return weight.shape[-1]
 
 
 def to_int8(model: nn.Module) -> None:
