@@ -2,8 +2,8 @@
 
     twofold bench inject [--threads N] [--turns N] [--quick] [--json FILE]
 
-A Llama and a Qwen3 of random weights (hidden size 512, six layers), fp32: greedy generation of 48 tokens from a prompt of
-64, alone and four at once, and one forward pass over 512 tokens. Needs transformers.
+A Llama and a Qwen3 of random weights (hidden size 512, six layers), fp32: greedy generation of 48 tokens behind 64,
+alone and four at once, and one forward pass over 512 tokens. Needs transformers.
 """
 
 from __future__ import annotations
