@@ -6,6 +6,7 @@ config.py     EngineConfig, every dial
 limits.py     what a request may be on this engine
 capacity.py   the sum of bytes: what fits this machine
 blocks.py     BlockPool: who holds which block, and the prefix cache
+adapters.py   which adapters there are, in memory and in slots
 row.py        what the scheduler keeps beside a request
 promises.py   which blocks can be found, or will be soon, and by whom
 proposer.py   Proposer: who guesses at the next tokens

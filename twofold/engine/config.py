@@ -73,7 +73,10 @@ class EngineConfig:
     while they are loaded. `kv_dtype` is what keys and values are kept in; "auto" is bf16 beside weights narrower than
     fp32. `max_num_batched_tokens` is the token budget of one step: decodes take one each, prompts are cut to fill the
     rest. `num_blocks` wins over `kv_cache_memory_bytes`; with neither, the cache takes what the machine can spare.
+    Without `enable_chunked_prefill` prompts are computed whole, before anybody's next token; that is for measuring.
     `max_model_len` None is the model's own context. `scheduling_policy` "priority" serves the lowest number first.
+    `enable_lora` lets requests name adapters: `max_loras` different ones in a step, each of rank `max_lora_rank` at
+    most; in memory are at most `lora_cache_bytes` of them, and `max_cpu_loras` where that is given.
     `seed` makes unseeded requests of one run repeatable; None draws fresh seeds. `speculative` says who guesses at the
     next tokens.
 
@@ -92,7 +95,13 @@ class EngineConfig:
     num_blocks: int | None = None
     kv_cache_memory_bytes: int | None = None
     enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
     scheduling_policy: Policy = "fcfs"
+    enable_lora: bool = False
+    max_loras: int = 8
+    max_lora_rank: int = 64
+    max_cpu_loras: int | None = None
+    lora_cache_bytes: int = 256 << 20
     seed: int | None = None
     speculative: SpeculativeConfig = field(default=SpeculativeConfig(), metadata=_JSON)
 
@@ -104,6 +113,10 @@ class EngineConfig:
             ("block_size", 128),
             ("num_blocks", 2**31 - 1),
             ("kv_cache_memory_bytes", 2**63 - 1),
+            ("max_loras", 1024),
+            ("max_lora_rank", 4096),
+            ("max_cpu_loras", 2**31 - 1),
+            ("lora_cache_bytes", 2**63 - 1),
         ):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= high:
@@ -119,5 +132,7 @@ class EngineConfig:
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, less than max_num_seqs {self.max_num_seqs}: "
                 "every running request needs one token a step; raise the first or lower the second"
             )
+        if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
+            raise ConfigError(f"max_cpu_loras is {self.max_cpu_loras}, less than max_loras {self.max_loras}: raise it")
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise ConfigError(f"scheduling_policy must be fcfs or priority, not {self.scheduling_policy!r}")

@@ -15,9 +15,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..core import ConfigError, StateError
+from ..models.adapters import Slots
 from ..models.decoder import Decoder
 from ..models.weights import load_tensors
 from ..platforms import free_on
+from .adapters import AdapterPool
 from .blocks import BlockPool
 from .capacity import forecast, kv_dtype_of
 from .config import EngineConfig
@@ -49,6 +51,11 @@ class Engine:
         max_model_len = config.max_model_len or decoder.max_len
         if max_model_len > decoder.max_len:
             raise ConfigError(f"max_model_len is {max_model_len}; this decoder was built for {decoder.max_len} at most")
+        if not config.enable_chunked_prefill and config.max_num_batched_tokens < max_model_len:
+            raise ConfigError(
+                f"max_num_batched_tokens is {config.max_num_batched_tokens}: without enable_chunked_prefill a prompt "
+                f"of {max_model_len} tokens must fit one step; raise the first or lower max_model_len"
+            )
         blocks = _num_blocks(decoder, replace(config, max_model_len=max_model_len))
         self.speculation = speculation_for(decoder, config, num_blocks=blocks, eos_ids=tuple(eos_ids))
         self.decoder = decoder
@@ -57,13 +64,17 @@ class Engine:
             max_model_len=max_model_len, vocab=decoder.spec.vocab, cache_tokens=blocks * config.block_size
         )
         self.pool = BlockPool(blocks, config.block_size, caching=config.enable_prefix_caching)
+        self.slots = Slots(decoder, config.max_loras, config.max_lora_rank) if config.enable_lora else None
+        self.adapters = AdapterPool(self.slots, most_bytes=config.lora_cache_bytes, most_held=config.max_cpu_loras)
         self.scheduler = Scheduler(
             self.pool,
             self.limits,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             policy=config.scheduling_policy,
+            chunked=config.enable_chunked_prefill,
             eos_ids=tuple(eos_ids),
+            adapters=self.adapters,
             speculation=self.speculation,
         )
         self.runner = Runner(
@@ -72,6 +83,7 @@ class Engine:
             block_size=config.block_size,
             tokens=config.max_num_batched_tokens,
             kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
+            slots=self.slots,
         )
         self.version = 0
         self._half_loaded = False
@@ -188,7 +200,7 @@ class Engine:
     # ------------------------------------------------------------------------------------ insight
     def stats(self) -> EngineStats:
         """Gauges and counters; cheap enough for every step."""
-        scheduler, pool = self.scheduler, self.pool
+        scheduler, pool, adapters = self.scheduler, self.pool, self.adapters
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -210,6 +222,10 @@ class Engine:
             **(self.speculation.counters() if self.speculation is not None else {}),
             version=self.version,
             asleep=self.asleep,
+            adapters_running=adapters.running,
+            adapters_waiting=adapters.waiting,
+            adapter_bytes=adapters.nbytes,
+            adapter_reads=adapters.reads,
         )
 
 

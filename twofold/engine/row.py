@@ -16,7 +16,7 @@ class Row:
 
     `published` blocks are computed and named, up to `promised` they are being computed and others may wait for them.
     `room` is how many tokens may come out; `found` how many tokens the last admission got from the prefix cache;
-    `drafting` whether its next tokens may be guessed at.
+    `drafting` whether its next tokens may be guessed at; `slot` is that of its adapter while it runs, from 1 on.
     """
 
     __slots__ = (
@@ -34,6 +34,7 @@ class Row:
         "scored",
         "scores",
         "serial",
+        "slot",
         "urgency",
         "waits_for",
     )
@@ -52,6 +53,7 @@ class Row:
         self.found = 0
         self.drafting = True
         self.waits_for: bytes | None = None
+        self.slot = 0
         self.scores: list[TokenOut] = []
         self.scored = request.params.prompt_logprobs is None
         self._table: tuple[int, ...] = ()
@@ -124,7 +126,14 @@ class Row:
         stop = start + count
         draws = (self.draw(eos_ids),) if stop == request.num_tokens else ()
         if self.scored:
-            return Chunk(serial=self.serial, start=start, ids=self.tokens(start, stop), blocks=self._table, draws=draws)
+            return Chunk(
+                serial=self.serial,
+                start=start,
+                ids=self.tokens(start, stop),
+                blocks=self._table,
+                adapter=self.slot,
+                draws=draws,
+            )
         return Chunk(
             serial=self.serial,
             start=start,
@@ -132,6 +141,7 @@ class Row:
             blocks=self._table,
             targets=request.prompt_ids[start + 1 : stop + 1],
             num_top=request.params.prompt_logprobs or 0,
+            adapter=self.slot,
             draws=draws,
         )
 

@@ -28,6 +28,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..core import RequestError, StateError
+from .adapters import AdapterPool
 from .blocks import BlockPool
 from .config import Policy
 from .limits import Limits
@@ -53,7 +54,9 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         policy: Policy = "fcfs",
+        chunked: bool = True,
         eos_ids: tuple[int, ...] = (),
+        adapters: AdapterPool | None = None,
         clock: Callable[[], float] = time.monotonic,
         speculation: Speculation | None = None,
     ) -> None:
@@ -62,7 +65,9 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.budget = max_num_batched_tokens
         self.policy = policy
+        self.chunked = chunked
         self.eos_ids = eos_ids
+        self.adapters = adapters or AdapterPool()
         self.clock = clock
         self.speculation = speculation
         self.version = 0
@@ -94,6 +99,7 @@ class Scheduler:
             raise RequestError(f"request id {request.id!r} is already running: choose another", "request_id")
         room = self.limits.room(request)
         urgency = request.priority if self.policy == "priority" else 0
+        request.adapter = self.adapters.enter(request.adapter)
         row = Row(request, serial=self._serial, urgency=urgency, room=room, block_size=self.pool.block_size)
         self._serial += 1
         self._rows[request.id] = row
@@ -136,13 +142,17 @@ class Scheduler:
         self._planned = {}
         before = self.preemptions
         left = self.budget
+        if not self.chunked:
+            left = self._admit(left)  # whole prompts, in a step of their own: everybody else's next token waits
+            if self._planned:
+                return StepPlan(step=self.step, chunks=tuple(chunk for _, chunk in self._planned.values()))
         for decoding in (True, False):
             for row in tuple(self.running):
                 if row.request.state is State.RUNNING and (row.remaining == 1) is decoding and left > 0:
                     left -= self._continue(row, left)
                     if self.preemptions != before:
                         left = self.budget - sum(len(chunk.ids) for _, chunk in self._planned.values())
-        if self.preemptions == before:
+        if self.chunked and self.preemptions == before:
             left = self._admit(left)
         if self.speculation is not None and left > 0:
             self._guess(self.speculation, left)
@@ -175,15 +185,21 @@ class Scheduler:
         pool = self.pool
         owed = sum(max(0, pool.blocks_for(row.request.num_tokens) - len(row.blocks)) for row in self.running)
         place = 0
+        self.adapters.begin()
         while place < len(self.waiting) and left > 0 and len(self.running) < self.max_num_seqs:
             row = self.waiting[place]
             found = None if self._promises.waits(row) else self._promises.find(row)
-            if found is None:
-                place += 1
+            if found is None or not self.adapters.reachable(row.request.adapter):
+                place += 1  # what it waits for is with running ones: it holds up nobody
                 continue
             need = pool.blocks_for(row.request.num_tokens) - len(found)
             if need + pool.idle(found) + owed + len(self.running) > pool.available:
                 break  # no overtaking: a large request must not starve behind small ones
+            if not self.chunked and row.request.num_tokens - len(found) * pool.block_size > left:
+                break
+            if error := self.adapters.seat(row):
+                self._finish(row, State.ERROR, error=error)
+                continue
             del self.waiting[place]
             self._start(row, found)
             count = min(row.remaining, left)
@@ -295,6 +311,7 @@ class Scheduler:
         del queue[place]
         self._promises.break_all(row)
         self.pool.release(row.blocks)
+        self.adapters.unseat(row)
 
     def _preempt(self, row: Row) -> None:
         """Give a running row's blocks back; it keeps its rank and its tokens, and will compute them again."""
@@ -335,6 +352,7 @@ class Scheduler:
         self._leave(row)
         row.blocks.clear()
         del self._rows[request.id]
+        self.adapters.leave(request.adapter)
         if self.speculation is not None:
             self.speculation.forget(row)
         request.move(state)
@@ -373,4 +391,5 @@ class Scheduler:
                 raise StateError("a queue is out of order")
         if any(row.blocks for row in self.waiting):
             raise StateError("a waiting request holds blocks")
+        self.adapters.check_integrity(self.running, self._rows.values())
         self._promises.check_integrity(self.running)
