@@ -21,6 +21,7 @@ BENCHMARKS = (
     "held_out",
     "serving",
     "kernels",
+    "speculation",
     "sparse",
     "gpu",
     "recompute",
