@@ -22,6 +22,7 @@ BENCHMARKS = (
     "held_out",
     "serving",
     "kernels",
+    "speculation",
     "sparse",
     "gpu",
     "recompute",
