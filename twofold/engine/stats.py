@@ -11,7 +11,8 @@ class EngineStats:
 
     `waste` is the share of allocated cache slots that held no token, over all steps. `finished` counts ends by state.
     `prompt_tokens` counts prompts whose first token came, cached tokens included. `adapters_running` and
-    `adapters_waiting` are names of adapters that requests have; `adapter_reads` counts how often one came into memory.
+    `adapters_waiting` are names of adapters that requests have, `max_adapters` at once; `adapter_reads` counts how
+    often one came into memory.
     """
 
     running: int = 0
@@ -35,6 +36,7 @@ class EngineStats:
 
     adapters_running: tuple[str, ...] = ()
     adapters_waiting: tuple[str, ...] = ()
+    max_adapters: int = 0
     adapter_bytes: int = 0
     adapter_reads: int = 0
 

@@ -8,6 +8,7 @@ app.py       the routes
 openai.py    requests: fields, checks, and what is not done
 messages.py  a chat's messages
 bodies.py    a body read as one of these, or the error that names the field
+adapters.py  those that load adapters, and which there are
 tokens.py    the routes between text and ids
 status.py    the routes that say what is served and how it is
 texts.py     prompts and chats to ids

@@ -17,6 +17,7 @@ from ..engine.defaults import sampling_defaults
 from ..engine.limits import Limits
 from ..engine.sampling import SamplingParams
 from . import openai
+from .adapters import Adapters
 from .answers import json
 from .bodies import decode
 from .calls import Call
@@ -44,6 +45,7 @@ class Api:
         self.client = client
         self.texts = texts
         self.metrics = Metrics(config, client)
+        self.adapters = Adapters(self)
         self.draining = False
         self.defaults = sampling_defaults(config.model) if config.generation_config else {}
 
@@ -51,6 +53,7 @@ class Api:
         routes: list[BaseRoute] = [
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
+            *self.adapters.routes(),
             *Tokens(self).routes(),
             *Status(self).routes(),
         ]
@@ -99,9 +102,12 @@ class Api:
         params: SamplingParams,
     ) -> Any:
         call = Call(self.client, self.metrics, self.texts.tokenizer)
+        adapter = self.check_model(body.model)  # again: it may have gone while the prompt was made ready
         deadline, salt = self.deadline(request), f"{request.scope['owner']}:{body.cache_salt or ''}".strip(":")
         for ids in prompts:
-            call.add(ids, params, self.limits, priority=body.priority or 0, deadline=deadline, salt=salt)
+            call.add(
+                ids, params, self.limits, priority=body.priority or 0, deadline=deadline, salt=salt, adapter=adapter
+            )
         self.check_room(len(call.choices), sum(map(len, prompts)) * params.n)
         call.submit()
         if body.stream:
@@ -112,7 +118,7 @@ class Api:
         options = body.stream_options or openai.StreamOptions()
         return {
             "id": f"{prefix}-{body.request_id or request.scope['request_id']}",
-            "model": self.config.name,
+            "model": body.model or self.config.name,
             "tokenizer": self.texts.tokenizer,
             "prompt_logprobs": body.prompt_logprobs,
             "token_ids": bool(body.return_token_ids),
@@ -124,14 +130,18 @@ class Api:
     def _echo(self, prompt: str | list[int], ids: list[int]) -> str:
         return prompt if isinstance(prompt, str) else self.texts.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def check_model(self, name: str | None) -> None:
-        if name not in (None, "", self.config.name):
+    def check_model(self, name: str | None) -> str:
+        """The key of the adapter that a request's `model` names, "" for the model itself; HttpError 404 for neither."""
+        if name in (None, "", self.config.name):
+            return ""
+        if name not in self.adapters.listed:
             raise HttpError(
                 404,
-                f"no model '{name:.80}' here, only '{self.config.name}': see /v1/models",
+                f"no model '{name:.80}' here, only '{self.config.name}' and its adapters: see /v1/models",
                 param="model",
                 code="model_not_found",
             )
+        return self.adapters.listed[name].key
 
     def check_room(self, count: int, tokens: int = 0) -> None:
         try:

@@ -377,5 +377,5 @@ class EngineClient:
 
 def add(past: EngineStats, last: EngineStats) -> EngineStats:
     """The counters of two processes together; gauges are left at 0."""
-    names = ("prefix_queries", "prefix_hits", "preemptions", "steps", "computed_tokens")
+    names = ("prefix_queries", "prefix_hits", "preemptions", "steps", "computed_tokens", "adapter_reads")
     return EngineStats(**{name: getattr(past, name) + getattr(last, name) for name in names})
