@@ -202,7 +202,7 @@ def test_what_a_server_was_not_told_to_do(tiny: Path, folder: Path) -> None:
 def test_an_adapter_that_cannot_be_loaded_ends_the_start(tiny: Path, folder: Path) -> None:
     began = time.monotonic()
     with (
-        pytest.raises(AssertionError, match="adapter_config.json"),
+        pytest.raises(AssertionError, match=r"adapter_config\.json"),
         served(tiny, lora_modules=[f"x={folder / 'empty'}"]),
     ):
         pass

@@ -3,7 +3,7 @@
     POST /v1/load_lora_adapter    {"lora_name": "sql", "lora_path": "sql-v3"}   vLLM's routes and bodies
     POST /v1/unload_lora_adapter  {"lora_name": "sql"}                          who has it goes on, others get 404
 
-A request keeps the adapter's key (`engine/adapters.py`) that its name had when it came. Each new process of the model is
+A request keeps the key (`engine/adapters.py`) that its adapter had when it came. Each new process of the model is
 told all keys that are listed or that an accepted request still has.
 
 A path names what will run beside the model, so it is taken only below `lora_dir`, and only from a client with a key.
