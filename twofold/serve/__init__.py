@@ -12,6 +12,7 @@ messages.py  a chat's messages
 bodies.py    a body read as one of these, or the error that names the field
 tools.py     what may be called, and what was
 hearing.py   how a chat's answers are listened to
+adapters.py  those that load adapters, and which there are
 tokens.py    the routes between text and ids
 status.py    the routes that say what is served and how it is
 texts.py     prompts and chats to ids

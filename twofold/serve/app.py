@@ -17,6 +17,7 @@ from ..engine.defaults import sampling_defaults
 from ..engine.limits import Limits
 from ..engine.sampling import SamplingParams
 from . import openai
+from .adapters import Adapters
 from .answers import json
 from .anthropic import Messages
 from .bodies import decode
@@ -49,6 +50,7 @@ class Api:
         self.texts = texts
         self.metrics = Metrics(config, client)
         self.store = Store(config.limits)
+        self.adapters = Adapters(self)
         self.draining = False
         self.defaults = sampling_defaults(config.model) if config.generation_config else {}
 
@@ -58,6 +60,7 @@ class Api:
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
             *Responses(self, self.store).routes(),
             *Messages(self).routes(),
+            *self.adapters.routes(),
             *Tokens(self).routes(),
             *Status(self).routes(),
         ]
@@ -123,10 +126,11 @@ class Api:
         hearing: Hearing | None = None,
     ) -> Call:
         call = Call(self.client, self.metrics, self.texts.tokenizer, hearing)
+        adapter = self.check_model(body.model)  # again: it may have gone while the prompt was made ready
         deadline, salt = self.deadline(request), f"{request.scope['owner']}:{body.cache_salt or ''}".strip(":")
         priority = (body.priority or 0) + int(request.scope.get("priority", 0))
         for ids in prompts:
-            call.add(ids, params, self.limits, priority=priority, deadline=deadline, salt=salt)
+            call.add(ids, params, self.limits, priority=priority, deadline=deadline, salt=salt, adapter=adapter)
         self.check_room(len(call.choices), sum(map(len, prompts)) * params.n)
         call.submit()
         return call
@@ -140,7 +144,7 @@ class Api:
         options = body.stream_options or openai.StreamOptions()
         return {
             "id": f"{prefix}-{body.request_id or request.scope['request_id']}",
-            "model": self.config.name,
+            "model": body.model or self.config.name,
             "tokenizer": self.texts.tokenizer,
             "prompt_logprobs": body.prompt_logprobs,
             "token_ids": bool(body.return_token_ids),
@@ -152,14 +156,18 @@ class Api:
     def _echo(self, prompt: str | list[int], ids: list[int]) -> str:
         return prompt if isinstance(prompt, str) else self.texts.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def check_model(self, name: str | None) -> None:
-        if name not in (None, "", self.config.name):
+    def check_model(self, name: str | None) -> str:
+        """The key of the adapter that a request's `model` names, "" for the model itself; HttpError 404 for neither."""
+        if name in (None, "", self.config.name):
+            return ""
+        if name not in self.adapters.listed:
             raise HttpError(
                 404,
-                f"no model '{name:.80}' here, only '{self.config.name}': see /v1/models",
+                f"no model '{name:.80}' here, only '{self.config.name}' and its adapters: see /v1/models",
                 param="model",
                 code="model_not_found",
             )
+        return self.adapters.listed[name].key
 
     def check_room(self, count: int, tokens: int = 0) -> None:
         try:

@@ -96,6 +96,12 @@ class ServeConfig:
     """How the model calls tools: auto (by its chat template), none, or a name, as hermes, llama3_json, mistral."""
     reasoning_parser: str = "auto"
     """How the model sets its reasoning apart: auto, none, or a name, as qwen3, deepseek_r1, mistral, granite."""
+    lora_modules: tuple[str, ...] = ()
+    """Adapters to begin with, each as NAME=DIRECTORY; a request's `model` chooses one."""
+    lora_dir: Path | None = None
+    """Adapters may be loaded and unloaded while the server runs, from directories below this one."""
+    allow_lora_loading: bool = False
+    """Clients without a key may do so too, where no keys are set."""
     request_seconds: float = 600.0
     lame_duck_seconds: float = 0.0
     drain_seconds: float = 30.0
@@ -113,6 +119,11 @@ class ServeConfig:
         for name in ("lame_duck_seconds", "drain_seconds"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for module in self.lora_modules:
+            if not all(module.partition("=")):
+                raise ConfigError(f"lora_modules are NAME=DIRECTORY, not {module!r}")
+        if self.lora_dir is not None and not self.lora_dir.is_dir():
+            raise ConfigError(f"lora_dir {self.lora_dir} is no directory: make it first")
         for key in self.api_keys:
             if len(key) < 8 or not key.isascii() or any(c.isspace() for c in key):
                 raise ConfigError("an API key is at least 8 ASCII characters without spaces: choose a longer one")
@@ -121,6 +132,12 @@ class ServeConfig:
     def name(self) -> str:
         """What `/v1/models` calls the model."""
         return self.served_model_name or self.model.resolve().name
+
+    @property
+    def adapters(self) -> tuple[tuple[str, Path], ...]:
+        """Names and directories of the adapters to begin with."""
+        parts = [module.partition("=") for module in self.lora_modules]
+        return tuple((name, Path(path)) for name, _, path in parts)
 
     @property
     def on_loopback(self) -> bool:

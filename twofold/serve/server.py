@@ -44,6 +44,8 @@ def serve(config: ServeConfig, engine: EngineConfig, *, command: Sequence[str] =
     """
     set_up(config.log)
     config = with_keys(config)
+    if config.lora_modules or config.lora_dir is not None:
+        engine = dataclasses.replace(engine, enable_lora=True)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(config, engine, command))
 
@@ -56,7 +58,7 @@ async def _serve(config: ServeConfig, engine: EngineConfig, command: Sequence[st
     api = Api(config, client, texts)
     server = Server(api, config)
     client.start()
-    loaded = asyncio.create_task(_announce(client, config, sock), name="announce")
+    loaded = asyncio.create_task(_announce(api, config, sock), name="announce")
     loaded.add_done_callback(lambda task: server.leave() if not task.cancelled() and task.exception() else None)
     try:
         await server.serve(sockets=[sock])
@@ -70,9 +72,10 @@ async def _serve(config: ServeConfig, engine: EngineConfig, command: Sequence[st
     return 0
 
 
-async def _announce(client: EngineClient, config: ServeConfig, sock: socket.socket) -> None:
+async def _announce(api: Api, config: ServeConfig, sock: socket.socket) -> None:
     """Say where to go, once there is something to find there."""
-    info = await client.first_ready
+    info = await api.client.first_ready
+    await api.adapters.start(config.adapters)
     url = address(config, sock)
     log.info("%s is ready: %d tokens of context, %d at once", config.name, info.max_len, info.max_running)
     if config.enable_ui:

@@ -44,11 +44,12 @@ class Status:
         ]
 
     async def models(self, request: Request) -> Response:
-        return json({"object": "list", "data": [self._card()]})
+        return json({"object": "list", "data": [self._card(), *self.api.adapters.cards()]})
 
     async def model(self, request: Request) -> Response:
-        self.api.check_model(request.path_params["name"])
-        return json(self._card())
+        name = request.path_params["name"]
+        self.api.check_model(name)
+        return json(self.api.adapters.card(name) if name in self.api.adapters.listed else self._card())
 
     def _card(self) -> dict[str, Any]:
         info = self.api.client.info
