@@ -10,6 +10,8 @@ described.py what each route takes and answers
 openai.py    requests: fields, checks, and what is not done
 messages.py  a chat's messages
 bodies.py    a body read as one of these, or the error that names the field
+tools.py     what may be called, and what was
+hearing.py   how a chat's answers are listened to
 tokens.py    the routes between text and ids
 status.py    the routes that say what is served and how it is
 texts.py     prompts and chats to ids

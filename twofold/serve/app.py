@@ -26,6 +26,7 @@ from .client import EngineClient
 from .config import ServeConfig
 from .errors import HttpError
 from .guard import App, Guard, Receive, Scope, Send
+from .hearing import Hearing
 from .messages import plain
 from .metrics import Metrics
 from .openapi import OpenApi
@@ -96,19 +97,34 @@ class Api:
         params, messages = body.params(self.defaults), plain(body.messages, self.config.limits.messages)
         self.check_room(params.n)
         ids = await self.chat_ids(body, messages)
+        hearing = self.texts.hearing(
+            body.wanted_tools(),
+            ids,
+            continued=messages[-1]["content"] if body.continue_final_message else None,
+            silent=body.include_reasoning is False,
+        )
         shape = ChatShape(**self._shape(prefix, request, body), logprobs=params.logprobs)
-        return self._submit(request, body, [truncate(ids, body, self.limits, params)], params), shape
+        return self._submit(request, body, [truncate(ids, body, self.limits, params)], params, hearing), shape
 
-    async def chat_ids(self, body: openai.ChatRequest, messages: list[dict[str, str]]) -> list[int]:
+    async def chat_ids(self, body: openai.ChatRequest, messages: list[dict[str, Any]]) -> list[int]:
         return await self.texts.chat(
             messages,
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
             settings=body.chat_template_kwargs,
+            tools=body.wanted_tools(),
+            effort=body.reasoning_effort,
         )
 
-    def _submit(self, request: Request, body: openai.Common, prompts: list[list[int]], params: SamplingParams) -> Call:
-        call = Call(self.client, self.metrics, self.texts.tokenizer)
+    def _submit(
+        self,
+        request: Request,
+        body: openai.Common,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        hearing: Hearing | None = None,
+    ) -> Call:
+        call = Call(self.client, self.metrics, self.texts.tokenizer, hearing)
         deadline, salt = self.deadline(request), f"{request.scope['owner']}:{body.cache_salt or ''}".strip(":")
         priority = (body.priority or 0) + int(request.scope.get("priority", 0))
         for ids in prompts:

@@ -102,6 +102,10 @@ class ServeConfig:
     """Where uploaded files and batches are kept, over restarts too (default: a private folder that goes at the end)."""
     generation_config: bool = True
     chat_template: Path | None = None
+    tool_call_parser: str = "auto"
+    """How the model calls tools: auto (by its chat template), none, or a name, as hermes, llama3_json, mistral."""
+    reasoning_parser: str = "auto"
+    """How the model sets its reasoning apart: auto, none, or a name, as qwen3, deepseek_r1, mistral, granite."""
     request_seconds: float = 600.0
     lame_duck_seconds: float = 0.0
     drain_seconds: float = 30.0
