@@ -79,7 +79,7 @@ def test_a_file_has_its_name() -> None:
         b"--xYz-9\r\nContent-Type: x\r\n\r\nbody\r\n--xYz-9--",
         b"--xYz-9\r\nnothing\r\n\r\nbody\r\n--xYz-9--",
         b"--xYz-9\r\nContent-Disposition: attachment\r\n\r\nbody\r\n--xYz-9--",
-        b'--xYz-9\r\nContent-Disposition: form-data; name="a"\r\nContent-Transfer-Encoding: base64\r\n\r\n\r\n--xYz-9--',
+        b'--xYz-9\r\nContent-Disposition: form-data; name="a"\r\nContent-Transfer-Encoding: base64\r\n\r\n',
         b'--xYz-9 \r\nContent-Disposition: form-data; name="a"\r\n\r\nbody\r\n--xYz-9--',
         b"--xYz-9\r\n" + b"X: y\r\n" * 2000,
         b"--xYz-9\r\nX: " + b"y" * 10_000,
