@@ -21,6 +21,8 @@ choice.py    one sequence as text: stops, end
 said.py      what a chat's answer says next, for the APIs with shapes of their own
 responses/   OpenAI's Responses API
 anthropic/   Anthropic's Messages API
+batches/     files, and batches of requests in them
+shared.py    what all models of a server have in common
 shape.py     text and log-probabilities in OpenAI's shapes
 answers.py   those shapes
 stream.py    answers at once or as events, and the client that leaves

@@ -20,6 +20,7 @@ from . import openai
 from .adapters import Adapters
 from .answers import json
 from .anthropic import Messages
+from .batches import Batches
 from .bodies import decode
 from .calls import Call
 from .client import EngineClient
@@ -31,8 +32,9 @@ from .messages import plain
 from .metrics import Metrics
 from .openapi import OpenApi
 from .pages import Pages
-from .responses import Responses, Store
+from .responses import Responses
 from .shape import ChatShape, TextShape
+from .shared import Shared
 from .status import Status
 from .stream import EventStream, whole
 from .texts import Texts
@@ -42,25 +44,25 @@ LONGEST_SECONDS = 24 * 3600.0
 
 
 class Api:
-    """What the routes share. `draining` is set by the server when it is told to leave."""
+    """What the routes of one model share; `shared` is what it has in common with the server's other models."""
 
-    def __init__(self, config: ServeConfig, client: EngineClient, texts: Texts) -> None:
+    def __init__(self, config: ServeConfig, client: EngineClient, texts: Texts, shared: Shared | None = None) -> None:
         self.config = config
         self.client = client
         self.texts = texts
         self.metrics = Metrics(config, client)
-        self.store = Store(config.limits)
         self.adapters = Adapters(self)
-        self.draining = False
+        self.shared = shared or Shared(config, lambda name: client)
         self.defaults = sampling_defaults(config.model) if config.generation_config else {}
 
     def routes(self) -> list[BaseRoute]:
         routes: list[BaseRoute] = [
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
-            *Responses(self, self.store).routes(),
+            *Responses(self).routes(),
             *Messages(self).routes(),
             *self.adapters.routes(),
+            *Batches(self).routes(),
             *Tokens(self).routes(),
             *Status(self).routes(),
         ]
@@ -184,7 +186,7 @@ class Api:
         return Limits(max_model_len=info.max_len, vocab=info.vocab_size, cache_tokens=info.blocks * info.block_size)
 
     def deadline(self, request: Request) -> float:
-        seconds = self.config.request_seconds
+        seconds = float(request.scope.get("seconds", self.config.request_seconds))
         given = request.headers.get("x-request-timeout")
         if given is not None:
             try:
@@ -215,7 +217,8 @@ def build_app(api: Api) -> App:
         scope["app"] = api  # makes Starlette raise its 404 and 405 instead of answering in plain text
         await router(scope, receive, send)
 
-    return Guard(routed, api.config, lambda: api.draining)
+    api.shared.app = routed
+    return Guard(routed, api.config, lambda: api.shared.draining)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

@@ -22,6 +22,8 @@ class Limits:
     Bytes, seconds and counts as the names say. `queue_requests` None means four times what runs at once;
     `queue_tokens` counts the prompt tokens of all accepted requests and so bounds the front's memory. `responses`,
     `response_bytes` and `response_seconds` bound the answers that are kept for /v1/responses, all owners together.
+    `file_bytes` and `file_seconds` bound an upload, `files` and `files_bytes` all that are kept, `batches` how many are
+    remembered and `batch_lines` what one may ask.
     """
 
     connections: int = 1024
@@ -39,6 +41,12 @@ class Limits:
     responses: int = 4096
     response_bytes: int = 64 * 1024 * 1024
     response_seconds: float = 24 * 3600.0
+    file_bytes: int = 200 * 1024 * 1024
+    file_seconds: float = 600.0
+    files: int = 1000
+    files_bytes: int = 4 * 1024 * 1024 * 1024
+    batches: int = 1000
+    batch_lines: int = 50_000
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -90,6 +98,8 @@ class ServeConfig:
     enable_ui: bool = True
     runs: Path = Path("runs")
     """Where the training page looks for runs: a directory of what `twofold train` writes, or one run's directory."""
+    files_dir: Path | None = None
+    """Where uploaded files and batches are kept, over restarts too (default: a private folder that goes at the end)."""
     generation_config: bool = True
     chat_template: Path | None = None
     tool_call_parser: str = "auto"

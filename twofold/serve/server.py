@@ -59,11 +59,14 @@ async def _serve(config: ServeConfig, engine: EngineConfig, command: Sequence[st
     server = Server(api, config)
     client.start()
     loaded = asyncio.create_task(_announce(api, config, sock), name="announce")
+    api.shared.start()
     loaded.add_done_callback(lambda task: server.leave() if not task.cancelled() and task.exception() else None)
     try:
         await server.serve(sockets=[sock])
     finally:
+        await api.shared.stop()
         await client.stop()
+        api.shared.close()
         sock.close()
         loaded.cancel()
     error = (await asyncio.gather(loaded, return_exceptions=True))[0]
@@ -135,11 +138,12 @@ class Server(uvicorn.Server):
             log.warning("told twice: leaving at once")
             sys.stderr.flush()
             os._exit(1)  # the model's process sees the end of its socket and leaves too
-        self._api.draining = True
+        self._api.shared.draining = True
         self._drain = asyncio.create_task(self._drain_out(), name="drain")
 
     async def _drain_out(self) -> None:
         client, config = self._api.client, self._settings
+        await self._api.shared.stop()
         log.info("going down: %d sequences may finish within %g s", len(client.live), config.drain_seconds)
         began = time.monotonic()
         while (passed := time.monotonic() - began) < config.drain_seconds:

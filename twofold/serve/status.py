@@ -70,8 +70,8 @@ class Status:
 
     async def readyz(self, request: Request) -> Response:
         """Whether a request sent now would be worked on."""
-        ready = self.api.client.ready and not self.api.draining
-        phase = "draining" if self.api.draining else str(self.api.client.phase)
+        ready = self.api.client.ready and not self.api.shared.draining
+        phase = "draining" if self.api.shared.draining else str(self.api.client.phase)
         return json({"status": "ready" if ready else "late" if phase == "ready" else phase}, 200 if ready else 503)
 
     async def version(self, request: Request) -> Response:
@@ -98,7 +98,7 @@ class Status:
         return json(
             {
                 "model": self.api.config.name,
-                "state": "draining" if self.api.draining else "ready" if client.ready else str(client.phase),
+                "state": "draining" if self.api.shared.draining else "ready" if client.ready else str(client.phase),
                 "uptime_seconds": round(time.time() - self.began, 1),
                 "running": now.running,
                 "waiting": now.waiting + sum(not a.sent for a in client.live.values()),
