@@ -108,7 +108,7 @@ class Thoughts:
             reads={"opened": "space", "thought": "thought"},
             moves={
                 ("start", self.opens): ("opened",),
-                ("opened", self.opens): ("thought",),
+                ("opened", self.opens): ("opened",),
                 ("opened", self.closes): ("start",),
                 ("opened", OTHER): ("thought",),
                 ("thought", self.closes): ("start",),
