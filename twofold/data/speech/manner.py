@@ -113,10 +113,9 @@ def _form_of(source: str) -> Form | None:
 
 
 def _thoughts_of(source: str, added: Mapping[str, int]) -> Thoughts | None:
-    for row in THOUGHTS.values():
-        if row.closes in source or (row.opens in added and row.closes in added):
-            return row
-    return None
+    """By the template; else by the vocabulary, since some templates speak of no thought and leave it to the model."""
+    written = [row for row in THOUGHTS.values() if row.closes in source]
+    return next(iter(written + [row for row in THOUGHTS.values() if {row.opens, row.closes} <= added.keys()]), None)
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
