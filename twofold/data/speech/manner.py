@@ -133,11 +133,11 @@ def _types(function: Mapping[str, Any]) -> dict[str, frozenset[str]]:
 
 
 def _kinds(schema: Any) -> Iterable[str]:
-    if not isinstance(schema, Mapping):
-        return
-    kind = schema.get("type")
-    yield from [kind] if isinstance(kind, str) else [one for one in kind or () if isinstance(one, str)]
-    for choice in ("anyOf", "oneOf"):
-        several = schema.get(choice)
-        for one in several if isinstance(several, list) else ():
-            yield from _kinds(one) if isinstance(one, Mapping) and choice not in one else ()
+    choices = [schema]
+    for name in ("anyOf", "oneOf"):
+        several = schema.get(name) if isinstance(schema, Mapping) else None
+        choices += several if isinstance(several, list) else []
+    for choice in choices:
+        kind = choice.get("type") if isinstance(choice, Mapping) else None
+        kinds = kind if isinstance(kind, list) else [kind]
+        yield from (one for one in kinds if isinstance(one, str))
