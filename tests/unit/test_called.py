@@ -77,7 +77,7 @@ def test_arguments_that_are_no_object_stay_text(name: str, arguments: str) -> No
 def test_arguments_nested_too_deeply_are_refused(tokenizer: Tokenizer) -> None:
     template = call_templates.template("hermes")
     deep = '{"a":' * 900 + "1" + "}" * 900
-    with pytest.raises(RequestError, match="too deeply|refused"):
+    with pytest.raises(RequestError, match=r"too deeply|refused"):
         template.encode(tokenizer, template.fitted([ASK, calling(deep)]))
 
 
