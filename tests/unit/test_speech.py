@@ -264,6 +264,16 @@ def test_json_in_every_order_and_with_line_breaks_in_strings() -> None:
         assert called(heard(manner("hermes").listen(tools=TOOLS), "<tool_call>", text)) == [("now", {})]
 
 
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_what_a_grammar_makes_a_model_write_is_heard(form: Any) -> None:
+    for tokens in ({}, {1: "[ARGS]"}):
+        speaker, way = Manner(form, None, tokens).forced
+        city = "city='x'" if way.pythonic else '{"city": "x"}'
+        text = way.write([("weather", city), ("now", "" if way.pythonic else "{}")])
+        listener = speaker.listen(tools=TOOLS, spelled=True)
+        assert called(heard(listener, *text)) == [("weather", {"city": "x"}), ("now", {})] and listener.complete
+
+
 def test_one_call_is_enough_when_one_was_asked_for() -> None:
     listener = manner("hermes").listen(tools=TOOLS, most=1)
     call = '<tool_call>{"name": "now", "arguments": {}}</tool_call>\n'

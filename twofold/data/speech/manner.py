@@ -7,13 +7,13 @@ that quotes what a user wrote calls nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 from ...core import ConfigError, unknown
-from .form import Form, Thoughts, joined
-from .forms import FORM_ALIASES, FORMS, THOUGHT_ALIASES, THOUGHTS
+from .form import Form, Thoughts, Writing, joined
+from .forms import FORM_ALIASES, FORMS, HERMES, THOUGHT_ALIASES, THOUGHTS
 from .listener import Listener
 
 T = TypeVar("T")
@@ -74,6 +74,14 @@ class Manner:
             start=start,
             most=most,
         )
+
+    @property
+    def forced(self) -> tuple[Manner, Writing]:
+        """How calls are written and heard when a grammar makes the model call: in its own form, or in Hermes' where
+        its own is not JSON."""
+        form = self.calls if self.calls and self.calls.writes else HERMES
+        fits = [way for way in form.writes if not way.needs or way.needs in self.tokens.values()]
+        return replace(self, calls=form), fits[0]
 
     def kept(self, *, calls: bool) -> dict[int, str]:
         """The tokens that must stay in the text for `listen`, with their texts."""
