@@ -184,7 +184,8 @@ def paged_attention(
 ) -> Tensor:
     """Each query looks at its own sequence's past, itself included, in blocks of 128 keys: [T, H, D] in fp32.
 
-    Without `how.causal` it looks ahead too, to the last of its span's tokens, which must be the whole sequence. A sink is one more score of each head, without a value. `lse_TH`, when given, receives m + log l.
+    Without `how.causal` it looks ahead too, to the last of its span's tokens, which must be the whole sequence. A sink
+    is one more score of each head, without a value. `lse_TH`, when given, receives m + log l.
     """
     fits(how, (start + count for start, count, _ in spans.spans))
     out_THD = torch.empty(q_THD.shape, dtype=torch.float32)

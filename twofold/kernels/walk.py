@@ -126,9 +126,7 @@ def look(v_ZND: Tensor, s_ZMN: Tensor) -> Fold:
     return Fold(m_ZM1, l_ZM1, by_rows(p_ZMN, v_ZND))
 
 
-def mask(
-    qpos_BL: Tensor, start: int, count: int, how: Attend, kv_heads: int, length: int = 0
-) -> tuple[Tensor, Tensor]:
+def mask(qpos_BL: Tensor, start: int, count: int, how: Attend, kv_heads: int, length: int = 0) -> tuple[Tensor, Tensor]:
     """Which of the keys start..start+count-1, all of one block, each query may not see, and the distances k - q.
 
     `length` is that of the sequences, for queries that look ahead.

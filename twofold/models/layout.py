@@ -150,12 +150,11 @@ class Layouts:
         """The names of the slots that are filled with this one: its own, or those whose place it covers."""
         if self.slots.get(slot.name) == slot:
             return [slot.name]
-        alone = self._whole.get(slot.name) == slot
-        return [
-            name
-            for name, other in self.slots.items()
-            if other.inner == slot.inner and (not alone or (isinstance(other, Piece) and other.at == slot.at))
-        ]
+        there = {name: other for name, other in self.slots.items() if other.inner == slot.inner}
+        alike = [name for name, other in there.items() if other.at == slot.at]
+        if self._whole.get(slot.name) == slot:
+            return [name for name in alike if isinstance(there[name], Piece)]
+        return alike or list(there)
 
     def find(self, name: str, codes: bool = False) -> Slot | None:
         """The slot that a checkpoint's tensor fills; None when it carries no weight of this model: old buffers, and the

@@ -42,7 +42,7 @@ def ring_attention(
         ConfigError: attention that looks ahead.
     """
     if not how.causal:
-        raise ConfigError("the ring is of causal attention: use sp_kind = "ulysses" for an encoder")
+        raise ConfigError('the ring is of causal attention: use sp_kind = "ulysses" for an encoder')
     return cast(Tensor, _Ring.apply(q_LHD, k_LKD, v_LKD, places, how, group))
 
 

@@ -27,7 +27,7 @@ from ..quant.compressed import Stored
 from ..quant.format import Format
 from ..quant.linear import QuantLinear
 from .decoder import Decoder
-from .families import FAMILIES
+from .families import ENCODERS, FAMILIES
 from .filler import Filler
 from .layout import Layouts, Piece, Slot, held, quantized_modules
 from .lora import loras
@@ -71,12 +71,12 @@ def spec_from(config: Mapping[str, Any]) -> ModelSpec:
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise CheckpointError(f"config.json: 'architectures' must name one architecture, not {names!r}")
     family = CAUSAL.get(names[0], names[0])
-    if family not in FAMILIES:
-        raise CheckpointError("config.json: " + unknown("architecture", names[0], [*FAMILIES, *CAUSAL]))
+    if family not in FAMILIES and family not in ENCODERS:
+        raise CheckpointError("config.json: " + unknown("architecture", names[0], [*FAMILIES, *CAUSAL, *ENCODERS]))
     reader = Reader(config)
     check_config(reader.get(dict, KEY, default=None))
     sparse = reader.get(dict, SPARSE, default=None)
-    spec = scored(FAMILIES[family](reader), reader, names[0])
+    spec = ENCODERS[family](reader) if family in ENCODERS else scored(FAMILIES[family](reader), reader, names[0])
     reader.finish()
     return spec if sparse is None else sparsified(spec, sparse)
 
@@ -85,8 +85,12 @@ def sparsified(spec: ModelSpec, table: Mapping[str, Any]) -> ModelSpec:
     """The spec with block-sparse attention as the table says (`core/sparse.py`), its other layers dense.
 
     Raises:
-        CheckpointError: what is wrong with the table.
+        CheckpointError: what is wrong with the table, or an encoder, for which there are no layouts.
     """
+    if spec.encoder:
+        raise CheckpointError(
+            f"config.json: sparse layouts are of causal attention, and {spec.architecture} looks ahead"
+        )
     try:
         sparse = sparse_attention(table, len(spec.layers))
     except ConfigError as error:
