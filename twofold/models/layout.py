@@ -21,9 +21,10 @@ from ..core.errors import CheckpointError
 from ..quant.codes import Quantized
 from ..quant.compressed import Part, Stored, is_packed, part_of
 from ..quant.linear import QuantLinear
-from .decoder import Choice, Decoder, Weight
+from .decoder import Choice, Decoder
 from .scoring import TENSOR
 from .spec import Attention, Layout, ModelSpec
+from .tensors import Weight
 
 Index = tuple[int | slice, ...]
 

@@ -22,9 +22,10 @@ from ..kernels.panels import stages_for as panel_stages
 from ..kernels.quantized import Packed
 from ..quant.linear import QuantLinear
 from .beside import Beside
-from .decoder import Decoder, Layer, Normalise, Weight
+from .decoder import Decoder, Layer
 from .lora import Lora
 from .spec import Gated, Mixture, Parallel, PostOutput, PostResidual, Pre, PreFfn, Rope, Sandwich
+from .tensors import Normalise, Weight
 from .working import Working
 
 Stages = list[ctypes.Structure]
