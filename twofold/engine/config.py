@@ -11,6 +11,9 @@ from ..quant.names import short
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 KvDtype = Literal["auto", "float32", "bfloat16", "int8"]
 Policy = Literal["fcfs", "priority"]
+Kind = Literal["auto", "generate", "pooling"]
+Convert = Literal["none", "embed"]
+Tokens = Literal["auto", "last", "mean", "cls"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +27,10 @@ class EngineConfig:
     rest. `num_blocks` wins over `kv_cache_memory_bytes`; with neither, the cache takes what the machine can spare.
     `max_model_len` None is the model's own context. `scheduling_policy` "priority" serves the lowest number first.
     `seed` makes unseeded requests of one run repeatable; None draws fresh seeds.
+    `runner` "pooling" makes vectors and scores and no text, and has no KV cache; "auto" does so for encoders, models
+    with a score head in the language head's place, and those with sentence-transformers' modules.json. `convert`
+    "embed" lets a model that generates make embeddings too. `pooling` says which tokens a vector is made of; "auto" is
+    as the checkpoint says.
 
     Raises:
         ConfigError: a number out of range, or a token budget that cannot hold one token of every running request.
@@ -42,6 +49,9 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     scheduling_policy: Policy = "fcfs"
     seed: int | None = None
+    runner: Kind = "auto"
+    convert: Convert = "none"
+    pooling: Tokens = "auto"
 
     def __post_init__(self) -> None:
         for name, high in (

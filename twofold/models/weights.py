@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -365,8 +365,12 @@ def _indexed(path: Path) -> list[Shard]:
     return shards
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON table of a checkpoint. Raises CheckpointError: missing, too large, or no table."""
+@overload
+def read_json(path: Path) -> dict[str, Any]: ...
+@overload
+def read_json(path: Path, kind: type[list[Any]]) -> list[Any]: ...
+def read_json(path: Path, kind: type[Any] = dict) -> Any:
+    """A JSON table of a checkpoint, or a list of one. Raises CheckpointError: missing, too large, or none."""
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise CheckpointError(f"{path} is larger than {JSON_LIMIT >> 20} MiB")
@@ -375,8 +379,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} is not a JSON table")
+    if not isinstance(data, kind):
+        raise CheckpointError(f"{path} is not a JSON {'table' if kind is dict else 'list'}")
     return data
 
 
