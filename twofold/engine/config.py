@@ -25,6 +25,7 @@ class EngineConfig:
     while they are loaded. `kv_dtype` is what keys and values are kept in; "auto" is bf16 beside weights narrower than
     fp32. `max_num_batched_tokens` is the token budget of one step: decodes take one each, prompts are cut to fill the
     rest. `num_blocks` wins over `kv_cache_memory_bytes`; with neither, the cache takes what the machine can spare.
+    Without `enable_chunked_prefill` prompts are computed whole, before anybody's next token; that is for measuring.
     `max_model_len` None is the model's own context. `scheduling_policy` "priority" serves the lowest number first.
     `seed` makes unseeded requests of one run repeatable; None draws fresh seeds.
     `runner` "pooling" makes vectors and scores and no text, and has no KV cache; "auto" does so for encoders, models
@@ -47,6 +48,7 @@ class EngineConfig:
     num_blocks: int | None = None
     kv_cache_memory_bytes: int | None = None
     enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
     scheduling_policy: Policy = "fcfs"
     seed: int | None = None
     runner: Kind = "auto"

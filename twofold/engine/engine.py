@@ -57,6 +57,11 @@ class Engine:
         max_model_len = config.max_model_len or decoder.max_len
         if max_model_len > decoder.max_len:
             raise ConfigError(f"max_model_len is {max_model_len}; this decoder was built for {decoder.max_len} at most")
+        if not config.enable_chunked_prefill and config.max_num_batched_tokens < max_model_len:
+            raise ConfigError(
+                f"max_num_batched_tokens is {config.max_num_batched_tokens}: without enable_chunked_prefill a prompt "
+                f"of {max_model_len} tokens must fit one step; raise the first or lower max_model_len"
+            )
         blocks = _num_blocks(decoder, replace(config, max_model_len=max_model_len))
         self.decoder = decoder
         self.config = config
@@ -70,6 +75,7 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             policy=config.scheduling_policy,
+            chunked=config.enable_chunked_prefill,
             eos_ids=tuple(eos_ids),
         )
         self.runner = Runner(

@@ -53,6 +53,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         policy: Policy = "fcfs",
+        chunked: bool = True,
         eos_ids: tuple[int, ...] = (),
         clock: Callable[[], float] = time.monotonic,
         proposer: Proposer | None = None,
@@ -62,6 +63,7 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.budget = max_num_batched_tokens
         self.policy = policy
+        self.chunked = chunked
         self.eos_ids = eos_ids
         self.clock = clock
         self.proposer = proposer
@@ -136,13 +138,17 @@ class Scheduler:
         self._planned = {}
         before = self.preemptions
         left = self.budget
+        if not self.chunked:
+            left = self._admit(left)  # whole prompts, in a step of their own: everybody else's next token waits
+            if self._planned:
+                return StepPlan(step=self.step, chunks=tuple(chunk for _, chunk in self._planned.values()))
         for decoding in (True, False):
             for row in tuple(self.running):
                 if row.request.state is State.RUNNING and (row.remaining == 1) is decoding and left > 0:
                     left -= self._continue(row, left)
                     if self.preemptions != before:
                         left = self.budget - sum(len(chunk.ids) for _, chunk in self._planned.values())
-        if self.preemptions == before:
+        if self.chunked and self.preemptions == before:
             left = self._admit(left)
         if self.proposer is not None and left > 0:
             self._guess(self.proposer, left)
@@ -184,6 +190,8 @@ class Scheduler:
             need = pool.blocks_for(row.request.num_tokens) - len(found)
             if need + pool.idle(found) + owed + len(self.running) > pool.available:
                 break  # no overtaking: a large request must not starve behind small ones
+            if not self.chunked and row.request.num_tokens - len(found) * pool.block_size > left:
+                break
             del self.waiting[place]
             self._start(row, found)
             count = min(row.remaining, left)
