@@ -59,6 +59,7 @@ class TextJudge:
         """
         pairs = paired(first, second)
         can = self.engine.abilities
+        can.check_scores()
         if can.paired:
             read = [self.tokenizer.encode_text(a, b) for a, b in pairs]
             return [pooled.numbers()[0] for pooled in self._pooled(read, Pooling(task="classify"))]
@@ -73,7 +74,7 @@ class TextJudge:
         """One answer for each text, in order; nothing is left in the engine when one of them cannot be read."""
         names = [f"llm-{next(self._names)}" for _ in texts]
         found: dict[str, Pooled] = {}
-        kinds = types_of(self.engine)
+        kinds = self.engine.abilities.types
         try:
             for name, (ids, types) in zip(names, texts, strict=True):
                 kept = tuple(types) if kinds > 1 else ()
@@ -91,11 +92,6 @@ class TextJudge:
             for name in names:
                 self.engine.abort(name)
         return [found[name] for name in names]
-
-
-def types_of(engine: Engine | PoolingEngine) -> int:
-    """How many token types the model knows."""
-    return engine.decoder.spec.embedding.types or 1
 
 
 def _listed(texts: Text | Sequence[Text]) -> list[Text]:

@@ -31,11 +31,7 @@ from .request import Output, Request
 from .runner import Runner
 from .scheduler import Scheduler
 from .stats import EngineStats
-from .vectors import Abilities
-
-NO_POOLING = (
-    "this model generates text: start it with --runner pooling for embeddings alone, or --convert embed for both"
-)
+from .vectors import NO_POOLING, Abilities
 
 
 class Engine:

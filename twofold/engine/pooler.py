@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..core import RequestError
 from ..kernels.activation import activate
 from ..kernels.linear import linear
 from ..kernels.norm import rms_norm
@@ -81,6 +80,7 @@ class Pooler:
         self.abilities = Abilities(
             generates=False,
             tasks=tasks_of(spec),
+            types=spec.embedding.types or 1,
             width=0 if spec.score else sentences.width(spec.hidden),
             labels=labels_of(spec, config or {}),
             paired=spec.score == 1 and spec.score_input.of != "each",
@@ -97,16 +97,6 @@ class Pooler:
         """
         sentences = read_sentences(folder, encoder=decoder.spec.encoder, pooling=pooling)
         return cls(decoder, sentences, read_config(folder))
-
-    def check(self, asked: Pooling) -> None:
-        """Raises RequestError when this model does not do what is asked."""
-        can = self.abilities
-        if asked.task not in can.tasks:
-            raise RequestError(f"this model does {', '.join(can.tasks)}, not {asked.task}: ask for one of them", "task")
-        if asked.dimensions is not None and (asked.task != "embed" or not 1 <= asked.dimensions <= can.width):
-            raise RequestError(
-                f"dimensions is {asked.dimensions}; an embedding of this model has 1 to {can.width}", "dimensions"
-            )
 
     def __call__(self, hidden_TD: Tensor, lengths: Sequence[int], asked: Sequence[Pooling]) -> list[Pooled]:
         """One answer for each text, in order."""

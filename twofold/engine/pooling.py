@@ -3,9 +3,9 @@
     waiting ──▶ whole texts, first come first served, as many as fit the step's tokens ──▶ hidden states ──▶ Pooler
 
 A text goes through in one step or not at all: it leaves no keys behind, so it needs no block of a cache, and a
-decoder's texts are read as an encoder's are. Beside generation a step's tokens are shared (`turn`): while both have work, pooling
-takes half of them over time; a text longer than its half goes when pooling has saved up for it, since cutting it is no
-way out.
+decoder's texts are read as an encoder's are. Beside generation a step's tokens are shared (`turn`): while both have
+work, pooling takes half of them over time; a text longer than its half goes when pooling has saved up for it, since
+cutting it is no way out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .limits import Limits
 from .pooler import Pooler
 from .request import Output, Request, State
 from .stats import EngineStats
-from .vectors import Pooled
+from .vectors import NO_TEXT, Pooled
 from .whole import WholeTexts
 
 TEXTS = 1024
@@ -93,13 +93,13 @@ class PoolingEngine:
             RequestError: a task this model does not do, a text out of its context, or an id in use.
         """
         if request.pooling is None:
-            raise RequestError("this engine makes vectors and scores, and continues no text", "pooling")
+            raise RequestError(NO_TEXT)
         if request.id in self._by_id:
             raise RequestError(f"request id {request.id!r} is already running: choose another", "request_id")
         if request.adapter:
             raise RequestError("adapters are not pooled with: ask the base model", "model")
-        self.pooler.check(request.pooling)
-        check_text(self.limits, request, self.decoder.spec.embedding.types or 1)
+        self.abilities.check(request.pooling)
+        self.limits.check_text(request, self.abilities.types)
         urgency = request.priority if self.config.scheduling_policy == "priority" else 0
         waiting = _Waiting(urgency, self._serial, request)
         self._serial += 1
@@ -248,23 +248,6 @@ class PoolingEngine:
             version=self.version,
             asleep=self.asleep,
         )
-
-
-def check_text(limits: Limits, request: Request, types: int) -> None:
-    """Raises RequestError: a text without tokens, longer than the context, or with ids or types that are not there."""
-    ids, most = request.prompt_ids, limits.max_model_len
-    if not ids:
-        raise RequestError("a text has no tokens: send at least one", "input")
-    if len(ids) > most:
-        raise RequestError(
-            f"a text has {len(ids)} tokens and the context is {most}: send fewer, or truncate_prompt_tokens", "input"
-        )
-    low, high = min(ids), max(ids)
-    if low < 0 or high >= limits.vocab:
-        wrong = low if low < 0 else high
-        raise RequestError(f"input holds token id {wrong}; the vocabulary is 0 to {limits.vocab - 1}", "input")
-    if request.types and (len(request.types) != len(ids) or not 0 <= min(request.types) <= max(request.types) < types):
-        raise RequestError(f"token types are one for each token, from 0 to {types - 1}", "types")
 
 
 def _finite(hidden_TD: Tensor, lengths: list[int]) -> list[bool]:

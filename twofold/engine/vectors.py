@@ -17,6 +17,10 @@ from ..core import RequestError
 
 Task = Literal["embed", "classify", "token_embed", "token_classify"]
 Similarity = Literal["cosine", "dot"]
+NO_POOLING = (
+    "this model generates text: start it with --runner pooling for embeddings alone, or --convert embed for both"
+)
+NO_TEXT = "this model makes vectors or scores and no text: ask for /v1/embeddings, /score, /rerank or /classify"
 
 
 class Pooling(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +53,8 @@ class Pooled(msgspec.Struct, frozen=True):
 
 
 class Abilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine does. `width` is the numbers of an embedding, `labels` the names of a score head's.
+    """What an engine does. `width` is the numbers of an embedding, `labels` the names of a score head's, `types` how
+    many token types there are.
 
     `prompt` stands before each text that is embedded; `paired` says that one score judges two texts read as one.
     """
@@ -57,10 +62,32 @@ class Abilities(msgspec.Struct, frozen=True, kw_only=True):
     generates: bool = True
     tasks: tuple[Task, ...] = ()
     width: int = 0
+    types: int = 1
     labels: tuple[str, ...] = ()
     paired: bool = False
     prompt: str = ""
     similarity: Similarity = "cosine"
+
+    def check(self, asked: Pooling) -> None:
+        """Raises RequestError when this model does not do what is asked."""
+        if not self.tasks:
+            raise RequestError(NO_POOLING)
+        if asked.task not in self.tasks:
+            raise RequestError(f"this model does {', '.join(self.tasks)}, not {asked.task}", "task")
+        if asked.dimensions is not None and (asked.task != "embed" or not 1 <= asked.dimensions <= self.width):
+            raise RequestError(
+                f"dimensions is {asked.dimensions}; an embedding of this model has 1 to {self.width}", "dimensions"
+            )
+
+    def check_scores(self) -> None:
+        """Raises RequestError when texts cannot be compared: neither by a score head of one label nor by vectors."""
+        if not self.tasks:
+            raise RequestError(NO_POOLING)
+        if not (self.paired or "embed" in self.tasks):
+            raise RequestError(
+                "texts are compared by a score head of one label, or by embeddings; this model has "
+                f"{len(self.labels)} labels: ask /classify or /pooling"
+            )
 
 
 def paired(first: str | Sequence[str], second: str | Sequence[str]) -> list[tuple[str, str]]:

@@ -109,8 +109,8 @@ def _steps(folder: Path, found: Sentences) -> Sentences:
             normalize = True
         elif kind != "Transformer" or pooled:
             raise CheckpointError(
-                f"{folder / MODULES}: Twofold does Transformer, Pooling, Dense and Normalize, in that order, and {kind!r} "
-                "stands elsewhere"
+                f"{folder / MODULES}: {kind!r:.80} stands where Twofold does none: it does Transformer, Pooling, Dense "
+                "and Normalize, in that order"
             )
     return replace(found, normalize=normalize, dense=tuple(dense))
 

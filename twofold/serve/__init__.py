@@ -8,6 +8,9 @@ app.py       the routes
 openai.py    requests: fields, checks, and what is not done
 messages.py  a chat's messages
 bodies.py    a body read as one of these, or the error that names the field
+readings.py  the routes of texts that are read and not continued: embeddings, scores, labels
+reads.py     their requests and answers
+reading.py   one such call: its texts to the engine, and what comes of each
 tokens.py    the routes between text and ids
 status.py    the routes that say what is served and how it is
 texts.py     prompts and chats to ids

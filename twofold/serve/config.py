@@ -34,6 +34,7 @@ class Limits:
     queue_requests: int | None = None
     queue_tokens: int = 1 << 20
     prompts: int = 64
+    texts: int = 2048
     messages: int = 2048
 
     def __post_init__(self) -> None:
