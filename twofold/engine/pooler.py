@@ -39,8 +39,8 @@ _NAMED: dict[str, Activation] = {"Identity": "none", "Sigmoid": "sigmoid", "Soft
 
 
 def tasks_of(spec: ModelSpec) -> tuple[Task, ...]:
-    """What a model's head is for: labels where it has a score head, else vectors."""
-    if not spec.score:
+    """What a model's head is for: labels where it has a score head and no other, else vectors."""
+    if not spec.score or spec.head:
         return "embed", "token_embed"
     of = spec.score_input.of
     return ("token_classify",) if of == "each" else ("classify", "token_classify") if of == "last" else ("classify",)
@@ -77,13 +77,14 @@ class Pooler:
         spec = decoder.spec
         self.decoder, self.sentences = decoder, sentences
         self.activation = activation_of(spec, config or {})
+        tasks = tasks_of(spec)
         self.abilities = Abilities(
             generates=False,
-            tasks=tasks_of(spec),
+            tasks=tasks,
             types=spec.embedding.types or 1,
-            width=0 if spec.score else sentences.width(spec.hidden),
-            labels=labels_of(spec, config or {}),
-            paired=spec.score == 1 and spec.score_input.of != "each",
+            width=sentences.width(spec.hidden) if "embed" in tasks else 0,
+            labels=() if "embed" in tasks else labels_of(spec, config or {}),
+            paired="classify" in tasks and spec.score == 1,
             prompt=sentences.prompt,
             similarity=sentences.similarity,
         )

@@ -116,5 +116,11 @@ def similarity(a: Sequence[float], b: Sequence[float], kind: str) -> float:
 
 
 def task_of(tasks: Sequence[Task]) -> Task:
-    """What a model with these tasks is asked when nobody says: its labels, or each token's vector."""
+    """What a model with these tasks is asked when nobody says: its labels, or each token's vector.
+
+    Raises:
+        RequestError: it has none.
+    """
+    if not tasks:
+        raise RequestError(NO_POOLING)
     return next(task for task in ("classify", "token_classify", "token_embed") if task in tasks)
