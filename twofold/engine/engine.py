@@ -17,19 +17,25 @@ import msgspec
 from torch import Tensor
 
 from ..core import ConfigError, RequestError, StateError
+from ..models.adapters import Slots
 from ..models.decoder import Decoder
 from ..models.weights import load_tensors
 from ..platforms import free_on
+from .adapters import AdapterPool
 from .blocks import BlockPool
 from .capacity import forecast, kv_dtype_of
 from .config import EngineConfig
+from .draft import draft_model
 from .limits import Limits
 from .paged import KVCache
+from .plan import StepPlan
 from .pooler import Pooler
 from .pooling import PoolingEngine
+from .proposer import Proposer
 from .request import Output, Request
 from .runner import Runner
 from .scheduler import Scheduler
+from .speculation import Speculation, lookup
 from .stats import EngineStats
 from .vectors import NO_POOLING, Abilities
 
@@ -59,12 +65,15 @@ class Engine:
                 f"of {max_model_len} tokens must fit one step; raise the first or lower max_model_len"
             )
         blocks = _num_blocks(decoder, replace(config, max_model_len=max_model_len))
+        self.speculation = speculation_for(decoder, config, num_blocks=blocks, eos_ids=tuple(eos_ids))
         self.decoder = decoder
         self.config = config
         self.limits = Limits(
             max_model_len=max_model_len, vocab=decoder.spec.vocab, cache_tokens=blocks * config.block_size
         )
         self.pool = BlockPool(blocks, config.block_size, caching=config.enable_prefix_caching)
+        self.slots = Slots(decoder, config.max_loras, config.max_lora_rank) if config.enable_lora else None
+        self.adapters = AdapterPool(self.slots, most_bytes=config.lora_cache_bytes, most_held=config.max_cpu_loras)
         self.scheduler = Scheduler(
             self.pool,
             self.limits,
@@ -73,6 +82,8 @@ class Engine:
             policy=config.scheduling_policy,
             chunked=config.enable_chunked_prefill,
             eos_ids=tuple(eos_ids),
+            adapters=self.adapters,
+            speculation=self.speculation,
         )
         self.runner = Runner(
             decoder,
@@ -80,6 +91,7 @@ class Engine:
             block_size=config.block_size,
             tokens=config.max_num_batched_tokens,
             kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
+            slots=self.slots,
         )
         self.pooling = PoolingEngine(decoder, config, pooler) if pooler is not None else None
         self.version = 0
@@ -136,7 +148,7 @@ class Engine:
         plan = self.scheduler.plan()
         if plan.chunks:
             self.scheduler.apply(self.runner.execute(plan))
-            self._measure(plan.num_tokens, time.perf_counter() - started)
+            self._measure(plan, time.perf_counter() - started)
         outputs = pooled + self.scheduler.take()
         if not self.scheduler.has_work:
             self.scheduler.check_integrity()
@@ -148,10 +160,14 @@ class Engine:
             return []
         config = self.config
         taken = self.pooling.turn(config.max_num_batched_tokens, alone=not self.scheduler.has_work)
-        self.scheduler.budget = max(config.max_num_batched_tokens - taken, config.max_num_seqs)
+        if config.enable_chunked_prefill:  # else a prompt needs all of it
+            self.scheduler.budget = max(config.max_num_batched_tokens - taken, config.max_num_seqs)
         return self.pooling.step(taken)
 
-    def _measure(self, tokens: int, seconds: float) -> None:
+    def _measure(self, plan: StepPlan, seconds: float) -> None:
+        tokens = plan.num_tokens
+        if self.speculation is not None and tokens == sum(len(chunk.draws) for chunk in plan.chunks):
+            self.speculation.measured(tokens, seconds)
         self._steps += 1
         self._computed_tokens += tokens
         self._busy_seconds += seconds
@@ -206,6 +222,8 @@ class Engine:
         self.runner.sleep()
         if self.pooling is not None:
             self.pooling.sleep()
+        if self.speculation is not None:
+            self.speculation.sleep()
 
     def wake(self) -> None:
         """Take the KV cache's memory again."""
@@ -220,7 +238,7 @@ class Engine:
     # ------------------------------------------------------------------------------------ insight
     def stats(self) -> EngineStats:
         """Gauges and counters; cheap enough for every step."""
-        scheduler, pool = self.scheduler, self.pool
+        scheduler, pool, adapters = self.scheduler, self.pool, self.adapters
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting) + (self.pooling.stats().waiting if self.pooling else 0),
@@ -239,8 +257,13 @@ class Engine:
             prefix_hits=pool.hits,
             preemptions=scheduler.preemptions,
             finished={state.value: count for state, count in scheduler.finished.items()},
+            **(self.speculation.counters() if self.speculation is not None else {}),
             version=self.version,
             asleep=self.asleep,
+            adapters_running=adapters.running,
+            adapters_waiting=adapters.waiting,
+            adapter_bytes=adapters.nbytes,
+            adapter_reads=adapters.reads,
         )
 
 
@@ -257,6 +280,20 @@ def open_engine(
         return PoolingEngine(decoder, config, Pooler.load(decoder, folder, config.pooling))
     pooler = Pooler.load(decoder, folder, config.pooling) if config.convert == "embed" else None
     return Engine(decoder, config, eos_ids=eos_ids, pooler=pooler)
+
+
+def speculation_for(
+    decoder: Decoder, config: EngineConfig, *, num_blocks: int, eos_ids: tuple[int, ...]
+) -> Speculation | None:
+    """Whoever the settings name to guess at tokens, None when nobody is to."""
+    wanted = config.speculative
+    if wanted.method is None:
+        return None
+    if wanted.method == "draft_model":
+        proposer: Proposer = draft_model(decoder, config, num_blocks=num_blocks, eos_ids=eos_ids)
+    else:
+        proposer = lookup(wanted)
+    return Speculation(proposer, most=wanted.num_speculative_tokens, adaptive=wanted.adaptive)
 
 
 def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:

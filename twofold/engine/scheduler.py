@@ -13,7 +13,7 @@ somebody else's long prompt. What keeps it from thrashing:
 - When blocks run out, the request that loses the least computed work gives its blocks back, the youngest among equals.
   So the one with the most work always advances, and somebody always finishes.
 - A request whose next block is being computed by a running one right now waits for it (promises.py).
-- Drafts (proposer.py) get what is left of the budget, and blocks that nobody needs for a token of his own: they cut
+- Drafts (speculation.py) get what is left of the budget, and blocks that nobody needs for a token of his own: they cut
   nobody short and preempt nobody.
 """
 
@@ -28,21 +28,22 @@ from itertools import pairwise
 from typing import Any
 
 from ..core import RequestError, StateError
+from .adapters import AdapterPool
 from .blocks import BlockPool
 from .config import Policy
 from .limits import Limits
 from .plan import Chunk, ChunkResult, StepPlan, StepResult
 from .promises import Promises
-from .proposer import Proposer
 from .request import Output, Request, State, TokenOut
 from .row import Row
+from .speculation import Speculation
 
 
 class Scheduler:
     """Requests in, plans out, results in, outputs out; between two calls every block is accounted for.
 
     `clock` gives seconds like `time.monotonic`. `version` is that of the weights, part of every cached block's name.
-    `proposer` guesses at tokens; without one a step decides at most one token of a request.
+    `speculation` guesses at tokens; without it a step decides at most one token of a request.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class Scheduler:
         policy: Policy = "fcfs",
         chunked: bool = True,
         eos_ids: tuple[int, ...] = (),
+        adapters: AdapterPool | None = None,
         clock: Callable[[], float] = time.monotonic,
-        proposer: Proposer | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.pool = pool
         self.limits = limits
@@ -65,8 +67,9 @@ class Scheduler:
         self.policy = policy
         self.chunked = chunked
         self.eos_ids = eos_ids
+        self.adapters = adapters or AdapterPool()
         self.clock = clock
-        self.proposer = proposer
+        self.speculation = speculation
         self.version = 0
         self.step = 0
         self.running: list[Row] = []
@@ -96,6 +99,7 @@ class Scheduler:
             raise RequestError(f"request id {request.id!r} is already running: choose another", "request_id")
         room = self.limits.room(request)
         urgency = request.priority if self.policy == "priority" else 0
+        request.adapter = self.adapters.enter(request.adapter)
         row = Row(request, serial=self._serial, urgency=urgency, room=room, block_size=self.pool.block_size)
         self._serial += 1
         self._rows[request.id] = row
@@ -150,8 +154,8 @@ class Scheduler:
                         left = self.budget - sum(len(chunk.ids) for _, chunk in self._planned.values())
         if self.chunked and self.preemptions == before:
             left = self._admit(left)
-        if self.proposer is not None and left > 0:
-            self._guess(self.proposer, left)
+        if self.speculation is not None and left > 0:
+            self._guess(self.speculation, left)
         if self._rows and not self._planned:
             raise StateError(f"{len(self._rows)} requests and none can advance: {self.pool.available} blocks available")
         return StepPlan(step=self.step, chunks=tuple(chunk for _, chunk in self._planned.values()))
@@ -181,17 +185,21 @@ class Scheduler:
         pool = self.pool
         owed = sum(max(0, pool.blocks_for(row.request.num_tokens) - len(row.blocks)) for row in self.running)
         place = 0
+        self.adapters.begin()
         while place < len(self.waiting) and left > 0 and len(self.running) < self.max_num_seqs:
             row = self.waiting[place]
             found = None if self._promises.waits(row) else self._promises.find(row)
-            if found is None:
-                place += 1
+            if found is None or not self.adapters.reachable(row.request.adapter):
+                place += 1  # what it waits for is with running ones: it holds up nobody
                 continue
             need = pool.blocks_for(row.request.num_tokens) - len(found)
             if need + pool.idle(found) + owed + len(self.running) > pool.available:
                 break  # no overtaking: a large request must not starve behind small ones
             if not self.chunked and row.request.num_tokens - len(found) * pool.block_size > left:
                 break
+            if error := self.adapters.seat(row):
+                self._finish(row, State.ERROR, error=error)
+                continue
             del self.waiting[place]
             self._start(row, found)
             count = min(row.remaining, left)
@@ -201,13 +209,11 @@ class Scheduler:
             left -= count
         return left
 
-    def _guess(self, proposer: Proposer, left: int) -> None:
+    def _guess(self, speculation: Speculation, left: int) -> None:
         """Put drafts behind the last tokens of rows, as far as budget and idle blocks reach."""
         pool = self.pool
-        rows = [row for row, chunk in self._planned.values() if chunk.draws and row.scored and row.guessable > 0]
-        if not rows:
-            return
-        for serial, guessed in proposer.propose(rows, left).items():
+        rows = [row for row, chunk in self._planned.values() if chunk.draws and row.scored]
+        for serial, guessed in speculation.guess(rows, self.budget - left, left).items():
             row, chunk = self._planned[serial]
             known, held = row.request.num_tokens, len(row.blocks)
             idle = max(0, pool.available - len(self.running))  # everybody may need one for his next token
@@ -265,8 +271,8 @@ class Scheduler:
         self._promises.publish(row)
         row.scores.extend(got.scores)
         prompt = self._prompt_scores(row)
-        if self.proposer is not None and chunk.drafts and got.tokens:
-            self.proposer.told(row, len(chunk.drafts), len(got.tokens) - 1)
+        if self.speculation is not None and got.tokens:
+            self.speculation.told(row, got.tokens, len(chunk.draws) - 1)
         if end is not None:
             self._finish(row, end[0], stop_reason=end[1], tokens=tokens, prompt=prompt)
         elif tokens or prompt is not None:
@@ -305,6 +311,7 @@ class Scheduler:
         del queue[place]
         self._promises.break_all(row)
         self.pool.release(row.blocks)
+        self.adapters.unseat(row)
 
     def _preempt(self, row: Row) -> None:
         """Give a running row's blocks back; it keeps its rank and its tokens, and will compute them again."""
@@ -345,8 +352,9 @@ class Scheduler:
         self._leave(row)
         row.blocks.clear()
         del self._rows[request.id]
-        if self.proposer is not None:
-            self.proposer.forget(row)
+        self.adapters.leave(request.adapter)
+        if self.speculation is not None:
+            self.speculation.forget(row)
         request.move(state)
         self.finished[state] += 1
         self._tell(row, tokens=tokens, finish=state, stop_reason=stop_reason, prompt=prompt, error=error)
@@ -383,4 +391,5 @@ class Scheduler:
                 raise StateError("a queue is out of order")
         if any(row.blocks for row in self.waiting):
             raise StateError("a waiting request holds blocks")
+        self.adapters.check_integrity(self.running, self._rows.values())
         self._promises.check_integrity(self.running)
