@@ -16,6 +16,7 @@ from ..core import CapacityError, RequestError
 from ..engine.defaults import sampling_defaults
 from ..engine.limits import Limits
 from ..engine.sampling import SamplingParams
+from ..engine.vectors import Abilities
 from . import openai
 from .adapters import Adapters
 from .answers import json
@@ -32,6 +33,7 @@ from .messages import plain
 from .metrics import Metrics
 from .openapi import OpenApi
 from .pages import Pages
+from .readings import Readings
 from .responses import Responses
 from .shape import ChatShape, TextShape
 from .shared import Shared
@@ -39,6 +41,7 @@ from .status import Status
 from .stream import EventStream, whole
 from .texts import Texts
 from .tokens import Tokens
+from .wire import Ready
 
 LONGEST_SECONDS = 24 * 3600.0
 
@@ -64,6 +67,7 @@ class Api:
             *self.adapters.routes(),
             *Batches(self).routes(),
             *Tokens(self).routes(),
+            *Readings(self).routes(),
             *Status(self).routes(),
         ]
         if self.config.enable_ui:
@@ -179,10 +183,18 @@ class Api:
             raise HttpError(429, str(error), code="queue_full", retry_after=self.client.retry_after) from None
 
     @property
-    def limits(self) -> Limits:
-        info = self.client.info
-        if info is None:
+    def abilities(self) -> Abilities:
+        return self._info.abilities
+
+    @property
+    def _info(self) -> Ready:
+        if self.client.info is None:
             raise HttpError(503, "the model is still loading: try again soon", code="loading", retry_after=2)
+        return self.client.info
+
+    @property
+    def limits(self) -> Limits:
+        info = self._info
         return Limits(max_model_len=info.max_len, vocab=info.vocab_size, cache_tokens=info.blocks * info.block_size)
 
     def deadline(self, request: Request) -> float:

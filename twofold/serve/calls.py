@@ -20,6 +20,7 @@ from ..data import Tokenizer
 from ..engine.limits import Limits
 from ..engine.request import Output, Request
 from ..engine.sampling import SamplingParams
+from ..engine.vectors import NO_TEXT
 from .answers import CompletionTokensDetails, PromptTokensDetails, Usage
 from .choice import Choice, Piece
 from .client import EngineClient
@@ -36,6 +37,8 @@ class Call:
     def __init__(
         self, client: EngineClient, metrics: Metrics, tokenizer: Tokenizer, hearing: Hearing | None = None
     ) -> None:
+        if client.info is not None and not client.info.abilities.generates:
+            raise HttpError(400, NO_TEXT, code="no_text")
         self.client = client
         self.metrics = metrics
         self.tokenizer = tokenizer

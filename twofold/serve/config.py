@@ -37,6 +37,7 @@ class Limits:
     queue_requests: int | None = None
     queue_tokens: int = 1 << 20
     prompts: int = 64
+    texts: int = 2048
     messages: int = 2048
     responses: int = 4096
     response_bytes: int = 64 * 1024 * 1024

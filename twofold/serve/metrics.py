@@ -114,6 +114,21 @@ class Metrics:
         if began is not None:
             self._inference.observe(now - began)
 
+    def texts(self, lengths: Sequence[int]) -> None:
+        """Texts of so many tokens were accepted to be read whole."""
+        for length in lengths:
+            self.prompt_tokens += length
+            self._prompt.inc(length)
+            self._prompt_length.observe(length)
+
+    def texts_ended(self, names: Sequence[str], end: str, arrived: float) -> None:
+        """They were read ("stop"), or came to another end."""
+        self._ends[end].inc(len(names))
+        for name in names:
+            self._left_queue.pop(name, None)
+            if end == "stop":
+                self._whole.observe(time.monotonic() - arrived)
+
     def ended(self, choices: Sequence[Choice], failed: bool) -> None:
         """A call is over; sequences without an end of their own were dropped by the client or failed."""
         for choice in choices:
