@@ -2,6 +2,8 @@
 
 request.py    Request, its states, and Output
 sampling.py   SamplingParams, what a caller may ask of the sampler
+structured.py StructuredOutputs, the form that an answer must have
+grammar/      from such a form to masks, in a process of its own
 config.py     EngineConfig, every dial
 limits.py     what a request may be on this engine
 capacity.py   the sum of bytes: what fits this machine

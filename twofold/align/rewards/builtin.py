@@ -13,7 +13,7 @@ from typing import Any
 
 from .config import RewardConfig
 from .extract import code_of, json_of, text_of
-from .schema import valid
+from ...data.schema import valid
 from .wire import Batch, Fault, Scored, checked
 
 Row = Mapping[str, Any]  # prompt, completion, ids, and the row's columns
