@@ -12,6 +12,8 @@ from ..core import ConfigError
 BENCHMARKS = (
     "throughput",
     "latency",
+    "serve",
+    "scenarios",
     "start",
     "limits",
     "quality",

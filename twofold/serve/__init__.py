@@ -18,6 +18,7 @@ answers.py   those shapes
 stream.py    answers at once or as events, and the client that leaves
 errors.py    OpenAI's error shape, and the status of each error
 client.py    the front's end of the model's process: accept, watch, start again, resubmit
+asks.py      what else is asked of it, and who waits for the answer
 process.py   one run of that process
 wire.py      the messages between the two
 worker.py    the process itself: the engine's step loop
