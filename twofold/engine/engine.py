@@ -11,18 +11,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor
 
-from ..core import ConfigError, StateError
+from ..core import ConfigError, RequestError, StateError
 from ..models.decoder import Decoder
 from ..models.weights import load_tensors
 from ..platforms import free_on
 from .blocks import BlockPool
 from .capacity import forecast, kv_dtype_of
 from .config import EngineConfig
+from .grammar.masks import Grammars
 from .limits import Limits
 from .paged import KVCache
+from .plan import StepPlan, StepResult
 from .request import Output, Request
 from .runner import Runner
 from .scheduler import Scheduler
@@ -32,7 +35,8 @@ from .stats import EngineStats
 class Engine:
     """One decoder, its KV cache, and the requests that are using them.
 
-    `eos_ids` are the ids that end a text unless a request ignores them. `config.dtype` and `config.device` are for
+    `eos_ids` are the ids that end a text unless a request ignores them. `tokenizer` is the folder of the checkpoint's,
+    which only structured outputs need: without it they are refused. `config.dtype` and `config.device` are for
     whoever loads the decoder: the cache has the decoder's.
 
     Raises:
@@ -40,7 +44,14 @@ class Engine:
         CapacityError: the KV cache does not fit this machine; the message says what would.
     """
 
-    def __init__(self, decoder: Decoder, config: EngineConfig, *, eos_ids: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: EngineConfig,
+        *,
+        eos_ids: tuple[int, ...] = (),
+        tokenizer: str | Path | None = None,
+    ) -> None:
         decoder.spec.speaking()
         max_model_len = config.max_model_len or decoder.max_len
         if max_model_len > decoder.max_len:
@@ -67,6 +78,9 @@ class Engine:
             tokens=config.max_num_batched_tokens,
             kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
         )
+        self.grammars: Grammars | None = None
+        if tokenizer is not None:
+            self.grammars = Grammars(tokenizer, decoder.spec.vocab, eos_ids, self.scheduler.gated)
         self.version = 0
         self._half_loaded = False
         self._steps = 0
@@ -82,6 +96,8 @@ class Engine:
             RequestError: malformed, out of the context, or its id is in use.
             CapacityError: it could never fit the cache; the message says what would.
         """
+        if request.params.structured_outputs is not None and self.grammars is None:
+            raise RequestError("this engine was made without a tokenizer, so it knows no forms", "structured_outputs")
         self.scheduler.submit(request)
 
     def abort(self, request_id: str) -> None:
@@ -105,14 +121,26 @@ class Engine:
             raise StateError("the engine sleeps: wake it first")
         started = time.perf_counter()
         self.scheduler.expire()
+        if self.grammars is not None:
+            self.grammars.poll()
         plan = self.scheduler.plan()
         if plan.chunks:
-            self.scheduler.apply(self.runner.execute(plan))
+            self.scheduler.apply(self._execute(plan))
+            if self.grammars is not None:
+                self.grammars.tell()  # so that it works while the outputs are handed on
             self._measure(plan.num_tokens, time.perf_counter() - started)
+        elif self.grammars is not None and self.scheduler.gated:
+            self.grammars.wait()
         outputs = self.scheduler.take()
         if not self.scheduler.has_work:
             self.scheduler.check_integrity()
         return outputs
+
+    def _execute(self, plan: StepPlan) -> StepResult:
+        if self.grammars is None or not self.scheduler.gated:
+            return self.runner.execute(plan)
+        self.grammars.ask(plan)
+        return self.runner.execute(plan, self.grammars.masks)
 
     def _measure(self, tokens: int, seconds: float) -> None:
         self._steps += 1

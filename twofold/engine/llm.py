@@ -83,7 +83,7 @@ class LLM:
             max_len=config.max_model_len,
             quantization=config.quantization,
         )
-        self.engine = Engine(decoder, config, eos_ids=self.tokenizer.eos_ids)
+        self.engine = Engine(decoder, config, eos_ids=self.tokenizer.eos_ids, tokenizer=self.model)
         self._names = itertools.count()
 
     @cached_property

@@ -7,10 +7,16 @@ A plan holds all that its execution needs, so a runner keeps nothing but weights
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import msgspec
 
 from .request import TokenOut
 from .sampling import SamplingParams
+
+Masks = Callable[[], Mapping[int, Sequence[bytes]]]
+"""Asked between a step's forward pass and its draws: by serial, a mask for each draw that a row with a grammar may make
+now, in order; none for a row that must wait. A row that is not named draws freely."""
 
 
 class Draw(msgspec.Struct, frozen=True, kw_only=True):

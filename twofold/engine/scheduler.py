@@ -69,6 +69,7 @@ class Scheduler:
         self.step = 0
         self.running: list[Row] = []
         self.waiting: list[Row] = []
+        self.gated: dict[int, Row] = {}  # by serial: the rows with a grammar
         self.finished: Counter[State] = Counter()
         self.preemptions = 0
         self.prompt_tokens = 0
@@ -76,6 +77,7 @@ class Scheduler:
         self._serial = 0
         self._rows: dict[str, Row] = {}
         self._planned: dict[int, tuple[Row, Chunk]] = {}
+        self._forced: set[int] = set()  # serials of the last plan whose drafts are their grammar's
         self._promises = Promises(pool)
         self._deadlines: list[tuple[float, int, str]] = []
         self._outbox: list[Output] = []
@@ -97,6 +99,8 @@ class Scheduler:
         row = Row(request, serial=self._serial, urgency=urgency, room=room, block_size=self.pool.block_size)
         self._serial += 1
         self._rows[request.id] = row
+        if row.gate is not None:
+            self.gated[row.serial] = row
         if self.pool.caching:
             row.rename(self.version)
         insort(self.waiting, row)
@@ -131,22 +135,25 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------ plan
     def plan(self) -> StepPlan:
-        """Choose the next step's tokens and allocate their blocks; empty only when there is nothing to do."""
+        """Choose the next step's tokens and allocate their blocks; empty when there is nothing to do, or when all there
+        is waits for masks of a grammar."""
         self.step += 1
         self._planned = {}
+        self._pass_gates()
         before = self.preemptions
         left = self.budget
         for decoding in (True, False):
             for row in tuple(self.running):
-                if row.request.state is State.RUNNING and (row.remaining == 1) is decoding and left > 0:
+                due = row.request.state is State.RUNNING and (row.remaining == 1) is decoding and not row.held
+                if due and left > 0:
                     left -= self._continue(row, left)
                     if self.preemptions != before:
                         left = self.budget - sum(len(chunk.ids) for _, chunk in self._planned.values())
         if self.preemptions == before:
             left = self._admit(left)
-        if self.proposer is not None and left > 0:
-            self._guess(self.proposer, left)
-        if self._rows and not self._planned:
+        if left > 0 and (self.proposer is not None or self.gated):
+            self._guess(left)
+        if self._rows and not self._planned and not any(row.held for row in self.gated.values()):
             raise StateError(f"{len(self._rows)} requests and none can advance: {self.pool.available} blocks available")
         return StepPlan(step=self.step, chunks=tuple(chunk for _, chunk in self._planned.values()))
 
@@ -193,13 +200,25 @@ class Scheduler:
             left -= count
         return left
 
-    def _guess(self, proposer: Proposer, left: int) -> None:
-        """Put drafts behind the last tokens of rows, as far as budget and idle blocks reach."""
+    def _pass_gates(self) -> None:
+        """End the rows whose text is complete by their grammar, and those that it cannot lead on."""
+        for row in tuple(self.gated.values()):
+            assert row.gate is not None
+            end = row.gate.end(len(row.request.output_ids), row.request.params.min_tokens)
+            if end is not None and (end[1] or row.request.state is State.RUNNING):
+                self._finish(row, end[0], error=end[1])
+
+    def _guess(self, left: int) -> None:
+        """Put drafts behind the last tokens of rows, as far as budget and idle blocks reach: what a grammar forces,
+        else what the proposer guesses."""
         pool = self.pool
         rows = [row for row, chunk in self._planned.values() if chunk.draws and row.scored and row.guessable > 0]
-        if not rows:
-            return
-        for serial, guessed in proposer.propose(rows, left).items():
+        guesses = {row.serial: row.forced for row in rows if row.forced}
+        self._forced = set(guesses)
+        rows = [row for row in rows if row.serial not in guesses]
+        if self.proposer is not None and rows:
+            guesses |= self.proposer.propose(rows, left)
+        for serial, guessed in guesses.items():
             row, chunk = self._planned[serial]
             known, held = row.request.num_tokens, len(row.blocks)
             idle = max(0, pool.available - len(self.running))  # everybody may need one for his next token
@@ -257,7 +276,7 @@ class Scheduler:
         self._promises.publish(row)
         row.scores.extend(got.scores)
         prompt = self._prompt_scores(row)
-        if self.proposer is not None and chunk.drafts and got.tokens:
+        if self.proposer is not None and chunk.drafts and got.tokens and row.serial not in self._forced:
             self.proposer.told(row, len(chunk.drafts), len(got.tokens) - 1)
         if end is not None:
             self._finish(row, end[0], stop_reason=end[1], tokens=tokens, prompt=prompt)
@@ -337,6 +356,7 @@ class Scheduler:
         self._leave(row)
         row.blocks.clear()
         del self._rows[request.id]
+        self.gated.pop(row.serial, None)
         if self.proposer is not None:
             self.proposer.forget(row)
         request.move(state)

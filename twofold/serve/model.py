@@ -56,4 +56,4 @@ def load_model(start: wire.Start) -> LoadedModel:
         max_len=config.max_model_len,
         quantization=config.quantization,
     )
-    return LoadedModel(Engine(decoder, config, eos_ids=start.eos_ids))
+    return LoadedModel(Engine(decoder, config, eos_ids=start.eos_ids, tokenizer=start.model))

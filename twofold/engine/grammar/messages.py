@@ -1,12 +1,12 @@
 """What is said to the grammar process and back, in the frames of `engine/wire.py`.
 
-    engine or front                          grammar process
-      │ Open ───────────────────────────────▶ │  reads the tokenizer
-      │ ◀─────────────────────────────── Opened │
-      │ Check, Validate ────────────────────▶ │  (front)
-      │ ◀────────────────────────────── Checked │
-      │ Begin, Advance, Along, End ─────────▶ │  (engine)
-      │ ◀─────────────────────── Next, Masks  │
+engine or front                          grammar process
+  │ Open ───────────────────────────────▶ │  reads the tokenizer
+  │ ◀─────────────────────────────── Opened │
+  │ Check, Validate ────────────────────▶ │  (front)
+  │ ◀────────────────────────────── Checked │
+  │ Begin, Advance, Along, End ─────────▶ │  (engine)
+  │ ◀─────────────────────── Next, Masks  │
 """
 
 from __future__ import annotations

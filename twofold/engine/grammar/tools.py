@@ -1,10 +1,10 @@
 """tools_grammar: the form that makes calls of tools well formed, in whatever wrapping a model's format has.
 
-    open ─▶ begin ─▶ name ─▶ middle ─▶ arguments ─▶ end ─▶ separator ─▶ begin ...  ─▶ close
+open ─▶ begin ─▶ name ─▶ middle ─▶ arguments ─▶ end ─▶ separator ─▶ begin ...  ─▶ close
 
-    Hermes     begin '<tool_call>\\n{"name": "'  middle '", "arguments": '  end '}\\n</tool_call>'  separator '\\n'
-    Mistral    open '[TOOL_CALLS] ['  begin '{"name": "'  middle '", "arguments": '  end '}'  separator ', '  close ']'
-    pythonic   open '['  begin ''  middle '('  end ')'  separator ', '  close ']'
+Hermes     begin '<tool_call>\\n{"name": "'  middle '", "arguments": '  end '}\\n</tool_call>'  separator '\\n'
+Mistral    open '[TOOL_CALLS] ['  begin '{"name": "'  middle '", "arguments": '  end '}'  separator ', '  close ']'
+pythonic   open '['  begin ''  middle '('  end ')'  separator ', '  close ']'
 """
 
 from __future__ import annotations
