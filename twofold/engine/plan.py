@@ -75,7 +75,8 @@ class ChunkResult(msgspec.Struct, frozen=True, kw_only=True):
 
     `tokens` are the model's own choices, up to and including the first that differs from its draft. None of them
     although some were to be drawn means: not in this step, compute the last known token again. `redo` says that the
-    drafts ruined what the cache held from that position on: compute it anew, and draft no more.
+    drafts ruined what the cache held from that position on: compute it anew, and draft no more. `param` is the field of
+    the request that is to blame for `error`.
     """
 
     serial: int
@@ -83,6 +84,7 @@ class ChunkResult(msgspec.Struct, frozen=True, kw_only=True):
     scores: tuple[TokenOut, ...] = ()
     error: str | None = None
     redo: int | None = None
+    param: str | None = None
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):

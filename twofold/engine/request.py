@@ -112,7 +112,7 @@ class Output(msgspec.Struct, frozen=True):
 
     `prompt` holds log-probabilities of the prompt's tokens, the first being None, sent once when they were asked for.
     `stop_reason` is the stop token's id when one ended the request. `version` is that of the weights that made the
-    tokens.
+    tokens. `param` is the request's field at fault for an `error`, when it is the request's own.
     """
 
     request_id: str
@@ -123,3 +123,4 @@ class Output(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
     error: str | None = None
     version: int = 0
+    param: str | None = None

@@ -13,6 +13,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from ..kernels.sample import NOTHING_LEFT
 from ..models.compile import Program, Spans, why_not
 from ..models.decoder import Decoder
 from .capacity import rows_at_once
@@ -98,7 +99,8 @@ class Runner:
                 error = tokens if isinstance(tokens, str) else None
                 scores = () if error else self._score(chunk, at, hidden_TD)
                 said = () if isinstance(tokens, str) else tokens
-                rows.append(ChunkResult(serial=chunk.serial, tokens=said, scores=scores, error=error))
+                param = blame(chunk.draws[0]) if error == NOTHING_LEFT else None
+                rows.append(ChunkResult(serial=chunk.serial, tokens=said, scores=scores, error=error, param=param))
             at += len(chunk.ids)
         return StepResult(step=plan.step, rows=tuple(rows))
 
@@ -187,6 +189,11 @@ class Runner:
     @property
     def _rows_at_once(self) -> int:
         return rows_at_once(self.tokens, self.decoder.spec.vocab)
+
+
+def blame(draw: Draw) -> str:
+    """The field that leaves no token to choose."""
+    return "allowed_token_ids" if draw.params.structured_outputs is None else "structured_outputs"
 
 
 def agreed(drafts: Sequence[int], drawn: Sequence[TokenOut | str]) -> tuple[TokenOut, ...] | str:

@@ -206,7 +206,7 @@ class Scheduler:
             assert row.gate is not None
             end = row.gate.end(len(row.request.output_ids), row.request.params.min_tokens)
             if end is not None and (end[1] or row.request.state is State.RUNNING):
-                self._finish(row, end[0], error=end[1])
+                self._finish(row, end[0], error=end[1], param="structured_outputs")
 
     def _guess(self, left: int) -> None:
         """Put drafts behind the last tokens of rows, as far as budget and idle blocks reach: what a grammar forces,
@@ -265,7 +265,7 @@ class Scheduler:
     def _advance(self, row: Row, chunk: Chunk, got: ChunkResult, now: float) -> None:
         request = row.request
         if got.error is not None:
-            self._finish(row, State.ERROR, error=got.error)
+            self._finish(row, State.ERROR, error=got.error, param=got.param)
             return
         if got.redo is not None:
             request.num_computed, row.drafting = got.redo, False
@@ -351,6 +351,7 @@ class Scheduler:
         tokens: tuple[TokenOut, ...] = (),
         prompt: tuple[TokenOut, ...] | None = None,
         error: str | None = None,
+        param: str | None = None,
     ) -> None:
         request = row.request
         self._leave(row)
@@ -361,7 +362,8 @@ class Scheduler:
             self.proposer.forget(row)
         request.move(state)
         self.finished[state] += 1
-        self._tell(row, tokens=tokens, finish=state, stop_reason=stop_reason, prompt=prompt, error=error)
+        blame = param if error is not None else None
+        self._tell(row, tokens=tokens, finish=state, stop_reason=stop_reason, prompt=prompt, error=error, param=blame)
 
     def _tell(self, row: Row, **what: Any) -> None:
         request = row.request

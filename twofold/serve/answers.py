@@ -62,6 +62,7 @@ class TextChoice(msgspec.Struct):
     logprobs: TextLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    structured_output_error: str | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
@@ -91,6 +92,7 @@ class ChatChoice(msgspec.Struct):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    structured_output_error: str | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
 
 
@@ -117,6 +119,7 @@ class ChunkChoice(msgspec.Struct):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    structured_output_error: str | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
 
 

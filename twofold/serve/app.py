@@ -14,6 +14,8 @@ from starlette.routing import BaseRoute, Route, Router
 
 from ..core import CapacityError, RequestError
 from ..engine.defaults import sampling_defaults
+from ..engine.grammar import messages as m
+from ..engine.grammar.messages import opening
 from ..engine.limits import Limits
 from ..engine.sampling import SamplingParams
 from . import openai
@@ -23,7 +25,9 @@ from .calls import Call
 from .client import EngineClient
 from .config import ServeConfig
 from .errors import HttpError
+from .forms import Forms
 from .guard import App, Guard, Receive, Scope, Send
+from .judge import Judge
 from .messages import plain
 from .metrics import Metrics
 from .pages import Pages
@@ -45,6 +49,7 @@ class Api:
         self.texts = texts
         self.metrics = Metrics(config, client)
         self.draining = False
+        self.judge = Judge(self._opening)
         self.defaults = sampling_defaults(config.model) if config.generation_config else {}
 
     def routes(self) -> list[BaseRoute]:
@@ -66,6 +71,7 @@ class Api:
         self.check_model(body.model)
         params, prompts = body.params(self.defaults), body.prompts(self.config.limits.prompts)
         self.check_room(len(prompts) * params.n)
+        await self.check_form(body, params)
         found = await self.texts.prompts(prompts, special=body.add_special_tokens is not False)
         ids = [truncate(each, body, self.limits, params) for each in found]
         shape = TextShape(**self._shape("cmpl", request, body), logprobs=body.logprobs)
@@ -81,6 +87,7 @@ class Api:
         self.check_model(body.model)
         params, messages = body.params(self.defaults), plain(body.messages, self.config.limits.messages)
         self.check_room(params.n)
+        await self.check_form(body, params)
         ids = await self.texts.chat(
             messages,
             add_generation_prompt=body.add_generation_prompt,
@@ -98,7 +105,7 @@ class Api:
         prompts: list[list[int]],
         params: SamplingParams,
     ) -> Any:
-        call = Call(self.client, self.metrics, self.texts.tokenizer)
+        call = Call(self.client, self.metrics, self.texts.tokenizer, self.judge)
         deadline, salt = self.deadline(request), f"{request.scope['owner']}:{body.cache_salt or ''}".strip(":")
         for ids in prompts:
             call.add(ids, params, self.limits, priority=body.priority or 0, deadline=deadline, salt=salt)
@@ -139,6 +146,17 @@ class Api:
         except CapacityError as error:
             self.metrics.rejected()
             raise HttpError(429, str(error), code="queue_full", retry_after=self.client.retry_after) from None
+
+    async def check_form(self, body: Forms, params: SamplingParams) -> None:
+        """Whether the form that the answer must have can be enforced; RequestError naming the field if not."""
+        if params.structured_outputs is not None:
+            try:
+                await self.judge.check(params.structured_outputs)
+            except RequestError as error:
+                raise RequestError(str(error), body.field(error.param)) from None
+
+    def _opening(self) -> m.Open:
+        return opening(self.config.model, self.limits.vocab, self.texts.tokenizer.eos_ids)
 
     @property
     def limits(self) -> Limits:

@@ -62,6 +62,7 @@ async def _serve(config: ServeConfig, engine: EngineConfig, command: Sequence[st
         await server.serve(sockets=[sock])
     finally:
         await client.stop()
+        api.judge.stop()
         sock.close()
         loaded.cancel()
     error = (await asyncio.gather(loaded, return_exceptions=True))[0]

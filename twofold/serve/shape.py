@@ -120,6 +120,7 @@ class TextShape(Shape):
         text = "" if self.scores_only else piece.text
         found = a.TextChoice(piece.index, (echo if first else "") + text, finish_reason=piece.finish)
         found.stop_reason = piece.stop_reason
+        found.structured_output_error = piece.form_error or UNSET
         if self.scores_only and piece.finish:
             found.finish_reason = "length"
         if self.logprobs is not None:
@@ -165,6 +166,7 @@ class ChatShape(Shape):
             choice = a.ChatChoice(
                 piece.index, a.ChatMessage(piece.text), self._scores(piece), piece.finish, piece.stop_reason
             )
+            choice.structured_output_error = piece.form_error or UNSET
             if self.token_ids:
                 choice.token_ids = [token.id for token in piece.tokens]
             chat.choices.append(choice)
@@ -187,6 +189,7 @@ class ChatShape(Shape):
         for piece in pieces:
             choice = a.ChunkChoice(piece.index, a.Delta(piece.text), self._scores(piece))
             choice.finish_reason, choice.stop_reason = piece.finish, piece.stop_reason
+            choice.structured_output_error = piece.form_error or UNSET
             if self.token_ids:
                 choice.token_ids = [token.id for token in piece.tokens]
             chunk.choices.append(choice)
@@ -221,6 +224,7 @@ def merge(pieces: Sequence[Piece]) -> Piece:
         next((piece.prompt for piece in pieces if piece.prompt is not None), None),
         last.finish,
         last.stop_reason,
+        last.form_error,
     )
 
 

@@ -15,7 +15,6 @@ import itertools
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...core import RequestError, WorkerError
@@ -26,15 +25,6 @@ from . import messages as m
 from .process import GrammarProcess
 
 log = logging.getLogger("twofold.engine")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GrammarLimits:
-    """What one grammar may cost: seconds to compile and for one answer, and bytes for all of them together."""
-
-    compile_seconds: float = 2.0
-    mask_seconds: float = 1.0
-    memory_bytes: int = 2 << 30
 
 
 OPEN_SECONDS = 60.0
@@ -57,9 +47,9 @@ class Grammars:
         vocab: int,
         eos_ids: Sequence[int],
         gated: Mapping[int, Row],
-        limits: GrammarLimits | None = None,
+        limits: m.GrammarLimits | None = None,
     ) -> None:
-        self.opening = opening(folder, vocab, eos_ids, limits or GrammarLimits())
+        self.opening = m.opening(folder, vocab, eos_ids, limits)
         self.gated = gated
         self.restarts = 0
         self._process: GrammarProcess | None = None
@@ -268,18 +258,6 @@ class Grammars:
         if self._process is not None:
             self._process.kill()
             self._process = None
-
-
-def opening(folder: str | Path, vocab: int, eos_ids: Sequence[int], limits: GrammarLimits) -> m.Open:
-    """What a grammar process is told first."""
-    return m.Open(
-        folder=str(folder),
-        vocab=vocab,
-        eos_ids=tuple(eos_ids),
-        compile_seconds=limits.compile_seconds,
-        mask_seconds=limits.mask_seconds,
-        memory_bytes=limits.memory_bytes,
-    )
 
 
 def _known(row: Row) -> bool:

@@ -11,12 +11,25 @@ engine or front                          grammar process
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
 import msgspec
 
 from ..structured import StructuredOutputs
 from ..wire import HEAD, length, pack, read
 
 __all__ = ["HEAD", "length", "pack"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrammarLimits:
+    """What one grammar may cost: seconds to compile and for one answer, and bytes for all of them together."""
+
+    compile_seconds: float = 2.0
+    mask_seconds: float = 1.0
+    memory_bytes: int = 2 << 30
 
 
 class Open(msgspec.Struct, tag="open", frozen=True):
@@ -108,6 +121,19 @@ class Masks(msgspec.Struct, tag="masks", frozen=True):
     drafts: tuple[int, ...]
     masks: tuple[bytes, ...]
     error: str | None = None
+
+
+def opening(folder: str | Path, vocab: int, eos_ids: Sequence[int], limits: GrammarLimits | None = None) -> Open:
+    """What a grammar process is told first."""
+    limits = limits or GrammarLimits()
+    return Open(
+        folder=str(folder),
+        vocab=vocab,
+        eos_ids=tuple(eos_ids),
+        compile_seconds=limits.compile_seconds,
+        mask_seconds=limits.mask_seconds,
+        memory_bytes=limits.memory_bytes,
+    )
 
 
 ToChild = Open | Check | Validate | Begin | Advance | Along | End

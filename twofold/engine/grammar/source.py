@@ -18,6 +18,9 @@ from .tags import tag_grammar
 Special = Callable[[str], int | None]
 """The id of the special token that a text spells, if it spells one."""
 
+WHITESPACE = r"[ \t]|\r?\n[ \t]{0,64}"
+"""Between the parts of JSON, when nothing else is said: nothing, a blank, or a new line and its indentation. A model
+that says nothing but blanks for ever, as models do when any amount is allowed, is kept from it."""
 JSON_OBJECT = '{"type": "object"}'
 
 
@@ -66,8 +69,8 @@ def options(wanted: StructuredOutputs) -> dict[str, Any]:
         "coerce_one_of": not wanted.strict,
         "lenient": not wanted.strict,
     }
-    if wanted.whitespace_pattern is not None and not wanted.disable_any_whitespace:
-        found["whitespace_pattern"] = wanted.whitespace_pattern
+    if not wanted.disable_any_whitespace:
+        found["whitespace_pattern"] = wanted.whitespace_pattern or WHITESPACE
     return found
 
 
