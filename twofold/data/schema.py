@@ -17,6 +17,7 @@ Check = Callable[[Any, Any, Mapping[str, Any], Any], bool]  # the keyword's valu
 _SAID = {
     *("$schema", "$id", "$comment", "title", "description", "default", "examples", "format", "deprecated"),
     *("$defs", "definitions", "then", "else", "readOnly", "writeOnly"),
+    *("contentEncoding", "contentMediaType", "contentSchema"),
 }
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda value: isinstance(value, dict),
@@ -87,18 +88,18 @@ def check_schema(schema: Any, root: Any = None, where: str = "schema") -> None:
         if word not in _CHECKS and word not in _SAID:
             raise ValueError(f"'{where}': " + unknown("keyword", word, [*_CHECKS, *_SAID]))
         _check_value(word, value, root, f"{where}.{word}")
-        if word in _ONE:
+        if word in ONE:
             check_schema(value, root, f"{where}.{word}")
-        elif word in _MANY:
+        elif word in MANY:
             for number, part in enumerate(value):
                 check_schema(part, root, f"{where}.{word}[{number}]")
-        elif word in _NAMED:
+        elif word in NAMED:
             for name, part in value.items():
                 check_schema(part, root, f"{where}.{word}.{name}")
 
 
 def _check_value(word: str, value: Any, root: Any, where: str) -> None:
-    kinds = {**dict.fromkeys(_MANY, list), **dict.fromkeys(_NAMED, dict), **_VALUES}
+    kinds = {**dict.fromkeys(MANY, list), **dict.fromkeys(NAMED, dict), **_VALUES}
     if word in kinds and (not isinstance(value, kinds[word]) or (isinstance(value, bool) and kinds[word] is not bool)):
         raise ValueError(f"'{where}' cannot be {value!r}")
     if word == "multipleOf" and value <= 0:
@@ -262,9 +263,10 @@ _CHECKS: dict[str, Check] = {
     "if": _if,
     "$ref": lambda value, instance, schema, root: valid(instance, _follow(value, root), root),
 }
-_ONE = ("additionalProperties", "propertyNames", "items", "contains", "not", "if", "then", "else")
-_MANY = ("allOf", "anyOf", "oneOf", "prefixItems")
-_NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
+# Where schemas stand within a schema: one, a list of them, or a table of them.
+ONE = ("additionalProperties", "propertyNames", "items", "contains", "not", "if", "then", "else")
+MANY = ("allOf", "anyOf", "oneOf", "prefixItems")
+NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _COUNTS = (
     *("minProperties", "maxProperties", "minItems", "maxItems", "minLength", "maxLength", "minContains"),
     "maxContains",

@@ -6,6 +6,8 @@ protocol.py  limits on a request's head and on connections, inside uvicorn's pro
 guard.py     host, key, body: what is refused before any route runs
 app.py       the routes
 openai.py    requests: fields, checks, and what is not done
+forms.py     what an answer must look like: response_format, structured_outputs
+judge.py     whether that can be enforced, known before the request is accepted
 messages.py  a chat's messages
 bodies.py    a body read as one of these, or the error that names the field
 tokens.py    the routes between text and ids

@@ -6,6 +6,7 @@ computed again, or whose drafts are looked at, finds the same masks.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -145,9 +146,30 @@ def _size(wanted: StructuredOutputs) -> int:
 
 
 def _refused(wanted: StructuredOutputs, why: str) -> RequestError:
-    """llguidance's own words, and for a schema what could be done."""
+    """What is wrong with a form, and for a schema what could be done."""
     hint = ""
-    if wanted.form == "json" and wanted.strict:
-        hint = " (with strict false the rest is enforced, and the finished JSON is checked)"
-    return RequestError(f"structured_outputs.{wanted.form} cannot be enforced: {why.strip():.400}{hint}",
-                        f"structured_outputs.{wanted.form}")  # fmt: skip
+    if wanted.form == "json" and wanted.strict and "no text" not in _reason(why):
+        hint = "; with strict false the rest is enforced, and the finished JSON is checked"
+    return RequestError(
+        f"structured_outputs.{wanted.form} cannot be enforced: {_reason(why):.400}{hint}",
+        f"structured_outputs.{wanted.form}",
+    )
+
+
+def _reason(why: str) -> str:
+    """llguidance's words in ours, where its own name its insides."""
+    if found := re.search(r"Unimplemented keys: \[(.*?)\]", why):
+        return f"no grammar holds the keyword {found[1]}{why[found.end() :]}"
+    if "oneOf constraints" in why:
+        return 'no grammar holds the keyword "oneOf" unless its parts plainly exclude each other'
+    if "min/maxProperties" in why:
+        return 'no grammar holds the keyword "minProperties" or "maxProperties" beside properties that may be left out'
+    if why.startswith("patternProperty"):
+        return f'"patternProperties": {why}'
+    if "regex parse error" in why and "(in regex)" not in why:
+        return f'"pattern": {why}'
+    if why.startswith("NoExtension"):
+        return "no text fits it"
+    if why.startswith("Unsatisfiable schema"):
+        return f"no text fits it: {why}"
+    return " ".join(why.split())

@@ -1,18 +1,26 @@
 """StructuredOutputs as the grammar text that llguidance reads.
 
-Options of JSON are given as overrides, so a schema that sets llguidance's own ("x-guidance") changes nothing.
+Options of JSON are given as overrides, so a schema that sets llguidance's own ("x-guidance") changes nothing. Two of
+llguidance's liberties are taken away, because through them JSON passes that its schema forbids:
+
+- `\\u0066oo` is another spelling of the property `foo`, which would pass as a property that the schema does not name:
+  only the escapes of one letter are allowed, so every text has one spelling.
+- `{"a": 1, "a": 1}` is one property to a reader, and would pass for two: `minProperties` is a keyword that no grammar
+  holds, unless as many are required.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 from llguidance import LLMatcher, grammar_from
 
 from ...core import RequestError
-from ..structured import StructuredOutputs
+from ...data.schema import MANY, NAMED, ONE
+from ..structured import StructuredOutputs, walk
 from .tags import tag_grammar
 
 Special = Callable[[str], int | None]
@@ -21,6 +29,8 @@ Special = Callable[[str], int | None]
 WHITESPACE = r"[ \t]|\r?\n[ \t]{0,64}"
 """Between the parts of JSON, when nothing else is said: nothing, a blank, or a new line and its indentation. A model
 that says nothing but blanks for ever, as models do when any amount is allowed, is kept from it."""
+ESCAPES = '"\\bfnrt'
+_UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f]")
 JSON_OBJECT = '{"type": "object"}'
 
 
@@ -68,6 +78,7 @@ def options(wanted: StructuredOutputs) -> dict[str, Any]:
         "whitespace_flexible": not wanted.disable_any_whitespace,
         "coerce_one_of": not wanted.strict,
         "lenient": not wanted.strict,
+        "json_allowed_escapes": ESCAPES,
     }
     if not wanted.disable_any_whitespace:
         found["whitespace_pattern"] = wanted.whitespace_pattern or WHITESPACE
@@ -75,21 +86,52 @@ def options(wanted: StructuredOutputs) -> dict[str, Any]:
 
 
 def _prepared(schema: Any, wanted: StructuredOutputs) -> dict[str, Any]:
+    """A schema as llguidance is to see it."""
     if schema is True:
         return {}
     if not isinstance(schema, dict):
         raise ValueError(f"a schema is a table or true, not {json.dumps(schema):.40}")
-    return dict(_closed(schema)) if wanted.disable_additional_properties else schema
+    for text, _ in walk(schema):
+        names = text if isinstance(text, dict) else (text,)
+        if any(isinstance(name, str) and _UNWRITABLE.search(name) for name in names):
+            raise ValueError("it holds a control character, which only \\u could write: leave it out")
+    changed: dict[str, Any] = _changed(schema, wanted)
+    return changed
 
 
-def _closed(part: Any) -> Any:
-    """The schema with every table that names properties closed to others."""
-    if isinstance(part, list):
-        return [_closed(each) for each in part]
-    if not isinstance(part, dict):
-        return part
-    found = {name: value if name in ("const", "enum") else _closed(value) for name, value in part.items()}
-    named = isinstance(part.get("properties"), dict) or isinstance(part.get("patternProperties"), dict)
-    if named and "additionalProperties" not in part:
-        found["additionalProperties"] = False
+def _changed(schema: Any, wanted: StructuredOutputs) -> Any:
+    """The schema with all within it, at every place where a schema stands."""
+    if not isinstance(schema, dict):
+        return schema
+    found = dict(schema)
+    for word, value in schema.items():
+        if word in ONE:
+            found[word] = _changed(value, wanted)
+        elif word in MANY and isinstance(value, list):
+            found[word] = [_changed(part, wanted) for part in value]
+        elif word in NAMED and isinstance(value, dict):
+            found[word] = {name: _changed(part, wanted) for name, part in value.items()}
+    named = isinstance(schema.get("properties"), dict) or isinstance(schema.get("patternProperties"), dict)
+    if wanted.disable_additional_properties and named:
+        found.setdefault("additionalProperties", False)
+    if schema.get("uniqueItems") is False:
+        del found["uniqueItems"]
+    _count(found, wanted)
+    if not wanted.strict and isinstance(pattern := schema.get("pattern"), str) and not _regular(pattern):
+        del found["pattern"]
     return found
+
+
+def _count(schema: dict[str, Any], wanted: StructuredOutputs) -> None:
+    """`minProperties` is refused, or left out, unless it says nothing beyond `required`, or that there is one."""
+    least, required = schema.get("minProperties"), schema.get("required")
+    sure = len(set(map(str, required))) if isinstance(required, list) else 0
+    if not wanted.strict:
+        schema.pop("minProperties", None)
+        schema.pop("maxProperties", None)
+    elif isinstance(least, int) and least > max(1, sure):
+        raise ValueError('no grammar holds the keyword "minProperties" above 1 and above the count of required ones')
+
+
+def _regular(pattern: str) -> bool:
+    return not LLMatcher.validate_grammar(LLMatcher.grammar_from_regex(pattern))

@@ -41,17 +41,9 @@ def tools_grammar(
     Raises:
         RequestError: a tool without a name, the same name twice, or a choice that names none of them.
     """
-    known = _functions(tools)
-    if choice in (None, "none") or not known:
-        return None
-    if isinstance(choice, Mapping):
-        wanted = (choice.get("function") or {}).get("name", choice.get("name"))
-        if wanted not in known:
-            raise RequestError(f"tool_choice names {wanted!r:.80}, which is not among the tools", "tool_choice")
-        known, parallel = {str(wanted): known[str(wanted)]}, False
-    elif choice not in ("auto", "required"):
-        raise RequestError(f"tool_choice must be none, auto, required or a function, not {choice!r:.80}", "tool_choice")
-    if choice == "auto" and not trigger:
+    known = _chosen(_functions(tools), choice)
+    parallel = parallel and not isinstance(choice, Mapping)
+    if not known or (choice == "auto" and not trigger):
         return None
     tags = [
         {"type": "tag", "begin": f"{begin}{name}{middle}", "content": _arguments(schema, pythonic), "end": end}
@@ -79,6 +71,20 @@ def tools_grammar(
         around = [{"type": "const_string", "value": text} if text else None for text in (open, close)]
         body = {"type": "sequence", "elements": [part for part in (around[0], calls, around[1]) if part]}
     return StructuredOutputs(structural_tag={"type": "structural_tag", "format": body})
+
+
+def _chosen(known: dict[str, Any], choice: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The functions that may be called."""
+    if choice in (None, "none"):
+        return {}
+    if isinstance(choice, Mapping):
+        wanted = (choice.get("function") or {}).get("name", choice.get("name"))
+        if wanted not in known:
+            raise RequestError(f"tool_choice names {wanted!r:.80}, which is not among the tools", "tool_choice")
+        return {str(wanted): known[str(wanted)]}
+    if choice not in ("auto", "required"):
+        raise RequestError(f"tool_choice must be none, auto, required or a function, not {choice!r:.80}", "tool_choice")
+    return known
 
 
 def _functions(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
