@@ -107,7 +107,7 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": ["a"] * 17}, "stop", "at most 16"),
     ({"stop": ["a", 5]}, "stop[1]", "Expected"),
     ({"tools": [{"type": "function"}]}, "tools", "not done"),
-    ({"response_format": {"type": "xml"}}, "response_format", "Invalid value 'xml'"),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "Invalid value 'xml'"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
      "response_format.json_schema.schema", "no schema"),

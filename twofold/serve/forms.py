@@ -114,13 +114,13 @@ class Forms(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
                 if table.schema is None:
                     raise RequestError("response_format.json_schema has no schema", "structured_outputs.json")
                 return StructuredOutputs(json=table.schema, strict=table.strict is not False)
-            case StructuralTagFormat(format=None) as old:
+            case StructuralTagFormat(format=None) as old if old.structures is not None:
                 tag = {"type": "structural_tag", "structures": old.structures, "triggers": old.triggers}
                 return StructuredOutputs(structural_tag=tag)
-            case StructuralTagFormat(format=form, structures=None, triggers=None):
+            case StructuralTagFormat(format=dict() as form, structures=None, triggers=None):
                 return StructuredOutputs(structural_tag={"type": "structural_tag", "format": form})
             case StructuralTagFormat():
-                raise RequestError("a structural tag has a format, or structures and triggers: send one", None)
+                raise RequestError("a structural_tag has a format, or structures and triggers: send one", None)
         return None
 
     def field(self, param: str | None) -> str | None:
