@@ -43,6 +43,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--server-flag", action="append", default=[], help="a flag of our own server: --server-flag=--max-num-seqs=8")
     add("--endpoint", choices=["completions", "chat"], default="completions")
     add("--text", action="store_true", help="send words instead of token ids, which not every server takes")
+    add("--vocab-size", type=int, default=512, help="token ids are drawn below this (default: 512)")
     add("--dataset", choices=KINDS, default="random", help="the shape of lengths (default: random)")
     add("--input-len", type=int, default=1024, help="tokens of a prompt, or their mean (default: 1024)")
     add("--output-len", type=int, default=128, help="tokens of an answer, or their mean (default: 128)")
@@ -109,7 +110,7 @@ class Load:
         self._turn += 1
         words = self.args.text or self.target.chat
         pairs, self.shrink = self.lengths.draw(count, rng, self.context)
-        vocab = None if words else 512  # ids that every vocabulary has
+        vocab = None if words else self.args.vocab_size
         return asks(pairs, arrivals(count, rate, self.args.burstiness, rng), rng, vocab)
 
     def warm_up(self) -> None:

@@ -14,6 +14,7 @@ BENCHMARKS = (
     "latency",
     "serve",
     "scenarios",
+    "splitfuse",
     "start",
     "limits",
     "quality",

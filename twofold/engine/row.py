@@ -17,7 +17,8 @@ class Row:
 
     `published` blocks are computed and named, up to `promised` they are being computed and others may wait for them.
     `room` is how many tokens may come out; `found` how many tokens the last admission got from the prefix cache;
-    `drafting` whether its next tokens may be guessed at; `gate` what its grammar says, if it has one.
+    `drafting` whether its next tokens may be guessed at; `slot` is that of its adapter while it runs, from 1 on; `gate`
+    what its grammar says, if it has one.
     """
 
     __slots__ = (
@@ -36,6 +37,7 @@ class Row:
         "scored",
         "scores",
         "serial",
+        "slot",
         "urgency",
         "waits_for",
     )
@@ -55,6 +57,7 @@ class Row:
         self.drafting = True
         self.gate = Gate() if request.params.structured_outputs is not None else None
         self.waits_for: bytes | None = None
+        self.slot = 0
         self.scores: list[TokenOut] = []
         self.scored = request.params.prompt_logprobs is None
         self._table: tuple[int, ...] = ()
@@ -135,9 +138,16 @@ class Row:
         request = self.request
         start = request.num_computed
         stop = start + count
-        draws = self._draws(eos_ids) if stop == request.num_tokens else ()
+        draws = (self.draw(eos_ids),) if stop == request.num_tokens else ()
         if self.scored:
-            return Chunk(serial=self.serial, start=start, ids=self.tokens(start, stop), blocks=self._table, draws=draws)
+            return Chunk(
+                serial=self.serial,
+                start=start,
+                ids=self.tokens(start, stop),
+                blocks=self._table,
+                adapter=self.slot,
+                draws=draws,
+            )
         return Chunk(
             serial=self.serial,
             start=start,
@@ -145,33 +155,31 @@ class Row:
             blocks=self._table,
             targets=request.prompt_ids[start + 1 : stop + 1],
             num_top=request.params.prompt_logprobs or 0,
+            adapter=self.slot,
             draws=draws,
         )
 
     def drafted(self, chunk: Chunk, drafts: tuple[int, ...], eos_ids: tuple[int, ...]) -> Chunk:
         """This row's chunk with guesses at what follows its last token."""
-        draws = self._draws(eos_ids, drafts)
+        draws = tuple(self.draw(eos_ids, drafts[:ahead]) for ahead in range(len(drafts) + 1))
         return msgspec.structs.replace(chunk, ids=chunk.ids + drafts, blocks=self._table, draws=draws)
 
-    def _draws(self, eos_ids: tuple[int, ...], drafts: tuple[int, ...] = ()) -> tuple[Draw, ...]:
-        """How to choose the next token, and what follows each draft if it is the one chosen."""
+    def draw(self, eos_ids: tuple[int, ...], drafts: tuple[int, ...] = ()) -> Draw:
+        """How to choose the next token, or the one that follows some drafts if those are chosen before it."""
         request, params = self.request, self.request.params
+        outputs = request.output_ids
+        early = len(outputs) + len(drafts) < params.min_tokens
+        banned = (() if params.ignore_eos else eos_ids) + params.stop_token_ids if early else ()
         repetition = params.repetition_penalty != 1.0
         history = repetition or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
-        said, known = len(request.output_ids), request.num_tokens
-        outputs = (*request.output_ids, *drafts) if history else ()
-        ends = (() if params.ignore_eos else eos_ids) + params.stop_token_ids
-        return tuple(
-            Draw(
-                params=params,
-                seed=request.seed,
-                sample=request.sample,
-                position=known + ahead,
-                banned=ends if said + ahead < params.min_tokens else (),
-                prompt_ids=request.prompt_ids if repetition else (),
-                output_ids=outputs[: said + ahead],
-            )
-            for ahead in range(len(drafts) + 1)
+        return Draw(
+            params=params,
+            seed=request.seed,
+            sample=request.sample,
+            position=request.num_tokens + len(drafts),
+            banned=banned,
+            prompt_ids=request.prompt_ids if repetition else (),
+            output_ids=(*outputs, *drafts) if history else (),
         )
 
     def end(self, eos_ids: tuple[int, ...], now: float) -> tuple[State, int | None] | None:

@@ -13,13 +13,12 @@ somebody else's long prompt. What keeps it from thrashing:
 - When blocks run out, the request that loses the least computed work gives its blocks back, the youngest among equals.
   So the one with the most work always advances, and somebody always finishes.
 - A request whose next block is being computed by a running one right now waits for it (promises.py).
-- Drafts (proposer.py) get what is left of the budget, and blocks that nobody needs for a token of his own: they cut
+- Drafts (speculation.py) get what is left of the budget, and blocks that nobody needs for a token of his own: they cut
   nobody short and preempt nobody.
 """
 
 from __future__ import annotations
 
-import heapq
 import time
 from bisect import bisect_left, insort
 from collections import Counter
@@ -28,21 +27,24 @@ from itertools import pairwise
 from typing import Any
 
 from ..core import RequestError, StateError
+from .adapters import AdapterPool
 from .blocks import BlockPool
 from .config import Policy
+from .deadlines import Deadlines
 from .limits import Limits
 from .plan import Chunk, ChunkResult, StepPlan, StepResult
 from .promises import Promises
-from .proposer import Proposer
 from .request import Output, Request, State, TokenOut
 from .row import Row
+from .speculation import Speculation
+from .waste import Waste
 
 
 class Scheduler:
     """Requests in, plans out, results in, outputs out; between two calls every block is accounted for.
 
     `clock` gives seconds like `time.monotonic`. `version` is that of the weights, part of every cached block's name.
-    `proposer` guesses at tokens; without one a step decides at most one token of a request.
+    `speculation` guesses at tokens; without it a step decides at most one token of a request.
     """
 
     def __init__(
@@ -53,18 +55,22 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         policy: Policy = "fcfs",
+        chunked: bool = True,
         eos_ids: tuple[int, ...] = (),
+        adapters: AdapterPool | None = None,
         clock: Callable[[], float] = time.monotonic,
-        proposer: Proposer | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.pool = pool
         self.limits = limits
         self.max_num_seqs = max_num_seqs
         self.budget = max_num_batched_tokens
         self.policy = policy
+        self.chunked = chunked
         self.eos_ids = eos_ids
+        self.adapters = adapters or AdapterPool()
         self.clock = clock
-        self.proposer = proposer
+        self.speculation = speculation
         self.version = 0
         self.step = 0
         self.running: list[Row] = []
@@ -79,10 +85,9 @@ class Scheduler:
         self._planned: dict[int, tuple[Row, Chunk]] = {}
         self._forced: set[int] = set()  # serials of the last plan whose drafts are their grammar's
         self._promises = Promises(pool)
-        self._deadlines: list[tuple[float, int, str]] = []
+        self._deadlines = Deadlines()
         self._outbox: list[Output] = []
-        self._slots_allocated = 0
-        self._slots_empty = 0
+        self._waste = Waste()
 
     # ------------------------------------------------------------------------------------ in and out
     def submit(self, request: Request) -> None:
@@ -96,6 +101,7 @@ class Scheduler:
             raise RequestError(f"request id {request.id!r} is already running: choose another", "request_id")
         room = self.limits.room(request)
         urgency = request.priority if self.policy == "priority" else 0
+        request.adapter = self.adapters.enter(request.adapter)
         row = Row(request, serial=self._serial, urgency=urgency, room=room, block_size=self.pool.block_size)
         self._serial += 1
         self._rows[request.id] = row
@@ -104,8 +110,7 @@ class Scheduler:
         if self.pool.caching:
             row.rename(self.version)
         insort(self.waiting, row)
-        if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, row.serial, request.id))
+        self._deadlines.add(row)
         if request.output_ids and (end := row.end(self.eos_ids, self.clock())):
             self._finish(row, end[0], stop_reason=end[1])
 
@@ -117,9 +122,7 @@ class Scheduler:
 
     def expire(self) -> None:
         """End every request whose deadline has passed."""
-        now = self.clock()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, serial, request_id = heapq.heappop(self._deadlines)
+        for request_id, serial in self._deadlines.passed(self.clock()):
             row = self._rows.get(request_id)
             if row is not None and row.serial == serial:  # else it ended long ago, and another may have its id
                 self._finish(row, State.TIMEOUT)
@@ -135,13 +138,16 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------ plan
     def plan(self) -> StepPlan:
-        """Choose the next step's tokens and allocate their blocks; empty when there is nothing to do, or when all there
-        is waits for masks of a grammar."""
+        """Choose the next step's tokens and allocate their blocks; empty only where all there is waits for a grammar."""
         self.step += 1
         self._planned = {}
         self._pass_gates()
         before = self.preemptions
         left = self.budget
+        if not self.chunked:
+            left = self._admit(left)  # whole prompts, in a step of their own: everybody else's next token waits
+            if self._planned:
+                return StepPlan(step=self.step, chunks=tuple(chunk for _, chunk in self._planned.values()))
         for decoding in (True, False):
             for row in tuple(self.running):
                 due = row.request.state is State.RUNNING and (row.remaining == 1) is decoding and not row.held
@@ -149,9 +155,9 @@ class Scheduler:
                     left -= self._continue(row, left)
                     if self.preemptions != before:
                         left = self.budget - sum(len(chunk.ids) for _, chunk in self._planned.values())
-        if self.preemptions == before:
+        if self.chunked and self.preemptions == before:
             left = self._admit(left)
-        if left > 0 and (self.proposer is not None or self.gated):
+        if left > 0 and (self.speculation is not None or self.gated):
             self._guess(left)
         if self._rows and not self._planned and not any(row.held for row in self.gated.values()):
             raise StateError(f"{len(self._rows)} requests and none can advance: {self.pool.available} blocks available")
@@ -182,15 +188,21 @@ class Scheduler:
         pool = self.pool
         owed = sum(max(0, pool.blocks_for(row.request.num_tokens) - len(row.blocks)) for row in self.running)
         place = 0
+        self.adapters.begin()
         while place < len(self.waiting) and left > 0 and len(self.running) < self.max_num_seqs:
             row = self.waiting[place]
             found = None if self._promises.waits(row) else self._promises.find(row)
-            if found is None:
-                place += 1
+            if found is None or not self.adapters.reachable(row.request.adapter):
+                place += 1  # what it waits for is with running ones: it holds up nobody
                 continue
             need = pool.blocks_for(row.request.num_tokens) - len(found)
             if need + pool.idle(found) + owed + len(self.running) > pool.available:
                 break  # no overtaking: a large request must not starve behind small ones
+            if not self.chunked and row.request.num_tokens - len(found) * pool.block_size > left:
+                break
+            if error := self.adapters.seat(row):
+                self._finish(row, State.ERROR, error=error)
+                continue
             del self.waiting[place]
             self._start(row, found)
             count = min(row.remaining, left)
@@ -206,18 +218,18 @@ class Scheduler:
             assert row.gate is not None
             end = row.gate.end(len(row.request.output_ids), row.request.params.min_tokens)
             if end is not None and (end[1] or row.request.state is State.RUNNING):
-                self._finish(row, end[0], error=end[1], param="structured_outputs")
+                self._finish(row, end[0], error=end[1], param=end[1] and "structured_outputs")
 
     def _guess(self, left: int) -> None:
         """Put drafts behind the last tokens of rows, as far as budget and idle blocks reach: what a grammar forces,
-        else what the proposer guesses."""
+        else what speculation guesses."""
         pool = self.pool
-        rows = [row for row, chunk in self._planned.values() if chunk.draws and row.scored and row.guessable > 0]
+        rows = [row for row, chunk in self._planned.values() if chunk.draws and row.scored]
         guesses = {row.serial: row.forced for row in rows if row.forced}
         self._forced = set(guesses)
-        rows = [row for row in rows if row.serial not in guesses]
-        if self.proposer is not None and rows:
-            guesses |= self.proposer.propose(rows, left)
+        if self.speculation is not None:
+            rows = [row for row in rows if row.serial not in guesses]
+            guesses |= self.speculation.guess(rows, self.budget - left, left)
         for serial, guessed in guesses.items():
             row, chunk = self._planned[serial]
             known, held = row.request.num_tokens, len(row.blocks)
@@ -260,7 +272,7 @@ class Scheduler:
             row, chunk = planned[got.serial]
             if row.request.state is State.RUNNING:
                 self._advance(row, chunk, got, now)
-        self._measure_waste()
+        self._waste.saw(self.pool, self.running)
 
     def _advance(self, row: Row, chunk: Chunk, got: ChunkResult, now: float) -> None:
         request = row.request
@@ -276,8 +288,8 @@ class Scheduler:
         self._promises.publish(row)
         row.scores.extend(got.scores)
         prompt = self._prompt_scores(row)
-        if self.proposer is not None and chunk.drafts and got.tokens and row.serial not in self._forced:
-            self.proposer.told(row, len(chunk.drafts), len(got.tokens) - 1)
+        if self.speculation is not None and got.tokens and row.serial not in self._forced:
+            self.speculation.told(row, got.tokens, len(chunk.draws) - 1)
         if end is not None:
             self._finish(row, end[0], stop_reason=end[1], tokens=tokens, prompt=prompt)
         elif tokens or prompt is not None:
@@ -316,6 +328,7 @@ class Scheduler:
         del queue[place]
         self._promises.break_all(row)
         self.pool.release(row.blocks)
+        self.adapters.unseat(row)
 
     def _preempt(self, row: Row) -> None:
         """Give a running row's blocks back; it keeps its rank and its tokens, and will compute them again."""
@@ -342,44 +355,29 @@ class Scheduler:
             for row in self.waiting:
                 row.rename(version)
 
-    def _finish(
-        self,
-        row: Row,
-        state: State,
-        *,
-        stop_reason: int | None = None,
-        tokens: tuple[TokenOut, ...] = (),
-        prompt: tuple[TokenOut, ...] | None = None,
-        error: str | None = None,
-        param: str | None = None,
-    ) -> None:
+    def _finish(self, row: Row, state: State, **what: Any) -> None:
+        """End a row; `what` is what its last Output says besides."""
         request = row.request
         self._leave(row)
         row.blocks.clear()
         del self._rows[request.id]
         self.gated.pop(row.serial, None)
-        if self.proposer is not None:
-            self.proposer.forget(row)
+        self.adapters.leave(request.adapter)
+        if self.speculation is not None:
+            self.speculation.forget(row)
         request.move(state)
         self.finished[state] += 1
-        blame = param if error is not None else None
-        self._tell(row, tokens=tokens, finish=state, stop_reason=stop_reason, prompt=prompt, error=error, param=blame)
+        self._tell(row, finish=state, **what)
 
     def _tell(self, row: Row, **what: Any) -> None:
-        request = row.request
-        said = Output(request_id=request.id, cached_tokens=request.num_cached, version=self.version, **what)
-        self._outbox.append(said)
+        about = {"request_id": row.request.id, "cached_tokens": row.request.num_cached, "version": self.version}
+        self._outbox.append(Output(**about, **what))
 
     # ------------------------------------------------------------------------------------ truth
-    def _measure_waste(self) -> None:
-        size = self.pool.block_size
-        self._slots_allocated += self.pool.used * size
-        self._slots_empty += sum(len(row.blocks) * size - row.request.num_computed for row in self.running)
-
     @property
     def waste(self) -> float:
         """The share of allocated cache slots that held no token, over all steps so far."""
-        return self._slots_empty / self._slots_allocated if self._slots_allocated else 0.0
+        return self._waste.share
 
     def check_integrity(self) -> None:
         """Check blocks, queues and promises against each other.
@@ -397,4 +395,5 @@ class Scheduler:
                 raise StateError("a queue is out of order")
         if any(row.blocks for row in self.waiting):
             raise StateError("a waiting request holds blocks")
+        self.adapters.check_integrity(self.running, self._rows.values())
         self._promises.check_integrity(self.running)

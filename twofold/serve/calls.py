@@ -20,10 +20,11 @@ from ..data import Tokenizer
 from ..engine.limits import Limits
 from ..engine.request import Output, Request
 from ..engine.sampling import SamplingParams
-from .answers import PromptTokensDetails, Usage
+from .answers import CompletionTokensDetails, PromptTokensDetails, Usage
 from .choice import Choice, Piece
 from .client import EngineClient
 from .errors import HttpError
+from .hearing import Hearing
 from .judge import Judge
 from .metrics import Metrics
 
@@ -34,12 +35,18 @@ class Call:
     """All sequences of one API call. Use as an async context: leaving it, however, frees everything in the engine."""
 
     def __init__(
-        self, client: EngineClient, metrics: Metrics, tokenizer: Tokenizer, judge: Judge | None = None
+        self,
+        client: EngineClient,
+        metrics: Metrics,
+        tokenizer: Tokenizer,
+        hearing: Hearing | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.client = client
         self.judge = judge
         self.metrics = metrics
         self.tokenizer = tokenizer
+        self.hearing = hearing
         self.choices: list[Choice] = []
         self.prompts: list[list[int]] = []
         self.arrived = time.monotonic()
@@ -73,7 +80,7 @@ class Call:
             seed = request.seed  # samples of one prompt share it and differ in their number
             if sample == 0:
                 _fits(limits, request)
-            choice = Choice(len(self.choices), request, self.tokenizer)
+            choice = Choice(len(self.choices), request, self.tokenizer, self.hearing)
             self.choices.append(choice)
             self._by_id[request.id] = choice
 
@@ -148,7 +155,10 @@ class Call:
         prompt = sum(map(len, self.prompts))
         said = sum(choice.tokens for choice in self.choices)
         cached = max((choice.cached for choice in self.choices), default=0)
-        return Usage(prompt, said, prompt + said, PromptTokensDetails(cached))
+        usage = Usage(prompt, said, prompt + said, PromptTokensDetails(cached))
+        if self.hearing is not None and self.hearing.manner.thoughts is not None:
+            usage.completion_tokens_details = CompletionTokensDetails(sum(choice.thoughts for choice in self.choices))
+        return usage
 
 
 def _fits(limits: Limits, request: Request) -> None:

@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -378,4 +379,9 @@ class EngineClient:
 def add(past: EngineStats, last: EngineStats) -> EngineStats:
     """The counters of two processes together; gauges are left at 0."""
     names = ("prefix_queries", "prefix_hits", "preemptions", "steps", "computed_tokens")
-    return EngineStats(**{name: getattr(past, name) + getattr(last, name) for name in names})
+    drafts = ("drafts", "draft_tokens", "accepted_tokens")
+    per_pos = zip_longest(past.accepted_per_pos, last.accepted_per_pos, fillvalue=0)
+    return EngineStats(
+        **{name: getattr(past, name) + getattr(last, name) for name in (*names, *drafts)},
+        accepted_per_pos=tuple(map(sum, per_pos)),
+    )

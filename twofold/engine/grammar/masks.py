@@ -32,14 +32,18 @@ SHARE = 0.1
 """Of a forward pass: how long its draws wait for a mask that is late."""
 LEAST_SECONDS = 0.001
 ALONE_SECONDS = 0.05  # where nobody else draws in the step
-AHEAD_SECONDS = 0.001
-"""At most this long, and half of SHARE, a plan waits to know which tokens are forced."""
+AHEAD_MOST = 0.001
 TRIES = 3
 STRIKES = 2
 
 
 class Grammars:
-    """`gated` is the scheduler's own table of rows with a grammar. Nothing is started before there is one."""
+    """`gated` is the scheduler's own table of rows with a grammar. Nothing is started before there is one.
+
+    `ahead_seconds` is how long a plan may wait to know which tokens are forced; None: a twentieth of a forward pass.
+    """
+
+    ahead_seconds: float | None = None
 
     def __init__(
         self,
@@ -93,7 +97,8 @@ class Grammars:
         if self._process is None:
             return
         self._receive()
-        until = time.monotonic() + min(AHEAD_SECONDS, self._forward * SHARE / 2)
+        least = min(AHEAD_MOST, self._forward * SHARE / 2)
+        until = time.monotonic() + (least if self.ahead_seconds is None else self.ahead_seconds)
         while any(self._ahead(row) for row in self.gated.values()) and (left := until - time.monotonic()) > 0:
             self._receive(left)
 
