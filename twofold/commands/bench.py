@@ -30,6 +30,7 @@ BENCHMARKS = (
     "balance",
     "zero",
     "train_peers",
+    "adapters",
     "overlap",
     "rollouts",
     "rollout_peers",

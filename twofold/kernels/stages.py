@@ -44,6 +44,7 @@ class Step(Structure):
         ("start", c_void_p),
         ("table", c_void_p),
         ("rows", c_void_p),
+        ("kinds", c_void_p),
     )
 
 
@@ -52,6 +53,7 @@ class Embed(Structure):
         ("step", POINTER(Step)),
         ("table", Numbers),
         ("places", Numbers),
+        ("kinds", Numbers),
         ("width", c_int32),
         ("offset", c_int32),
         ("scale", c_float),
@@ -119,6 +121,19 @@ class Gather(Structure):
     _fields_ = (
         ("rows", c_void_p),
         ("index", c_void_p),
+        ("width", c_int32),
+        ("unused", c_int32),
+        ("source", c_void_p),
+        ("source_stride", c_int64),
+        ("out", c_void_p),
+        ("out_stride", c_int64),
+    )
+
+
+class Reorder(Structure):
+    _fields_ = (
+        ("rows", c_void_p),
+        ("order", c_void_p),
         ("width", c_int32),
         ("unused", c_int32),
         ("source", c_void_p),
@@ -225,6 +240,8 @@ class Attention(Structure):
         ("sinks", c_void_p),
         ("lse", c_void_p),
         ("sparse", Sparse),
+        ("ahead", c_int32),
+        ("unused", c_int32),
     )
 
 
@@ -248,6 +265,8 @@ class AttentionBackward(Structure):
         ("dk", c_void_p),
         ("dv", c_void_p),
         ("sparse", Sparse),
+        ("ahead", c_int32),
+        ("unused", c_int32),
     )
 
 
@@ -258,10 +277,13 @@ class Panels(Structure):
         ("codes", c_void_p),
         ("scales", Numbers),
         ("zeros", c_void_p),
+        ("offsets", c_void_p),
         ("bits", c_int32),
         ("group", c_int32),
         ("inputs", c_int32),
         ("groups", c_int32),
+        ("floats", c_int32),
+        ("unused", c_int32),
     )
 
 

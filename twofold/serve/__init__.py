@@ -8,10 +8,16 @@ app.py       the routes
 openapi.py   the OpenAPI document
 described.py what each route takes and answers
 openai.py    requests: fields, checks, and what is not done
+forms.py     what an answer must look like: response_format, structured_outputs
+judge.py     whether that can be enforced, known before the request is accepted
 messages.py  a chat's messages
 bodies.py    a body read as one of these, or the error that names the field
+readings.py  the routes of texts that are read and not continued: embeddings, scores, labels
+reads.py     their requests and answers
+reading.py   one such call: its texts to the engine, and what comes of each
 tools.py     what may be called, and what was
 hearing.py   how a chat's answers are listened to
+adapters.py  those that load adapters, and which there are
 tokens.py    the routes between text and ids
 status.py    the routes that say what is served and how it is
 texts.py     prompts and chats to ids

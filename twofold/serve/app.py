@@ -14,9 +14,13 @@ from starlette.routing import BaseRoute, Route, Router
 
 from ..core import CapacityError, RequestError
 from ..engine.defaults import sampling_defaults
+from ..engine.grammar import messages as m
+from ..engine.grammar.messages import opening
 from ..engine.limits import Limits
 from ..engine.sampling import SamplingParams
+from ..engine.vectors import Abilities
 from . import openai
+from .adapters import Adapters
 from .answers import json
 from .anthropic import Messages
 from .batches import Batches
@@ -26,12 +30,15 @@ from .client import EngineClient
 from .config import ServeConfig
 from .errors import HttpError
 from .fleet import Fleet
+from .forms import Forms
 from .guard import App, Guard, Receive, Scope, Send
 from .hearing import Hearing
+from .judge import Judge
 from .messages import plain
 from .metrics import Metrics
 from .openapi import OpenApi
 from .pages import Pages
+from .readings import Readings
 from .responses import Responses
 from .shape import ChatShape, TextShape
 from .shared import Shared
@@ -40,6 +47,7 @@ from .stream import EventStream, whole
 from .switch import Switch
 from .texts import Texts
 from .tokens import Tokens
+from .wire import Ready
 
 LONGEST_SECONDS = 24 * 3600.0
 
@@ -52,6 +60,8 @@ class Api:
         self.client = client
         self.texts = texts
         self.metrics = Metrics(config, client)
+        self.adapters = Adapters(self)
+        self.judge = Judge(self._opening)
         self.shared = shared or Shared(config)
         self.shared.apis.append(self)
         self.defaults = sampling_defaults(config.model) if config.generation_config else {}
@@ -62,8 +72,10 @@ class Api:
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
             *Responses(self).routes(),
             *Messages(self).routes(),
+            *self.adapters.routes(),
             *Batches(self).routes(),
             *Tokens(self).routes(),
+            *Readings(self).routes(),
             *Status(self).routes(),
         ]
         if self.config.enable_ui:
@@ -78,6 +90,7 @@ class Api:
         self.check_model(body.model)
         params, prompts = body.params(self.defaults), body.prompts(self.config.limits.prompts)
         self.check_room(len(prompts) * params.n)
+        await self.check_form(body, params)
         found = await self.texts.prompts(prompts, special=body.add_special_tokens is not False)
         ids = [truncate(each, body, self.limits, params) for each in found]
         shape = TextShape(**self._shape("cmpl", request, body), logprobs=body.logprobs)
@@ -99,6 +112,7 @@ class Api:
         self.check_model(body.model)
         params, messages = body.params(self.defaults), plain(body.messages, self.config.limits.messages)
         self.check_room(params.n)
+        await self.check_form(body, params)
         ids = await self.chat_ids(body, messages)
         hearing = self.texts.hearing(
             body.wanted_tools(),
@@ -127,11 +141,12 @@ class Api:
         params: SamplingParams,
         hearing: Hearing | None = None,
     ) -> Call:
-        call = Call(self.client, self.metrics, self.texts.tokenizer, hearing)
+        call = Call(self.client, self.metrics, self.texts.tokenizer, hearing, self.judge)
+        adapter = self.check_model(body.model)  # again: it may have gone while the prompt was made ready
         deadline, salt = self.deadline(request), f"{request.scope['owner']}:{body.cache_salt or ''}".strip(":")
         priority = (body.priority or 0) + int(request.scope.get("priority", 0))
         for ids in prompts:
-            call.add(ids, params, self.limits, priority=priority, deadline=deadline, salt=salt)
+            call.add(ids, params, self.limits, priority=priority, deadline=deadline, salt=salt, adapter=adapter)
         self.check_room(len(call.choices), sum(map(len, prompts)) * params.n)
         call.submit()
         return call
@@ -145,7 +160,7 @@ class Api:
         options = body.stream_options or openai.StreamOptions()
         return {
             "id": f"{prefix}-{body.request_id or request.scope['request_id']}",
-            "model": self.config.name,
+            "model": body.model or self.config.name,
             "tokenizer": self.texts.tokenizer,
             "prompt_logprobs": body.prompt_logprobs,
             "token_ids": bool(body.return_token_ids),
@@ -157,17 +172,19 @@ class Api:
     def _echo(self, prompt: str | list[int], ids: list[int]) -> str:
         return prompt if isinstance(prompt, str) else self.texts.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def knows(self, name: str | None) -> bool:
-        """Whether requests for this name are for this model."""
-        return name == self.config.name
+    def knows(self, name: str) -> bool:
+        """Whether requests for this name are for this model, or an adapter of it."""
+        return name == self.config.name or name in self.adapters.listed
 
-    def check_model(self, name: str | None) -> None:
-        if name and not self.knows(name):
+    def check_model(self, name: str | None) -> str:
+        """The key of the adapter that a request's `model` names, "" for the model itself; HttpError 404 for neither."""
+        if not name or name == self.config.name:
+            return ""
+        if name not in self.adapters.listed:
             known = "', '".join(api.config.name for api in self.shared.apis)
-            raise HttpError(
-                404, f"no model '{name:.80}' here, only '{known}': see /v1/models", param="model",
-                code="model_not_found",
-            )  # fmt: skip
+            message = f"no model '{name:.80}' here, only '{known}' and adapters: see /v1/models"
+            raise HttpError(404, message, param="model", code="model_not_found")
+        return self.adapters.listed[name].key
 
     def check_room(self, count: int, tokens: int = 0) -> None:
         try:
@@ -176,11 +193,30 @@ class Api:
             self.metrics.rejected()
             raise HttpError(429, str(error), code="queue_full", retry_after=self.client.retry_after) from None
 
+    async def check_form(self, body: Forms, params: SamplingParams) -> None:
+        """Whether the form that the answer must have can be enforced; RequestError naming the field if not."""
+        if params.structured_outputs is not None:
+            try:
+                await self.judge.check(params.structured_outputs)
+            except RequestError as error:
+                raise RequestError(str(error), body.field(error.param)) from None
+
+    def _opening(self) -> m.Open:
+        return opening(self.config.model, self.limits.vocab, self.texts.tokenizer.eos_ids)
+
+    @property
+    def abilities(self) -> Abilities:
+        return self._info.abilities
+
+    @property
+    def _info(self) -> Ready:
+        if self.client.info is None:
+            raise HttpError(503, "the model is still loading: try again soon", code="loading", retry_after=2)
+        return self.client.info
+
     @property
     def limits(self) -> Limits:
-        info = self.client.info
-        if info is None:
-            raise HttpError(503, "the model is still loading: try again soon", code="loading", retry_after=2)
+        info = self._info
         return Limits(max_model_len=info.max_len, vocab=info.vocab_size, cache_tokens=info.blocks * info.block_size)
 
     def deadline(self, request: Request) -> float:

@@ -20,11 +20,13 @@ from ..data import Tokenizer
 from ..engine.limits import Limits
 from ..engine.request import Output, Request
 from ..engine.sampling import SamplingParams
+from ..engine.vectors import NO_TEXT
 from .answers import CompletionTokensDetails, PromptTokensDetails, Usage
 from .choice import Choice, Piece
 from .client import EngineClient
 from .errors import HttpError
 from .hearing import Hearing
+from .judge import Judge
 from .metrics import Metrics
 
 _numbers = itertools.count()
@@ -34,9 +36,17 @@ class Call:
     """All sequences of one API call. Use as an async context: leaving it, however, frees everything in the engine."""
 
     def __init__(
-        self, client: EngineClient, metrics: Metrics, tokenizer: Tokenizer, hearing: Hearing | None = None
+        self,
+        client: EngineClient,
+        metrics: Metrics,
+        tokenizer: Tokenizer,
+        hearing: Hearing | None = None,
+        judge: Judge | None = None,
     ) -> None:
+        if client.info is not None and not client.info.abilities.generates:
+            raise HttpError(400, NO_TEXT, code="no_text")
         self.client = client
+        self.judge = judge
         self.metrics = metrics
         self.tokenizer = tokenizer
         self.hearing = hearing
@@ -50,9 +60,17 @@ class Call:
         self._news = asyncio.Event()
 
     def add(
-        self, ids: list[int], params: SamplingParams, limits: Limits, *, priority: int, deadline: float, salt: str
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        limits: Limits,
+        *,
+        priority: int,
+        deadline: float,
+        salt: str,
+        adapter: str = "",
     ) -> None:
-        """Plan `params.n` sequences that continue `ids`.
+        """Plan `params.n` sequences that continue `ids`; `adapter` is an adapter's key.
 
         Raises:
             RequestError, HttpError: the prompt, the answer or a token id does not fit the model or its cache.
@@ -68,6 +86,7 @@ class Call:
                 priority=priority,
                 deadline=deadline,
                 salt=salt,
+                adapter=adapter,
                 seed=seed,
             )
             seed = request.seed  # samples of one prompt share it and differ in their number
@@ -114,8 +133,17 @@ class Call:
                 piece = self._take(self._queue.popleft())
                 if piece is not None:
                     batch.append(piece)
+            for piece in batch:
+                await self._check(piece)
             if batch:
                 yield batch
+
+    async def _check(self, piece: Piece) -> None:
+        """Hold a finished text against the schema that no grammar could hold whole."""
+        choice = self.choices[piece.index]
+        form = choice.request.params.structured_outputs
+        if piece.finish == "stop" and choice.checked is not None and form is not None and self.judge is not None:
+            piece.form_error = await self.judge.validate(form, "".join(choice.checked))
 
     def _take(self, output: Output) -> Piece | None:
         choice = self._by_id[output.request_id]

@@ -37,6 +37,7 @@ class Limits:
     queue_requests: int | None = None
     queue_tokens: int = 1 << 20
     prompts: int = 64
+    texts: int = 2048
     messages: int = 2048
     responses: int = 4096
     response_bytes: int = 64 * 1024 * 1024
@@ -112,6 +113,12 @@ class ServeConfig:
     """How the model calls tools: auto (by its chat template), none, or a name, as hermes, llama3_json, mistral."""
     reasoning_parser: str = "auto"
     """How the model sets its reasoning apart: auto, none, or a name, as qwen3, deepseek_r1, mistral, granite."""
+    lora_modules: tuple[str, ...] = ()
+    """Adapters to begin with, each as NAME=DIRECTORY; a request's `model` chooses one."""
+    lora_dir: Path | None = None
+    """Adapters may be loaded and unloaded while the server runs, from directories below this one."""
+    allow_lora_loading: bool = False
+    """Clients without a key may do so too, where no keys are set."""
     request_seconds: float = 600.0
     lame_duck_seconds: float = 0.0
     drain_seconds: float = 30.0
@@ -135,6 +142,11 @@ class ServeConfig:
         names = [each.partition("=")[0] for each in self.models]
         if len(set(names)) < len(names) or not all(all(each.partition("=")) for each in self.models):
             raise ConfigError(f"models are NAME=DIR each, every name once, not {' '.join(self.models)}")
+        for module in self.lora_modules:
+            if not all(module.partition("=")):
+                raise ConfigError(f"lora_modules are NAME=DIRECTORY, not {module!r}")
+        if self.lora_dir is not None and not self.lora_dir.is_dir():
+            raise ConfigError(f"lora_dir {self.lora_dir} is no directory: make it first")
         for key in self.api_keys:
             if len(key) < 8 or not key.isascii() or any(c.isspace() for c in key):
                 raise ConfigError("an API key is at least 8 ASCII characters without spaces: choose a longer one")
@@ -142,12 +154,19 @@ class ServeConfig:
     def each(self) -> list[ServeConfig]:
         """The settings of each model by itself."""
         parts = [each.partition("=") for each in self.models]
-        return [replace(self, model=Path(path), served_model_name=name, models=()) for name, _, path in parts] or [self]
+        found = [replace(self, model=Path(path), served_model_name=name, models=()) for name, _, path in parts]
+        return [*found[:1], *(replace(one, lora_modules=()) for one in found[1:])] or [self]
 
     @property
     def name(self) -> str:
         """What `/v1/models` calls the model."""
         return self.served_model_name or self.model.resolve().name
+
+    @property
+    def adapters(self) -> tuple[tuple[str, Path], ...]:
+        """Names and directories of the adapters to begin with."""
+        parts = [module.partition("=") for module in self.lora_modules]
+        return tuple((name, Path(path)) for name, _, path in parts)
 
     @property
     def on_loopback(self) -> bool:

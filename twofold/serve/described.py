@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from . import answers, openai, tokens
+from . import answers, openai, reads, tokens
 from .anthropic import shapes as anthropic
 from .batches import shapes as batches
 from .pages import KINDS
@@ -99,6 +99,25 @@ ROWS: dict[tuple[str, str], Row] = {
     ("GET", "/v1/batches"): Row("Batches, newest first.", answer=batches.BatchList, query=PAGE),
     ("GET", "/v1/batches/{name}"): Row("One batch.", answer=batches.BatchObject, more=(404,)),
     ("POST", "/v1/batches/{name}/cancel"): Row("End a batch.", answer=batches.BatchObject, more=(404,)),
+    ("POST", "/v1/embeddings"): Row(
+        "A vector of each text.", reads.EmbeddingRequest, reads.Embeddings, more=GENERATION
+    ),
+    ("POST", "/pooling"): Row(
+        "What the model's head gives, of a text or of each token.", reads.PoolingRequest, reads.Poolings,
+        more=GENERATION,
+    ),
+    **{
+        ("POST", path): Row("Labels of each text.", reads.ClassifyRequest, reads.Classification, more=GENERATION)
+        for path in ("/classify", "/v1/classify")
+    },
+    **{
+        ("POST", path): Row("How well texts go together.", reads.ScoreRequest, reads.Scores, more=GENERATION)
+        for path in ("/score", "/v1/score")
+    },
+    **{
+        ("POST", path): Row("Documents by a query.", reads.RerankRequest, reads.Rerank, more=GENERATION)
+        for path in ("/rerank", "/v1/rerank", "/v2/rerank")
+    },
     ("POST", "/tokenize"): Row("A text's token ids.", tokens.TokenizeRequest, more=(404, 503)),
     ("POST", "/detokenize"): Row("The text of token ids.", tokens.DetokenizeRequest, more=(404, 503)),
     ("GET", "/v1/models"): Row("What is served.", answer=Models),

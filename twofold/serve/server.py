@@ -47,6 +47,8 @@ def serve(config: ServeConfig, engine: EngineConfig, *, command: Sequence[str] =
     """
     set_up(config.log)
     config = with_keys(config)
+    if config.lora_modules or config.lora_dir is not None:
+        engine = dataclasses.replace(engine, enable_lora=True)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(config, engine, command))
 
@@ -76,6 +78,8 @@ async def _serve(config: ServeConfig, engine: EngineConfig, command: Sequence[st
             await fleet.stop()
         await asyncio.gather(*(api.client.stop() for api in shared.apis))
         shared.close()
+        for api in shared.apis:
+            api.judge.stop()
         sock.close()
         loaded.cancel()
     error = (await asyncio.gather(loaded, return_exceptions=True))[0]
@@ -88,6 +92,7 @@ async def _announce(first: Api, config: ServeConfig, sock: socket.socket, *, alo
     """Say where to go, once there is something to find there; one model of several may fail by itself."""
     try:
         info = await first.client.first_ready
+        await first.adapters.start(config.adapters)
         log.info("%s is ready: %d tokens of context, %d at once", first.config.name, info.max_len, info.max_running)
     except TwofoldError:
         if alone:

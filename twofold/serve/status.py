@@ -44,12 +44,14 @@ class Status:
         ]
 
     async def models(self, request: Request) -> Response:
-        return json({"object": "list", "data": [self._card(api) for api in self.api.shared.apis]})
+        cards = [[self._card(api), *api.adapters.cards()] for api in self.api.shared.apis]
+        return json({"object": "list", "data": [card for some in cards for card in some]})
 
     async def model(self, request: Request) -> Response:
-        api = self.api.shared.api(request.path_params["name"])
-        api.check_model(request.path_params["name"])
-        return json(self._card(api))
+        name = request.path_params["name"]
+        api = self.api.shared.api(name)
+        api.check_model(name)
+        return json(api.adapters.card(name) if name in api.adapters.listed else self._card(api))
 
     def _card(self, api: Api) -> dict[str, Any]:
         info = api.client.info

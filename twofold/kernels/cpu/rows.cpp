@@ -12,6 +12,7 @@ void run(const Embed& it, Crew& crew) {
         V16 x = it.table.load16(int64_t(step.ids[t]) * it.width + i, count);
         if (it.scale != 1.0f) x = x * all(it.scale);
         if (it.places) x = x + it.places.load16(int64_t(step.positions[t] + it.offset) * it.width + i, count);
+        if (it.kinds) x = x + it.kinds.load16(int64_t(step.kinds ? step.kinds[t] : 0) * it.width + i, count);
         store(it.out + t * it.out_stride + i, x, count);
       });
   });
@@ -70,6 +71,15 @@ void run(const Gather& it, Crew& crew) {
   });
 }
 
+void run(const Reorder& it, Crew& crew) {
+  by_rows(crew, *it.rows, it.width, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; r++) {
+      const float* from = it.in + r * it.in_stride;
+      for (int i = 0; i < it.width; i++) it.out[r * it.out_stride + i] = from[it.order[i]];
+    }
+  });
+}
+
 // Of finite numbers x - x is zero, and of others it is not a number.
 void run(const Finite& it, Crew& crew) {
   by_rows(crew, *it.rows, it.width, [&](int64_t first, int64_t last) {
@@ -87,4 +97,5 @@ TF_STAGE(Norm)
 TF_STAGE(Add)
 TF_STAGE(Pointwise)
 TF_STAGE(Gather)
+TF_STAGE(Reorder)
 TF_STAGE(Finite)

@@ -39,12 +39,13 @@ struct Step {
   const int32_t* start;      // [spans] the position of a span's first token
   const int32_t* table;      // [spans][table_stride] blocks that hold a sequence's positions from 0 on
   const int32_t* rows;       // [wanted] tokens whose logits are wanted
+  const int32_t* kinds;      // [tokens] of which of several texts in one; null: all of the first
 };
 
-// out[t] = scale * table[ids[t]] + places[positions[t] + offset]
+// out[t] = scale * table[ids[t]] + places[positions[t] + offset] + kinds[kinds[t]]
 struct Embed {
   const Step* step;
-  Numbers table, places;
+  Numbers table, places, kinds;
   int32_t width, offset;
   float scale;
   int32_t unused;
@@ -100,6 +101,17 @@ struct Pointwise {
 struct Gather {
   const int32_t* rows;
   const int32_t* const* index;
+  int32_t width, unused;
+  const float* in;
+  int64_t in_stride;
+  float* out;
+  int64_t out_stride;
+};
+
+// out[row][i] = in[row][order[i]]
+struct Reorder {
+  const int32_t* rows;
+  const int32_t* order;
   int32_t width, unused;
   const float* in;
   int64_t in_stride;
@@ -169,7 +181,7 @@ struct Sparse {
   }
 };
 
-// Each query looks back over its own sequence's cache, in blocks of 128 keys.
+// Each query looks back over its own sequence's cache, in blocks of 128 keys; or `ahead` too, where spans are whole sequences.
 struct Attention {
   const Step* step;
   Cache cache;
@@ -183,6 +195,7 @@ struct Attention {
   const float* sinks;    // [heads] or null: a score that takes part in the sum and has no value
   float* lse;            // [tokens][heads] or null
   Sparse sparse;
+  int32_t ahead, unused;
 };
 
 enum class Report : int32_t { none = 0, raw = 1, processed = 2, given = 3, tempered = 4 };
@@ -196,6 +209,7 @@ struct Choice {
   Report report;  // of the model's logits (tempered: / temperature), of what is drawn from, of a given token with no draw
   int32_t allows, biases, bans, seens, counts;
   const int32_t *allowed, *bias_ids, *banned, *seen, *counted;
+  const uint32_t* mask;  // a bit for each id that may come; none: every id may
   const float* bias;
   float* top_values;  // [tops]
   int32_t* top_ids;
@@ -214,15 +228,17 @@ struct Sample {
   Choice* choices;  // [rows] of choice_size bytes
 };
 
-// A quantized weight in panels of sixteen outputs: w = scale * (code - zero). `group` inputs share a scale, of `inputs` in
-// all (k filled up with codes equal to zero's).
+// A quantized weight in panels of sixteen outputs: w = scale * (code - zero), or scale * code + offset. `group` inputs share
+// a scale, of `inputs` in all (k filled up with codes equal to zero's).
 //   codes          int8 [n/16][inputs/4][16][4]; int4 [n/16][inputs/8][16][4], two to a byte
 //   scales, zeros  [n/16][groups][16]; no zeros: 0 for int8, 8 for int4
+//   floats         codes of 8 bits are e4m3 numbers; these and offsets have float activations only
 struct Panels {
   const uint8_t* codes;
   Numbers scales;
   const int8_t* zeros;
-  int32_t bits, group, inputs, groups;
+  const float* offsets;
+  int32_t bits, group, inputs, groups, floats, unused;
 };
 
 // Activations rounded to int8 by row and group: codes [rows] each `stride` bytes, zero from k to `inputs`; scales and sums
@@ -355,6 +371,7 @@ struct AttentionBackward {
   const float *q, *k, *v, *out, *grad, *lse;
   float *dq, *dk, *dv;
   Sparse sparse;
+  int32_t ahead, unused;
 };
 
 // One stage of a program: the function that does a thread's share of it, and its arguments.
