@@ -370,12 +370,9 @@ class Scheduler:
         self._tell(row, finish=state, **what)
 
     def _tell(self, row: Row, **what: Any) -> None:
-        about: dict[str, Any] = {
-            "request_id": row.request.id,
-            "cached_tokens": row.request.num_cached,
-            "version": self.version,
-        }
-        self._outbox.append(Output(**about, **what))
+        request = row.request
+        said = Output(request.id, cached_tokens=request.num_cached, version=self.version, **what)
+        self._outbox.append(said)
 
     # ------------------------------------------------------------------------------------ truth
     @property
