@@ -31,6 +31,7 @@ BENCHMARKS = (
     "overlap",
     "rollouts",
     "rollout_peers",
+    "embeddings",
 )
 
 
