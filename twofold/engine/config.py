@@ -31,7 +31,7 @@ class SpeculativeConfig:
     """Guessed tokens of one request in one step, at most."""
     adaptive: bool = True
     """Choose the number by how often guesses are right and what a longer step costs; otherwise always send all."""
-    prompt_lookup_min: int = 2
+    prompt_lookup_min: int = 1
     """ngram: the fewest last tokens that must have stood somewhere before."""
     prompt_lookup_max: int = 5
     """ngram: the most that are compared."""

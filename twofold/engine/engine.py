@@ -262,6 +262,7 @@ class Engine:
             asleep=self.asleep,
             adapters_running=adapters.running,
             adapters_waiting=adapters.waiting,
+            max_adapters=self.config.max_loras if self.slots else 0,
             adapter_bytes=adapters.nbytes,
             adapter_reads=adapters.reads,
         )

@@ -53,9 +53,17 @@ class Call:
         self._news = asyncio.Event()
 
     def add(
-        self, ids: list[int], params: SamplingParams, limits: Limits, *, priority: int, deadline: float, salt: str
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        limits: Limits,
+        *,
+        priority: int,
+        deadline: float,
+        salt: str,
+        adapter: str = "",
     ) -> None:
-        """Plan `params.n` sequences that continue `ids`.
+        """Plan `params.n` sequences that continue `ids`; `adapter` is an adapter's key.
 
         Raises:
             RequestError, HttpError: the prompt, the answer or a token id does not fit the model or its cache.
@@ -71,6 +79,7 @@ class Call:
                 priority=priority,
                 deadline=deadline,
                 salt=salt,
+                adapter=adapter,
                 seed=seed,
             )
             seed = request.seed  # samples of one prompt share it and differ in their number

@@ -9,6 +9,7 @@ import msgspec
 
 from . import answers, openai, reads, tokens
 from .anthropic import shapes as anthropic
+from .batches import shapes as batches
 from .pages import KINDS
 from .responses import shapes as responses
 
@@ -18,6 +19,9 @@ Schema = dict[str, Any]
 
 NUMBER: Schema = {"type": "integer", "minimum": 0}
 TEXT: Schema = {"type": "string"}
+PAGE: dict[str, Schema] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": 10_000}, "order": {"enum": ["asc", "desc"]}, "after": TEXT
+}  # fmt: skip
 
 
 class Models(msgspec.Struct):
@@ -78,6 +82,23 @@ ROWS: dict[tuple[str, str], Row] = {
     ("POST", "/v1/messages/count_tokens"): Row(
         "How many tokens a chat has.", anthropic.CountRequest, anthropic.Count, more=(404, 503)
     ),
+    ("POST", "/v1/files"): Row(
+        "Upload a file for a batch.", answer=batches.FileObject, more=(429,),
+        form={
+            "type": "object", "required": ["purpose", "file"], "additionalProperties": False,
+            "properties": {"purpose": {"const": "batch"}, "file": {"type": "string", "format": "binary"}},
+        },
+    ),
+    ("GET", "/v1/files"): Row("Files, newest first.", answer=batches.FileList, query={**PAGE, "purpose": TEXT}),
+    ("GET", "/v1/files/{name}"): Row("One file.", answer=batches.FileObject, more=(404,)),
+    ("DELETE", "/v1/files/{name}"): Row("Delete a file.", answer=batches.FileDeleted, more=(404, 409)),
+    ("GET", "/v1/files/{name}/content"): Row("A file's bytes.", kinds=("application/octet-stream",), more=(404,)),
+    ("POST", "/v1/batches"): Row(
+        "Answer a file of requests when there is time.", batches.BatchRequest, batches.BatchObject, more=(429,)
+    ),
+    ("GET", "/v1/batches"): Row("Batches, newest first.", answer=batches.BatchList, query=PAGE),
+    ("GET", "/v1/batches/{name}"): Row("One batch.", answer=batches.BatchObject, more=(404,)),
+    ("POST", "/v1/batches/{name}/cancel"): Row("End a batch.", answer=batches.BatchObject, more=(404,)),
     ("POST", "/v1/embeddings"): Row(
         "A vector of each text.", reads.EmbeddingRequest, reads.Embeddings, more=GENERATION
     ),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from ..core import build
 from ..engine.capacity import DTYPES, forecast, resolve
 from ..engine.config import EngineConfig
@@ -23,7 +25,7 @@ class LoadedModel:
 
     def __init__(self, engine: Engine | PoolingEngine) -> None:
         self.engine = engine
-        self.verbs: Mapping[str, Verb] = {}
+        self.verbs: Mapping[str, Verb] = {"load_adapter": self._load_adapter, "unload_adapter": self._unload_adapter}
         limits, config = engine.limits, engine.config
         self.ready = wire.Ready(
             max_len=limits.max_model_len,
@@ -33,6 +35,15 @@ class LoadedModel:
             blocks=limits.cache_tokens // config.block_size,
             abilities=engine.abilities,
         )
+
+    def _load_adapter(
+        self, name: str, path: str, key: str | None = None, replace: bool = False, listed: bool = True
+    ) -> dict[str, Any]:
+        return msgspec.structs.asdict(self.engine.adapters.load(name, path, key, replace=replace, listed=listed))
+
+    def _unload_adapter(self, key: str) -> dict[str, Any]:
+        self.engine.adapters.unload(key)
+        return {}
 
     def stats(self) -> EngineStats:
         return self.engine.stats()
