@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from ..core import build
+from ..core import ConfigError, build
+from ..engine.adapters import AdapterPool
 from ..engine.capacity import DTYPES, forecast, resolve
 from ..engine.config import EngineConfig
 from ..engine.engine import Engine, open_engine
@@ -36,13 +37,19 @@ class LoadedModel:
             abilities=engine.abilities,
         )
 
+    @property
+    def _adapters(self) -> AdapterPool:
+        if isinstance(self.engine, PoolingEngine):
+            raise ConfigError("adapters stand beside a model that generates: this one makes vectors and scores")
+        return self.engine.adapters
+
     def _load_adapter(
         self, name: str, path: str, key: str | None = None, replace: bool = False, listed: bool = True
     ) -> dict[str, Any]:
-        return msgspec.structs.asdict(self.engine.adapters.load(name, path, key, replace=replace, listed=listed))
+        return msgspec.structs.asdict(self._adapters.load(name, path, key, replace=replace, listed=listed))
 
     def _unload_adapter(self, key: str) -> dict[str, Any]:
-        self.engine.adapters.unload(key)
+        self._adapters.unload(key)
         return {}
 
     def stats(self) -> EngineStats:
