@@ -80,11 +80,13 @@ def panels_of(w: Packed) -> stages.Panels:
     return stages.Panels(
         codes=w.codes.data_ptr(),
         scales=stages.numbers(w.scales),
-        zeros=None if w.zeros is None else w.zeros.data_ptr(),
+        zeros=None if w.zeros is None or w.offset else w.zeros.data_ptr(),
+        offsets=w.zeros.data_ptr() if w.zeros is not None and w.offset else None,
         bits=w.bits,
         group=w.group or inputs,
         inputs=inputs,
         groups=groups,
+        floats=w.codes.is_floating_point(),
     )
 
 
@@ -135,6 +137,19 @@ def quantize_stage(a_TK: Tensor, w: Packed, rows: int, rounding: Rounding) -> st
         a=a_TK.data_ptr(),
         a_stride=a_TK.stride(0),
         out=rounding.of(w),
+    )
+
+
+def reorder_stage(x_TK: Tensor, order_K: Tensor, out: Tensor, rows: int) -> stages.Reorder:
+    """The stage that puts each row's numbers into the order of a weight's groups."""
+    return stages.Reorder(
+        rows=rows,
+        order=order_K.data_ptr(),
+        width=len(order_K),
+        source=x_TK.data_ptr(),
+        source_stride=x_TK.stride(0),
+        out=out.data_ptr(),
+        out_stride=out.stride(0),
     )
 
 
@@ -197,7 +212,7 @@ def rows_of(ids_T: Tensor, w: Packed) -> Tensor:
 def can_round(w: Tensor, into: Packed) -> bool:
     """Whether `round_into` takes these."""
     here = w.device.type == "cpu" and w.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return here and fits(into) and not native.missing()
+    return here and fits(into) and not native.missing() and into.whole
 
 
 def round_into(w_NK: Tensor, into: Packed) -> bool:

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, unknown
 from ..core.sparse import sparse_attention
-from ..quant.compressed import Stored
 from ..quant.format import Format
 from ..quant.linear import QuantLinear
+from ..quant.stored import Stored
 from .decoder import Decoder
 from .families import ENCODERS, FAMILIES
 from .filler import Filler
@@ -314,7 +314,7 @@ def _pending(
         if isinstance(slot, Piece):
             module = quantized[slot.inner.removesuffix(".weight")]
             take = partial(_take, slot, module)
-            yield Pending(name=name, dtype=slot.stored.dtype(slot.part), shape=slot.shape, values=take)
+            yield Pending(name=name, dtype=slot.dtypes[0], shape=slot.shape, values=take)
         else:
             parameter = parameters[slot.inner].detach()
             values = partial(_read, slot, whole or {slot.inner: parameter}.__getitem__)

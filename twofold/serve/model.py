@@ -26,7 +26,10 @@ class LoadedModel:
 
     def __init__(self, engine: Engine | PoolingEngine) -> None:
         self.engine = engine
-        self.verbs: Mapping[str, Verb] = {"load_adapter": self._load_adapter, "unload_adapter": self._unload_adapter}
+        self.verbs: Mapping[str, Verb] = {}
+        if isinstance(engine, Engine):
+            self._adapters = engine.adapters
+            self.verbs = {"load_adapter": self._load_adapter, "unload_adapter": self._unload_adapter}
         limits, config = engine.limits, engine.config
         self.ready = wire.Ready(
             max_len=limits.max_model_len,
