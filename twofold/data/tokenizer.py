@@ -20,6 +20,7 @@ from tokenizers import Encoding, processors
 from tokenizers import Tokenizer as Backend
 
 from ..core import CheckpointError, RequestError
+from .speech.forms import PROMPT_MARKS
 from .vocabulary import Spelling, is_byte_token, old_byte_level, read_json, spelled_bytes, spelling_of
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -54,6 +55,10 @@ class Tokenizer:
         self.vocab_size = max(self._tokens, default=-1) + 1
         self.spelling: Spelling = spelling_of(_decoder_table(self._exact))
         self._added = {place: token.content for place, token in added.items()}
+        self.added_tokens = {token.content: place for place, token in added.items()}
+        self.control_tokens = self.special_tokens | {
+            text: place for text, place in self.added_tokens.items() if text in PROMPT_MARKS
+        }
         _follow_settings(self._exact, settings, bos_id, eos_ids)
 
     @cached_property
@@ -61,6 +66,7 @@ class Tokenizer:
         """The backend of what users wrote, parsed at their first text: a prompt of `generate` never needs it."""
         backend = _unbounded(Backend.from_str(self._source))
         backend.encode_special_tokens = True
+        _follow_settings(backend, self.settings, self.bos_id, self.eos_ids)
         return backend
 
     @classmethod
@@ -106,6 +112,39 @@ class Tokenizer:
         """Ids of a whole prompt as the checkpoint's own post-processor makes them: BOS where it wants one."""
         return list(_encode(self._exact, text, add=True).ids)
 
+    def encode_text(
+        self, text: str, second: str | None = None, *, most: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids and token types of a text to be read whole, or of two read as one, with what the post-processor adds.
+
+        A special token that a text spells is plain text. With `most` the longer text is cut until so many tokens are
+        left, what is added included.
+
+        Raises:
+            RequestError: a lone surrogate, a vocabulary that cannot join two texts, or no room for what is added.
+        """
+        parts = [self._unforged(part) for part in (text, second) if part is not None]
+        added = self._plain.num_special_tokens_to_add(len(parts) == 2)
+        if most is not None:
+            if most <= added:
+                raise RequestError(f"{most} tokens hold no more than the {added} added to each text: allow more")
+            for part, kept in zip(parts, _shares([len(part.ids) for part in parts], most - added), strict=True):
+                part.truncate(kept)
+        try:
+            joined = self._plain.post_process(parts[0], parts[1] if len(parts) == 2 else None)
+        except Exception as error:  # the backend raises bare Exceptions
+            raise RequestError(f"this model's tokenizer cannot join two texts: {error}") from None
+        return list(joined.ids), list(joined.type_ids)
+
+    def _unforged(self, text: str) -> Encoding:
+        """A text's own tokens; where the vocabulary's model itself reads a special token, its spelling is broken up."""
+        encoding = _encode(self._plain, text)
+        if self._forgeable.isdisjoint(encoding.ids):
+            return encoding
+        for start, _ in reversed(self.split_special(text)):
+            text = f"{text[: start + 1]} {text[start + 1 :]}"
+        return _encode(self._plain, text)
+
     def encode_spans(self, text: str, *, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and for each the (start, end) of its characters in `text`.
 
@@ -115,41 +154,64 @@ class Tokenizer:
         encoding = _encode(self._exact if special else self._plain, text)
         ids, spans = list(encoding.ids), list(encoding.offsets)
         if not special and not self._forgeable.isdisjoint(ids):
-            return self._encode_broken(text)
+            return self._encode_broken(text, self.split_special(text), self._forgeable)
         return ids, spans
+
+    def encode_foreign(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode_spans`, and the marks of calls and thoughts that are not called special are plain text too."""
+        ids, spans = self.encode_spans(text)
+        marks = self._forgeable.union(self.control_tokens.values()) - {self._unknown}
+        return (ids, spans) if marks.isdisjoint(ids) else self._encode_broken(text, self.split_control(text), marks)
 
     def split_special(self, text: str) -> list[tuple[int, int]]:
         """Where special tokens are spelled in `text`: (start, end) of each, from left to right."""
         return [match.span() for match in self._special_pattern.finditer(text)] if self.special_tokens else []
 
-    def _encode_broken(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def split_control(self, text: str) -> list[tuple[int, int]]:
+        """Where special tokens and marks of calls and thoughts are spelled in `text`."""
+        return [match.span() for match in self._control_pattern.finditer(text)] if self.control_tokens else []
+
+    def _encode_broken(
+        self, text: str, spelled: Iterable[tuple[int, int]], forgeable: frozenset[int]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         """For vocabularies whose model itself holds the special tokens: cut each spelled one into characters."""
-        cuts = [0, *(place for start, end in self.split_special(text) for place in range(start + 1, end)), len(text)]
+        cuts = [0, *(place for start, end in spelled for place in range(start + 1, end)), len(text)]
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         for start, end in itertools.pairwise(cuts):
             encoding = _encode(self._plain, text[start:end])
             for token, (left, right) in zip(encoding.ids, encoding.offsets):
-                if token not in self._forgeable:
+                if token not in forgeable:
                     ids.append(token)
                     spans.append((start + left, start + right))
         return ids, spans
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, sorted(self.special_tokens, key=len, reverse=True))))
+        return _any_of(self.special_tokens)
+
+    @cached_property
+    def _control_pattern(self) -> re.Pattern[str]:
+        return _any_of(self.control_tokens)
 
     @cached_property
     def special_edges(self) -> tuple[frozenset[str], frozenset[str]]:
         """What special tokens start with, and what they end with: all proper beginnings, all proper ends."""
-        cuts = [(name, cut) for name in self.special_tokens for cut in range(1, len(name))]
-        return frozenset(name[:cut] for name, cut in cuts), frozenset(name[cut:] for name, cut in cuts)
+        return _edges(self.special_tokens)
+
+    @cached_property
+    def control_edges(self) -> tuple[frozenset[str], frozenset[str]]:
+        """As `special_edges`, of the marks of calls and thoughts as well."""
+        return _edges(self.control_tokens)
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        return self._exact.token_to_id(_content(self.settings.get("unk_token")) or "<unk>")
 
     @cached_property
     def _forgeable(self) -> frozenset[int]:
         """Special ids but the unknown token, which stands for a character the vocabulary lacks."""
-        unknown = self._exact.token_to_id(_content(self.settings.get("unk_token")) or "<unk>")
-        return self.special_ids - {unknown}
+        return self.special_ids - {self._unknown}
 
     # ----------------------------------------------------------------------------------------- ids to text
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -186,6 +248,15 @@ class Tokenizer:
         return str(self._plain.to_str())
 
 
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+
+
+def _edges(names: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
+    cuts = [(name, cut) for name in names for cut in range(1, len(name))]
+    return frozenset(name[:cut] for name, cut in cuts), frozenset(name[cut:] for name, cut in cuts)
+
+
 def _unbounded(backend: Backend) -> Backend:
     backend.no_truncation()
     backend.no_padding()
@@ -210,8 +281,24 @@ def _follow_settings(backend: Backend, settings: dict[str, Any], bos_id: int | N
     bos, eos = _content(settings.get("bos_token")), _content(settings.get("eos_token"))
     before = [(bos, bos_id)] if settings.get("add_bos_token") and bos and bos_id is not None else []
     after = [(eos, eos_ids[0])] if settings.get("add_eos_token") and eos and eos_ids else []
-    names = [name for name, _ in before] + ["$A"] + [name for name, _ in after]
-    backend.post_processor = processors.TemplateProcessing(single=names, pair=None, special_tokens=[*before, *after])
+    first, last = [name for name, _ in before], [name for name, _ in after]
+    backend.post_processor = processors.TemplateProcessing(
+        single=[*first, "$A", *last],
+        pair=[*first, "$A", *last, *(f"{name}:1" for name in first), "$B:1", *(f"{name}:1" for name in last)],
+        special_tokens=[*before, *after],
+    )
+
+
+def _shares(lengths: Sequence[int], room: int) -> list[int]:
+    """How much of each of one or two texts is kept when the longer is cut until both fit."""
+    if sum(lengths) <= room:
+        return list(lengths)
+    if len(lengths) == 1:
+        return [room]
+    a, b = lengths
+    half = room // 2
+    kept = min(a, max(room - half, room - b))
+    return [kept, room - kept]
 
 
 def _source(folder: Path, settings: dict[str, Any]) -> str:

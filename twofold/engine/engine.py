@@ -11,54 +11,79 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 from torch import Tensor
 
-from ..core import ConfigError, StateError
+from ..core import ConfigError, RequestError, StateError
+from ..models.adapters import Slots
 from ..models.decoder import Decoder
 from ..models.weights import load_tensors
 from ..platforms import free_on
+from .adapters import AdapterPool
 from .blocks import BlockPool
 from .capacity import forecast, kv_dtype_of
 from .config import EngineConfig
+from .draft import draft_model
 from .limits import Limits
 from .paged import KVCache
+from .plan import StepPlan
+from .pooler import Pooler
+from .pooling import PoolingEngine
+from .proposer import Proposer
 from .request import Output, Request
 from .runner import Runner
 from .scheduler import Scheduler
+from .speculation import Speculation, lookup
 from .stats import EngineStats
+from .vectors import NO_POOLING, Abilities
 
 
 class Engine:
     """One decoder, its KV cache, and the requests that are using them.
 
     `eos_ids` are the ids that end a text unless a request ignores them. `config.dtype` and `config.device` are for
-    whoever loads the decoder: the cache has the decoder's.
+    whoever loads the decoder: the cache has the decoder's. With a `pooler` requests for vectors are served too, in
+    steps that they share.
 
     Raises:
         ConfigError: a context longer than the decoder was built for, or a reward model, which makes no text.
         CapacityError: the KV cache does not fit this machine; the message says what would.
     """
 
-    def __init__(self, decoder: Decoder, config: EngineConfig, *, eos_ids: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, decoder: Decoder, config: EngineConfig, *, eos_ids: tuple[int, ...] = (), pooler: Pooler | None = None
+    ) -> None:
         decoder.spec.speaking()
         max_model_len = config.max_model_len or decoder.max_len
         if max_model_len > decoder.max_len:
             raise ConfigError(f"max_model_len is {max_model_len}; this decoder was built for {decoder.max_len} at most")
+        if not config.enable_chunked_prefill and config.max_num_batched_tokens < max_model_len:
+            raise ConfigError(
+                f"max_num_batched_tokens is {config.max_num_batched_tokens}: without enable_chunked_prefill a prompt "
+                f"of {max_model_len} tokens must fit one step; raise the first or lower max_model_len"
+            )
         blocks = _num_blocks(decoder, replace(config, max_model_len=max_model_len))
+        self.speculation = speculation_for(decoder, config, num_blocks=blocks, eos_ids=tuple(eos_ids))
         self.decoder = decoder
         self.config = config
         self.limits = Limits(
             max_model_len=max_model_len, vocab=decoder.spec.vocab, cache_tokens=blocks * config.block_size
         )
         self.pool = BlockPool(blocks, config.block_size, caching=config.enable_prefix_caching)
+        self.slots = Slots(decoder, config.max_loras, config.max_lora_rank) if config.enable_lora else None
+        self.adapters = AdapterPool(self.slots, most_bytes=config.lora_cache_bytes, most_held=config.max_cpu_loras)
         self.scheduler = Scheduler(
             self.pool,
             self.limits,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             policy=config.scheduling_policy,
+            chunked=config.enable_chunked_prefill,
             eos_ids=tuple(eos_ids),
+            adapters=self.adapters,
+            speculation=self.speculation,
         )
         self.runner = Runner(
             decoder,
@@ -66,7 +91,9 @@ class Engine:
             block_size=config.block_size,
             tokens=config.max_num_batched_tokens,
             kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
+            slots=self.slots,
         )
+        self.pooling = PoolingEngine(decoder, config, pooler) if pooler is not None else None
         self.version = 0
         self._half_loaded = False
         self._steps = 0
@@ -82,16 +109,28 @@ class Engine:
             RequestError: malformed, out of the context, or its id is in use.
             CapacityError: it could never fit the cache; the message says what would.
         """
-        self.scheduler.submit(request)
+        if request.pooling is None:
+            self.scheduler.submit(request)
+        elif self.pooling is not None:
+            self.pooling.submit(request)
+        else:
+            raise RequestError(NO_POOLING)
 
     def abort(self, request_id: str) -> None:
         """End a request now and free its blocks; unknown and ended ids are ignored."""
         self.scheduler.abort(request_id)
+        if self.pooling is not None:
+            self.pooling.abort(request_id)
+
+    @property
+    def abilities(self) -> Abilities:
+        """What may be asked of it."""
+        return msgspec.structs.replace(self.pooling.abilities, generates=True) if self.pooling else Abilities()
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do or tell something."""
-        return self.scheduler.has_work
+        return self.scheduler.has_work or (self.pooling is not None and self.pooling.has_work)
 
     def step(self) -> list[Output]:
         """Advance every request that can, by one forward pass, and tell what came of it.
@@ -105,16 +144,30 @@ class Engine:
             raise StateError("the engine sleeps: wake it first")
         started = time.perf_counter()
         self.scheduler.expire()
+        pooled = self._pool()
         plan = self.scheduler.plan()
         if plan.chunks:
             self.scheduler.apply(self.runner.execute(plan))
-            self._measure(plan.num_tokens, time.perf_counter() - started)
-        outputs = self.scheduler.take()
+            self._measure(plan, time.perf_counter() - started)
+        outputs = pooled + self.scheduler.take()
         if not self.scheduler.has_work:
             self.scheduler.check_integrity()
         return outputs
 
-    def _measure(self, tokens: int, seconds: float) -> None:
+    def _pool(self) -> list[Output]:
+        """Pooling's part of the step; generation has what is left, and a token for each request at least."""
+        if self.pooling is None:
+            return []
+        config = self.config
+        taken = self.pooling.turn(config.max_num_batched_tokens, alone=not self.scheduler.has_work)
+        if config.enable_chunked_prefill:  # else a prompt needs all of it
+            self.scheduler.budget = max(config.max_num_batched_tokens - taken, config.max_num_seqs)
+        return self.pooling.step(taken)
+
+    def _measure(self, plan: StepPlan, seconds: float) -> None:
+        tokens = plan.num_tokens
+        if self.speculation is not None and tokens == sum(len(chunk.draws) for chunk in plan.chunks):
+            self.speculation.measured(tokens, seconds)
         self._steps += 1
         self._computed_tokens += tokens
         self._busy_seconds += seconds
@@ -141,6 +194,8 @@ class Engine:
             self._half_loaded = False
         self.runner.compile()
         self.version = version
+        if self.pooling is not None:
+            self.pooling.renew(self.decoder, version)
 
     def exchange(self, decoder: Decoder, version: int) -> Decoder:
         """Go on with another decoder that has the new weights already; the one it had, to be filled next.
@@ -165,10 +220,16 @@ class Engine:
         self.scheduler.preempt_all()
         self.pool.forget_all()
         self.runner.sleep()
+        if self.pooling is not None:
+            self.pooling.sleep()
+        if self.speculation is not None:
+            self.speculation.sleep()
 
     def wake(self) -> None:
         """Take the KV cache's memory again."""
         self.runner.wake()
+        if self.pooling is not None:
+            self.pooling.wake()
 
     @property
     def asleep(self) -> bool:
@@ -177,10 +238,10 @@ class Engine:
     # ------------------------------------------------------------------------------------ insight
     def stats(self) -> EngineStats:
         """Gauges and counters; cheap enough for every step."""
-        scheduler, pool = self.scheduler, self.pool
+        scheduler, pool, adapters = self.scheduler, self.pool, self.adapters
         return EngineStats(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=len(scheduler.waiting) + (self.pooling.stats().waiting if self.pooling else 0),
             blocks=pool.num_blocks,
             blocks_used=pool.used,
             blocks_cached=pool.cached,
@@ -196,9 +257,44 @@ class Engine:
             prefix_hits=pool.hits,
             preemptions=scheduler.preemptions,
             finished={state.value: count for state, count in scheduler.finished.items()},
+            **(self.speculation.counters() if self.speculation is not None else {}),
             version=self.version,
             asleep=self.asleep,
+            adapters_running=adapters.running,
+            adapters_waiting=adapters.waiting,
+            max_adapters=self.config.max_loras if self.slots else 0,
+            adapter_bytes=adapters.nbytes,
+            adapter_reads=adapters.reads,
         )
+
+
+def open_engine(
+    decoder: Decoder, config: EngineConfig, folder: str | Path, *, eos_ids: tuple[int, ...] = ()
+) -> Engine | PoolingEngine:
+    """The engine that `config` asks for (as `capacity.resolve` decided it), for the checkpoint of `decoder`.
+
+    Raises:
+        ConfigError, CapacityError: as the engine's own.
+        CheckpointError: it pools in a way that Twofold does not do.
+    """
+    if config.runner == "pooling":
+        return PoolingEngine(decoder, config, Pooler.load(decoder, folder, config.pooling))
+    pooler = Pooler.load(decoder, folder, config.pooling) if config.convert == "embed" else None
+    return Engine(decoder, config, eos_ids=eos_ids, pooler=pooler)
+
+
+def speculation_for(
+    decoder: Decoder, config: EngineConfig, *, num_blocks: int, eos_ids: tuple[int, ...]
+) -> Speculation | None:
+    """Whoever the settings name to guess at tokens, None when nobody is to."""
+    wanted = config.speculative
+    if wanted.method is None:
+        return None
+    if wanted.method == "draft_model":
+        proposer: Proposer = draft_model(decoder, config, num_blocks=num_blocks, eos_ids=eos_ids)
+    else:
+        proposer = lookup(wanted)
+    return Speculation(proposer, most=wanted.num_speculative_tokens, adaptive=wanted.adaptive)
 
 
 def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:

@@ -5,6 +5,7 @@ context.py   the one thing the decoder asks of the world around it
 packed.py    the context of whole sequences
 rope.py      the angle of each position
 decoder.py   the model
+tensors.py   its matrices, tables and norms
 scoring.py   score heads: reward models and critics
 memory.py    memory for what was built without
 compile.py   Program: a decoder as one list of stages for the CPU kernels
@@ -23,6 +24,7 @@ layout.py    where each tensor of a checkpoint lies in the decoder
 filler.py    tensors put into their places one at a time, and what is still missing
 lora.py      low-rank adapters beside a decoder's frozen weights
 lora_config.py  their settings
+adapters.py  many adapters beside a served decoder, in slots
 peft.py      adapters on disk, as PEFT has them
 seeds.py     random numbers by a tensor's name
 quantized.py which weights may be quantized, and the decoder with panels in their places
@@ -30,6 +32,7 @@ calibration.py  a decoder as calibration sees it: blocks, weights, where scales 
 exchange.py  a decoder whose experts are divided among ranks
 shards.py    safetensors through a memory map
 weights.py   load, save, and weights by the checkpoint's names
+sentences.py how a checkpoint makes one vector of a text
 whole.py     a checkpoint's directory as parameters, one whole at a time
 """
 

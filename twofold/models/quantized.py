@@ -20,9 +20,10 @@ from ..quant.disk import stored_weights
 from ..quant.format import SCALES, Format, named
 from ..quant.linear import QuantLinear
 from ..quant.stored import Find, Stored
-from .decoder import Decoder, Weight
+from .decoder import Decoder
 from .layout import Layouts
 from .shards import Shard
+from .tensors import Weight
 
 PROJECTIONS = ("qkv", "out", "gate_up", "up", "down")
 KEY = "quantization_config"

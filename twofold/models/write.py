@@ -17,14 +17,16 @@ from ..kernels.grouped import Matrices
 from ..kernels.linear import stage_of as linear_stage
 from ..kernels.moe import gate_stage, route_stage
 from ..kernels.norm import stage_of as norm_stage
-from ..kernels.panels import Rounding, embed_stage, reorder_stage, wide_gate
+from ..kernels.panels import Rounding, embed_stage, wide_gate
 from ..kernels.panels import stages_for as panel_stages
 from ..kernels.quantized import Packed
 from ..quant.linear import QuantLinear
+from . import adapters
 from .beside import Beside
-from .decoder import Decoder, Layer, Normalise, Weight
+from .decoder import Decoder, Layer
 from .lora import Lora
-from .spec import Gated, Mixture, Parallel, PostOutput, PostResidual, Pre, Rope, Sandwich
+from .spec import Gated, Mixture, Parallel, PostOutput, PostResidual, Pre, PreFfn, Rope, Sandwich
+from .tensors import Normalise, Weight
 from .working import Working
 
 Stages = list[ctypes.Structure]
@@ -51,15 +53,17 @@ class Writer(Working):
         self.hidden_TD = torch.empty(tokens, spec.hidden) if spec.norm else self.x_TD
         self.finite_T = torch.empty(tokens, dtype=torch.uint8)
         self.picked_RD = torch.empty(rows, spec.hidden)
-        self.logits_RV = torch.empty(rows, spec.vocab)
+        self.logits_RV = torch.empty(rows if spec.head else 0, spec.vocab)
         self.rounding = Rounding(max(tokens, rows))
         self.beside = Beside(decoder, tokens)
         self._turns: dict[Rope, tuple[Tensor, Tensor]] = {}
         self._written: Stages = []
+        self._seated = False
 
-    def body(self) -> Stages:
-        """From token ids to the last hidden states."""
-        self._written = self.beside.deal(self.tokens)
+    def body(self, seated: bool = False) -> Stages:
+        """From token ids to the last hidden states; `seated`: with what stands in the slots of a served model."""
+        self._seated = seated
+        self._written = self.beside.deal(self.tokens) if seated or not self.beside.slots else []
         self._embed()
         pending: tuple[Tensor, float] | None = None
         for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
@@ -81,9 +85,11 @@ class Writer(Working):
         return self._written
 
     def head(self) -> Stages:
-        """From the wanted rows' hidden states to logits."""
-        self._written = []
-        decoder, head = self.decoder, self.decoder.spec.speaking()
+        """From the wanted rows' hidden states to logits; nothing where there is no language head."""
+        self._written, self._seated = [], False
+        decoder, head = self.decoder, self.decoder.spec.head
+        if head is None:
+            return self._written
         self._stage(
             stages.Gather(
                 rows=self.wanted,
@@ -123,6 +129,7 @@ class Writer(Working):
                     step=ctypes.pointer(self.step),
                     table=stages.numbers(decoder.embed.weight),
                     places=stages.numbers(vectors),
+                    kinds=stages.numbers(decoder.types.weight if embedding.types else None),
                     width=width,
                     offset=offset,
                     scale=embedding.scale,
@@ -143,6 +150,13 @@ class Writer(Working):
             case Pre():
                 self._norm(layer.norm1, x, h, pending)
                 self._attention(layer, cache, h, y)
+                self._norm(layer.norm2, x, h, (y, m))
+                self._ffn(layer, h, y)
+                return y, m
+            case PreFfn():
+                if pending:
+                    self._add(*pending)
+                self._attention(layer, cache, x, y)
                 self._norm(layer.norm2, x, h, (y, m))
                 self._ffn(layer, h, y)
                 return y, m
@@ -202,6 +216,7 @@ class Writer(Working):
                 softcap=how.softcap or 0.0,
                 slopes=self._keep(torch.tensor(how.slopes)).data_ptr() if how.slopes else None,
                 sparse=self._sparse(how),
+                ahead=not how.causal,
             )
         )
         self._linear(layer.out, self.mixed_T, out)
@@ -272,7 +287,8 @@ class Writer(Working):
         gated: bool = False,
     ) -> None:
         rows = self.tokens if rows is None else rows
-        if isinstance(lora := module.lora, Lora):
+        lora = module.lora
+        if isinstance(lora, Lora) or (self._seated and isinstance(lora, adapters.Beside)):
             wide = self._shared("opened later", lora.outputs) if gated else out
             self._product(module, source, wide, rows)
             self._written += self.beside.stages_of(lora, source, wide, rows, self.rounding)
@@ -294,10 +310,8 @@ class Writer(Working):
     ) -> None:
         if isinstance(module, QuantLinear):
             w, rounding = module.packed, self.rounding
-            if module.order is not None:
-                self._stage(reorder_stage(source, module.order, mine := self._shared("reordered", module.k), rows))
-                source = mine
-            self._written += panel_stages(source, w, module.bias, out, rows, rounding, act=act, gated=gated)
+            how: dict[str, Any] = {"act": act, "gated": gated, "order_K": module.order}
+            self._written += panel_stages(source, w, module.bias, out, rows, rounding, **how)
         else:
             self._stage(linear_stage(source, module.weight, module.bias, out, rows, act=act, gated=gated))
 

@@ -20,10 +20,12 @@ from ..data import Tokenizer
 from ..engine.limits import Limits
 from ..engine.request import Output, Request
 from ..engine.sampling import SamplingParams
-from .answers import PromptTokensDetails, Usage
+from ..engine.vectors import NO_TEXT
+from .answers import CompletionTokensDetails, PromptTokensDetails, Usage
 from .choice import Choice, Piece
 from .client import EngineClient
 from .errors import HttpError
+from .hearing import Hearing
 from .metrics import Metrics
 
 _numbers = itertools.count()
@@ -32,10 +34,15 @@ _numbers = itertools.count()
 class Call:
     """All sequences of one API call. Use as an async context: leaving it, however, frees everything in the engine."""
 
-    def __init__(self, client: EngineClient, metrics: Metrics, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, client: EngineClient, metrics: Metrics, tokenizer: Tokenizer, hearing: Hearing | None = None
+    ) -> None:
+        if client.info is not None and not client.info.abilities.generates:
+            raise HttpError(400, NO_TEXT, code="no_text")
         self.client = client
         self.metrics = metrics
         self.tokenizer = tokenizer
+        self.hearing = hearing
         self.choices: list[Choice] = []
         self.prompts: list[list[int]] = []
         self.arrived = time.monotonic()
@@ -46,9 +53,17 @@ class Call:
         self._news = asyncio.Event()
 
     def add(
-        self, ids: list[int], params: SamplingParams, limits: Limits, *, priority: int, deadline: float, salt: str
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        limits: Limits,
+        *,
+        priority: int,
+        deadline: float,
+        salt: str,
+        adapter: str = "",
     ) -> None:
-        """Plan `params.n` sequences that continue `ids`.
+        """Plan `params.n` sequences that continue `ids`; `adapter` is an adapter's key.
 
         Raises:
             RequestError, HttpError: the prompt, the answer or a token id does not fit the model or its cache.
@@ -64,12 +79,13 @@ class Call:
                 priority=priority,
                 deadline=deadline,
                 salt=salt,
+                adapter=adapter,
                 seed=seed,
             )
             seed = request.seed  # samples of one prompt share it and differ in their number
             if sample == 0:
                 _fits(limits, request)
-            choice = Choice(len(self.choices), request, self.tokenizer)
+            choice = Choice(len(self.choices), request, self.tokenizer, self.hearing)
             self.choices.append(choice)
             self._by_id[request.id] = choice
 
@@ -135,7 +151,10 @@ class Call:
         prompt = sum(map(len, self.prompts))
         said = sum(choice.tokens for choice in self.choices)
         cached = max((choice.cached for choice in self.choices), default=0)
-        return Usage(prompt, said, prompt + said, PromptTokensDetails(cached))
+        usage = Usage(prompt, said, prompt + said, PromptTokensDetails(cached))
+        if self.hearing is not None and self.hearing.manner.thoughts is not None:
+            usage.completion_tokens_details = CompletionTokensDetails(sum(choice.thoughts for choice in self.choices))
+        return usage
 
 
 def _fits(limits: Limits, request: Request) -> None:

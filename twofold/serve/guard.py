@@ -17,7 +17,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect
 
 from ..core import TwofoldError
 from .config import ServeConfig
-from .errors import HttpError
+from .errors import ANTHROPIC, HttpError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -39,6 +39,8 @@ OPEN = frozenset({"/livez", "/readyz"})
 POLLED = OPEN | {"/health", "/metrics", "/stats", "/runs"}  # asked every few seconds: no line for each
 HOST = re.compile(r"(?P<name>[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}")
+FORMS = "/v1/files"  # the one path that takes a form
+FORM_BYTES = 16 * 1024  # what a form may have around its file
 LINGER_SECONDS = 1.0
 HARDENING = [
     (b"x-content-type-options", b"nosniff"),
@@ -90,7 +92,7 @@ class Guard:
             except ClientDisconnect:
                 exchange.status = exchange.status or 499
             except HTTPException as error:
-                await exchange.refuse(HttpError(error.status_code, error.detail))
+                await exchange.refuse(HttpError(error.status_code, error.detail), error.headers)
             except TwofoldError as error:
                 await exchange.refuse(HttpError.of(error))
             except Exception as error:
@@ -110,11 +112,15 @@ class Guard:
         if self.draining():
             exchange.close_after = True
             raise HttpError(503, "the server is going down: ask another", code="draining", retry_after=5)
+        if scope["method"] == "DELETE" and not _has_body(headers):
+            return
         kind = b"".join(_all(headers, b"content-type")).split(b";")[0].strip().lower()
-        if kind != b"application/json":
+        if scope["path"] == FORMS and kind == b"multipart/form-data":
+            self._check_origin(headers)
+        elif kind != b"application/json":
             raise HttpError(415, "send the body with 'Content-Type: application/json'", code="content_type")
         sizes = _all(headers, b"content-length")
-        if sizes and sizes[0].isdigit() and int(sizes[0]) > self.config.limits.body_bytes:
+        if sizes and sizes[0].isdigit() and int(sizes[0]) > exchange.most_bytes:
             raise exchange.too_large()
 
     def _check_host(self, given: list[bytes]) -> None:
@@ -124,11 +130,21 @@ class Guard:
         if self.hosts is not None and match["name"].lower() not in self.hosts:
             raise HttpError(403, "this Host is not one the server answers for: see allowed_hosts", code="bad_host")
 
+    def _check_origin(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """A browser sends forms to other sites without asking them first: none of those is taken."""
+        origins, host = _all(headers, b"origin"), _all(headers, b"host")[0]
+        if origins and origins[0].partition(b"://")[2].lower() != host.lower():
+            raise HttpError(403, "a form from another site is not taken", code="bad_origin")
+
     def _check_key(self, headers: list[tuple[bytes, bytes]]) -> str:
-        given = _all(headers, b"authorization")
-        owner = self.keys.find(_credential(given[0]) if len(given) == 1 else b"")
+        given = [_credential(value) for value in _all(headers, b"authorization")] or _all(headers, b"x-api-key")
+        owner = self.keys.find(given[0] if len(given) == 1 else b"")
         if owner is None:
-            raise HttpError(401, "an API key is needed: send 'Authorization: Bearer KEY'", code="invalid_api_key")
+            raise HttpError(
+                401,
+                "an API key is needed: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
+                code="invalid_api_key",
+            )
         return owner
 
 
@@ -149,8 +165,11 @@ class Exchange:
         self.began = time.monotonic()
         self.status: int | None = None
         self.close_after = False
+        form = scope["path"] == FORMS
+        self.most_bytes = self._limits.file_bytes + FORM_BYTES if form else self._limits.body_bytes
+        self._most_seconds = self._limits.file_seconds if form else self._limits.body_seconds
         self._body_bytes = 0
-        self._body_ended = scope["method"] in ("GET", "HEAD", "OPTIONS") and not _has_body(scope["headers"])
+        self._body_ended = scope["method"] in ("GET", "HEAD", "OPTIONS", "DELETE") and not _has_body(scope["headers"])
 
     async def receive(self) -> Message:
         """The body with its limits; after its end, the client's leaving.
@@ -160,16 +179,16 @@ class Exchange:
         """
         if self._body_ended:
             return await self._receive()
-        left = self.began + self._limits.body_seconds - time.monotonic()
+        left = self.began + self._most_seconds - time.monotonic()
         try:
             message = await asyncio.wait_for(self._receive(), max(left, 0.0))
         except TimeoutError:
             raise HttpError(
-                408, f"the body did not end within {self._limits.body_seconds:g} seconds", code="body_timeout"
+                408, f"the body did not end within {self._most_seconds:g} seconds", code="body_timeout"
             ) from None
         if message["type"] == "http.request":
             self._body_bytes += len(message.get("body", b""))
-            if self._body_bytes > self._limits.body_bytes:
+            if self._body_bytes > self.most_bytes:
                 raise self.too_large()
             self._body_ended = not message.get("more_body", False)
         return message
@@ -186,14 +205,16 @@ class Exchange:
             message = {**message, "headers": headers}
         await self._send(message)
 
-    async def refuse(self, error: HttpError) -> None:
+    async def refuse(self, error: HttpError, more: Mapping[str, str] | None = None) -> None:
         """Answer with an error, if nothing was answered yet, and let the client read it."""
         if self.status is not None:
             return
-        headers = error.headers()
+        body = error.body(in_shape(self._scope["path"]))
+        headers = error.headers(body) + [(k.lower().encode(), v.encode()) for k, v in (more or {}).items()]
         if error.status == 401:
             headers.append((b"www-authenticate", _challenge(self._scope)))
-        body = b"" if self._scope["method"] == "HEAD" else error.body()
+        if self._scope["method"] == "HEAD":
+            body = b""
         await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": True})
         if not self._body_ended and error.status != 408:
@@ -205,7 +226,7 @@ class Exchange:
         try:
             async with asyncio.timeout(LINGER_SECONDS):
                 seen = 0
-                while seen < 8 * self._limits.body_bytes:
+                while seen < 8 * self.most_bytes:
                     message = await self._receive()
                     seen += len(message.get("body", b""))
                     if message["type"] == "http.disconnect" or not message.get("more_body", False):
@@ -214,9 +235,7 @@ class Exchange:
             return
 
     def too_large(self) -> HttpError:
-        return HttpError(
-            413, f"the body is more than {self._limits.body_bytes} bytes: send less", code="body_too_large"
-        )
+        return HttpError(413, f"the body is more than {self.most_bytes} bytes: send less", code="body_too_large")
 
     def log(self) -> None:
         """One line for each request: never its content, its query or its key."""
@@ -257,6 +276,11 @@ def _credential(header: bytes) -> bytes:
         except (binascii.Error, ValueError):
             return b""
     return b""
+
+
+def in_shape(path: str) -> bool:
+    """Whether errors on this path are in Anthropic's shape."""
+    return path == ANTHROPIC or path.startswith(f"{ANTHROPIC}/")
 
 
 def _challenge(scope: Scope) -> bytes:

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from .choice import Choice
-from .client import EngineClient
+from .client import EngineClient, add
 from .config import ServeConfig
 
 FIRST_TOKEN = (
@@ -114,6 +114,21 @@ class Metrics:
         if began is not None:
             self._inference.observe(now - began)
 
+    def texts(self, lengths: Sequence[int]) -> None:
+        """Texts of so many tokens were accepted to be read whole."""
+        for length in lengths:
+            self.prompt_tokens += length
+            self._prompt.inc(length)
+            self._prompt_length.observe(length)
+
+    def texts_ended(self, names: Sequence[str], end: str, arrived: float) -> None:
+        """They were read ("stop"), or came to another end."""
+        self._ends[end].inc(len(names))
+        for name in names:
+            self._left_queue.pop(name, None)
+            if end == "stop":
+                self._whole.observe(time.monotonic() - arrived)
+
     def ended(self, choices: Sequence[Choice], failed: bool) -> None:
         """A call is over; sequences without an end of their own were dropped by the client or failed."""
         for choice in choices:
@@ -151,23 +166,43 @@ class _EngineGauges(Collector):
             "vllm:kv_cache_usage_perc": ("Share of the cache in use, 1 is full.", now.blocks_used / max(total, 1)),
             "twofold:kv_blocks_used": ("Blocks in use.", now.blocks_used),
             "twofold:kv_blocks_cached": ("Free blocks that still hold a known prefix.", now.blocks_cached),
+            "twofold:adapter_bytes": ("Bytes of adapters in memory.", now.adapter_bytes),
             "twofold:ready": ("1 when the model answers.", float(client.ready)),
         }
         for name, (text, value) in gauges.items():
             gauge = GaugeMetricFamily(name, text, labels=LABELS)
             gauge.add_metric(self._labels, value)
             yield gauge
+        both = add(past, now)
         counters = {
-            "vllm:prefix_cache_queries": ("Prompt tokens looked up.", past.prefix_queries + now.prefix_queries),
-            "vllm:prefix_cache_hits": ("Prompt tokens found.", past.prefix_hits + now.prefix_hits),
-            "vllm:num_preemptions": ("Sequences put back.", past.preemptions + now.preemptions),
+            "vllm:prefix_cache_queries": ("Prompt tokens looked up.", both.prefix_queries),
+            "vllm:prefix_cache_hits": ("Prompt tokens found.", both.prefix_hits),
+            "vllm:num_preemptions": ("Sequences put back.", both.preemptions),
+            "vllm:spec_decode_num_drafts": ("Times that tokens of a sequence were guessed at.", both.drafts),
+            "vllm:spec_decode_num_draft_tokens": ("Tokens guessed at.", both.draft_tokens),
+            "vllm:spec_decode_num_accepted_tokens": ("Tokens guessed rightly.", both.accepted_tokens),
             "twofold:engine_restarts": ("Times the model's process was started again.", client.restarts),
-            "twofold:engine_steps": ("Steps of the engine.", past.steps + now.steps),
+            "twofold:engine_steps": ("Steps of the engine.", both.steps),
+            "twofold:adapter_reads": ("Adapters that came into memory.", both.adapter_reads),
         }
         for name, (text, value) in counters.items():
             counter = CounterMetricFamily(name, text, labels=LABELS)
             counter.add_metric(self._labels, value)
             yield counter
+        place = CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Tokens guessed rightly, by place in the guess.",
+            labels=(*LABELS, "position"),
+        )
+        for position, count in enumerate(both.accepted_per_pos):
+            place.add_metric((*self._labels, str(position)), count)
+        yield place
+        if now.max_adapters:
+            lists = ",".join(now.adapters_running), ",".join(now.adapters_waiting), str(now.max_adapters)
+            names = ("running_lora_adapters", "waiting_lora_adapters", "max_lora")
+            lora = GaugeMetricFamily("vllm:lora_requests_info", "Adapters that requests have, and when.", labels=names)
+            lora.add_metric(lists, time.time())
+            yield lora
         if client.info is not None:
             config = GaugeMetricFamily(
                 "vllm:cache_config_info", "The cache.", labels=(*LABELS, "block_size", "num_gpu_blocks")

@@ -39,12 +39,13 @@ struct Step {
   const int32_t* start;      // [spans] the position of a span's first token
   const int32_t* table;      // [spans][table_stride] blocks that hold a sequence's positions from 0 on
   const int32_t* rows;       // [wanted] tokens whose logits are wanted
+  const int32_t* kinds;      // [tokens] of which of several texts in one; null: all of the first
 };
 
-// out[t] = scale * table[ids[t]] + places[positions[t] + offset]
+// out[t] = scale * table[ids[t]] + places[positions[t] + offset] + kinds[kinds[t]]
 struct Embed {
   const Step* step;
-  Numbers table, places;
+  Numbers table, places, kinds;
   int32_t width, offset;
   float scale;
   int32_t unused;
@@ -180,7 +181,7 @@ struct Sparse {
   }
 };
 
-// Each query looks back over its own sequence's cache, in blocks of 128 keys.
+// Each query looks back over its own sequence's cache, in blocks of 128 keys; or `ahead` too, where spans are whole sequences.
 struct Attention {
   const Step* step;
   Cache cache;
@@ -194,6 +195,7 @@ struct Attention {
   const float* sinks;    // [heads] or null: a score that takes part in the sum and has no value
   float* lse;            // [tokens][heads] or null
   Sparse sparse;
+  int32_t ahead, unused;
 };
 
 enum class Report : int32_t { none = 0, raw = 1, processed = 2, given = 3, tempered = 4 };
@@ -304,21 +306,24 @@ struct Deal {
   int32_t* places;        // [rows][choices] a row's places, rising, then -1; or null
 };
 
-// One of the matrices of Grouped: w [n, k], or [2n, k] when gated, fp32 or bf16; or in panels, where w is null.
+// One of the matrices of Grouped: w [n, k], or [2n, k] when gated, fp32 or bf16; or in panels, where w is null. It reads a
+// from column a_at on and writes out from column out_at on (floats alone). With n 0 it does nothing.
 struct Matrix {
   const void* w;
   int64_t stride;
   int32_t n, k;
   Type type;
   float scale;
+  int32_t a_at, out_at;
   Panels panels;
 };
 
-// Places first[g] to first[g+1]-1 go through matrices[g]: out[to] = act(a[from] . w), or out[to] += scale * act(a[from] . w).
-// Where `a` is null, its rows are `rounded`.
+// Places first[g] to first[g+1]-1 go through each of matrices[g]: out[to] = act(a[from] . w), or out[to] += scale * act(a[from]
+// . w). Where `a` is null, its rows are `rounded`.
 struct Grouped {
   int32_t groups, act, gated, add;
-  const Matrix* matrices;  // [groups]
+  int32_t parts, unused;
+  const Matrix* matrices;  // [groups][parts]
   const int32_t* first;    // [groups + 1]
   const int32_t* from;     // [places] the row of a; null: the place itself
   const int32_t* to;       // [places] the row of out; null: the place itself
@@ -365,6 +370,7 @@ struct AttentionBackward {
   const float *q, *k, *v, *out, *grad, *lse;
   float *dq, *dk, *dv;
   Sparse sparse;
+  int32_t ahead, unused;
 };
 
 // One stage of a program: the function that does a thread's share of it, and its arguments.
