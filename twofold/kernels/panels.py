@@ -107,7 +107,7 @@ def stages_for(
     gated: bool = False,
     order_K: Tensor | None = None,
 ) -> list[ctypes.Structure]:
-    """The stages of out = act(a Wᵀ + b), as `linear.stage_of` for a weight in panels, whose inputs have an order or not.
+    """The stages of out = act(a Wᵀ + b), as `linear.stage_of` for a weight in panels; `order_K` is its inputs' order.
 
     `rows` is the address of the row count, read when the stages run, at most `rounding.rows`. `gated`: w holds the
     gates' rows and then the ups', and out = act(gate) · up.

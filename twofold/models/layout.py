@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError
-from ..quant.blocks import Mixed
 from ..quant.codes import Quantized
 from ..quant.compressed import Compressed, is_packed, written
 from ..quant.disk import CACHE_SCALES
@@ -143,9 +142,8 @@ class Layouts:
                 self._also[slot.name] = slot
             for slot in _slots(decoder.spec, self.names.table, inner, module.shape):
                 self._whole[slot.name] = slot
-                mine = how.of(slot.name) if isinstance(how, Mixed) else how
                 whole = slot if slot.layout != "transposed" else replace(slot, layout="plain", shape=slot.shape[::-1])
-                for key, part in mine.parts(slot.name, *whole.shape).items():
+                for key, part in how.parts(slot.name, *whole.shape).items():
                     if part.needed or (stored and part.name not in self.slots):
                         self.slots[part.name] = Piece(
                             name=part.name,
@@ -154,7 +152,7 @@ class Layouts:
                             at=slot.at,
                             whole=whole,
                             part=key,
-                            stored=mine,
+                            stored=how,
                             dtypes=part.dtypes,
                             needed=part.needed,
                         )
@@ -170,8 +168,11 @@ class Layouts:
         """The names of the slots that are filled with this one: its own, or those whose place it covers."""
         if self.slots.get(slot.name) == slot:
             return [slot.name]
-        there = {name: other for name, other in self.slots.items() if other.inner == slot.inner}
-        there = {name: other for name, other in there.items() if not isinstance(other, Piece) or other.needed}
+        there = {
+            name: other
+            for name, other in self.slots.items()
+            if other.inner == slot.inner and (not isinstance(other, Piece) or other.needed)
+        }
         alike = [name for name, other in there.items() if other.at == slot.at]
         if self._whole.get(slot.name) == slot:
             return [name for name in alike if isinstance(there[name], Piece)]

@@ -310,8 +310,8 @@ class Writer(Working):
     ) -> None:
         if isinstance(module, QuantLinear):
             w, rounding = module.packed, self.rounding
-            how: dict[str, Any] = {"act": act, "gated": gated, "order_K": module.order}
-            self._written += panel_stages(source, w, module.bias, out, rows, rounding, **how)
+            b, order = module.bias, module.order
+            self._written += panel_stages(source, w, b, out, rows, rounding, act=act, gated=gated, order_K=order)
         else:
             self._stage(linear_stage(source, module.weight, module.bias, out, rows, act=act, gated=gated))
 

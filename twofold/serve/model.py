@@ -25,7 +25,10 @@ class LoadedModel:
 
     def __init__(self, engine: Engine | PoolingEngine) -> None:
         self.engine = engine
-        self.verbs: Mapping[str, Verb] = {"load_adapter": self._load_adapter, "unload_adapter": self._unload_adapter}
+        self.verbs: Mapping[str, Verb] = {}
+        if isinstance(engine, Engine):
+            self._adapters = engine.adapters
+            self.verbs = {"load_adapter": self._load_adapter, "unload_adapter": self._unload_adapter}
         limits, config = engine.limits, engine.config
         self.ready = wire.Ready(
             max_len=limits.max_model_len,
@@ -39,10 +42,10 @@ class LoadedModel:
     def _load_adapter(
         self, name: str, path: str, key: str | None = None, replace: bool = False, listed: bool = True
     ) -> dict[str, Any]:
-        return msgspec.structs.asdict(self.engine.adapters.load(name, path, key, replace=replace, listed=listed))
+        return msgspec.structs.asdict(self._adapters.load(name, path, key, replace=replace, listed=listed))
 
     def _unload_adapter(self, key: str) -> dict[str, Any]:
-        self.engine.adapters.unload(key)
+        self._adapters.unload(key)
         return {}
 
     def stats(self) -> EngineStats:

@@ -67,6 +67,7 @@ async def _serve(config: ServeConfig, engine: EngineConfig, command: Sequence[st
         await api.shared.stop()
         await client.stop()
         api.shared.close()
+        api.judge.stop()
         sock.close()
         loaded.cancel()
     error = (await asyncio.gather(loaded, return_exceptions=True))[0]
