@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import RequestError, build
 from ..data import TextStream, Tokenizer
+from ..models.gguf import folder_of
 from ..models.weights import load, read_formats, read_spec
 from ..platforms import free_on
 from .capacity import DTYPES, forecast, resolve
@@ -77,8 +78,8 @@ class LLM(TextJudge):
     """
 
     def __init__(self, model: str | Path, **settings: Any) -> None:
-        config = resolve(build(EngineConfig, settings), model)
-        self.model = Path(model)
+        self.model = folder_of(model)
+        config = resolve(build(EngineConfig, settings), self.model)
         held = read_formats(self.model, config.quantization)
         forecast(read_spec(self.model), config, free_on(config.device), formats=held).require()
         self.tokenizer = Tokenizer.load(self.model)

@@ -17,7 +17,7 @@ from ..kernels.grouped import Matrices
 from ..kernels.linear import stage_of as linear_stage
 from ..kernels.moe import gate_stage, route_stage
 from ..kernels.norm import stage_of as norm_stage
-from ..kernels.panels import Rounding, embed_stage, reorder_stage, wide_gate
+from ..kernels.panels import Rounding, embed_stage, wide_gate
 from ..kernels.panels import stages_for as panel_stages
 from ..quant.linear import QuantLinear
 from . import adapters
@@ -309,10 +309,8 @@ class Writer(Working):
     ) -> None:
         if isinstance(module, QuantLinear):
             w, rounding = module.packed, self.rounding
-            if module.order is not None:
-                self._stage(reorder_stage(source, module.order, mine := self._shared("reordered", module.k), rows))
-                source = mine
-            self._written += panel_stages(source, w, module.bias, out, rows, rounding, act=act, gated=gated)
+            b, order = module.bias, module.order
+            self._written += panel_stages(source, w, b, out, rows, rounding, act=act, gated=gated, order_K=order)
         else:
             self._stage(linear_stage(source, module.weight, module.bias, out, rows, act=act, gated=gated))
 
