@@ -1,6 +1,8 @@
 """How long guesses are: from what was right, and from what a longer step costs."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from twofold.engine.pace import PROBE, Cost, Pace, Rates
 
@@ -47,6 +49,15 @@ def test_cost_is_a_curve_through_what_was_seen():
     assert cost.of(9) == pytest.approx(30.0, rel=0.05) and cost.of(5) > 18.0
     cost.saw(9, 1e9)
     assert cost.of(9) < 34.0, "one slow step says little"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 600), st.floats(1e-9, 1e3)), min_size=1, max_size=60), st.integers(1, 700))
+def test_no_noise_makes_a_step_free(steps, base):
+    cost = Cost()
+    for size, seconds in steps:
+        cost.saw(size, seconds)
+    assert all(seconds > 0.0 for seconds in cost.curve(base, 40)), "it is divided by"
 
 
 def test_cheap_tokens_are_guessed_at_and_dear_ones_are_not():

@@ -86,7 +86,7 @@ class Cost:
             return seconds[after - 1] - each * sizes[after - 1], each
         end = 0 if after == 0 else -1
         each = SLOPE * seconds[end] / sizes[end]
-        if len(sizes) > 1:
+        if after and len(sizes) > 1:
             each = max(0.0, (seconds[-1] - seconds[0]) / (sizes[-1] - sizes[0]))
         return seconds[end] - each * sizes[end], each
 
