@@ -62,16 +62,16 @@ def test_no_noise_makes_a_step_free(steps, base):
 
 def test_cheap_tokens_are_guessed_at_and_dear_ones_are_not():
     bound_by_memory = paced(lambda size: 1.0 + 0.02 * size)
-    assert bound_by_memory.lengths([(1, EIGHT)], 1, 100)[0] >= 6
+    assert bound_by_memory.lengths([(1, EIGHT)], 1, 100, drawing=1)[0] >= 6
     bound_by_arithmetic = paced(lambda size: 1.0 * size)
-    assert bound_by_arithmetic.lengths([(1, EIGHT)], 1, 100) == [0]
+    assert bound_by_arithmetic.lengths([(1, EIGHT)], 1, 100, drawing=1) == [0]
 
 
 def test_a_busy_machine_stops_guessing_before_an_idle_one():
     """The step costs a fixed part and a part by the token: with many rows the fixed part is shared already."""
     pace = paced(lambda size: 1.0 + 0.25 * size)
-    assert pace.lengths([(1, EIGHT)], 1, 1000)[0] >= 2
-    assert sum(pace.lengths([(row, EIGHT) for row in range(200)], 200, 1000)) == 0
+    assert pace.lengths([(1, EIGHT)], 1, 1000, drawing=1)[0] >= 2
+    assert sum(pace.lengths([(row, EIGHT) for row in range(200)], 200, 1000, drawing=200)) == 0
 
 
 def test_the_likelier_row_gets_the_longer_guess():
@@ -80,28 +80,28 @@ def test_the_likelier_row_gets_the_longer_guess():
         for grade in range(8):
             pace.rates(1).saw(grade, True)
             pace.rates(2).saw(grade, False)
-    good, bad = pace.lengths([(1, EIGHT), (2, EIGHT)], 2, 100)
+    good, bad = pace.lengths([(1, EIGHT), (2, EIGHT)], 2, 100, drawing=2)
     assert good >= 5 and bad == 0
     pace.forget(2)
-    assert pace.lengths([(1, EIGHT), (2, EIGHT)], 2, 100)[1] > 0, "another request is not held to it"
+    assert pace.lengths([(1, EIGHT), (2, EIGHT)], 2, 100, drawing=2)[1] > 0, "another request is not held to it"
 
 
 def test_room_is_kept_and_fixed_lengths_are_sent_whole():
     pace = paced(lambda size: 1.0 + 0.001 * size)
-    assert sum(pace.lengths([(1, EIGHT), (2, EIGHT)], 2, 5)) == 5
-    assert Pace(adaptive=False).lengths([(1, EIGHT), (2, (0,)), (3, EIGHT)], 3, 11) == [8, 1, 2]
+    assert sum(pace.lengths([(1, EIGHT), (2, EIGHT)], 2, 5, drawing=2)) == 5
+    assert Pace(adaptive=False).lengths([(1, EIGHT), (2, (0,)), (3, EIGHT)], 3, 11, drawing=3) == [8, 1, 2]
 
 
 def test_what_does_not_pay_is_tried_again_now_and_then():
     pace = paced(lambda size: 1.0 * size)
-    sent = [sum(pace.lengths([(1, EIGHT), (2, EIGHT)], 2, 100)) for _ in range(2 * PROBE)]
+    sent = [sum(pace.lengths([(1, EIGHT), (2, EIGHT)], 2, 100, drawing=2)) for _ in range(2 * PROBE)]
     assert sorted(sent) == [0] * (2 * PROBE - 2) + [2, 2]
 
 
 def test_a_proposers_own_passes_count():
     pace = paced(lambda size: 1.0 + 0.02 * size)
-    before = pace.lengths([(1, EIGHT)], 1, 100)[0]
+    before = pace.lengths([(1, EIGHT)], 1, 100, drawing=1)[0]
     pace.per_pass = 0.4
-    assert 0 < pace.lengths([(1, EIGHT)], 1, 100)[0] < before
+    assert 0 < pace.lengths([(1, EIGHT)], 1, 100, drawing=1)[0] < before
     pace.per_pass = 3.0
-    assert pace.lengths([(1, EIGHT)], 1, 100) == [0]
+    assert pace.lengths([(1, EIGHT)], 1, 100, drawing=1) == [0]

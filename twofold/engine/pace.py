@@ -123,17 +123,18 @@ class Pace:
         self._idle = 0
         self._turn = 0
 
-    def lengths(self, graded: Sequence[tuple[int, Sequence[int]]], base: int, room: int) -> list[int]:
+    def lengths(self, graded: Sequence[tuple[int, Sequence[int]]], base: int, room: int, *, drawing: int) -> list[int]:
         """How many drafts to send for each (serial, grades of its guess), in a step of `base` tokens without them.
 
-        `room` is how many there may be in all.
+        `room` is how many there may be in all, `drawing` how many rows the step gives a token to at any rate.
         """
         if not self.adaptive:
             return _shares([len(grades) for _, grades in graded], room)
         chances = [self.rates(serial).chances(grades) for serial, grades in graded]
         # drafts by their chances: a row's own come in order, since each is less likely than the one before it
-        order = sorted(((-chance, depth, at) for at, row in enumerate(chances) for depth, chance in enumerate(row)))
-        sent, wanted = self._best(order[:room], base, max(1, len(graded))), [0] * len(graded)
+        order = [(-chance, depth, at) for at, row in enumerate(chances) for depth, chance in enumerate(row)]
+        order.sort()
+        sent, wanted = self._best(order[:room], base, drawing), [0] * len(graded)
         for _, _, at in order[:sent]:
             wanted[at] += 1
         if sent:
