@@ -22,12 +22,14 @@ from ..models.weights import load, read_formats, read_spec
 from ..platforms import free_on
 from .capacity import DTYPES, forecast, resolve
 from .config import EngineConfig
-from .engine import Engine
+from .embedding import TextJudge
+from .engine import Engine, open_engine
 from .request import Output, Request, State, TokenOut
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
     from ..data import ChatTemplate
+    from .grammar.masks import Grammars
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
@@ -61,8 +63,10 @@ class Completion:
     prompt_logprobs: tuple[TokenOut, ...] | None = None
 
 
-class LLM:
+class LLM(TextJudge):
     """A checkpoint, its tokenizer and an engine. Not for use by several threads at once.
+
+    What is asked of texts rather than after them (`embed`, `classify`, `score`) is in `embedding.py`.
 
     `model` is the directory of a checkpoint, `settings` are fields of EngineConfig.
 
@@ -85,7 +89,7 @@ class LLM:
             max_len=config.max_model_len,
             quantization=config.quantization,
         )
-        self.engine = Engine(decoder, config, eos_ids=self.tokenizer.eos_ids, tokenizer=self.model)
+        self.engine = open_engine(decoder, config, self.model, eos_ids=self.tokenizer.eos_ids)
         self._names = itertools.count()
 
     @cached_property
@@ -167,16 +171,20 @@ class LLM:
             for text, prompt, group in zip(texts, ids, samples)
         ]
 
+    @property
+    def _grammars(self) -> Grammars | None:
+        return self.engine.grammars if isinstance(self.engine, Engine) else None
+
     def _check_forms(self, wanted: Sequence[SamplingParams]) -> None:
         """Raises RequestError for a form that cannot be enforced."""
-        grammars = self.engine.grammars
+        grammars = self._grammars
         for form in dict.fromkeys(each.structured_outputs for each in wanted):
             if form is not None and grammars is not None:
                 grammars.check(form)
 
     def _hold_against_form(self, made: _Sample) -> None:
         """Check a finished text against a schema that no grammar could hold whole."""
-        form, grammars = made.request.params.structured_outputs, self.engine.grammars
+        form, grammars = made.request.params.structured_outputs, self._grammars
         if form is not None and form.checked_after and grammars is not None and made.reason == "stop":
             made.form_error = grammars.validate(form, made.text)
 

@@ -138,7 +138,7 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------ plan
     def plan(self) -> StepPlan:
-        """Choose the next step's tokens and allocate their blocks; empty only where all there is waits for a grammar."""
+        """Choose the next step's tokens and allocate their blocks; empty only where all wait for their grammars."""
         self.step += 1
         self._planned = {}
         self._pass_gates()
@@ -370,8 +370,8 @@ class Scheduler:
         self._tell(row, finish=state, **what)
 
     def _tell(self, row: Row, **what: Any) -> None:
-        about = {"request_id": row.request.id, "cached_tokens": row.request.num_cached, "version": self.version}
-        self._outbox.append(Output(**about, **what))
+        request = row.request
+        self._outbox.append(Output(request.id, cached_tokens=request.num_cached, version=self.version, **what))
 
     # ------------------------------------------------------------------------------------ truth
     @property
