@@ -32,6 +32,7 @@ from .sampling import SamplingParams
 
 if TYPE_CHECKING:
     from ..data import ChatTemplate
+    from .grammar.masks import Grammars
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
