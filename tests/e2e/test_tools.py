@@ -12,6 +12,7 @@ from unittest import mock
 import httpx
 import openai
 import pytest
+from browser import Browser, missing
 from served import ROOT, Served, served
 
 from tests.unit import call_templates
@@ -172,3 +173,19 @@ def test_thinking_that_the_prompt_opens_or_forbids(client: openai.OpenAI) -> Non
     for field in ({"chat_template_kwargs": {"enable_thinking": False}}, {"reasoning_effort": "none"}):
         closed = say(client, TEXT, extra_body=field).choices[0].message
         assert closed.content == "It is sunny." and "reasoning_content" not in closed.model_dump()
+
+
+@pytest.mark.skipif(bool(missing), reason=f"needs Debian's packages: {' '.join(missing)}")
+def test_the_page_folds_reasoning_above_the_answer(window: Browser, tools_server: Served) -> None:
+    window.open(f"{tools_server.url}/").wait("return document.querySelector('#model').value")
+    window.script("const f = document.getElementById('set-seed'); f.focus(); f.select()")
+    window.type(str(BOTH))
+    window.script("document.activeElement.blur()")
+    window.type("/")
+    window.type("Well?", "enter")
+    window.wait("return document.querySelector('.answer')?.getAttribute('aria-busy') === 'false'")
+    assert window.script("return document.querySelector('.thoughts p').textContent") == "They ask for it."
+    assert not window.script("return document.querySelector('.thoughts').open")
+    assert window.text(".body").startswith("Let me look.")
+    assert window.script("return document.querySelector('.token').textContent").strip() in "Let me look."
+    assert window.logs() == []
