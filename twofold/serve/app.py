@@ -16,9 +16,12 @@ from ..core import CapacityError, RequestError
 from ..engine.defaults import sampling_defaults
 from ..engine.limits import Limits
 from ..engine.sampling import SamplingParams
+from ..engine.vectors import Abilities
 from . import openai
+from .adapters import Adapters
 from .answers import json
 from .anthropic import Messages
+from .batches import Batches
 from .bodies import decode
 from .calls import Call
 from .client import EngineClient
@@ -30,35 +33,41 @@ from .messages import plain
 from .metrics import Metrics
 from .openapi import OpenApi
 from .pages import Pages
-from .responses import Responses, Store
+from .readings import Readings
+from .responses import Responses
 from .shape import ChatShape, TextShape
+from .shared import Shared
 from .status import Status
 from .stream import EventStream, whole
 from .texts import Texts
 from .tokens import Tokens
+from .wire import Ready
 
 LONGEST_SECONDS = 24 * 3600.0
 
 
 class Api:
-    """What the routes share. `draining` is set by the server when it is told to leave."""
+    """What the routes of one model share; `shared` is what it has in common with the server's other models."""
 
-    def __init__(self, config: ServeConfig, client: EngineClient, texts: Texts) -> None:
+    def __init__(self, config: ServeConfig, client: EngineClient, texts: Texts, shared: Shared | None = None) -> None:
         self.config = config
         self.client = client
         self.texts = texts
         self.metrics = Metrics(config, client)
-        self.store = Store(config.limits)
-        self.draining = False
+        self.adapters = Adapters(self)
+        self.shared = shared or Shared(config, lambda name: client)
         self.defaults = sampling_defaults(config.model) if config.generation_config else {}
 
     def routes(self) -> list[BaseRoute]:
         routes: list[BaseRoute] = [
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
-            *Responses(self, self.store).routes(),
+            *Responses(self).routes(),
             *Messages(self).routes(),
+            *self.adapters.routes(),
+            *Batches(self).routes(),
             *Tokens(self).routes(),
+            *Readings(self).routes(),
             *Status(self).routes(),
         ]
         if self.config.enable_ui:
@@ -123,10 +132,11 @@ class Api:
         hearing: Hearing | None = None,
     ) -> Call:
         call = Call(self.client, self.metrics, self.texts.tokenizer, hearing)
+        adapter = self.check_model(body.model)  # again: it may have gone while the prompt was made ready
         deadline, salt = self.deadline(request), f"{request.scope['owner']}:{body.cache_salt or ''}".strip(":")
         priority = (body.priority or 0) + int(request.scope.get("priority", 0))
         for ids in prompts:
-            call.add(ids, params, self.limits, priority=priority, deadline=deadline, salt=salt)
+            call.add(ids, params, self.limits, priority=priority, deadline=deadline, salt=salt, adapter=adapter)
         self.check_room(len(call.choices), sum(map(len, prompts)) * params.n)
         call.submit()
         return call
@@ -140,7 +150,7 @@ class Api:
         options = body.stream_options or openai.StreamOptions()
         return {
             "id": f"{prefix}-{body.request_id or request.scope['request_id']}",
-            "model": self.config.name,
+            "model": body.model or self.config.name,
             "tokenizer": self.texts.tokenizer,
             "prompt_logprobs": body.prompt_logprobs,
             "token_ids": bool(body.return_token_ids),
@@ -152,14 +162,18 @@ class Api:
     def _echo(self, prompt: str | list[int], ids: list[int]) -> str:
         return prompt if isinstance(prompt, str) else self.texts.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def check_model(self, name: str | None) -> None:
-        if name not in (None, "", self.config.name):
+    def check_model(self, name: str | None) -> str:
+        """The key of the adapter that a request's `model` names, "" for the model itself; HttpError 404 for neither."""
+        if name in (None, "", self.config.name):
+            return ""
+        if name not in self.adapters.listed:
             raise HttpError(
                 404,
-                f"no model '{name:.80}' here, only '{self.config.name}': see /v1/models",
+                f"no model '{name:.80}' here, only '{self.config.name}' and its adapters: see /v1/models",
                 param="model",
                 code="model_not_found",
             )
+        return self.adapters.listed[name].key
 
     def check_room(self, count: int, tokens: int = 0) -> None:
         try:
@@ -169,14 +183,22 @@ class Api:
             raise HttpError(429, str(error), code="queue_full", retry_after=self.client.retry_after) from None
 
     @property
-    def limits(self) -> Limits:
-        info = self.client.info
-        if info is None:
+    def abilities(self) -> Abilities:
+        return self._info.abilities
+
+    @property
+    def _info(self) -> Ready:
+        if self.client.info is None:
             raise HttpError(503, "the model is still loading: try again soon", code="loading", retry_after=2)
+        return self.client.info
+
+    @property
+    def limits(self) -> Limits:
+        info = self._info
         return Limits(max_model_len=info.max_len, vocab=info.vocab_size, cache_tokens=info.blocks * info.block_size)
 
     def deadline(self, request: Request) -> float:
-        seconds = self.config.request_seconds
+        seconds = float(request.scope.get("seconds", self.config.request_seconds))
         given = request.headers.get("x-request-timeout")
         if given is not None:
             try:
@@ -207,7 +229,8 @@ def build_app(api: Api) -> App:
         scope["app"] = api  # makes Starlette raise its 404 and 405 instead of answering in plain text
         await router(scope, receive, send)
 
-    return Guard(routed, api.config, lambda: api.draining)
+    api.shared.app = routed
+    return Guard(routed, api.config, lambda: api.shared.draining)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
