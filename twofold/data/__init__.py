@@ -22,6 +22,7 @@ wording.py     how rows become ids, for training and rollouts alike
 examples.py    prompts with completions as ids, within limits
 pairs.py       batches of those: pairs, and single ones
 answers.py     which tokens of a chat are the assistant's
+schema.py      JSON Schema: is parsed JSON what a schema says
 guard.py       special tokens that messages spell, hidden while a template runs
 """
 

@@ -26,9 +26,10 @@ from .blocks import BlockPool
 from .capacity import forecast, kv_dtype_of
 from .config import EngineConfig
 from .draft import draft_model
+from .grammar.masks import Grammars
 from .limits import Limits
 from .paged import KVCache
-from .plan import StepPlan
+from .plan import StepPlan, StepResult
 from .pooler import Pooler
 from .pooling import PoolingEngine
 from .proposer import Proposer
@@ -45,7 +46,8 @@ class Engine:
 
     `eos_ids` are the ids that end a text unless a request ignores them. `config.dtype` and `config.device` are for
     whoever loads the decoder: the cache has the decoder's. With a `pooler` requests for vectors are served too, in
-    steps that they share.
+    steps that they share. `tokenizer` is the folder of the checkpoint's, which only structured outputs need: without it
+    they are refused.
 
     Raises:
         ConfigError: a context longer than the decoder was built for, or a reward model, which makes no text.
@@ -53,7 +55,13 @@ class Engine:
     """
 
     def __init__(
-        self, decoder: Decoder, config: EngineConfig, *, eos_ids: tuple[int, ...] = (), pooler: Pooler | None = None
+        self,
+        decoder: Decoder,
+        config: EngineConfig,
+        *,
+        eos_ids: tuple[int, ...] = (),
+        tokenizer: str | Path | None = None,
+        pooler: Pooler | None = None,
     ) -> None:
         decoder.spec.speaking()
         max_model_len = config.max_model_len or decoder.max_len
@@ -93,6 +101,9 @@ class Engine:
             kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
             slots=self.slots,
         )
+        self.grammars: Grammars | None = None
+        if tokenizer is not None:
+            self.grammars = Grammars(tokenizer, decoder.spec.vocab, eos_ids, self.scheduler.gated)
         self.pooling = PoolingEngine(decoder, config, pooler) if pooler is not None else None
         self.version = 0
         self._half_loaded = False
@@ -109,6 +120,8 @@ class Engine:
             RequestError: malformed, out of the context, or its id is in use.
             CapacityError: it could never fit the cache; the message says what would.
         """
+        if request.params.structured_outputs is not None and self.grammars is None:
+            raise RequestError("this engine was made without a tokenizer, so it knows no forms", "structured_outputs")
         if request.pooling is None:
             self.scheduler.submit(request)
         elif self.pooling is not None:
@@ -144,15 +157,27 @@ class Engine:
             raise StateError("the engine sleeps: wake it first")
         started = time.perf_counter()
         self.scheduler.expire()
+        if self.grammars is not None:
+            self.grammars.poll()
         pooled = self._pool()
         plan = self.scheduler.plan()
         if plan.chunks:
-            self.scheduler.apply(self.runner.execute(plan))
+            self.scheduler.apply(self._execute(plan))
+            if self.grammars is not None:
+                self.grammars.tell()  # so that it works while the outputs are handed on
             self._measure(plan, time.perf_counter() - started)
+        elif self.grammars is not None and self.scheduler.gated:
+            self.grammars.wait()
         outputs = pooled + self.scheduler.take()
         if not self.scheduler.has_work:
             self.scheduler.check_integrity()
         return outputs
+
+    def _execute(self, plan: StepPlan) -> StepResult:
+        if self.grammars is None or not self.scheduler.gated:
+            return self.runner.execute(plan)
+        self.grammars.ask(plan)
+        return self.runner.execute(plan, self.grammars.masks)
 
     def _pool(self) -> list[Output]:
         """Pooling's part of the step; generation has what is left, and a token for each request at least."""
@@ -280,7 +305,7 @@ def open_engine(
     if config.runner == "pooling":
         return PoolingEngine(decoder, config, Pooler.load(decoder, folder, config.pooling))
     pooler = Pooler.load(decoder, folder, config.pooling) if config.convert == "embed" else None
-    return Engine(decoder, config, eos_ids=eos_ids, pooler=pooler)
+    return Engine(decoder, config, eos_ids=eos_ids, tokenizer=folder, pooler=pooler)
 
 
 def speculation_for(

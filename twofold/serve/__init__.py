@@ -8,6 +8,8 @@ app.py       the routes
 openapi.py   the OpenAPI document
 described.py what each route takes and answers
 openai.py    requests: fields, checks, and what is not done
+forms.py     what an answer must look like: response_format, structured_outputs
+judge.py     whether that can be enforced, known before the request is accepted
 messages.py  a chat's messages
 bodies.py    a body read as one of these, or the error that names the field
 readings.py  the routes of texts that are read and not continued: embeddings, scores, labels

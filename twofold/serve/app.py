@@ -14,6 +14,8 @@ from starlette.routing import BaseRoute, Route, Router
 
 from ..core import CapacityError, RequestError
 from ..engine.defaults import sampling_defaults
+from ..engine.grammar import messages as m
+from ..engine.grammar.messages import opening
 from ..engine.limits import Limits
 from ..engine.sampling import SamplingParams
 from ..engine.vectors import Abilities
@@ -27,8 +29,10 @@ from .calls import Call
 from .client import EngineClient
 from .config import ServeConfig
 from .errors import HttpError
+from .forms import Forms
 from .guard import App, Guard, Receive, Scope, Send
 from .hearing import Hearing
+from .judge import Judge
 from .messages import plain
 from .metrics import Metrics
 from .openapi import OpenApi
@@ -56,6 +60,7 @@ class Api:
         self.metrics = Metrics(config, client)
         self.adapters = Adapters(self)
         self.shared = shared or Shared(config, lambda name: client)
+        self.judge = Judge(self._opening)
         self.defaults = sampling_defaults(config.model) if config.generation_config else {}
 
     def routes(self) -> list[BaseRoute]:
@@ -82,6 +87,7 @@ class Api:
         self.check_model(body.model)
         params, prompts = body.params(self.defaults), body.prompts(self.config.limits.prompts)
         self.check_room(len(prompts) * params.n)
+        await self.check_form(body, params)
         found = await self.texts.prompts(prompts, special=body.add_special_tokens is not False)
         ids = [truncate(each, body, self.limits, params) for each in found]
         shape = TextShape(**self._shape("cmpl", request, body), logprobs=body.logprobs)
@@ -103,6 +109,7 @@ class Api:
         self.check_model(body.model)
         params, messages = body.params(self.defaults), plain(body.messages, self.config.limits.messages)
         self.check_room(params.n)
+        await self.check_form(body, params)
         ids = await self.chat_ids(body, messages)
         hearing = self.texts.hearing(
             body.wanted_tools(),
@@ -131,7 +138,7 @@ class Api:
         params: SamplingParams,
         hearing: Hearing | None = None,
     ) -> Call:
-        call = Call(self.client, self.metrics, self.texts.tokenizer, hearing)
+        call = Call(self.client, self.metrics, self.texts.tokenizer, hearing, self.judge)
         adapter = self.check_model(body.model)  # again: it may have gone while the prompt was made ready
         deadline, salt = self.deadline(request), f"{request.scope['owner']}:{body.cache_salt or ''}".strip(":")
         priority = (body.priority or 0) + int(request.scope.get("priority", 0))
@@ -181,6 +188,17 @@ class Api:
         except CapacityError as error:
             self.metrics.rejected()
             raise HttpError(429, str(error), code="queue_full", retry_after=self.client.retry_after) from None
+
+    async def check_form(self, body: Forms, params: SamplingParams) -> None:
+        """Whether the form that the answer must have can be enforced; RequestError naming the field if not."""
+        if params.structured_outputs is not None:
+            try:
+                await self.judge.check(params.structured_outputs)
+            except RequestError as error:
+                raise RequestError(str(error), body.field(error.param)) from None
+
+    def _opening(self) -> m.Open:
+        return opening(self.config.model, self.limits.vocab, self.texts.tokenizer.eos_ids)
 
     @property
     def abilities(self) -> Abilities:

@@ -66,6 +66,7 @@ async def _serve(config: ServeConfig, engine: EngineConfig, command: Sequence[st
     finally:
         await api.shared.stop()
         await client.stop()
+        api.judge.stop()
         api.shared.close()
         sock.close()
         loaded.cancel()

@@ -198,6 +198,7 @@ struct Choice {
   Report report;  // of the model's logits (tempered: / temperature), of what is drawn from, of a given token with no draw
   int32_t allows, biases, bans, seens, counts;
   const int32_t *allowed, *bias_ids, *banned, *seen, *counted;
+  const uint32_t* mask;  // a bit for each id that may come; none: every id may
   const float* bias;
   float* top_values;  // [tops]
   int32_t* top_ids;
