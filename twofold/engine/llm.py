@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import RequestError, build
 from ..data import TextStream, Tokenizer
+from ..models.gguf import folder_of
 from ..models.weights import load, read_formats, read_spec
 from ..platforms import free_on
 from .adapters import AdapterPool
@@ -25,11 +26,13 @@ from .capacity import DTYPES, forecast, resolve
 from .config import EngineConfig
 from .embedding import TextJudge
 from .engine import Engine, open_engine
+from .grammar.masks import Grammars
 from .request import Output, Request, State, TokenOut
 from .sampling import SamplingParams
 
 if TYPE_CHECKING:
     from ..data import ChatTemplate
+    from .grammar.masks import Grammars
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
@@ -40,6 +43,7 @@ class CompletionOutput:
     """One sample. `token_ids` holds the token that ended it, `text` does not (nor the stop string, unless asked for).
 
     `finish_reason` is stop, length, timeout, abort or error; `stop_reason` the stop string or id, None for EOS.
+    `structured_output_error` says what a form that was not strict could not keep out.
     """
 
     index: int
@@ -49,6 +53,7 @@ class CompletionOutput:
     stop_reason: int | str | None = None
     logprobs: tuple[TokenOut, ...] | None = None
     error: str | None = None
+    structured_output_error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +80,8 @@ class LLM(TextJudge):
     """
 
     def __init__(self, model: str | Path, **settings: Any) -> None:
-        config = resolve(build(EngineConfig, settings), model)
-        self.model = Path(model)
+        self.model = folder_of(model)
+        config = resolve(build(EngineConfig, settings), self.model)
         held = read_formats(self.model, config.quantization)
         forecast(read_spec(self.model), config, free_on(config.device), formats=held).require()
         self.tokenizer = Tokenizer.load(self.model)
@@ -166,6 +171,7 @@ class LLM(TextJudge):
         adapter: str | Sequence[str | None] | None,
     ) -> list[Completion]:
         wanted, adapters = _one_each(params, len(ids)), _named(adapter, len(ids))
+        self._check_forms(wanted)
         samples: list[list[_Sample]] = []
         live: dict[str, _Sample] = {}
         try:
@@ -178,6 +184,8 @@ class LLM(TextJudge):
         finally:
             for name in live:
                 self.engine.abort(name)
+        for made in itertools.chain(*samples):
+            self._hold_against_form(made)
         return [
             Completion(
                 prompt=text,
@@ -187,6 +195,23 @@ class LLM(TextJudge):
             )
             for text, prompt, group in zip(texts, ids, samples)
         ]
+
+    @property
+    def _grammars(self) -> Grammars | None:
+        return self.engine.grammars if isinstance(self.engine, Engine) else None
+
+    def _check_forms(self, wanted: Sequence[SamplingParams]) -> None:
+        """Raises RequestError for a form that cannot be enforced."""
+        grammars = self._grammars
+        for form in dict.fromkeys(each.structured_outputs for each in wanted):
+            if form is not None and grammars is not None:
+                grammars.check(form)
+
+    def _hold_against_form(self, made: _Sample) -> None:
+        """Check a finished text against a schema that no grammar could hold whole."""
+        form, grammars = made.request.params.structured_outputs, self._grammars
+        if form is not None and form.checked_after and grammars is not None and made.reason == "stop":
+            made.form_error = grammars.validate(form, made.text)
 
     def _sample(self, prompt: tuple[int, ...], params: SamplingParams, k: int, adapter: str) -> _Sample:
         number = next(self._names)
@@ -232,10 +257,19 @@ class _Sample:
             min_tokens=params.min_tokens,
         )
         self._finish: tuple[str, int | str | None, str | None] | None = None
+        self.form_error: str | None = None
 
     @property
     def ended(self) -> bool:
         return self._finish is not None
+
+    @property
+    def reason(self) -> str | None:
+        return self._finish[0] if self._finish is not None else None
+
+    @property
+    def text(self) -> str:
+        return self._text.text
 
     def take(self, output: Output) -> None:
         """Add what a step said; a stop string ends the sample in the middle of it."""
@@ -263,6 +297,7 @@ class _Sample:
             stop_reason=stop,
             logprobs=tuple(self.tokens) if self.request.params.logprobs is not None else None,
             error=error,
+            structured_output_error=self.form_error,
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from .blocks import Name, block_name, root_digest
+from .gate import Gate
 from .plan import Chunk, Draw
 from .request import Request, State, TokenOut
 
@@ -16,7 +17,8 @@ class Row:
 
     `published` blocks are computed and named, up to `promised` they are being computed and others may wait for them.
     `room` is how many tokens may come out; `found` how many tokens the last admission got from the prefix cache;
-    `drafting` whether its next tokens may be guessed at; `slot` is that of its adapter while it runs, from 1 on.
+    `drafting` whether its next tokens may be guessed at; `slot` is that of its adapter while it runs, from 1 on; `gate`
+    what its grammar says, if it has one.
     """
 
     __slots__ = (
@@ -26,6 +28,7 @@ class Row:
         "chain",
         "drafting",
         "found",
+        "gate",
         "promised",
         "published",
         "request",
@@ -52,6 +55,7 @@ class Row:
         self.promised = 0
         self.found = 0
         self.drafting = True
+        self.gate = Gate() if request.params.structured_outputs is not None else None
         self.waits_for: bytes | None = None
         self.slot = 0
         self.scores: list[TokenOut] = []
@@ -75,6 +79,16 @@ class Row:
     def guessable(self) -> int:
         """How many drafts can be of use: one less than the tokens that may still come."""
         return self.room - len(self.request.output_ids) - 1 if self.drafting else 0
+
+    @property
+    def forced(self) -> tuple[int, ...]:
+        """What its grammar makes it go on with."""
+        return self.gate.drafts(len(self.request.output_ids)) if self.gate is not None else ()
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing can be drawn before its grammar has been heard of."""
+        return self.gate is not None and self.gate.held and self.remaining == 1
 
     @property
     def readable(self) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..core import RequestError
+from .structured import StructuredOutputs
 
 LogprobsMode = Literal["raw", "tempered", "processed"]
 
@@ -29,7 +30,7 @@ class SamplingParams:
     Temperature 0 is greedy. `top_k` 0 or -1 is off. `logprobs` asks for that many alternatives besides the sampled
     token (0: that one alone). `logprobs_mode` "raw" reports the model's distribution, "tempered" that one at the
     temperature, before any edit or cut, "processed" the one sampled from. `seed` None lets `Request` draw one.
-    `max_tokens` None means: up to the model's context.
+    `max_tokens` None means: up to the model's context. `structured_outputs` is the form that the text must have.
 
     Raises:
         RequestError: naming the field, what was given and what is allowed.
@@ -56,6 +57,7 @@ class SamplingParams:
     logprobs_mode: LogprobsMode = "raw"
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     allowed_token_ids: tuple[int, ...] | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):  # the API takes one string or a list

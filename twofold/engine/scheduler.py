@@ -19,7 +19,6 @@ somebody else's long prompt. What keeps it from thrashing:
 
 from __future__ import annotations
 
-import heapq
 import time
 from bisect import bisect_left, insort
 from collections import Counter
@@ -31,12 +30,14 @@ from ..core import RequestError, StateError
 from .adapters import AdapterPool
 from .blocks import BlockPool
 from .config import Policy
+from .deadlines import Deadlines
 from .limits import Limits
 from .plan import Chunk, ChunkResult, StepPlan, StepResult
 from .promises import Promises
 from .request import Output, Request, State, TokenOut
 from .row import Row
 from .speculation import Speculation
+from .waste import Waste
 
 
 class Scheduler:
@@ -74,6 +75,7 @@ class Scheduler:
         self.step = 0
         self.running: list[Row] = []
         self.waiting: list[Row] = []
+        self.gated: dict[int, Row] = {}  # by serial: the rows with a grammar
         self.finished: Counter[State] = Counter()
         self.preemptions = 0
         self.prompt_tokens = 0
@@ -81,11 +83,11 @@ class Scheduler:
         self._serial = 0
         self._rows: dict[str, Row] = {}
         self._planned: dict[int, tuple[Row, Chunk]] = {}
+        self._forced: set[int] = set()  # serials of the last plan whose drafts are their grammar's
         self._promises = Promises(pool)
-        self._deadlines: list[tuple[float, int, str]] = []
+        self._deadlines = Deadlines()
         self._outbox: list[Output] = []
-        self._slots_allocated = 0
-        self._slots_empty = 0
+        self._waste = Waste()
 
     # ------------------------------------------------------------------------------------ in and out
     def submit(self, request: Request) -> None:
@@ -103,11 +105,12 @@ class Scheduler:
         row = Row(request, serial=self._serial, urgency=urgency, room=room, block_size=self.pool.block_size)
         self._serial += 1
         self._rows[request.id] = row
+        if row.gate is not None:
+            self.gated[row.serial] = row
         if self.pool.caching:
             row.rename(self.version)
         insort(self.waiting, row)
-        if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, row.serial, request.id))
+        self._deadlines.add(row)
         if request.output_ids and (end := row.end(self.eos_ids, self.clock())):
             self._finish(row, end[0], stop_reason=end[1])
 
@@ -119,9 +122,7 @@ class Scheduler:
 
     def expire(self) -> None:
         """End every request whose deadline has passed."""
-        now = self.clock()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, serial, request_id = heapq.heappop(self._deadlines)
+        for request_id, serial in self._deadlines.passed(self.clock()):
             row = self._rows.get(request_id)
             if row is not None and row.serial == serial:  # else it ended long ago, and another may have its id
                 self._finish(row, State.TIMEOUT)
@@ -137,9 +138,10 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------ plan
     def plan(self) -> StepPlan:
-        """Choose the next step's tokens and allocate their blocks; empty only when there is nothing to do."""
+        """Choose the next step's tokens and allocate their blocks; empty only where all of them wait for a grammar."""
         self.step += 1
         self._planned = {}
+        self._pass_gates()
         before = self.preemptions
         left = self.budget
         if not self.chunked:
@@ -148,15 +150,16 @@ class Scheduler:
                 return StepPlan(step=self.step, chunks=tuple(chunk for _, chunk in self._planned.values()))
         for decoding in (True, False):
             for row in tuple(self.running):
-                if row.request.state is State.RUNNING and (row.remaining == 1) is decoding and left > 0:
+                due = row.request.state is State.RUNNING and (row.remaining == 1) is decoding and not row.held
+                if due and left > 0:
                     left -= self._continue(row, left)
                     if self.preemptions != before:
                         left = self.budget - sum(len(chunk.ids) for _, chunk in self._planned.values())
         if self.chunked and self.preemptions == before:
             left = self._admit(left)
-        if self.speculation is not None and left > 0:
-            self._guess(self.speculation, left)
-        if self._rows and not self._planned:
+        if left > 0 and (self.speculation is not None or self.gated):
+            self._guess(left)
+        if self._rows and not self._planned and not any(row.held for row in self.gated.values()):
             raise StateError(f"{len(self._rows)} requests and none can advance: {self.pool.available} blocks available")
         return StepPlan(step=self.step, chunks=tuple(chunk for _, chunk in self._planned.values()))
 
@@ -209,11 +212,25 @@ class Scheduler:
             left -= count
         return left
 
-    def _guess(self, speculation: Speculation, left: int) -> None:
-        """Put drafts behind the last tokens of rows, as far as budget and idle blocks reach."""
+    def _pass_gates(self) -> None:
+        """End the rows whose text is complete by their grammar, and those that it cannot lead on."""
+        for row in tuple(self.gated.values()):
+            assert row.gate is not None
+            end = row.gate.end(len(row.request.output_ids), row.request.params.min_tokens)
+            if end is not None and (end[1] or row.request.state is State.RUNNING):
+                self._finish(row, end[0], error=end[1], param=end[1] and "structured_outputs")
+
+    def _guess(self, left: int) -> None:
+        """Put drafts behind the last tokens of rows, as far as budget and idle blocks reach: what a grammar forces,
+        else what speculation guesses."""
         pool = self.pool
         rows = [row for row, chunk in self._planned.values() if chunk.draws and row.scored]
-        for serial, guessed in speculation.guess(rows, self.budget - left, left).items():
+        guesses = {row.serial: row.forced for row in rows if row.forced}
+        self._forced = set(guesses)
+        if self.speculation is not None:
+            rows = [row for row in rows if row.serial not in guesses]
+            guesses |= self.speculation.guess(rows, self.budget - left, left)
+        for serial, guessed in guesses.items():
             row, chunk = self._planned[serial]
             known, held = row.request.num_tokens, len(row.blocks)
             idle = max(0, pool.available - len(self.running))  # everybody may need one for his next token
@@ -255,12 +272,12 @@ class Scheduler:
             row, chunk = planned[got.serial]
             if row.request.state is State.RUNNING:
                 self._advance(row, chunk, got, now)
-        self._measure_waste()
+        self._waste.saw(self.pool, self.running)
 
     def _advance(self, row: Row, chunk: Chunk, got: ChunkResult, now: float) -> None:
         request = row.request
         if got.error is not None:
-            self._finish(row, State.ERROR, error=got.error)
+            self._finish(row, State.ERROR, error=got.error, param=got.param)
             return
         if got.redo is not None:
             request.num_computed, row.drafting = got.redo, False
@@ -271,7 +288,7 @@ class Scheduler:
         self._promises.publish(row)
         row.scores.extend(got.scores)
         prompt = self._prompt_scores(row)
-        if self.speculation is not None and got.tokens:
+        if self.speculation is not None and got.tokens and row.serial not in self._forced:
             self.speculation.told(row, got.tokens, len(chunk.draws) - 1)
         if end is not None:
             self._finish(row, end[0], stop_reason=end[1], tokens=tokens, prompt=prompt)
@@ -338,42 +355,30 @@ class Scheduler:
             for row in self.waiting:
                 row.rename(version)
 
-    def _finish(
-        self,
-        row: Row,
-        state: State,
-        *,
-        stop_reason: int | None = None,
-        tokens: tuple[TokenOut, ...] = (),
-        prompt: tuple[TokenOut, ...] | None = None,
-        error: str | None = None,
-    ) -> None:
+    def _finish(self, row: Row, state: State, **what: Any) -> None:
+        """End a row; `what` is what its last Output says besides."""
         request = row.request
         self._leave(row)
         row.blocks.clear()
         del self._rows[request.id]
+        self.gated.pop(row.serial, None)
         self.adapters.leave(request.adapter)
         if self.speculation is not None:
             self.speculation.forget(row)
         request.move(state)
         self.finished[state] += 1
-        self._tell(row, tokens=tokens, finish=state, stop_reason=stop_reason, prompt=prompt, error=error)
+        self._tell(row, finish=state, **what)
 
     def _tell(self, row: Row, **what: Any) -> None:
         request = row.request
-        said = Output(request_id=request.id, cached_tokens=request.num_cached, version=self.version, **what)
+        said = Output(request.id, cached_tokens=request.num_cached, version=self.version, **what)
         self._outbox.append(said)
 
     # ------------------------------------------------------------------------------------ truth
-    def _measure_waste(self) -> None:
-        size = self.pool.block_size
-        self._slots_allocated += self.pool.used * size
-        self._slots_empty += sum(len(row.blocks) * size - row.request.num_computed for row in self.running)
-
     @property
     def waste(self) -> float:
         """The share of allocated cache slots that held no token, over all steps so far."""
-        return self._slots_empty / self._slots_allocated if self._slots_allocated else 0.0
+        return self._waste.share
 
     def check_integrity(self) -> None:
         """Check blocks, queues and promises against each other.

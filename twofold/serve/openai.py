@@ -13,6 +13,7 @@ import msgspec
 
 from ..core import RequestError
 from ..engine.sampling import SamplingParams
+from .forms import Forms
 from .messages import Message
 from .tools import Named, Tool, Tools, asked
 
@@ -22,8 +23,6 @@ MAX_TEXT = 256  # characters of an id, a salt or a name
 NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
     "functions": (([],), "send tools"),
     "function_call": (("none", "auto"), "send tool_choice"),
-    "response_format": (({"type": "text"},), "ask for the format in a message"),
-    "structured_outputs": ((), "ask for the format in a message"),
     "modalities": ((["text"],), "only text is done"),
     "audio": ((), "only text is done"),
     "prediction": ((), ""),
@@ -48,7 +47,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     continuous_usage_stats: bool | None = None
 
 
-class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Common(Forms, kw_only=True, forbid_unknown_fields=True):
     """What completions and chats share; None means the default of SamplingParams."""
 
     model: str | None = None
@@ -91,8 +90,6 @@ class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     # in NOT_DONE
     store: Any = None
     service_tier: Any = None
-    response_format: Any = None
-    structured_outputs: Any = None
     best_of: Any = None
     use_beam_search: Any = None
     length_penalty: Any = None
@@ -124,6 +121,8 @@ class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         found = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
         if found.get("seed") == -1:  # vLLM's way to say none
             del found["seed"]
+        if (form := self.form()) is not None:
+            found["structured_outputs"] = form
         return {**defaults, **found} | {name: value for name, value in extra.items() if value is not None}
 
 

@@ -133,6 +133,7 @@ class TextShape(Shape):
         text = "" if self.scores_only else piece.text
         found = a.TextChoice(piece.index, (echo if first else "") + text, finish_reason=piece.finish)
         found.stop_reason = piece.stop_reason
+        found.structured_output_error = piece.form_error or UNSET
         if self.scores_only and piece.finish:
             found.finish_reason = "length"
         if self.logprobs is not None:
@@ -176,6 +177,7 @@ class ChatShape(Shape):
         for parts in pieces:
             piece = merge(parts)
             choice = a.ChatChoice(piece.index, _message(piece), self._scores(piece), piece.finish, piece.stop_reason)
+            choice.structured_output_error = piece.form_error or UNSET
             if self.token_ids:
                 choice.token_ids = [token.id for token in piece.tokens]
             chat.choices.append(choice)
@@ -198,6 +200,7 @@ class ChatShape(Shape):
         for piece in pieces:
             choice = a.ChunkChoice(piece.index, _delta(piece), self._scores(piece))
             choice.finish_reason, choice.stop_reason = piece.finish, piece.stop_reason
+            choice.structured_output_error = piece.form_error or UNSET
             if self.token_ids:
                 choice.token_ids = [token.id for token in piece.tokens]
             chunk.choices.append(choice)
@@ -270,6 +273,7 @@ def merge(pieces: Sequence[Piece]) -> Piece:
         next((piece.prompt for piece in pieces if piece.prompt is not None), None),
         last.finish,
         last.stop_reason,
+        last.form_error,
         None if first.said is None and last.said is None else [one for piece in pieces for one in piece.said or ()],
     )
 
