@@ -28,6 +28,8 @@ said.py      what a chat's answer says next, for the APIs with shapes of their o
 responses/   OpenAI's Responses API
 anthropic/   Anthropic's Messages API
 batches/     files, and batches of requests in them
+fleet.py     several models, and which of them are in memory
+switch.py    a request's way to the model that it names
 shared.py    what all models of a server have in common
 shape.py     text and log-probabilities in OpenAI's shapes
 answers.py   those shapes

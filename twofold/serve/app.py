@@ -30,6 +30,7 @@ from .client import EngineClient
 from .config import ServeConfig
 from .enforced import enforce
 from .errors import HttpError
+from .fleet import Fleet
 from .forms import Forms
 from .guard import App, Guard, Receive, Scope, Send
 from .hearing import Hearing
@@ -44,6 +45,7 @@ from .shape import ChatShape, TextShape
 from .shared import Shared
 from .status import Status
 from .stream import EventStream, whole
+from .switch import Switch
 from .texts import Texts
 from .tokens import Tokens
 from .wire import Ready
@@ -60,8 +62,9 @@ class Api:
         self.texts = texts
         self.metrics = Metrics(config, client)
         self.adapters = Adapters(self)
-        self.shared = shared or Shared(config, lambda name: client)
         self.judge = Judge(self._opening)
+        self.shared = shared or Shared(config)
+        self.shared.apis.append(self)
         self.defaults = sampling_defaults(config.model) if config.generation_config else {}
 
     def routes(self) -> list[BaseRoute]:
@@ -172,17 +175,18 @@ class Api:
     def _echo(self, prompt: str | list[int], ids: list[int]) -> str:
         return prompt if isinstance(prompt, str) else self.texts.tokenizer.decode(ids, skip_special_tokens=True)
 
+    def knows(self, name: str) -> bool:
+        """Whether requests for this name are for this model, or an adapter of it."""
+        return name == self.config.name or name in self.adapters.listed
+
     def check_model(self, name: str | None) -> str:
         """The key of the adapter that a request's `model` names, "" for the model itself; HttpError 404 for neither."""
-        if name in (None, "", self.config.name):
+        if not name or name == self.config.name:
             return ""
         if name not in self.adapters.listed:
-            raise HttpError(
-                404,
-                f"no model '{name:.80}' here, only '{self.config.name}' and its adapters: see /v1/models",
-                param="model",
-                code="model_not_found",
-            )
+            known = "', '".join(api.config.name for api in self.shared.apis)
+            message = f"no model '{name:.80}' here, only '{known}' and adapters: see /v1/models"
+            raise HttpError(404, message, param="model", code="model_not_found")
         return self.adapters.listed[name].key
 
     def check_room(self, count: int, tokens: int = 0) -> None:
@@ -242,16 +246,21 @@ def truncate(ids: list[int], body: openai.Common, limits: Limits, params: Sampli
     return ids[:most] if body.truncation_side == "right" else ids[-most:]
 
 
-def build_app(api: Api) -> App:
-    """The whole ASGI application, the guard outermost."""
+def routed(api: Api) -> App:
+    """One model's routes."""
     router = Router(api.routes(), redirect_slashes=False, default=_not_found)
 
-    async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = api  # makes Starlette raise its 404 and 405 instead of answering in plain text
         await router(scope, receive, send)
 
-    api.shared.app = routed
-    return Guard(routed, api.config, lambda: api.shared.draining)
+    return app
+
+
+def build_app(api: Api, fleet: Fleet | None = None) -> App:
+    """The whole ASGI application, the guard outermost; with a `fleet` a request's model chooses among its members."""
+    api.shared.app = routed(api) if fleet is None else Switch(fleet)
+    return Guard(api.shared.app, api.config, lambda: api.shared.draining)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
