@@ -23,10 +23,18 @@ def bundled_model() -> Path:
 
 
 def model_dir(given: str | None) -> Path:
-    """The directory a command was given, or the bundled model's. Raises CheckpointError when it holds no model."""
+    """The directory a command was given, or the bundled model's; a GGUF file's stands for the file.
+
+    Raises:
+        CheckpointError: it holds no model.
+    """
     if given is None:
         return bundled_model()
     place = Path(given)
+    if place.suffix == ".gguf" and place.is_file():
+        from ..models.gguf import folder_of
+
+        return folder_of(place)
     if not (place / "config.json").is_file():
         raise CheckpointError(f"{place} has no config.json: give the directory of a Hugging Face checkpoint")
     return place

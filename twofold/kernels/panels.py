@@ -49,6 +49,7 @@ class Rounding:
         self.rows = rows
         self._made: dict[tuple[int, int], tuple[stages.Rounded, tuple[Tensor, ...]]] = {}
         self._wide: dict[int, Tensor] = {}
+        self._reordered: dict[int, Tensor] = {}
 
     def of(self, w: Packed) -> stages.Rounded:
         """Where activations for products with `w` go."""
@@ -67,6 +68,10 @@ class Rounding:
     def wide(self, width: int) -> Tensor:
         """Room for gates and ups side by side, where their panels overlap."""
         return self._wide.setdefault(width, torch.empty(self.rows, width))
+
+    def reordered(self, width: int) -> Tensor:
+        """Room for rows in the order of a weight's groups."""
+        return self._reordered.setdefault(width, torch.empty(self.rows, width))
 
 
 def inputs_of(w: Packed) -> int:
@@ -100,12 +105,17 @@ def stages_for(
     *,
     act: str = "none",
     gated: bool = False,
+    order_K: Tensor | None = None,
 ) -> list[ctypes.Structure]:
-    """The stages of out = act(a Wᵀ + b), as `linear.stage_of` for a weight in panels.
+    """The stages of out = act(a Wᵀ + b), as `linear.stage_of` for a weight in panels; `order_K` is its inputs' order.
 
     `rows` is the address of the row count, read when the stages run, at most `rounding.rows`. `gated`: w holds the
     gates' rows and then the ups', and out = act(gate) · up.
     """
+    if order_K is not None:
+        mine = rounding.reordered(w.k)
+        after = stages_for(mine, w, b_N, out, rows, rounding, act=act, gated=gated)
+        return [reorder_stage(a_TK, order_K, mine, rows), *after]
     if gated and w.n // 2 % 16:
         wide = rounding.wide(w.n)
         return [*stages_for(a_TK, w, b_N, wide, rows, rounding), wide_gate(wide, out, rows, act)]

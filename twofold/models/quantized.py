@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import CheckpointError, ConfigError
+from ..quant.blocks import together
 from ..quant.compressed import write_config
 from ..quant.disk import stored_weights
 from ..quant.format import SCALES, Format, named
@@ -37,7 +38,8 @@ def sites(decoder: Decoder) -> dict[str, Weight | QuantLinear]:
     for name, module in decoder.named_modules():
         if isinstance(module, Weight | QuantLinear):
             parent, _, last = name.rpartition(".")
-            if name == table or (parent.startswith("layers.") and last in PROJECTIONS):
+            mine = name == table or (name == "embed" and isinstance(module, QuantLinear))
+            if mine or (parent.startswith("layers.") and last in PROJECTIONS):
                 found[name] = module
     return found
 
@@ -86,28 +88,26 @@ def stored_formats(decoder: Decoder, config: Mapping[str, Any], shards: list[Sha
 
     by_module, embedding = stored_weights(told, modules, find)
     found: dict[str, Stored] = {}
-    for module, place in modules.items():
-        stored = by_module.get(module)
-        stored = _with_scale(stored, f"{module}.weight", find) if stored else None
-        first = next(name for name, its in modules.items() if its == place)
-        if stored is not None and stored.format.ordered and isinstance(decoder.get_submodule(place), Weight):
-            _check_order(decoder, place)
-        if module == first and stored is not None:
-            found[place] = stored
-        elif found.get(place) != stored:
-            raise CheckpointError(
-                f"'{first}' and '{module}' are multiplied as one and must be quantized alike; they are not"
-            )
+    for place in dict.fromkeys(modules.values()):
+        first, *others = (module for module, its in modules.items() if its == place)
+        ways = {
+            f"{module}.weight": _with_scale(by_module[module], f"{module}.weight", find)
+            for module in (first, *others)
+            if module in by_module
+        }
+        alike = set(ways.values()) if told.get("quant_method") != "gguf" else set()
+        for module in others:
+            if len(alike) > 1 or (f"{module}.weight" in ways) != (f"{first}.weight" in ways):
+                raise CheckpointError(
+                    f"'{first}' and '{module}' are multiplied as one and must be quantized alike; they are not"
+                )
+        if ways:
+            found[place] = together(ways)
+            if ".experts." in place and found[place].format.ordered:
+                raise CheckpointError(f"{place}: experts whose inputs are in an order of their own are not read")
     if embedding is not None:
-        if not decoder.spec.tied:
-            raise CheckpointError("config.json: only an embedding that is also the head can be quantized")
         found["embed"] = _with_scale(embedding, Layouts(decoder).embed, find)
     return found
-
-
-def _check_order(decoder: Decoder, place: str) -> None:
-    if ".experts." in place:
-        raise CheckpointError(f"{place}: experts whose inputs are in an order of their own (desc_act) are not read")
 
 
 S = TypeVar("S", bound=Stored)
@@ -115,7 +115,8 @@ S = TypeVar("S", bound=Stored)
 
 def _with_scale(stored: S, name: str, find: Find) -> S:
     """The same with the dtype that its scales have; one that they cannot have is refused when the tensor is claimed."""
-    scale = find(stored.parts(name, 1024, 1024)["scale"].name)
+    parts = stored.parts(name, 1024, 1024)
+    scale = find(parts["scale"].name) if "scale" in parts else None
     if scale is None or scale.dtype not in SCALES.values():
         return stored
     kept: Any = next(word for word, dtype in SCALES.items() if dtype == scale.dtype)

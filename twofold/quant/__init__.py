@@ -7,6 +7,7 @@ linear.py  QuantLinear: a layer whose weight is kept in panels
 stored.py  Stored: how a quantized weight lies in a checkpoint
 compressed.py  as compressed-tensors has them: read and written
 words.py   as GPTQ's and AWQ's tools have them
+blocks.py  as GGUF has them, in blocks
 fp8.py     e4m3 numbers with scales
 disk.py    what a checkpoint says of its own quantization
 config.py  Recipe: how a model is quantized

@@ -185,14 +185,17 @@ def style_of(format: Format, packed: bool) -> str:
 
 
 def written(format: Format, packed: bool) -> Compressed:
-    """How a weight is written.
-
-    Raises:
-        CheckpointError: offsets, which compressed-tensors has no word for.
-    """
-    if format.offset:
-        raise CheckpointError(f"a weight of {format.name} cannot be written again: keep the GGUF file it came from")
+    """How a weight is written."""
     return Compressed(format, style_of(format, packed) == PACKED)
+
+
+def check_written(formats: Iterable[Format]) -> None:
+    """Refuse what cannot be written. Raises CheckpointError: offsets, which compressed-tensors has no word for."""
+    for format in formats:
+        if format.offset:
+            raise CheckpointError(
+                f"weights of {format.name} cannot be written again: keep the GGUF file they came from"
+            )
 
 
 def _weights(format: Format) -> dict[str, Any]:

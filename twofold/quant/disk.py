@@ -11,12 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from ..core import CheckpointError, unknown
-from .compressed import Compressed, compressed_config
+from .blocks import gguf_config
+from .compressed import compressed_config
 from .fp8 import fp8_config
 from .stored import Find, Stored
 from .words import awq_config, gptq_config
 
-METHODS = ("compressed-tensors", "gptq", "awq", "fp8", "fbgemm_fp8")
+METHODS = ("compressed-tensors", "gptq", "awq", "fp8", "fbgemm_fp8", "gguf")
 CACHE_SCALES = (".k_scale", ".v_scale", ".q_scale", ".prob_scale", ".k_zero_point", ".v_zero_point")
 """Behind attention's name: scales for keys and values, which ours do not need, being scaled token by token."""
 
@@ -28,7 +29,7 @@ def nothing(name: str) -> Tensor | None:
 
 def stored_weights(
     told: Mapping[str, Any], modules: Iterable[str], find: Find = nothing
-) -> tuple[dict[str, Stored], Compressed | None]:
+) -> tuple[dict[str, Stored], Stored | None]:
     """How each of these linear modules lies on disk that is quantized, and the embedding where it is.
 
     Raises:
@@ -44,6 +45,9 @@ def stored_weights(
         return dict(awq_config(told, modules, find)), None
     if method in ("fp8", "fbgemm_fp8"):
         return dict(fp8_config(told, modules, find)), None
+    if method == "gguf":
+        blocks, table = gguf_config(told, modules, find)
+        return dict(blocks), table
     raise CheckpointError(
         f"config.json: quantization_config has 'quant_method': {method!r}; " + unknown("method", str(method), METHODS)
     )

@@ -17,6 +17,7 @@ reads.py     their requests and answers
 reading.py   one such call: its texts to the engine, and what comes of each
 tools.py     what may be called, and what was
 hearing.py   how a chat's answers are listened to
+enforced.py  the form of answers that must call
 adapters.py  those that load adapters, and which there are
 tokens.py    the routes between text and ids
 status.py    the routes that say what is served and how it is

@@ -28,6 +28,7 @@ from .bodies import decode
 from .calls import Call
 from .client import EngineClient
 from .config import ServeConfig
+from .enforced import enforce
 from .errors import HttpError
 from .fleet import Fleet
 from .forms import Forms
@@ -122,6 +123,8 @@ class Api:
             continued=messages[-1]["content"] if body.continue_final_message else None,
             silent=body.include_reasoning is False,
         )
+        if hearing is not None:
+            params, hearing = await enforce(self.judge, hearing, params)
         shape = ChatShape(**self._shape(prefix, request, body), logprobs=params.logprobs)
         return self._submit(request, body, [truncate(ids, body, self.limits, params)], params, hearing), shape
 

@@ -111,6 +111,11 @@ class Status:
                 "prefix_cache_hit_rate": hits / max(queries, 1),
                 "prompt_tokens_total": self.api.metrics.prompt_tokens,
                 "generation_tokens_total": self.api.metrics.generation_tokens,
+                "speculation": {
+                    "drafts": past.drafts + now.drafts,
+                    "draft_tokens": past.draft_tokens + now.draft_tokens,
+                    "accepted_tokens": past.accepted_tokens + now.accepted_tokens,
+                },
                 "preemptions_total": past.preemptions + now.preemptions,
                 "engine_restarts_total": client.restarts,
                 "requests": rows,
