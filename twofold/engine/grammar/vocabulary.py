@@ -26,8 +26,8 @@ class Vocabulary:
         tokenizer = Tokenizer.load(folder)
         self.size = size
         count = max(size, tokenizer.vocab_size)
-        self.eos_ids = tuple(end for end in eos_ids if end < count)
-        ends = list(self.eos_ids) or [_stand_in(tokenizer, count)]
+        self.eos_ids = tuple(end for end in eos_ids if end < tokenizer.vocab_size)
+        ends = list(self.eos_ids) or [_stand_in(tokenizer)]
         self.never = () if self.eos_ids else (ends[0],)
         self._special = {text: token for text, token in tokenizer.special_tokens.items() if token < size}
         try:
@@ -51,11 +51,9 @@ class Vocabulary:
         return bytes(out)
 
 
-def _stand_in(tokenizer: Tokenizer, count: int) -> int:
-    """An id that no text needs: one that the tokenizer lacks, else a special one, else the last."""
-    if count > tokenizer.vocab_size:
-        return count - 1
-    return min(tokenizer.special_ids, default=count - 1)
+def _stand_in(tokenizer: Tokenizer) -> int:
+    """An id that no text needs: a special one, else the last."""
+    return min(tokenizer.special_ids, default=tokenizer.vocab_size - 1)
 
 
 class _Pieces:
