@@ -34,6 +34,7 @@ BENCHMARKS = (
     "overlap",
     "rollouts",
     "rollout_peers",
+    "embeddings",
 )
 
 

@@ -1,6 +1,7 @@
 """Text to ids, and back.
 
 tokenizer.py   a checkpoint's tokenizer: encode, decode, end and start tokens
+gguf_vocabulary.py  the tokenizer that a GGUF file describes
 vocabulary.py  the bytes a token stands for, and old GPT-2 vocabularies
 detokenize.py  TextStream: ids to text as they arrive, stop strings held back
 chat.py        ChatTemplate: messages to prompts; special tokens come from the template alone

@@ -44,10 +44,10 @@ from .vectors import NO_POOLING, Abilities
 class Engine:
     """One decoder, its KV cache, and the requests that are using them.
 
-    `eos_ids` are the ids that end a text unless a request ignores them. `config.dtype` and `config.device` are for
+    `eos_ids` are the ids that end a text unless a request ignores them. `tokenizer` is the folder of the checkpoint's,
+    which only structured outputs need: without it they are refused. `config.dtype` and `config.device` are for
     whoever loads the decoder: the cache has the decoder's. With a `pooler` requests for vectors are served too, in
-    steps that they share. `tokenizer` is the folder of the checkpoint's, which only structured outputs need: without it
-    they are refused.
+    steps that they share.
 
     Raises:
         ConfigError: a context longer than the decoder was built for, or a reward model, which makes no text.
@@ -101,10 +101,10 @@ class Engine:
             kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
             slots=self.slots,
         )
+        self.pooling = PoolingEngine(decoder, config, pooler) if pooler is not None else None
         self.grammars: Grammars | None = None
         if tokenizer is not None:
             self.grammars = Grammars(tokenizer, decoder.spec.vocab, eos_ids, self.scheduler.gated)
-        self.pooling = PoolingEngine(decoder, config, pooler) if pooler is not None else None
         self.version = 0
         self._half_loaded = False
         self._steps = 0
@@ -120,14 +120,14 @@ class Engine:
             RequestError: malformed, out of the context, or its id is in use.
             CapacityError: it could never fit the cache; the message says what would.
         """
+        if request.pooling is not None:
+            if self.pooling is None:
+                raise RequestError(NO_POOLING)
+            self.pooling.submit(request)
+            return
         if request.params.structured_outputs is not None and self.grammars is None:
             raise RequestError("this engine was made without a tokenizer, so it knows no forms", "structured_outputs")
-        if request.pooling is None:
-            self.scheduler.submit(request)
-        elif self.pooling is not None:
-            self.pooling.submit(request)
-        else:
-            raise RequestError(NO_POOLING)
+        self.scheduler.submit(request)
 
     def abort(self, request_id: str) -> None:
         """End a request now and free its blocks; unknown and ended ids are ignored."""
@@ -157,9 +157,9 @@ class Engine:
             raise StateError("the engine sleeps: wake it first")
         started = time.perf_counter()
         self.scheduler.expire()
+        pooled = self._pool()
         if self.grammars is not None:
             self.grammars.poll()
-        pooled = self._pool()
         plan = self.scheduler.plan()
         if plan.chunks:
             self.scheduler.apply(self._execute(plan))
@@ -173,12 +173,6 @@ class Engine:
             self.scheduler.check_integrity()
         return outputs
 
-    def _execute(self, plan: StepPlan) -> StepResult:
-        if self.grammars is None or not self.scheduler.gated:
-            return self.runner.execute(plan)
-        self.grammars.ask(plan)
-        return self.runner.execute(plan, self.grammars.masks)
-
     def _pool(self) -> list[Output]:
         """Pooling's part of the step; generation has what is left, and a token for each request at least."""
         if self.pooling is None:
@@ -188,6 +182,12 @@ class Engine:
         if config.enable_chunked_prefill:  # else a prompt needs all of it
             self.scheduler.budget = max(config.max_num_batched_tokens - taken, config.max_num_seqs)
         return self.pooling.step(taken)
+
+    def _execute(self, plan: StepPlan) -> StepResult:
+        if self.grammars is None or not self.scheduler.gated:
+            return self.runner.execute(plan)
+        self.grammars.ask(plan)
+        return self.runner.execute(plan, self.grammars.masks)
 
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         tokens = plan.num_tokens

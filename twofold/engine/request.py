@@ -127,8 +127,8 @@ class Output(msgspec.Struct, frozen=True):
 
     `prompt` holds log-probabilities of the prompt's tokens, the first being None, sent once when they were asked for.
     `stop_reason` is the stop token's id when one ended the request. `version` is that of the weights that made the
-    tokens. `param` is the request's field at fault for an `error`, when it is the request's own.
-    `pooled` is what was asked of a text that is not continued.
+    tokens. `pooled` is what was asked of a text that is not continued. `param` is the request's field at fault for an
+    `error`, when it is the request's own.
     """
 
     request_id: str
@@ -139,5 +139,5 @@ class Output(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
     error: str | None = None
     version: int = 0
-    param: str | None = None
     pooled: Pooled | None = None
+    param: str | None = None

@@ -138,7 +138,7 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------ plan
     def plan(self) -> StepPlan:
-        """Choose the next step's tokens and allocate their blocks; empty only where all wait for their grammars."""
+        """Choose the next step's tokens and allocate their blocks; empty only where all of them wait for a grammar."""
         self.step += 1
         self._planned = {}
         self._pass_gates()
@@ -371,7 +371,8 @@ class Scheduler:
 
     def _tell(self, row: Row, **what: Any) -> None:
         request = row.request
-        self._outbox.append(Output(request.id, cached_tokens=request.num_cached, version=self.version, **what))
+        said = Output(request.id, cached_tokens=request.num_cached, version=self.version, **what)
+        self._outbox.append(said)
 
     # ------------------------------------------------------------------------------------ truth
     @property

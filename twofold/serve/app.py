@@ -28,7 +28,9 @@ from .bodies import decode
 from .calls import Call
 from .client import EngineClient
 from .config import ServeConfig
+from .enforced import enforce
 from .errors import HttpError
+from .fleet import Fleet
 from .forms import Forms
 from .guard import App, Guard, Receive, Scope, Send
 from .hearing import Hearing
@@ -38,11 +40,13 @@ from .metrics import Metrics
 from .openapi import OpenApi
 from .pages import Pages
 from .readings import Readings
+from .reload import Reloads
 from .responses import Responses
 from .shape import ChatShape, TextShape
 from .shared import Shared
 from .status import Status
 from .stream import EventStream, whole
+from .switch import Switch
 from .texts import Texts
 from .tokens import Tokens
 from .wire import Ready
@@ -59,8 +63,9 @@ class Api:
         self.texts = texts
         self.metrics = Metrics(config, client)
         self.adapters = Adapters(self)
-        self.shared = shared or Shared(config, lambda name: client)
         self.judge = Judge(self._opening)
+        self.shared = shared or Shared(config)
+        self.shared.apis.append(self)
         self.defaults = sampling_defaults(config.model) if config.generation_config else {}
 
     def routes(self) -> list[BaseRoute]:
@@ -71,6 +76,7 @@ class Api:
             *Messages(self).routes(),
             *self.adapters.routes(),
             *Batches(self).routes(),
+            *Reloads(self).routes(),
             *Tokens(self).routes(),
             *Readings(self).routes(),
             *Status(self).routes(),
@@ -117,6 +123,8 @@ class Api:
             continued=messages[-1]["content"] if body.continue_final_message else None,
             silent=body.include_reasoning is False,
         )
+        if hearing is not None:
+            params, hearing = await enforce(self.judge, hearing, params)
         shape = ChatShape(**self._shape(prefix, request, body), logprobs=params.logprobs)
         return self._submit(request, body, [truncate(ids, body, self.limits, params)], params, hearing), shape
 
@@ -169,17 +177,18 @@ class Api:
     def _echo(self, prompt: str | list[int], ids: list[int]) -> str:
         return prompt if isinstance(prompt, str) else self.texts.tokenizer.decode(ids, skip_special_tokens=True)
 
+    def knows(self, name: str) -> bool:
+        """Whether requests for this name are for this model, or an adapter of it."""
+        return name == self.config.name or name in self.adapters.listed
+
     def check_model(self, name: str | None) -> str:
         """The key of the adapter that a request's `model` names, "" for the model itself; HttpError 404 for neither."""
-        if name in (None, "", self.config.name):
+        if not name or name == self.config.name:
             return ""
         if name not in self.adapters.listed:
-            raise HttpError(
-                404,
-                f"no model '{name:.80}' here, only '{self.config.name}' and its adapters: see /v1/models",
-                param="model",
-                code="model_not_found",
-            )
+            known = "', '".join(api.config.name for api in self.shared.apis)
+            message = f"no model '{name:.80}' here, only '{known}' and adapters: see /v1/models"
+            raise HttpError(404, message, param="model", code="model_not_found")
         return self.adapters.listed[name].key
 
     def check_room(self, count: int, tokens: int = 0) -> None:
@@ -239,16 +248,23 @@ def truncate(ids: list[int], body: openai.Common, limits: Limits, params: Sampli
     return ids[:most] if body.truncation_side == "right" else ids[-most:]
 
 
-def build_app(api: Api) -> App:
-    """The whole ASGI application, the guard outermost."""
+def routed(api: Api) -> App:
+    """One model's routes."""
     router = Router(api.routes(), redirect_slashes=False, default=_not_found)
 
-    async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = api  # makes Starlette raise its 404 and 405 instead of answering in plain text
         await router(scope, receive, send)
 
-    api.shared.app = routed
-    return Guard(routed, api.config, lambda: api.shared.draining)
+    return app
+
+
+def build_app(api: Api, fleet: Fleet | None = None) -> App:
+    """The whole ASGI application, the guard outermost; with a `fleet` a request's model chooses among its members."""
+    api.shared.app = routed(api) if fleet is None else Switch(fleet)
+    guard = Guard(api.shared.app, api.config, lambda: api.shared.draining)
+    api.shared.reload.told.append(guard.renew)
+    return guard
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

@@ -29,7 +29,7 @@ class Vocabulary:
         self.eos_ids = tuple(end for end in eos_ids if end < tokenizer.vocab_size)
         ends = list(self.eos_ids) or [_stand_in(tokenizer)]
         self.never = () if self.eos_ids else (ends[0],)
-        self._special = {text: token for text, token in tokenizer.special_tokens.items() if token < size}
+        self._special = {text: token for text, token in tokenizer.control_tokens.items() if token < size}
         try:
             self.tokens = LLTokenizer(tokenizer.serialized(), n_vocab=count, eos_token=ends)
         except ValueError:  # a way to spell bytes that llguidance does not read from tokenizer.json
