@@ -182,7 +182,11 @@ class Grammars:
 
     def _send(self, message: m.ToChild) -> None:
         if self._process is None:
-            self._process, self._opened = GrammarProcess(self.opening), False
+            try:
+                self._process, self._opened = GrammarProcess(self.opening), False
+            except OSError as error:
+                self._fail(f"no grammar process can be started: {error}")
+                return
             self._started = time.monotonic()
         self._process.send(message)
 

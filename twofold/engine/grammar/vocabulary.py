@@ -41,13 +41,11 @@ class Vocabulary:
 
     def mask(self, bits: bytes) -> bytes:
         """One bit for each id the model has, in words of 32, from llguidance's own mask."""
-        out = bytearray(bits[: -(-self.size // 32) * 4])
-        for token in self.never:
-            if token < self.size:
+        size = -(-self.size // 32) * 4
+        out = bytearray(bits[:size].ljust(size, b"\0"))
+        for token in (*self.never, *range(self.size, 8 * size)):
+            if token < 8 * size:
                 out[token >> 3] &= ~(1 << (token & 7)) & 255
-        beyond = -self.size % 32
-        for token in range(self.size, self.size + beyond):
-            out[token >> 3] &= ~(1 << (token & 7)) & 255
         return bytes(out)
 
 
