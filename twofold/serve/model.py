@@ -7,8 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ..core import ConfigError, build
-from ..engine.adapters import AdapterPool
+from ..core import build
 from ..engine.capacity import DTYPES, forecast, resolve
 from ..engine.config import EngineConfig
 from ..engine.engine import Engine, open_engine
@@ -39,12 +38,6 @@ class LoadedModel:
             blocks=limits.cache_tokens // config.block_size,
             abilities=engine.abilities,
         )
-
-    @property
-    def _adapters(self) -> AdapterPool:
-        if isinstance(self.engine, PoolingEngine):
-            raise ConfigError("adapters stand beside a model that generates: this one makes vectors and scores")
-        return self.engine.adapters
 
     def _load_adapter(
         self, name: str, path: str, key: str | None = None, replace: bool = False, listed: bool = True

@@ -144,7 +144,7 @@ class Embeddings(msgspec.Struct):
 
 class PoolingData(msgspec.Struct):
     index: int
-    data: list[float] | list[list[float]] | str
+    data: list[float | list[float]] | str
     object: str = "pooling"
 
 
