@@ -21,6 +21,7 @@ from ..data import TextStream, Tokenizer
 from ..models.gguf import folder_of
 from ..models.weights import load, read_formats, read_spec
 from ..platforms import free_on
+from .adapters import AdapterPool
 from .capacity import DTYPES, forecast, resolve
 from .config import EngineConfig
 from .embedding import TextJudge
@@ -31,6 +32,7 @@ from .sampling import SamplingParams
 
 if TYPE_CHECKING:
     from ..data import ChatTemplate
+    from .grammar.masks import Grammars
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
@@ -105,9 +107,12 @@ class LLM(TextJudge):
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | Sequence[str | None] | None = None,
         progress: bool = True,
     ) -> list[Completion]:
         """Continue each prompt, text or ids; one SamplingParams for all or one for each. Results are in order.
+
+        `adapter` names one that `load_adapter` has loaded, for all prompts; or one, or None, for each.
 
         Raises:
             RequestError: a prompt or setting that cannot be served; nothing is left behind in the engine.
@@ -116,17 +121,35 @@ class LLM(TextJudge):
         many = _listed(prompts)
         texts = [prompt if isinstance(prompt, str) else None for prompt in many]
         ids = [self.tokenizer.encode_prompt(p) if isinstance(p, str) else list(p) for p in many]
-        return self._run(texts, ids, params, progress)
+        return self._run(texts, ids, params, progress, adapter)
+
+    def load_adapter(self, name: str, path: str | Path, *, replace: bool = False) -> None:
+        """Know the adapter of a PEFT directory by a name; the model was made with `enable_lora=True`.
+
+        Raises:
+            RequestError: the name is taken (unless `replace`), or no adapters are served.
+            CheckpointError, CapacityError: it is no adapter for this model, or too large a one.
+        """
+        self._adapters.load(name, str(path), replace=replace)
+
+    def unload_adapter(self, name: str) -> None:
+        """Know an adapter no more. Raises RequestError when nobody did."""
+        self._adapters.unload(name)
+
+    @property
+    def _adapters(self) -> AdapterPool:
+        return self.engine.adapters if isinstance(self.engine, Engine) else AdapterPool()
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | Sequence[str | None] | None = None,
         progress: bool = True,
         **template: Any,
     ) -> list[Completion]:
-        """Answer one conversation or several; `template` goes to the checkpoint's chat template.
+        """Answer one conversation or several; `template` goes to the checkpoint's chat template, `adapter` as above.
 
         Raises:
             CheckpointError: the checkpoint has no chat template.
@@ -136,7 +159,7 @@ class LLM(TextJudge):
         talks: Sequence[Any] = [messages] if single else messages
         ids = [self.template.encode(self.tokenizer, talk, **template) for talk in talks]
         texts: list[str | None] = [self.template.render(talk, **template) for talk in talks]
-        return self._run(texts, ids, params, progress)
+        return self._run(texts, ids, params, progress, adapter)
 
     # ------------------------------------------------------------------------------------ the loop
     def _run(
@@ -145,14 +168,15 @@ class LLM(TextJudge):
         ids: Sequence[Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams] | None,
         progress: bool,
+        adapter: str | Sequence[str | None] | None,
     ) -> list[Completion]:
-        wanted = _one_each(params, len(ids))
+        wanted, adapters = _one_each(params, len(ids)), _named(adapter, len(ids))
         self._check_forms(wanted)
         samples: list[list[_Sample]] = []
         live: dict[str, _Sample] = {}
         try:
-            for prompt, settings in zip(ids, wanted):
-                samples.append([self._sample(tuple(prompt), settings, k) for k in range(settings.n)])
+            for prompt, settings, name in zip(ids, wanted, adapters):
+                samples.append([self._sample(tuple(prompt), settings, k, name) for k in range(settings.n)])
                 for made in samples[-1]:
                     self.engine.submit(made.request)
                     live[made.request.id] = made
@@ -189,7 +213,7 @@ class LLM(TextJudge):
         if form is not None and form.checked_after and grammars is not None and made.reason == "stop":
             made.form_error = grammars.validate(form, made.text)
 
-    def _sample(self, prompt: tuple[int, ...], params: SamplingParams, k: int) -> _Sample:
+    def _sample(self, prompt: tuple[int, ...], params: SamplingParams, k: int, adapter: str) -> _Sample:
         number = next(self._names)
         seed = -1
         if params.seed is None and self.engine.config.seed is not None:
@@ -197,7 +221,7 @@ class LLM(TextJudge):
             seed = int.from_bytes(digest, "little")
         if params.prompt_logprobs is not None and k > 0:
             params = params.with_(prompt_logprobs=None)  # the prompt is the same for all samples
-        request = Request(id=f"llm-{number}", prompt_ids=prompt, params=params, sample=k, seed=seed)
+        request = Request(id=f"llm-{number}", prompt_ids=prompt, params=params, sample=k, seed=seed, adapter=adapter)
         return _Sample(request, self.tokenizer)
 
     def _drive(self, live: dict[str, _Sample], progress: bool) -> None:
@@ -312,3 +336,11 @@ def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: i
     if len(params) != count:
         raise RequestError(f"{len(params)} SamplingParams for {count} prompts: give one for all or one for each")
     return list(params)
+
+
+def _named(given: str | Sequence[str | None] | None, count: int) -> list[str]:
+    """The adapter of each prompt, "" for none."""
+    each = [given] * count if given is None or isinstance(given, str) else list(given)
+    if len(each) != count:
+        raise RequestError(f"{len(each)} adapters for {count} prompts: give one for all, or one or None for each")
+    return [name or "" for name in each]

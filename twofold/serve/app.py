@@ -28,6 +28,7 @@ from .bodies import decode
 from .calls import Call
 from .client import EngineClient
 from .config import ServeConfig
+from .enforced import enforce
 from .errors import HttpError
 from .fleet import Fleet
 from .forms import Forms
@@ -39,6 +40,7 @@ from .metrics import Metrics
 from .openapi import OpenApi
 from .pages import Pages
 from .readings import Readings
+from .reload import Reloads
 from .responses import Responses
 from .shape import ChatShape, TextShape
 from .shared import Shared
@@ -74,6 +76,7 @@ class Api:
             *Messages(self).routes(),
             *self.adapters.routes(),
             *Batches(self).routes(),
+            *Reloads(self).routes(),
             *Tokens(self).routes(),
             *Readings(self).routes(),
             *Status(self).routes(),
@@ -120,6 +123,8 @@ class Api:
             continued=messages[-1]["content"] if body.continue_final_message else None,
             silent=body.include_reasoning is False,
         )
+        if hearing is not None:
+            params, hearing = await enforce(self.judge, hearing, params)
         shape = ChatShape(**self._shape(prefix, request, body), logprobs=params.logprobs)
         return self._submit(request, body, [truncate(ids, body, self.limits, params)], params, hearing), shape
 
@@ -257,7 +262,9 @@ def routed(api: Api) -> App:
 def build_app(api: Api, fleet: Fleet | None = None) -> App:
     """The whole ASGI application, the guard outermost; with a `fleet` a request's model chooses among its members."""
     api.shared.app = routed(api) if fleet is None else Switch(fleet)
-    return Guard(api.shared.app, api.config, lambda: api.shared.draining)
+    guard = Guard(api.shared.app, api.config, lambda: api.shared.draining)
+    api.shared.reload.told.append(guard.renew)
+    return guard
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

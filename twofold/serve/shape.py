@@ -92,12 +92,12 @@ class Shape:
         return bool(says or piece.finish or piece.prompt is not None or (needs_tokens and piece.tokens))
 
     def parts(self, piece: Piece) -> list[Piece]:
-        """A piece as the events of a stream that it becomes: one thing said each, the end with the last."""
+        """A piece as the events of a stream that it becomes: one thing said each, tokens and the end with the last."""
         said = piece.said or []
         if len(said) < 2:
             return [piece]
         parts = [replace(piece, tokens=[], prompt=None, finish=None, stop_reason=None, said=[one]) for one in said]
-        parts[0].tokens, parts[0].prompt = piece.tokens, piece.prompt
+        parts[0].prompt, parts[-1].tokens = piece.prompt, piece.tokens
         parts[-1].finish, parts[-1].stop_reason = piece.finish, piece.stop_reason
         return parts
 
