@@ -9,7 +9,7 @@
 #include "crew.h"
 #include "simd.h"
 
-enum class Type : int32_t { fp32 = 0, bf16 = 1, int8 = 2, fp16 = 3 };
+enum class Type : int32_t { fp32 = 0, bf16 = 1, int8 = 2, fp16 = 3, fp8 = 4 };  // fp8: e4m3
 
 // A row of weights in the type they are kept in; null when there is none.
 struct Numbers {
@@ -147,7 +147,7 @@ struct Linear {
 // One layer's keys and values: blocks of `size` tokens, a multiple of 16.
 //   keys    [blocks][kv_heads][size/16][dim][16]       int8: [size/16][dim/4][16][4]
 //   values  [blocks][kv_heads][size][dim]
-//   scales  [blocks][kv_heads][size], int8 only
+//   scales  [blocks][kv_heads][size], int8 and fp8 only
 struct Cache {
   void *keys, *values;
   float *key_scales, *value_scales;
