@@ -54,7 +54,7 @@ class Limits:
             ("stop_token_ids", params.stop_token_ids),
             ("allowed_token_ids", params.allowed_token_ids or ()),
             ("logit_bias", params.logit_bias),
-            ("bad_words", (token for ids in params.bad_words_ids for token in ids)),
+            ("bad_words", [token for word in params.bad_words_ids for token in word]),
         )
         for name, ids in fields:
             low, high = min(ids, default=0), max(ids, default=0)

@@ -107,8 +107,21 @@ class TokenOut(msgspec.Struct, frozen=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Beam(msgspec.Struct, frozen=True):
+    """One finished sequence of a beam search: its tokens, the sum of their log-probabilities as the search counted
+    them, its score (that sum over a power of its length), and how it ended."""
+
+    tokens: tuple[TokenOut, ...]
+    cumulative_logprob: float
+    score: float
+    finish: State
+    stop_reason: int | None = None
+
+
 class Output(msgspec.Struct, frozen=True):
     """What one engine step adds to one request. `finish` is set once, with the last tokens.
+
+    A beam search says nothing before its end; its last Output has `beams`, the best first, and no `tokens`.
 
     `prompt` holds log-probabilities of the prompt's tokens, the first being None, sent once when they were asked for.
     `stop_reason` is the stop token's id when one ended the request. `version` is that of the weights that made the
@@ -123,3 +136,4 @@ class Output(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
     error: str | None = None
     version: int = 0
+    beams: tuple[Beam, ...] = ()

@@ -65,6 +65,8 @@ class TextChoice(msgspec.Struct):
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    cumulative_logprob: float | UnsetType = UNSET
+    beam_score: float | UnsetType = UNSET
 
 
 class Text(msgspec.Struct):
@@ -92,6 +94,8 @@ class ChatChoice(msgspec.Struct):
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     token_ids: list[int] | UnsetType = UNSET
+    cumulative_logprob: float | UnsetType = UNSET
+    beam_score: float | UnsetType = UNSET
 
 
 class Chat(msgspec.Struct):

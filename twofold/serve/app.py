@@ -16,6 +16,7 @@ from ..core import CapacityError, RequestError
 from ..engine.defaults import sampling_defaults
 from ..engine.limits import Limits
 from ..engine.sampling import SamplingParams
+from ..engine.words import ban
 from . import openai
 from .answers import json
 from .bodies import decode
@@ -65,7 +66,7 @@ class Api:
         body.check()
         self.check_model(body.model)
         params, prompts = body.params(self.defaults), body.prompts(self.config.limits.prompts)
-        self.check_room(len(prompts) * params.n)
+        self.check_room(len(prompts) * params.width)
         found = await self.texts.prompts(prompts, special=body.add_special_tokens is not False)
         ids = [truncate(each, body, self.limits, params) for each in found]
         shape = TextShape(**self._shape("cmpl", request, body), logprobs=body.logprobs)
@@ -80,7 +81,7 @@ class Api:
         body.check()
         self.check_model(body.model)
         params, messages = body.params(self.defaults), plain(body.messages, self.config.limits.messages)
-        self.check_room(params.n)
+        self.check_room(params.width)
         ids = await self.texts.chat(
             messages,
             add_generation_prompt=body.add_generation_prompt,
@@ -98,11 +99,11 @@ class Api:
         prompts: list[list[int]],
         params: SamplingParams,
     ) -> Any:
-        call = Call(self.client, self.metrics, self.texts.tokenizer)
-        deadline, salt = self.deadline(request), f"{request.scope['owner']}:{body.cache_salt or ''}".strip(":")
+        call, params = Call(self.client, self.metrics, self.texts.tokenizer), ban(params, self.texts.tokenizer)
+        deadline, salt = self.deadline(request), salted(request, body.cache_salt)
         for ids in prompts:
             call.add(ids, params, self.limits, priority=body.priority or 0, deadline=deadline, salt=salt)
-        self.check_room(len(call.choices), sum(map(len, prompts)) * params.n)
+        self.check_room(len(call.choices), sum(map(len, prompts)) * params.width)
         call.submit()
         if body.stream:
             return EventStream(call, shape, self.config.ping_seconds)
@@ -145,7 +146,13 @@ class Api:
         info = self.client.info
         if info is None:
             raise HttpError(503, "the model is still loading: try again soon", code="loading", retry_after=2)
-        return Limits(max_model_len=info.max_len, vocab=info.vocab_size, cache_tokens=info.blocks * info.block_size)
+        return Limits(
+            max_model_len=info.max_len,
+            vocab=info.vocab_size,
+            cache_tokens=info.blocks * info.block_size,
+            block_size=info.block_size,
+            max_seqs=info.max_running,
+        )
 
     def deadline(self, request: Request) -> float:
         seconds = self.config.request_seconds
@@ -159,6 +166,11 @@ class Api:
                 raise RequestError(f"X-Request-Timeout is seconds above 0, not {given!r:.40}", "X-Request-Timeout")
             seconds = min(seconds, wanted)
         return time.monotonic() + seconds
+
+
+def salted(request: Request, salt: str | None) -> str:
+    """What keeps the cached prefixes of owners, and of salts within one, apart."""
+    return f"{request.scope['owner']}:{salt or ''}".strip(":")
 
 
 def truncate(ids: list[int], body: openai.Common, limits: Limits, params: SamplingParams) -> list[int]:

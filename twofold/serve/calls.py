@@ -15,10 +15,12 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 
+from msgspec.structs import replace
+
 from ..core import CapacityError, RequestError
 from ..data import Tokenizer
 from ..engine.limits import Limits
-from ..engine.request import Output, Request
+from ..engine.request import Output, Request, State
 from ..engine.sampling import SamplingParams
 from .answers import PromptTokensDetails, Usage
 from .choice import Choice, Piece
@@ -32,7 +34,7 @@ _numbers = itertools.count()
 class Call:
     """All sequences of one API call. Use as an async context: leaving it, however, frees everything in the engine."""
 
-    def __init__(self, client: EngineClient, metrics: Metrics, tokenizer: Tokenizer) -> None:
+    def __init__(self, client: EngineClient, metrics: Metrics, tokenizer: Tokenizer | None) -> None:
         self.client = client
         self.metrics = metrics
         self.tokenizer = tokenizer
@@ -41,21 +43,24 @@ class Call:
         self.arrived = time.monotonic()
         self.submitted = False
         self.failed = False
-        self._by_id: dict[str, Choice] = {}
+        self._by_id: dict[str, list[Choice]] = {}
+        self._all: list[Choice] = []
         self._queue: deque[Output] = deque()
         self._news = asyncio.Event()
 
     def add(
         self, ids: list[int], params: SamplingParams, limits: Limits, *, priority: int, deadline: float, salt: str
     ) -> None:
-        """Plan `params.n` sequences that continue `ids`.
+        """Plan `params.n` sequences that continue `ids`, or more to choose the best of. Beams are one request.
 
         Raises:
             RequestError, HttpError: the prompt, the answer or a token id does not fit the model or its cache.
         """
         self.prompts.append(ids)
         seed = -1
-        for sample in range(params.n):
+        if params.width > params.n and not params.use_beam_search and params.logprobs is None:
+            params = params.with_(logprobs=0)
+        for sample in range(1 if params.use_beam_search else params.width):
             request = Request(
                 id=f"{next(_numbers):x}",
                 prompt_ids=tuple(ids),
@@ -69,13 +74,15 @@ class Call:
             seed = request.seed  # samples of one prompt share it and differ in their number
             if sample == 0:
                 _fits(limits, request)
-            choice = Choice(len(self.choices), request, self.tokenizer)
-            self.choices.append(choice)
-            self._by_id[request.id] = choice
+            made = self._by_id[request.id] = []
+            for _ in range(params.n if params.use_beam_search else 1):
+                made.append(Choice(len(self.choices), request, self.tokenizer))
+                self.choices.append(made[-1])
+                self._all.append(made[-1])
 
     def submit(self) -> None:
         """Hand all sequences to the engine, or none; the errors of `EngineClient.check`."""
-        self.client.submit([choice.request for choice in self.choices], self._sink)
+        self.client.submit([made[0].request for made in self._by_id.values()], self._sink)
         self.submitted = True
         self.metrics.accepted(self.choices)
 
@@ -84,8 +91,8 @@ class Call:
 
     async def __aexit__(self, *error: object) -> None:
         if self.submitted:
-            self.client.abort([choice.request.id for choice in self.choices if choice.finish is None])
-            self.metrics.ended(self.choices, self.failed)
+            self.client.abort([choice.request.id for choice in self._all if choice.finish is None])
+            self.metrics.ended(self._all, self.failed)
 
     def _sink(self, output: Output) -> None:
         self._queue.append(output)
@@ -107,20 +114,23 @@ class Call:
             self._news.clear()
             batch = []
             while self._queue:
-                piece = self._take(self._queue.popleft())
-                if piece is not None:
-                    batch.append(piece)
+                output = self._queue.popleft()
+                made = self._by_id[output.request_id]
+                for choice, part in zip(made, _parts(output, len(made))):
+                    piece = self._take(choice, part)
+                    if piece is not None:
+                        batch.append(piece)
             if batch:
                 yield batch
 
-    def _take(self, output: Output) -> Piece | None:
-        choice = self._by_id[output.request_id]
+    def _take(self, choice: Choice, output: Output) -> Piece | None:
         if choice.finish is not None:
             return None
         if output.tokens:
             self.metrics.tokens(choice, len(output.tokens), self.arrived)
         try:
             piece = choice.take(output)
+            piece.beam = next(iter(output.beams), None)
         except HttpError:
             self.failed = True
             raise
@@ -130,12 +140,44 @@ class Call:
             self.metrics.finished(choice, self.arrived)
         return piece
 
+    def settle(self, pieces: list[list[Piece]]) -> list[list[Piece]]:
+        """Of the `best_of` samples of each prompt keep the `n` with the highest mean log-probability, best first."""
+        width = max(len(self.choices) // max(len(self.prompts), 1), 1)
+        n = self.choices[0].request.params.n
+        if width == n:
+            return pieces
+        kept: list[Choice] = []
+        for start in range(0, len(self.choices), width):
+            group = self.choices[start : start + width]
+            kept += sorted(group, key=lambda choice: -choice.mean_logprob)[:n]
+        found = [pieces[choice.index] for choice in kept]
+        for index, (choice, parts) in enumerate(zip(kept, found)):
+            choice.index = index
+            for piece in parts:
+                piece.index = index
+        self.choices = kept
+        return found
+
     @property
     def usage(self) -> Usage:
         prompt = sum(map(len, self.prompts))
-        said = sum(choice.tokens for choice in self.choices)
-        cached = max((choice.cached for choice in self.choices), default=0)
+        said = sum(choice.tokens for choice in self._all)
+        cached = max((choice.cached for choice in self._all), default=0)
         return Usage(prompt, said, prompt + said, PromptTokensDetails(cached))
+
+
+def _parts(output: Output, count: int) -> list[Output]:
+    """What an Output says to each of `count` choices: a beam each at the end of a search, otherwise the same.
+
+    Where there were fewer different sequences than asked for, the rest say nothing.
+    """
+    if not output.beams:
+        return [output] * count
+    parts = [
+        replace(output, tokens=beam.tokens, finish=beam.finish, stop_reason=beam.stop_reason, beams=(beam,))
+        for beam in output.beams[:count]
+    ]
+    return parts + [replace(output, finish=State.STOP, beams=())] * (count - len(parts))
 
 
 def _fits(limits: Limits, request: Request) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..data import TextStream, Tokenizer
-from ..engine.request import Output, Request, State, TokenOut
+from ..engine.request import Beam, Output, Request, State, TokenOut
 from .errors import HttpError
 
 
@@ -23,22 +23,24 @@ class Piece:
     prompt: tuple[TokenOut, ...] | None = None
     finish: str | None = None
     stop_reason: int | str | None = None
+    beam: Beam | None = None
 
 
 class Choice:
-    """One sequence: its request, the text so far, and how it ended."""
+    """One sequence: its request, the text so far, and how it ended. Without a tokenizer the text stays empty."""
 
-    def __init__(self, index: int, request: Request, tokenizer: Tokenizer) -> None:
+    def __init__(self, index: int, request: Request, tokenizer: Tokenizer | None) -> None:
         params = request.params
         self.index = index
         self.request = request
         self.tokens = 0
         self.cached = 0
         self.shown = 0
+        self.logprob = 0.0
         self.finish: str | None = None
         self.first_token: float | None = None
         self.last_token: float | None = None
-        self._stream = TextStream(
+        self._stream = tokenizer and TextStream(
             tokenizer,
             stop=params.stop,
             include_stop=params.include_stop_str_in_output,
@@ -57,24 +59,31 @@ class Choice:
         if output.finish in (State.ERROR, State.TIMEOUT, State.ABORT):
             raise _failure(output)
         ids = [token.id for token in output.tokens]
-        # The token that ended a text is not part of it, unless asked for.
-        silent = output.finish is State.STOP and not self.request.params.include_stop_str_in_output
-        said = ids[:-1] if silent else ids
-        before = self._stream.tokens
-        piece.text = self._stream.push(said)
-        if self._stream.stopped is not None:
-            piece.tokens = list(output.tokens[: self._stream.tokens - before])
-            piece.finish, piece.stop_reason = "stop", self._stream.stopped
-        else:
-            piece.tokens = list(output.tokens)
-            if output.finish is not None:
+        piece.tokens = list(output.tokens)
+        if output.finish is not None:
+            piece.finish, piece.stop_reason = output.finish.value, output.stop_reason
+        if self._stream is not None:
+            # The token that ended a text is not part of it, unless asked for.
+            silent = output.finish is State.STOP and not self.request.params.include_stop_str_in_output
+            before = self._stream.tokens
+            piece.text = self._stream.push(ids[:-1] if silent else ids)
+            if self._stream.stopped is not None:
+                del piece.tokens[self._stream.tokens - before :]
+            elif output.finish is not None:
                 piece.text += self._stream.finish()
-                piece.finish = "stop" if self._stream.stopped is not None else output.finish.value
-                piece.stop_reason = self._stream.stopped or output.stop_reason
+            if self._stream.stopped is not None:
+                piece.finish, piece.stop_reason = "stop", self._stream.stopped
         self.tokens += len(piece.tokens)
+        self.logprob += sum(token.logprob or 0.0 for token in piece.tokens)
         self.shown += len(piece.text)
         self.finish = piece.finish
         return piece
+
+
+    @property
+    def mean_logprob(self) -> float:
+        """The mean log-probability of its tokens, by which the best of several samples is found."""
+        return self.logprob / max(self.tokens, 1)
 
 
 def _failure(output: Output) -> HttpError:

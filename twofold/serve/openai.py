@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from ..core import RequestError
-from ..engine.sampling import SamplingParams
+from ..engine.sampling import EarlyStopping, LogprobsMode, SamplingParams
 from .messages import Message
 
 MAX_TEXT = 256  # characters of an id, a salt or a name
@@ -34,10 +34,6 @@ NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
     "store": ((False,), "nothing is kept"),
     "service_tier": (("auto", "default"), ""),
     "suffix": (("",), "put what follows into the prompt"),
-    "best_of": ((1,), "send n and choose among the answers"),
-    "use_beam_search": ((False,), "send n"),
-    "length_penalty": ((1.0,), ""),
-    "bad_words": (([],), "use logit_bias"),
     "documents": (([],), "put the documents into a message"),
     "chat_template": ((), "the server's operator chooses the template"),
     "mm_processor_kwargs": (({},), "only text is done"),
@@ -71,9 +67,15 @@ class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     prompt_logprobs: int | None = None
-    logprobs_mode: Literal["raw", "processed"] | None = None
+    logprobs_mode: LogprobsMode | None = None
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    best_of: int | None = None
+    use_beam_search: bool | None = None
+    beam_width: int | None = None
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     truncate_prompt_tokens: int | None = None
@@ -95,10 +97,6 @@ class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     service_tier: Any = None
     response_format: Any = None
     structured_outputs: Any = None
-    best_of: Any = None
-    use_beam_search: Any = None
-    length_penalty: Any = None
-    bad_words: Any = None
     mm_processor_kwargs: Any = None
     kv_transfer_params: Any = None
 
@@ -115,17 +113,32 @@ class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             text = getattr(self, name)
             if text is not None and not (0 < len(text) <= MAX_TEXT and text.isprintable()):
                 raise RequestError(f"{name} must be 1 to {MAX_TEXT} printable characters", name)
+        if self.stream:
+            self._check_stream()
         if self.priority is not None and not -(2**31) <= self.priority < 2**31:
             raise RequestError(f"priority must be in [-2^31, 2^31), not {self.priority}", "priority")
         truncate = self.truncate_prompt_tokens
         if truncate is not None and truncate != -1 and not 1 <= truncate < 2**31:
             raise RequestError(f"truncate_prompt_tokens must be -1 or at least 1, not {truncate}", _TRUNCATE)
 
+    def _check_stream(self) -> None:
+        if self.use_beam_search:
+            raise RequestError(
+                "beams cannot be streamed, since which one is the best shows only at the end: leave out stream", "stream"
+            )
+        if self.best_of is not None and self.best_of > (self.n or 1):
+            raise RequestError(
+                "which of best_of samples are the best shows only at their ends: leave out stream, or best_of", "stream"
+            )
+
     def asked(self, defaults: Mapping[str, Any], **extra: Any) -> dict[str, Any]:
         """The sampling fields that were sent, as SamplingParams takes them, over the checkpoint's `defaults`."""
         found = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
         if found.get("seed") == -1:  # vLLM's way to say none
             del found["seed"]
+        if self.use_beam_search:  # nothing is drawn, so what the checkpoint says about drawing does not apply
+            defaults = {name: value for name, value in defaults.items() if name == "repetition_penalty"}
+            found.setdefault("temperature", 0.0)
         return {**defaults, **found} | {name: value for name, value in extra.items() if value is not None}
 
 
@@ -133,7 +146,8 @@ _TRUNCATE = "truncate_prompt_tokens"
 _SAMPLING = (
     *("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
     *("seed", "max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output"),
-    *("skip_special_tokens", "prompt_logprobs", "logprobs_mode", "logit_bias", "allowed_token_ids"),
+    *("skip_special_tokens", "prompt_logprobs", "logprobs_mode", "logit_bias", "allowed_token_ids", "bad_words"),
+    *("best_of", "use_beam_search", "beam_width", "length_penalty", "early_stopping"),
 )
 
 

@@ -133,6 +133,7 @@ class TextShape(Shape):
                 found.prompt_token_ids = list(call.choices[piece.index].request.prompt_ids)
         if self.prompt_logprobs is not None and prompt is not None:
             found.prompt_logprobs = self.prompt(prompt)
+        _tell_beam(found, piece)
         return found
 
     def _score(self, into: a.TextLogprobs, tokens: Iterable[TokenOut], offset: int) -> None:
@@ -167,6 +168,7 @@ class ChatShape(Shape):
             )
             if self.token_ids:
                 choice.token_ids = [token.id for token in piece.tokens]
+            _tell_beam(choice, piece)
             chat.choices.append(choice)
             if self.prompt_logprobs is not None and piece.prompt is not None:
                 chat.prompt_logprobs = self.prompt(piece.prompt)
@@ -210,6 +212,11 @@ class ChatShape(Shape):
         return a.ChatLogprob(self.token(token.id), max(token.logprob or 0.0, LOWEST), self.bytes(token.id), top)
 
 
+def _tell_beam(choice: a.TextChoice | a.ChatChoice, piece: Piece) -> None:
+    if piece.beam is not None:
+        choice.cumulative_logprob, choice.beam_score = piece.beam.cumulative_logprob, piece.beam.score
+
+
 def merge(pieces: Sequence[Piece]) -> Piece:
     """Several pieces of one choice as one."""
     first, last = pieces[0], pieces[-1]
@@ -221,6 +228,7 @@ def merge(pieces: Sequence[Piece]) -> Piece:
         next((piece.prompt for piece in pieces if piece.prompt is not None), None),
         last.finish,
         last.stop_reason,
+        last.beam,
     )
 
 

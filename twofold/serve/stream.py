@@ -58,7 +58,7 @@ async def collect(call: Call) -> list[list[Piece]]:
 async def whole(request: Request, call: Call, shape: TextShape | ChatShape) -> Any:
     """The one answer of a call that is not streamed."""
     async with call:
-        return shape.whole(call, await until_gone(request.receive, collect(call)))
+        return shape.whole(call, call.settle(await until_gone(request.receive, collect(call))))
 
 
 class EventStream:
