@@ -23,7 +23,7 @@ def test_internal_waste_is_under_four_percent_on_the_mixed_workload():
         empty = sum(len(row.blocks) * 16 - row.request.num_computed for row in scheduler.running)
         planned = plan.num_tokens
         assert empty - planned <= held * 0.06, "in no single step is more empty once its tokens are in"
-        rows = (ChunkResult(serial=c.serial, token=TokenOut(1) if c.draw else None) for c in plan.chunks)
+        rows = (ChunkResult(serial=c.serial, tokens=(TokenOut(1),) if c.draws else ()) for c in plan.chunks)
         scheduler.apply(StepResult(step=plan.step, rows=tuple(rows)))
         scheduler.take()
     scheduler.check_integrity()

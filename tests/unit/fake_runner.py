@@ -47,12 +47,15 @@ class FakeRunner:
             self.computed += len(chunk.ids)
             stop = chunk.start + len(chunk.ids)
             history = [self.slots[self.slot(chunk.blocks, place)] for place in range(stop)]
-            token = None
-            if chunk.draw is not None:
-                assert chunk.draw.position == stop
-                token = TokenOut(next_token(history))
+            tokens: list[TokenOut] = []
+            first = stop - len(chunk.draws) + 1
+            for known, draw in enumerate(chunk.draws, first):
+                assert draw.position == known
+                if tokens and tokens[-1].id != history[known - 1]:
+                    break
+                tokens.append(TokenOut(next_token(history[:known])))
             scores = tuple(TokenOut(target) for target in chunk.targets)
-            rows.append(ChunkResult(serial=chunk.serial, token=token, scores=scores))
+            rows.append(ChunkResult(serial=chunk.serial, tokens=tuple(tokens), scores=scores))
         return StepResult(step=plan.step, rows=tuple(rows))
 
 

@@ -96,7 +96,7 @@ def peak_of_step(spec: ModelSpec, settings: EngineConfig, start: int, count: int
         torch.nn.init.normal_(parameter, std=0.02)
     draw = Draw(params=SamplingParams(temperature=0.8, top_k=5), seed=1, sample=0, position=start + count)
     chunks = [
-        Chunk(serial=i, start=start, ids=(0,) * count, blocks=tuple(range(64)), draw=draw)
+        Chunk(serial=i, start=start, ids=(0,) * count, blocks=tuple(range(64)), draws=(draw,))
         for i in range(settings.max_num_seqs)
     ]
 

@@ -32,7 +32,7 @@ def test_ends_come_in_order():
 def test_min_tokens_bans_the_ends_until_it_is_reached():
     bench = Bench(eos_ids=(5,))
     bench.submit(ask("r", [1, 2], 4, min_tokens=2, stop_token_ids=(6, 7)))
-    bans = [bench.step().chunks[0].draw.banned for _ in range(4)]
+    bans = [bench.step().chunks[0].draws[0].banned for _ in range(4)]
     assert bans == [(5, 6, 7), (5, 6, 7), (), ()]
 
 

@@ -7,6 +7,8 @@ limits.py     what a request may be on this engine
 capacity.py   the sum of bytes: what fits this machine
 blocks.py     BlockPool: who holds which block, and the prefix cache
 row.py        what the scheduler keeps beside a request
+promises.py   which blocks can be found, or will be soon, and by whom
+proposer.py   Proposer: who guesses at the next tokens
 scheduler.py  Scheduler: which tokens go into the next step
 plan.py       StepPlan and StepResult, what passes between scheduler and runner
 paged.py      KVCache, and attention over block tables

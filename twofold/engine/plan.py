@@ -16,7 +16,8 @@ from .sampling import SamplingParams
 class Draw(msgspec.Struct, frozen=True, kw_only=True):
     """How to choose the token at `position` (its index in prompt and output together).
 
-    `banned` are the ids that may not come yet (`min_tokens`). The histories are filled in only for penalties.
+    `banned` are the ids that may not come yet (`min_tokens`). The histories are filled in only for penalties, and hold
+    the drafts before this draw.
     """
 
     params: SamplingParams
@@ -32,7 +33,10 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """The tokens `start .. start + len(ids) - 1` of one request, whose blocks are already allocated.
 
     `targets` are the tokens that follow each of the first `len(targets)` ones, when the prompt is to be scored, with
-    `num_top` alternatives each. `draw` is set on the chunk that reaches the last known token.
+    `num_top` alternatives each. `draws` are set on the chunk that reaches the last known token:
+
+        ids      t t t t d d d      the last `len(draws) - 1` are drafts, guesses at what the draws before them give
+        draws          0 1 2 3      each chooses what follows the token it stands under
     """
 
     serial: int
@@ -41,7 +45,12 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     blocks: tuple[int, ...]
     targets: tuple[int, ...] = ()
     num_top: int = 0
-    draw: Draw | None = None
+    draws: tuple[Draw, ...] = ()
+
+    @property
+    def drafts(self) -> tuple[int, ...]:
+        """The guesses at the end of `ids`."""
+        return self.ids[len(self.ids) - len(self.draws) + 1 :] if self.draws else ()
 
 
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,12 +65,18 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChunkResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one chunk: a token if one was to be drawn, scores of the targets, or the reason it failed."""
+    """What became of one chunk: the tokens drawn, scores of the targets, or the reason it failed.
+
+    `tokens` are the model's own choices, up to and including the first that differs from its draft. None of them
+    although some were to be drawn means: not in this step, compute the last known token again. `redo` says that the
+    drafts ruined what the cache held from that position on: compute it anew, and draft no more.
+    """
 
     serial: int
-    token: TokenOut | None = None
+    tokens: tuple[TokenOut, ...] = ()
     scores: tuple[TokenOut, ...] = ()
     error: str | None = None
+    redo: int | None = None
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):

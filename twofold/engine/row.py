@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from .blocks import Name, block_name, root_digest
 from .plan import Chunk, Draw
 from .request import Request, State, TokenOut
@@ -13,7 +15,8 @@ class Row:
     """One live request in the scheduler's hands. Rows compare by rank: priority first (when it counts), then arrival.
 
     `published` blocks are computed and named, up to `promised` they are being computed and others may wait for them.
-    `room` is how many tokens may come out; `found` how many tokens the last admission got from the prefix cache.
+    `room` is how many tokens may come out; `found` how many tokens the last admission got from the prefix cache;
+    `drafting` whether its next tokens may be guessed at.
     """
 
     __slots__ = (
@@ -21,6 +24,7 @@ class Row:
         "block_size",
         "blocks",
         "chain",
+        "drafting",
         "found",
         "promised",
         "published",
@@ -46,6 +50,7 @@ class Row:
         self.published = 0
         self.promised = 0
         self.found = 0
+        self.drafting = True
         self.waits_for: bytes | None = None
         self.scores: list[TokenOut] = []
         self.scored = request.params.prompt_logprobs is None
@@ -63,6 +68,11 @@ class Row:
     def loss(self) -> int:
         """Tokens that would have to be computed again if the row were preempted now."""
         return self.request.num_computed - self.found
+
+    @property
+    def guessable(self) -> int:
+        """How many drafts can be of use: one less than the tokens that may still come."""
+        return self.room - len(self.request.output_ids) - 1 if self.drafting else 0
 
     @property
     def readable(self) -> int:
@@ -112,9 +122,9 @@ class Row:
         request = self.request
         start = request.num_computed
         stop = start + count
-        draw = self._draw(eos_ids) if stop == request.num_tokens else None
+        draws = self._draws(eos_ids) if stop == request.num_tokens else ()
         if self.scored:
-            return Chunk(serial=self.serial, start=start, ids=self.tokens(start, stop), blocks=self._table, draw=draw)
+            return Chunk(serial=self.serial, start=start, ids=self.tokens(start, stop), blocks=self._table, draws=draws)
         return Chunk(
             serial=self.serial,
             start=start,
@@ -122,24 +132,33 @@ class Row:
             blocks=self._table,
             targets=request.prompt_ids[start + 1 : stop + 1],
             num_top=request.params.prompt_logprobs or 0,
-            draw=draw,
+            draws=draws,
         )
 
-    def _draw(self, eos_ids: tuple[int, ...]) -> Draw:
+    def drafted(self, chunk: Chunk, drafts: tuple[int, ...], eos_ids: tuple[int, ...]) -> Chunk:
+        """This row's chunk with guesses at what follows its last token."""
+        draws = self._draws(eos_ids, drafts)
+        return msgspec.structs.replace(chunk, ids=chunk.ids + drafts, blocks=self._table, draws=draws)
+
+    def _draws(self, eos_ids: tuple[int, ...], drafts: tuple[int, ...] = ()) -> tuple[Draw, ...]:
+        """How to choose the next token, and what follows each draft if it is the one chosen."""
         request, params = self.request, self.request.params
-        outputs = request.output_ids
-        early = len(outputs) < params.min_tokens
-        banned = (() if params.ignore_eos else eos_ids) + params.stop_token_ids if early else ()
         repetition = params.repetition_penalty != 1.0
         history = repetition or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
-        return Draw(
-            params=params,
-            seed=request.seed,
-            sample=request.sample,
-            position=request.num_tokens,
-            banned=banned,
-            prompt_ids=request.prompt_ids if repetition else (),
-            output_ids=tuple(outputs) if history else (),
+        said, known = len(request.output_ids), request.num_tokens
+        outputs = (*request.output_ids, *drafts) if history else ()
+        ends = (() if params.ignore_eos else eos_ids) + params.stop_token_ids
+        return tuple(
+            Draw(
+                params=params,
+                seed=request.seed,
+                sample=request.sample,
+                position=known + ahead,
+                banned=ends if said + ahead < params.min_tokens else (),
+                prompt_ids=request.prompt_ids if repetition else (),
+                output_ids=outputs[: said + ahead],
+            )
+            for ahead in range(len(drafts) + 1)
         )
 
     def end(self, eos_ids: tuple[int, ...], now: float) -> tuple[State, int | None] | None:

@@ -7,7 +7,8 @@ Shapes: T tokens of the step, D hidden size, R rows whose logits are wanted, V v
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from .capacity import rows_at_once
 from .cuda import CudaCache
 from .graphs import CudaForward
 from .paged import KVCache, PagedContext, Span
-from .plan import Chunk, ChunkResult, StepPlan, StepResult
+from .plan import Chunk, ChunkResult, Draw, StepPlan, StepResult
 from .request import TokenOut
 from .sampler import sample, score
 
@@ -90,13 +91,22 @@ class Runner:
         drawn = self._draw(chunks, hidden_TD, broken)
         rows, at = [], 0
         for number, chunk in enumerate(chunks):
-            token, error = drawn.get(number), NOT_FINITE if number in broken else None
-            if isinstance(token, str):
-                token, error = None, token
-            scores = () if error else self._score(chunk, at, hidden_TD)
-            rows.append(ChunkResult(serial=chunk.serial, token=token, scores=scores, error=error))
+            if number in broken:
+                rows.append(self._failed(chunk))
+            else:
+                tokens = agreed(chunk.drafts, drawn[number])
+                error = tokens if isinstance(tokens, str) else None
+                scores = () if error else self._score(chunk, at, hidden_TD)
+                said = () if isinstance(tokens, str) else tokens
+                rows.append(ChunkResult(serial=chunk.serial, tokens=said, scores=scores, error=error))
             at += len(chunk.ids)
         return StepResult(step=plan.step, rows=tuple(rows))
+
+    def _failed(self, chunk: Chunk) -> ChunkResult:
+        """The answer to a chunk with numbers that are not finite: when they may be a wrong guess's, try without."""
+        if chunk.drafts:
+            return ChunkResult(serial=chunk.serial, redo=chunk.start // self.block_size * self.block_size)
+        return ChunkResult(serial=chunk.serial, error=NOT_FINITE)
 
     def _forward(self, chunks: tuple[Chunk, ...], cache: KVCache | CudaCache) -> Tensor:
         """Hidden states [T, D] of the plan's tokens."""
@@ -140,20 +150,22 @@ class Runner:
             at += count
         return broken
 
-    def _draw(self, chunks: tuple[Chunk, ...], hidden_TD: Tensor, broken: set[int]) -> dict[int, TokenOut | str]:
-        """Tokens of the chunks that reached their last known token, by the chunk's number."""
-        numbers, last, draws, at = [], [], [], 0
+    def _draw(self, chunks: tuple[Chunk, ...], hidden_TD: Tensor, broken: set[int]) -> list[list[TokenOut | str]]:
+        """What each chunk's draws choose, or why one has nothing to choose from."""
+        wanted: list[int] = []
+        draws: list[Draw] = []
+        at = 0
         for number, chunk in enumerate(chunks):
             at += len(chunk.ids)
-            if chunk.draw is not None and number not in broken:
-                numbers.append(number)
-                last.append(at - 1)
-                draws.append(chunk.draw)
+            if chunk.draws and number not in broken:
+                wanted += range(at - len(chunk.draws), at)
+                draws += chunk.draws
         out: list[TokenOut | str] = []
         rows = self._rows_at_once
         for start in range(0, len(draws), rows):
-            out += sample(self._logits(last[start : start + rows], hidden_TD), draws[start : start + rows])
-        return dict(zip(numbers, out))
+            out += sample(self._logits(wanted[start : start + rows], hidden_TD), draws[start : start + rows])
+        chosen = iter(out)
+        return [list(islice(chosen, 0 if n in broken else len(chunk.draws))) for n, chunk in enumerate(chunks)]
 
     def _score(self, chunk: Chunk, at: int, hidden_TD: Tensor) -> tuple[TokenOut, ...]:
         """Scores of the prompt tokens that follow the first tokens of a chunk, which begins `at` the step's tokens."""
@@ -168,6 +180,21 @@ class Runner:
     @property
     def _rows_at_once(self) -> int:
         return rows_at_once(self.tokens, self.decoder.spec.vocab)
+
+
+def agreed(drafts: Sequence[int], drawn: Sequence[TokenOut | str]) -> tuple[TokenOut, ...] | str:
+    """The tokens drawn up to the first that is not its draft, since what follows that one followed a wrong guess.
+
+    A draw that failed ends them too: it will fail again when it is the next token's, and alone then.
+    """
+    tokens: list[TokenOut] = []
+    for place, token in enumerate(drawn):
+        if isinstance(token, str):
+            return tuple(tokens) if tokens else token
+        tokens.append(token)
+        if place < len(drafts) and token.id != drafts[place]:
+            break
+    return tuple(tokens)
 
 
 def _places(decoder: Decoder) -> Iterator[object]:

@@ -12,8 +12,9 @@ somebody else's long prompt. What keeps it from thrashing:
   for theirs and one more for each of these; and never in a step that preempted.
 - When blocks run out, the request that loses the least computed work gives its blocks back, the youngest among equals.
   So the one with the most work always advances, and somebody always finishes.
-- A request whose next block is being computed by a running one right now waits for it. Only running requests are
-  waited for, and those wait for nobody: there is no cycle.
+- A request whose next block is being computed by a running one right now waits for it (promises.py).
+- Drafts (proposer.py) get what is left of the budget, and blocks that nobody needs for a token of his own: they cut
+  nobody short and preempt nobody.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from .blocks import BlockPool
 from .config import Policy
 from .limits import Limits
 from .plan import Chunk, ChunkResult, StepPlan, StepResult
+from .promises import Promises
+from .proposer import Proposer
 from .request import Output, Request, State, TokenOut
 from .row import Row
 
@@ -39,6 +42,7 @@ class Scheduler:
     """Requests in, plans out, results in, outputs out; between two calls every block is accounted for.
 
     `clock` gives seconds like `time.monotonic`. `version` is that of the weights, part of every cached block's name.
+    `proposer` guesses at tokens; without one a step decides at most one token of a request.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Scheduler:
         policy: Policy = "fcfs",
         eos_ids: tuple[int, ...] = (),
         clock: Callable[[], float] = time.monotonic,
+        proposer: Proposer | None = None,
     ) -> None:
         self.pool = pool
         self.limits = limits
@@ -59,6 +64,7 @@ class Scheduler:
         self.policy = policy
         self.eos_ids = eos_ids
         self.clock = clock
+        self.proposer = proposer
         self.version = 0
         self.step = 0
         self.running: list[Row] = []
@@ -70,7 +76,7 @@ class Scheduler:
         self._serial = 0
         self._rows: dict[str, Row] = {}
         self._planned: dict[int, tuple[Row, Chunk]] = {}
-        self._promises: dict[bytes, int] = {}  # digest of a block being computed -> serial of the row that does it
+        self._promises = Promises(pool)
         self._deadlines: list[tuple[float, int, str]] = []
         self._outbox: list[Output] = []
         self._slots_allocated = 0
@@ -137,7 +143,9 @@ class Scheduler:
                     if self.preemptions != before:
                         left = self.budget - sum(len(chunk.ids) for _, chunk in self._planned.values())
         if self.preemptions == before:
-            self._admit(left)
+            left = self._admit(left)
+        if self.proposer is not None and left > 0:
+            self._guess(self.proposer, left)
         if self._rows and not self._planned:
             raise StateError(f"{len(self._rows)} requests and none can advance: {self.pool.available} blocks available")
         return StepPlan(step=self.step, chunks=tuple(chunk for _, chunk in self._planned.values()))
@@ -160,21 +168,17 @@ class Scheduler:
             row.grow(self.pool.allocate(need))
         self._planned[row.serial] = (row, row.chunk(count, self.eos_ids))
 
-    def _admit(self, left: int) -> None:
-        """Start waiting requests in order, while budget, seats and blocks last."""
+    def _admit(self, left: int) -> int:
+        """Start waiting requests in order, while budget, seats and blocks last; what is left of the budget."""
         if not self.waiting:
-            return
+            return left
         pool = self.pool
-        owed = sum(pool.blocks_for(row.request.num_tokens) - len(row.blocks) for row in self.running)
+        owed = sum(max(0, pool.blocks_for(row.request.num_tokens) - len(row.blocks)) for row in self.running)
         place = 0
         while place < len(self.waiting) and left > 0 and len(self.running) < self.max_num_seqs:
             row = self.waiting[place]
-            if row.waits_for in self._promises:
-                place += 1
-                continue
-            found = pool.find(row.chain[: row.readable]) if pool.caching else []
-            if len(found) < min(row.readable, len(row.chain)) and row.chain[len(found)][0] in self._promises:
-                row.waits_for = row.chain[len(found)][0]
+            found = None if self._promises.waits(row) else self._promises.find(row)
+            if found is None:
                 place += 1
                 continue
             need = pool.blocks_for(row.request.num_tokens) - len(found)
@@ -187,6 +191,23 @@ class Scheduler:
             self._plan_chunk(row, count, pool.blocks_for(row.request.num_computed + count) - before)
             owed += need - (len(row.blocks) - before)
             left -= count
+        return left
+
+    def _guess(self, proposer: Proposer, left: int) -> None:
+        """Put drafts behind the last tokens of rows, as far as budget and idle blocks reach."""
+        pool = self.pool
+        rows = [row for row, chunk in self._planned.values() if chunk.draws and row.scored and row.guessable > 0]
+        if not rows:
+            return
+        for serial, guessed in proposer.propose(rows, left).items():
+            row, chunk = self._planned[serial]
+            known, held = row.request.num_tokens, len(row.blocks)
+            idle = max(0, pool.available - len(self.running))  # everybody may need one for his next token
+            drafts = guessed[: min(left, row.guessable, (held + idle) * pool.block_size - known)]
+            if drafts:
+                row.grow(pool.allocate(max(0, pool.blocks_for(known + len(drafts)) - held)))
+                self._planned[serial] = (row, row.drafted(chunk, drafts, self.eos_ids))
+                left -= len(drafts)
 
     def _start(self, row: Row, found: list[int]) -> None:
         """Move a waiting row to running on top of the blocks found for it, and promise the ones it will compute."""
@@ -196,9 +217,7 @@ class Scheduler:
         row.waits_for = None
         row.found = request.num_computed = len(found) * pool.block_size
         row.published = row.promised = len(found)
-        for digest, _ in row.chain[row.promised :]:
-            self._promises.setdefault(digest, row.serial)
-        row.promised = len(row.chain)
+        self._promises.make(row)
         if request.preemptions == 0:
             request.num_cached = row.found
             if pool.caching and row.scored:
@@ -229,24 +248,36 @@ class Scheduler:
         if got.error is not None:
             self._finish(row, State.ERROR, error=got.error)
             return
-        request.num_computed = chunk.start + len(chunk.ids)
-        self._publish(row)
+        if got.redo is not None:
+            request.num_computed, row.drafting = got.redo, False
+            return
+        request.num_computed = chunk.start + len(chunk.ids) - len(chunk.draws)
+        tokens, end = self._append(row, got.tokens, now)
+        request.num_computed += len(tokens) if chunk.draws else 0
+        self._promises.publish(row)
         row.scores.extend(got.scores)
         prompt = self._prompt_scores(row)
-        if got.token is None:
-            if prompt is not None:
-                self._tell(row, prompt=prompt)
-            return
-        if not request.output_ids:
-            self.prompt_tokens += len(request.prompt_ids)
-        request.output_ids.append(got.token.id)
-        self.generation_tokens += 1
-        end = row.end(self.eos_ids, now)
+        if self.proposer is not None and chunk.drafts and got.tokens:
+            self.proposer.told(row, len(chunk.drafts), len(got.tokens) - 1)
         if end is not None:
-            self._finish(row, end[0], stop_reason=end[1], tokens=(got.token,), prompt=prompt)
-            return
-        said = Output(request.id, (got.token,), prompt=prompt, cached_tokens=request.num_cached, version=self.version)
-        self._outbox.append(said)
+            self._finish(row, end[0], stop_reason=end[1], tokens=tokens, prompt=prompt)
+        elif tokens or prompt is not None:
+            self._tell(row, tokens=tokens, prompt=prompt)
+
+    def _append(
+        self, row: Row, drawn: tuple[TokenOut, ...], now: float
+    ) -> tuple[tuple[TokenOut, ...], tuple[State, int | None] | None]:
+        """Take the tokens of a step as outputs, up to the one that ends the request; those, and how it ends."""
+        outputs = row.request.output_ids
+        if drawn and not outputs:
+            self.prompt_tokens += len(row.request.prompt_ids)
+        for count, token in enumerate(drawn, 1):
+            outputs.append(token.id)
+            self.generation_tokens += 1
+            end = row.end(self.eos_ids, now)
+            if end is not None:
+                return drawn[:count], end
+        return drawn, None
 
     def _prompt_scores(self, row: Row) -> tuple[TokenOut, ...] | None:
         """The prompt's scores, once, when they are complete; nothing comes before the first token, so it has none."""
@@ -256,23 +287,6 @@ class Scheduler:
         row.scored = True
         return (TokenOut(prompt[0]), *row.scores)
 
-    def _publish(self, row: Row) -> None:
-        """Name the blocks that became full, so that others can find them, and keep the promises made of them."""
-        full = row.request.num_computed // self.pool.block_size
-        if full == row.published or not self.pool.caching:
-            return
-        row.name_blocks(row.request.num_computed)
-        for place in range(row.published, full):
-            self.pool.publish(row.blocks[place], row.chain[place])
-            self._withdraw(row, place)
-        row.published = full
-        row.promised = max(row.promised, full)
-
-    def _withdraw(self, row: Row, place: int) -> None:
-        digest = row.chain[place][0]
-        if self._promises.get(digest) == row.serial:
-            del self._promises[digest]
-
     # ------------------------------------------------------------------------------------ giving back
     def _leave(self, row: Row) -> None:
         """Take a row out of its queue, and its blocks back."""
@@ -281,8 +295,7 @@ class Scheduler:
         if queue[place] is not row:
             raise StateError(f"request {row.request.id} is {row.request.state} but not in that queue")
         del queue[place]
-        for place in range(row.published, row.promised):
-            self._withdraw(row, place)
+        self._promises.break_all(row)
         self.pool.release(row.blocks)
 
     def _preempt(self, row: Row) -> None:
@@ -324,6 +337,8 @@ class Scheduler:
         self._leave(row)
         row.blocks.clear()
         del self._rows[request.id]
+        if self.proposer is not None:
+            self.proposer.forget(row)
         request.move(state)
         self.finished[state] += 1
         self._tell(row, tokens=tokens, finish=state, stop_reason=stop_reason, prompt=prompt, error=error)
@@ -360,6 +375,4 @@ class Scheduler:
                 raise StateError("a queue is out of order")
         if any(row.blocks for row in self.waiting):
             raise StateError("a waiting request holds blocks")
-        holders = {row.serial for row in self.running}
-        if not set(self._promises.values()) <= holders:
-            raise StateError("a block is promised by a request that does not run")
+        self._promises.check_integrity(self.running)
