@@ -49,7 +49,11 @@ class Engine:
         self.decoder = decoder
         self.config = config
         self.limits = Limits(
-            max_model_len=max_model_len, vocab=decoder.spec.vocab, cache_tokens=blocks * config.block_size
+            max_model_len=max_model_len,
+            vocab=decoder.spec.vocab,
+            cache_tokens=blocks * config.block_size,
+            block_size=config.block_size,
+            max_seqs=config.max_num_seqs,
         )
         self.pool = BlockPool(blocks, config.block_size, caching=config.enable_prefix_caching)
         self.scheduler = Scheduler(

@@ -88,9 +88,23 @@ class KVCache:
             for part in layer.values():
                 part[index] = 0
 
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks (from, to), all that are read before any that is written."""
+        copy_blocks(self.layers, pairs)
+
     def panels_of(self, layer: int) -> Panels:
         """One layer's keys and values for the CPU kernels."""
         return Panels(**self.layers[layer])
+
+
+def copy_blocks(layers: Iterable[dict[str, Tensor]], pairs: Sequence[tuple[int, int]]) -> None:
+    """Copy blocks (from, to) of every layer, whatever a layer keeps: the first dimension of each part is blocks."""
+    device = None
+    for layer in layers:
+        for part in layer.values():
+            if part.device != device:
+                device, places = part.device, torch.tensor(pairs, dtype=torch.int64, device=part.device)
+            part[places[:, 1]] = part[places[:, 0]]
 
 
 def _walk_shapes(

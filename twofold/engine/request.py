@@ -19,6 +19,7 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from ..core import StateError
 from .sampling import SamplingParams
@@ -137,3 +138,16 @@ class Output(msgspec.Struct, frozen=True):
     error: str | None = None
     version: int = 0
     beams: tuple[Beam, ...] = ()
+
+    def parts(self, count: int) -> list[Output]:
+        """What it says to each of `count` sequences of its request: a beam each at the end of a search, else itself.
+
+        Where there are fewer different sequences than asked for, the rest say nothing.
+        """
+        if not self.beams:
+            return [self] * count
+        parts = [
+            replace(self, tokens=beam.tokens, finish=beam.finish, stop_reason=beam.stop_reason, beams=(beam,))
+            for beam in self.beams[:count]
+        ]
+        return parts + [replace(self, finish=State.STOP, beams=())] * (count - len(parts))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 
-from .blocks import Name, block_name, root_digest
+from ..core import StateError
+from .blocks import BlockPool, Name, block_name, root_digest
 from .plan import Chunk, Draw
 from .request import Request, State, TokenOut
 
@@ -16,7 +18,8 @@ class Row:
 
     `published` blocks are computed and named, up to `promised` they are being computed and others may wait for them.
     `room` is how many tokens may come out; `found` how many tokens the last admission got from the prefix cache;
-    `drafting` whether its next tokens may be guessed at.
+    `drafting` whether its next tokens may be guessed at. `head` is the row that stands in the queues for this one:
+    itself, unless it is a beam's (beams.py).
     """
 
     __slots__ = (
@@ -26,6 +29,7 @@ class Row:
         "chain",
         "drafting",
         "found",
+        "head",
         "promised",
         "published",
         "request",
@@ -51,6 +55,7 @@ class Row:
         self.promised = 0
         self.found = 0
         self.drafting = True
+        self.head: Row = self
         self.waits_for: bytes | None = None
         self.scores: list[TokenOut] = []
         self.scored = request.params.prompt_logprobs is None
@@ -68,6 +73,26 @@ class Row:
     def loss(self) -> int:
         """Tokens that would have to be computed again if the row were preempted now."""
         return self.request.num_computed - self.found
+
+    @property
+    def seats(self) -> int:
+        """How many of the sequences that may run at once it is."""
+        return 1
+
+    @property
+    def parts(self) -> tuple[Row, ...]:
+        """The rows whose tokens are to be computed."""
+        return (self,)
+
+    @property
+    def tables(self) -> list[list[int]]:
+        """All lists of blocks it holds."""
+        return [self.blocks]
+
+    @property
+    def empty(self) -> int:
+        """Slots of its blocks without a token."""
+        return len(self.blocks) * self.block_size - self.request.num_computed
 
     @property
     def guessable(self) -> int:
@@ -106,10 +131,19 @@ class Row:
         self.blocks.extend(blocks)
         self._table = tuple(self.blocks)
 
-    def reset(self) -> None:
-        """Forget blocks and progress, but not the tokens: the row will be computed again."""
+    def exchange(self, place: int, block: int) -> None:
+        """Hold another block at a place."""
+        self.blocks[place] = block
+        self._table = tuple(self.blocks)
+
+    def drop(self, pool: BlockPool) -> None:
+        """Give all blocks back."""
+        pool.release(self.blocks)
         self.blocks.clear()
         self._table = ()
+
+    def reset(self) -> None:
+        """Forget progress, but not the tokens: the row will be computed again."""
         self.published = self.promised = self.found = 0
         self.waits_for = None
         self.request.num_computed = 0
@@ -148,15 +182,19 @@ class Row:
         said, known = len(request.output_ids), request.num_tokens
         outputs = (*request.output_ids, *drafts) if history else ()
         ends = (() if params.ignore_eos else eos_ids) + params.stop_token_ids
+        reach = max(map(len, params.bad_words_ids), default=1) - 1
+        recent = (*self.tokens(max(0, known - reach), known), *drafts) if params.bad_words_ids else ()
         return tuple(
             Draw(
                 params=params,
                 seed=request.seed,
                 sample=request.sample,
                 position=known + ahead,
-                banned=ends if said + ahead < params.min_tokens else (),
+                banned=(ends if said + ahead < params.min_tokens else ())
+                + params.completes_bad_word(recent[: len(recent) - len(drafts) + ahead]),
                 prompt_ids=request.prompt_ids if repetition else (),
                 output_ids=outputs[: said + ahead],
+                beams=params.width + len(set(ends)) if params.use_beam_search else 0,
             )
             for ahead in range(len(drafts) + 1)
         )
@@ -175,3 +213,18 @@ class Row:
         if request.deadline is not None and now >= request.deadline:
             return State.TIMEOUT, None
         return None
+
+
+def check_queues(running: Sequence[Row], waiting: Sequence[Row], count: int) -> None:
+    """Check that the two queues hold all `count` rows, in order, and that only running ones hold blocks.
+
+    Raises:
+        StateError: saying what does not add up; always a bug in Twofold.
+    """
+    if len(running) + len(waiting) != count:
+        raise StateError(f"{count} requests, but {len(running)} running, {len(waiting)} waiting")
+    for queue in (running, waiting):
+        if any(b < a for a, b in pairwise(queue)):
+            raise StateError("a queue is out of order")
+    if any(table for row in waiting for table in row.tables):
+        raise StateError("a waiting request holds blocks")

@@ -36,8 +36,8 @@ class SamplingParams:
     `max_tokens` None means: up to the model's context.
 
     `best_of` makes that many samples and keeps the `n` with the highest mean log-probability. `bad_words` may not come;
-    whoever has the tokenizer turns them into `bad_words_ids`, which is what the engine reads: each of these sequences is
-    banned at its last token.
+    whoever has the tokenizer turns them into `bad_words_ids`, which is what the engine reads: each of these sequences
+    is banned at its last token.
 
     `use_beam_search` looks for the likeliest sequences instead of drawing, as transformers' `generate(num_beams=...)`
     does: `beam_width` beams (else `best_of`, else `n`), of which the `n` best come back. A finished sequence's score is
@@ -132,7 +132,8 @@ class SamplingParams:
         if len(self.bad_words) > MAX_BAD_WORDS or len(self.bad_words_ids) > 2 * MAX_BAD_WORDS:
             raise RequestError(f"at most {MAX_BAD_WORDS} bad words: send fewer", "bad_words")
         for word in self.bad_words:
-            if not isinstance(word, str) or not word.strip() or len(word.encode("utf-8", "replace")) > MAX_BAD_WORD_BYTES:
+            known = isinstance(word, str) and word.strip()
+            if not known or len(word.encode("utf-8", "replace")) > MAX_BAD_WORD_BYTES:
                 raise RequestError(
                     f"a bad word is a string of 1 to {MAX_BAD_WORD_BYTES} bytes that is not all blank, not {word!r:.40}",
                     "bad_words",
@@ -166,6 +167,10 @@ class SamplingParams:
             )
         if self.stop:
             raise RequestError("beams end at token ids, not at text: send stop_token_ids instead of stop", "stop")
+
+    def completes_bad_word(self, recent: tuple[int, ...]) -> tuple[int, ...]:
+        """The ids that would end a bad word after these tokens."""
+        return tuple(ids[-1] for ids in self.bad_words_ids if recent[len(recent) - len(ids) + 1 :] == ids[:-1])
 
     @property
     def width(self) -> int:

@@ -24,10 +24,10 @@ import time
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 from ..core import RequestError, StateError
+from .beams import BeamRow, shared, unshare
 from .blocks import BlockPool
 from .config import Policy
 from .limits import Limits
@@ -35,7 +35,7 @@ from .plan import Chunk, ChunkResult, StepPlan, StepResult
 from .promises import Promises
 from .proposer import Proposer
 from .request import Output, Request, State, TokenOut
-from .row import Row
+from .row import Row, check_queues
 
 
 class Scheduler:
@@ -76,6 +76,7 @@ class Scheduler:
         self._serial = 0
         self._rows: dict[str, Row] = {}
         self._planned: dict[int, tuple[Row, Chunk]] = {}
+        self._copies: dict[int, tuple[int, int]] = {}
         self._promises = Promises(pool)
         self._deadlines: list[tuple[float, int, str]] = []
         self._outbox: list[Output] = []
@@ -94,8 +95,10 @@ class Scheduler:
             raise RequestError(f"request id {request.id!r} is already running: choose another", "request_id")
         room = self.limits.room(request)
         urgency = request.priority if self.policy == "priority" else 0
-        row = Row(request, serial=self._serial, urgency=urgency, room=room, block_size=self.pool.block_size)
-        self._serial += 1
+        about = {"serial": self._next_serial(), "urgency": urgency, "room": room, "block_size": self.pool.block_size}
+        row = (
+            BeamRow(request, eos_ids=self.eos_ids, **about) if request.params.use_beam_search else Row(request, **about)
+        )
         self._rows[request.id] = row
         if self.pool.caching:
             row.rename(self.version)
@@ -104,6 +107,10 @@ class Scheduler:
             heapq.heappush(self._deadlines, (request.deadline, row.serial, request.id))
         if request.output_ids and (end := row.end(self.eos_ids, self.clock())):
             self._finish(row, end[0], stop_reason=end[1])
+
+    def _next_serial(self) -> int:
+        self._serial += 1
+        return self._serial
 
     def abort(self, request_id: str) -> None:
         """End a request now, wherever it stands; an id that is unknown or already ended is ignored."""
@@ -133,12 +140,13 @@ class Scheduler:
     def plan(self) -> StepPlan:
         """Choose the next step's tokens and allocate their blocks; empty only when there is nothing to do."""
         self.step += 1
-        self._planned = {}
+        self._planned, self._copies = {}, {}
         before = self.preemptions
         left = self.budget
         for decoding in (True, False):
-            for row in tuple(self.running):
-                if row.request.state is State.RUNNING and (row.remaining == 1) is decoding and left > 0:
+            for row in [part for queued in self.running for part in queued.parts]:
+                running = row.head.request.state is State.RUNNING
+                if running and (row.remaining == 1) is decoding and left > 0:
                     left -= self._continue(row, left)
                     if self.preemptions != before:
                         left = self.budget - sum(len(chunk.ids) for _, chunk in self._planned.values())
@@ -148,22 +156,28 @@ class Scheduler:
             self._guess(self.proposer, left)
         if self._rows and not self._planned:
             raise StateError(f"{len(self._rows)} requests and none can advance: {self.pool.available} blocks available")
-        return StepPlan(step=self.step, chunks=tuple(chunk for _, chunk in self._planned.values()))
+        chunks = tuple(chunk for _, chunk in self._planned.values())
+        return StepPlan(step=self.step, chunks=chunks, copies=tuple(self._copies.values()))
 
     def _continue(self, row: Row, left: int) -> int:
         """Plan a running row's next tokens, making room for them if need be; how many, 0 if it had to give way."""
         count = min(row.remaining, left)
         need = self.pool.blocks_for(row.request.num_computed + count) - len(row.blocks)
-        while need > self.pool.available:
+        need_too = int(row.head is not row and shared(row, self.pool))
+        while need + need_too > self.pool.available:
             victim = max(self.running, key=lambda r: (r.urgency, -r.loss, r.serial))
-            self._planned.pop(victim.serial, None)
+            for part in victim.parts:
+                self._planned.pop(part.serial, None)
+                self._copies.pop(part.serial, None)
             self._preempt(victim)
-            if victim is row:
+            if victim is row.head:
                 return 0
         self._plan_chunk(row, count, need)
         return count
 
     def _plan_chunk(self, row: Row, count: int, need: int) -> None:
+        if row.head is not row and shared(row, self.pool):
+            self._copies[row.serial] = unshare(row, self.pool)
         if need > 0:
             row.grow(self.pool.allocate(need))
         self._planned[row.serial] = (row, row.chunk(count, self.eos_ids))
@@ -173,16 +187,19 @@ class Scheduler:
         if not self.waiting:
             return left
         pool = self.pool
-        owed = sum(max(0, pool.blocks_for(row.request.num_tokens) - len(row.blocks)) for row in self.running)
-        place = 0
-        while place < len(self.waiting) and left > 0 and len(self.running) < self.max_num_seqs:
+        parts = [part for row in self.running for part in row.parts]
+        owed = sum(max(0, pool.blocks_for(part.request.num_tokens) - len(part.blocks)) for part in parts)
+        place, seats = 0, self._seats
+        while place < len(self.waiting) and left > 0:
             row = self.waiting[place]
+            if seats + row.seats > self.max_num_seqs:
+                break
             found = None if self._promises.waits(row) else self._promises.find(row)
             if found is None:
                 place += 1
                 continue
             need = pool.blocks_for(row.request.num_tokens) - len(found)
-            if need + pool.idle(found) + owed + len(self.running) > pool.available:
+            if need + pool.idle(found) + owed + seats > pool.available:
                 break  # no overtaking: a large request must not starve behind small ones
             del self.waiting[place]
             self._start(row, found)
@@ -190,8 +207,13 @@ class Scheduler:
             before = len(row.blocks)
             self._plan_chunk(row, count, pool.blocks_for(row.request.num_computed + count) - before)
             owed += need - (len(row.blocks) - before)
+            seats += row.seats
             left -= count
         return left
+
+    @property
+    def _seats(self) -> int:
+        return sum(row.seats for row in self.running)
 
     def _guess(self, proposer: Proposer, left: int) -> None:
         """Put drafts behind the last tokens of rows, as far as budget and idle blocks reach."""
@@ -202,7 +224,7 @@ class Scheduler:
         for serial, guessed in proposer.propose(rows, left).items():
             row, chunk = self._planned[serial]
             known, held = row.request.num_tokens, len(row.blocks)
-            idle = max(0, pool.available - len(self.running))  # everybody may need one for his next token
+            idle = max(0, pool.available - self._seats)  # everybody may need one for his next token
             drafts = guessed[: min(left, row.guessable, (held + idle) * pool.block_size - known)]
             if drafts:
                 row.grow(pool.allocate(max(0, pool.blocks_for(known + len(drafts)) - held)))
@@ -239,8 +261,11 @@ class Scheduler:
         now = self.clock()
         for got in result.rows:
             row, chunk = planned[got.serial]
-            if row.request.state is State.RUNNING:
-                self._advance(row, chunk, got, now)
+            if row.head.request.state is State.RUNNING:
+                if isinstance(row.head, BeamRow):
+                    self._search(row.head, row, chunk, got)
+                else:
+                    self._advance(row, chunk, got, now)
         self._measure_waste()
 
     def _advance(self, row: Row, chunk: Chunk, got: ChunkResult, now: float) -> None:
@@ -263,6 +288,23 @@ class Scheduler:
             self._finish(row, end[0], stop_reason=end[1], tokens=tokens, prompt=prompt)
         elif tokens or prompt is not None:
             self._tell(row, tokens=tokens, prompt=prompt)
+
+    def _search(self, row: BeamRow, part: Row, chunk: Chunk, got: ChunkResult) -> None:
+        """`_advance` of one part of a beam search, which says nothing before its end."""
+        if got.error is not None:
+            self._finish(row, State.ERROR, error=got.error)
+            return
+        part.request.num_computed = chunk.start + len(chunk.ids) - (len(chunk.draws) - len(got.tokens))
+        self._promises.publish(part)
+        row.scores.extend(got.scores)
+        if (prompt := self._prompt_scores(row)) is not None:
+            self._tell(row, prompt=prompt)
+        if got.tokens and part is row and not row.request.output_ids:
+            self.prompt_tokens += len(row.request.prompt_ids)
+        if row.take(part, got, self.pool, self._next_serial):
+            beams = tuple(row.search.done[: row.request.params.n])
+            self.generation_tokens += sum(len(beam.tokens) for beam in beams)
+            self._finish(row, beams[0].finish, stop_reason=beams[0].stop_reason, beams=beams)
 
     def _append(
         self, row: Row, drawn: tuple[TokenOut, ...], now: float
@@ -296,7 +338,7 @@ class Scheduler:
             raise StateError(f"request {row.request.id} is {row.request.state} but not in that queue")
         del queue[place]
         self._promises.break_all(row)
-        self.pool.release(row.blocks)
+        row.drop(self.pool)
 
     def _preempt(self, row: Row) -> None:
         """Give a running row's blocks back; it keeps its rank and its tokens, and will compute them again."""
@@ -323,25 +365,15 @@ class Scheduler:
             for row in self.waiting:
                 row.rename(version)
 
-    def _finish(
-        self,
-        row: Row,
-        state: State,
-        *,
-        stop_reason: int | None = None,
-        tokens: tuple[TokenOut, ...] = (),
-        prompt: tuple[TokenOut, ...] | None = None,
-        error: str | None = None,
-    ) -> None:
+    def _finish(self, row: Row, state: State, **what: Any) -> None:
         request = row.request
         self._leave(row)
-        row.blocks.clear()
         del self._rows[request.id]
         if self.proposer is not None:
             self.proposer.forget(row)
         request.move(state)
         self.finished[state] += 1
-        self._tell(row, tokens=tokens, finish=state, stop_reason=stop_reason, prompt=prompt, error=error)
+        self._tell(row, finish=state, **what)
 
     def _tell(self, row: Row, **what: Any) -> None:
         request = row.request
@@ -352,7 +384,7 @@ class Scheduler:
     def _measure_waste(self) -> None:
         size = self.pool.block_size
         self._slots_allocated += self.pool.used * size
-        self._slots_empty += sum(len(row.blocks) * size - row.request.num_computed for row in self.running)
+        self._slots_empty += sum(row.empty for row in self.running)
 
     @property
     def waste(self) -> float:
@@ -365,14 +397,6 @@ class Scheduler:
         Raises:
             StateError: saying what does not add up; always a bug in Twofold.
         """
-        self.pool.check_integrity([row.blocks for row in self._rows.values()])
-        if len(self.running) + len(self.waiting) != len(self._rows):
-            raise StateError(
-                f"{len(self._rows)} requests, but {len(self.running)} running, {len(self.waiting)} waiting"
-            )
-        for queue in (self.running, self.waiting):
-            if any(b < a for a, b in pairwise(queue)):
-                raise StateError("a queue is out of order")
-        if any(row.blocks for row in self.waiting):
-            raise StateError("a waiting request holds blocks")
+        self.pool.check_integrity([table for row in self._rows.values() for table in row.tables])
+        check_queues(self.running, self.waiting, len(self._rows))
         self._promises.check_integrity(self.running)

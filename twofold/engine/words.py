@@ -17,7 +17,5 @@ def ban(params: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:
     """
     if not params.bad_words:
         return params
-    spellings = [
-        tuple(tokenizer.encode(before + word.lstrip())) for word in params.bad_words for before in ("", " ")
-    ]
+    spellings = [tuple(tokenizer.encode(before + word.lstrip())) for word in params.bad_words for before in ("", " ")]
     return params.with_(bad_words=(), bad_words_ids=tuple(dict.fromkeys((*params.bad_words_ids, *spellings))))

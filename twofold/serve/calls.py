@@ -15,12 +15,10 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 
-from msgspec.structs import replace
-
 from ..core import CapacityError, RequestError
 from ..data import Tokenizer
 from ..engine.limits import Limits
-from ..engine.request import Output, Request, State
+from ..engine.request import Output, Request
 from ..engine.sampling import SamplingParams
 from .answers import PromptTokensDetails, Usage
 from .choice import Choice, Piece
@@ -116,7 +114,7 @@ class Call:
             while self._queue:
                 output = self._queue.popleft()
                 made = self._by_id[output.request_id]
-                for choice, part in zip(made, _parts(output, len(made))):
+                for choice, part in zip(made, output.parts(len(made))):
                     piece = self._take(choice, part)
                     if piece is not None:
                         batch.append(piece)
@@ -164,20 +162,6 @@ class Call:
         said = sum(choice.tokens for choice in self._all)
         cached = max((choice.cached for choice in self._all), default=0)
         return Usage(prompt, said, prompt + said, PromptTokensDetails(cached))
-
-
-def _parts(output: Output, count: int) -> list[Output]:
-    """What an Output says to each of `count` choices: a beam each at the end of a search, otherwise the same.
-
-    Where there were fewer different sequences than asked for, the rest say nothing.
-    """
-    if not output.beams:
-        return [output] * count
-    parts = [
-        replace(output, tokens=beam.tokens, finish=beam.finish, stop_reason=beam.stop_reason, beams=(beam,))
-        for beam in output.beams[:count]
-    ]
-    return parts + [replace(output, finish=State.STOP, beams=())] * (count - len(parts))
 
 
 def _fits(limits: Limits, request: Request) -> None:

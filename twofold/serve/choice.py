@@ -40,12 +40,16 @@ class Choice:
         self.finish: str | None = None
         self.first_token: float | None = None
         self.last_token: float | None = None
-        self._stream = tokenizer and TextStream(
-            tokenizer,
-            stop=params.stop,
-            include_stop=params.include_stop_str_in_output,
-            skip_special_tokens=params.skip_special_tokens,
-            min_tokens=params.min_tokens,
+        self._stream = (
+            None
+            if tokenizer is None
+            else TextStream(
+                tokenizer,
+                stop=params.stop,
+                include_stop=params.include_stop_str_in_output,
+                skip_special_tokens=params.skip_special_tokens,
+                min_tokens=params.min_tokens,
+            )
         )
 
     def take(self, output: Output) -> Piece:
@@ -78,7 +82,6 @@ class Choice:
         self.shown += len(piece.text)
         self.finish = piece.finish
         return piece
-
 
     @property
     def mean_logprob(self) -> float:

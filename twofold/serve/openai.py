@@ -124,7 +124,8 @@ class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     def _check_stream(self) -> None:
         if self.use_beam_search:
             raise RequestError(
-                "beams cannot be streamed, since which one is the best shows only at the end: leave out stream", "stream"
+                "beams cannot be streamed, since which one is the best shows only at the end: leave out stream",
+                "stream",
             )
         if self.best_of is not None and self.best_of > (self.n or 1):
             raise RequestError(
