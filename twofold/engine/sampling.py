@@ -135,7 +135,7 @@ class SamplingParams:
             known = isinstance(word, str) and word.strip()
             if not known or len(word.encode("utf-8", "replace")) > MAX_BAD_WORD_BYTES:
                 raise RequestError(
-                    f"a bad word is a string of 1 to {MAX_BAD_WORD_BYTES} bytes that is not all blank, not {word!r:.40}",
+                    f"a bad word is text of 1 to {MAX_BAD_WORD_BYTES} bytes, not all blank, not {word!r:.40}",
                     "bad_words",
                 )
         for ids in self.bad_words_ids:

@@ -40,17 +40,15 @@ class Choice:
         self.finish: str | None = None
         self.first_token: float | None = None
         self.last_token: float | None = None
-        self._stream = (
-            None
-            if tokenizer is None
-            else TextStream(
+        self._stream: TextStream | None = None
+        if tokenizer is not None:
+            self._stream = TextStream(
                 tokenizer,
                 stop=params.stop,
                 include_stop=params.include_stop_str_in_output,
                 skip_special_tokens=params.skip_special_tokens,
                 min_tokens=params.min_tokens,
             )
-        )
 
     def take(self, output: Output) -> Piece:
         """What an Output adds; after the end, nothing.
