@@ -1,6 +1,7 @@
 """How long until the first token, and how long between tokens, for one request and for many at once?
 
     twofold bench latency [--model DIR] [--quick] [--json FILE]
+    twofold bench latency --batch-size 8 --input-len 32 --output-len 128     a batch of one shape, as vLLM's has
 
 One request alone: prompt 32, 128 new tokens (A), and one long prompt (B). Then 4 and 16 requests at once. Greedy, fp32,
 EOS ignored. A's rate is compared with what reading the weights once a token allows, B's with torch's own matrix
@@ -72,6 +73,24 @@ def cell(engine: Engine, spec: ModelSpec, name: str, shape: tuple[int, int, int]
     return found
 
 
+def batch(engine: Engine, spec: ModelSpec, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds from the start to the end of a whole batch: mean and percentiles, after warming up."""
+    tokens = random.Random(0)
+    took = []
+    warm_up = 1 if args.quick else 10
+    for turn in range(warm_up + (2 if args.quick else args.num_iters)):
+        prompts = [tuple(tokens.randrange(spec.vocab) for _ in range(args.input_len)) for _ in range(args.batch_size)]
+        start = time.perf_counter()
+        one_run(engine, f"batch{turn}", prompts, args.output_len)
+        took.append(time.perf_counter() - start)
+    timed = took[warm_up:]
+    found = {"mean": statistics.fmean(timed)}
+    found |= {f"p{share:g}": percentile(timed, share / 100) for share in (10, 25, 50, 75, 90, 99)}
+    shape = f"{args.batch_size} at once, {args.input_len} in, {args.output_len} out"
+    print(f"{shape}: " + ", ".join(f"{name} {value:.4f} s" for name, value in found.items()))
+    return found
+
+
 def told(name: str, found: dict[str, Any]) -> str:
     text = f"{name}  {found['requests']:>3} at once, {found['prompt']:>4} in, {found['new']:>3} out: "
     text += f"first token {found['first_ms']:,.1f} ms (p95 {found['first_p95_ms']:,.1f})"
@@ -87,6 +106,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="how often each cell runs (default: 3)")
     parser.add_argument("--quick", action="store_true", help="one turn, short outputs: a smoke test")
     parser.add_argument("--json", type=Path, help="write the record to this file")
+    parser.add_argument("--batch-size", type=int, help="time this many requests of one shape instead, start to end")
+    parser.add_argument("--input-len", type=int, default=32, help="with --batch-size: tokens of a prompt (default: 32)")
+    parser.add_argument("--output-len", type=int, default=128, help="with --batch-size: new tokens (default: 128)")
+    parser.add_argument("--num-iters", type=int, default=30, help="with --batch-size: how often (default: 30)")
     args = parser.parse_args()
     model = model_dir(args.model)
     spec = read_spec(model)
@@ -100,6 +123,11 @@ def main() -> None:
     long = min(1024, spec.max_len - 1)
     shapes = {"A": (1, 32, new), "B": (1, long, 1), "4": (4, 64, new // 2), "16": (16, 64, new // 2)}
     record: dict[str, Any] = {"model": model.name, "limits": machine}
+    if args.batch_size:
+        record["batch"] = batch(engine, spec, args)
+        if args.json:
+            args.json.write_text(json.dumps(record, indent=1) + "\n")
+        return
     for name, shape in shapes.items():
         record[name] = cell(engine, spec, name, shape, turns)
         print(told(name, record[name]), flush=True)

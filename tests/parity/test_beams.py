@@ -1,4 +1,4 @@
-"""Beam search against transformers' `generate(num_beams=...)`: the same sequences, in the same order, with the same scores."""
+"""Beam search against transformers' `generate(num_beams=...)`: the same sequences in one order, and their scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from tests.parity import tiny, zoo
+from tests.parity import zoo
 from twofold.engine.config import EngineConfig
 from twofold.engine.engine import Engine
 from twofold.engine.request import Output, Request

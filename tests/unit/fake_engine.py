@@ -3,6 +3,7 @@
 The settings that come in the `engine` table of wire.Start:
     seconds     how long a step takes
     poison      a prompt that starts with this id kills the process when it is first run
+    forgetful   a new process refuses to be told anything
     load_error  the name of an error to raise while loading; "exit" leaves without a word
 """
 
@@ -69,7 +70,31 @@ class FakeEngine:
 class Loaded:
     def __init__(self, settings: dict[str, object]) -> None:
         self.engine = FakeEngine(settings)
+        self.names: list[str] = []
+        self.forgetful = bool(settings.get("forgetful"))
+        self.verbs = {
+            "echo": lambda **what: what,
+            "fail": self.fail,
+            "die": lambda: os._exit(9),
+            "sleep": self.sleep,
+            "learn": self.learn,
+            "names": lambda: {"names": self.names, "pid": os.getpid()},
+            "strange": lambda: {"what": object()},
+        }
         self.ready = wire.Ready(max_len=MAX_LEN, vocab_size=VOCAB, max_running=8, block_size=BLOCK, blocks=64)
+
+    def fail(self, kind: str) -> dict[str, object]:
+        raise getattr(errors, kind, RuntimeError)(f"no {kind} today")
+
+    def sleep(self, seconds: float) -> dict[str, object]:
+        time.sleep(seconds)
+        return {}
+
+    def learn(self, name: str, first: bool = False) -> dict[str, object]:
+        if self.forgetful and not first:
+            raise errors.CheckpointError(f"no {name} here any more")
+        self.names.append(name)
+        return {"learned": name}
 
     def stats(self) -> EngineStats:
         used = sum(-(-r.num_tokens // BLOCK) for r in self.engine.running.values())

@@ -1,4 +1,4 @@
-"""Beam groups under a fake runner: each search is that of the history alone, whatever runs beside it and is taken away."""
+"""Beam groups under a fake runner: each search is that of the history alone, whatever runs beside it or is lost."""
 
 import itertools
 import random
@@ -25,11 +25,11 @@ def searched(request, eos=(EOS,)):
     """The same search without an engine: sequences of ids and their scores."""
     params = request.params
     eos = () if params.ignore_eos else eos
-    ends = frozenset((*eos, *params.stop_token_ids))
+    ends = frozenset({*eos, *params.stop_token_ids})
     search = Search(params, ends=ends, stops=frozenset(params.stop_token_ids), room=params.max_tokens)
     going = True
     while going:
-        count = params.width + len(set((*eos, *params.stop_token_ids)))
+        count = params.width + len({*eos, *params.stop_token_ids})
         found = [options([*request.prompt_ids, *path.ids], count) for path in search.live]
         going = search.advance([[(value, TokenOut(token)) for token, value in each] for each in found])
     return [([t.id for t in beam.tokens], beam.score) for beam in search.done[: params.n]]

@@ -17,9 +17,9 @@ class Oracle:
         self.length, self.right = length, right
         self.said, self.gone = [], []
 
-    def propose(self, rows, room):
+    def guess(self, rows, base, room):
         out = {}
-        for row in rows:
+        for row in (row for row in rows if row.guessable > 0):
             history = [*row.request.prompt_ids, *row.request.output_ids]
             drafts = []
             for place in range(self.length):
@@ -29,9 +29,10 @@ class Oracle:
             out[row.serial] = tuple(drafts)
         return out
 
-    def told(self, row, drafted, kept):
-        assert kept == min(drafted, self.right)
-        self.said.append((drafted, kept))
+    def told(self, row, drawn, drafted):
+        assert len(drawn) - 1 == min(drafted, self.right)
+        if drafted:
+            self.said.append((drafted, len(drawn) - 1))
 
     def forget(self, row):
         self.gone.append(row.request.id)
@@ -39,7 +40,7 @@ class Oracle:
 
 def test_a_step_decides_as_many_tokens_as_were_guessed_rightly_and_one_more():
     oracle = Oracle(3, 2)
-    bench = Bench(proposer=oracle)
+    bench = Bench(speculation=oracle)
     bench.submit(ask("r", range(6), 14))
     bench.drain()
     assert bench.tokens("r") == expected(tuple(range(6)), 14)
@@ -62,7 +63,7 @@ def test_what_ends_a_request_ends_it_amid_the_accepted():
         ({"max_tokens": 6, "ignore_eos": True}, State.LENGTH, None, 6),
     ]
     for params, state, reason, count in cases:
-        bench = Bench(eos_ids=(eos,), proposer=Oracle(6, 6))
+        bench = Bench(eos_ids=(eos,), speculation=Oracle(6, 6))
         bench.submit(ask("r", prompt, **({"max_tokens": 8} | params)))
         bench.drain()
         last = bench.outputs["r"][-1]
@@ -71,7 +72,7 @@ def test_what_ends_a_request_ends_it_amid_the_accepted():
 
 
 def test_each_draw_has_its_own_position_bans_and_history():
-    bench = Bench(eos_ids=(5,), proposer=Oracle(3, 3))
+    bench = Bench(eos_ids=(5,), speculation=Oracle(3, 3))
     bench.submit(ask("r", [1, 2], 9, min_tokens=2, repetition_penalty=1.5))
     chunk = bench.step().chunks[0]
     text = tuple(expected((1, 2), 3))
@@ -85,7 +86,7 @@ def test_each_draw_has_its_own_position_bans_and_history():
 
 
 def test_drafts_take_no_block_that_a_token_may_need():
-    bench = Bench(num_blocks=4, block_size=4, max_model_len=100, proposer=Oracle(8, 8))
+    bench = Bench(num_blocks=4, block_size=4, max_model_len=100, speculation=Oracle(8, 8))
     bench.submit(ask("a", [1] * 5, 3))
     bench.submit(ask("b", [2] * 5, 3))
     bench.drain()
@@ -94,7 +95,7 @@ def test_drafts_take_no_block_that_a_token_may_need():
 
 
 def test_only_blocks_of_accepted_tokens_can_be_found():
-    bench = Bench(proposer=Oracle(9, 1))
+    bench = Bench(speculation=Oracle(9, 1))
     bench.submit(ask("r", range(5), 13))
     while bench.scheduler.has_work:
         bench.step()
@@ -123,7 +124,7 @@ def test_a_step_may_decide_nothing_and_the_last_token_is_computed_again():
 
 def test_after_drafts_that_ruined_their_blocks_a_row_is_computed_again_and_guesses_no_more():
     oracle = Oracle(3, 1)
-    bench = Bench(proposer=oracle)
+    bench = Bench(speculation=oracle)
     bench.submit(ask("r", range(6), 9))
     bench.step()
     plan = bench.scheduler.plan()
@@ -150,7 +151,7 @@ def test_any_guesses_leave_every_text_as_it_is(caching, data):
         budget=data.draw(st.integers(4, 24)),
         max_num_seqs=4,
         caching=caching,
-        proposer=Oracle(length, right),
+        speculation=Oracle(length, right),
     )
     prompts = {}
     for number in range(data.draw(st.integers(1, 6))):

@@ -21,6 +21,7 @@ def chat(**fields: Any) -> ChatRequest:
     body.check()
     plain(body.messages, 100)
     body.params({})
+    body.wanted_tools()
     return body
 
 
@@ -80,6 +81,8 @@ def test_prompts_that_are_not(prompt: Any) -> None:
     assert caught.value.param == "prompt"
 
 
+CALL: dict[str, Any] = {"id": "1", "function": {"name": "f", "arguments": "{}"}}
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f"}}
 BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"temprature": 1}, "temprature", "did you mean 'temperature'"),
     ({"messages": [{"role": "user", "contnt": "x"}]}, "messages[0].contnt", "did you mean 'content'"),
@@ -88,7 +91,10 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": []}, "messages", "1 to"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]},
      "messages[0].content[0].type", "send text"),
-    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls", "not done"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls[0].function", "missing"),
+    ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls", "assistant"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "the id of the call"),
+    ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id", "no other"),
     ({"n": "2"}, "n", "Expected"),
     ({"n": 0}, "n", "[1, 16]"),
     ({"n": 10**30}, "n", "[1, 16]"),
@@ -106,7 +112,15 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": [""]}, "stop", "1 to 256"),
     ({"stop": ["a"] * 17}, "stop", "at most 16"),
     ({"stop": ["a", 5]}, "stop[1]", "Expected"),
-    ({"tools": [{"type": "function"}]}, "tools", "not done"),
+    ({"tools": [{"type": "function"}]}, "tools[0].function", "missing"),
+    ({"tools": [{"function": {"name": "a b"}}]}, "tools[0].function.name", "letters"),
+    ({"tools": [TOOL, TOOL]}, "tools[1].function.name", "two functions"),
+    ({"tools": [TOOL] * 300}, "tools", "at most 256"),
+    ({"tools": [{"function": {"name": "a", "parameters": {"type": "array"}}}]}, "tools[0].function.parameters", "object"),
+    ({"tools": [TOOL], "tool_choice": "maybe"}, "tool_choice", "required"),
+    ({"tool_choice": "required"}, "tool_choice", "needs tools"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", "not one of"),
+    ({"reasoning_effort": "much"}, "reasoning_effort", "Invalid enum"),
     ({"response_format": {"type": "json_object"}}, "response_format", "not done"),
     ({"store": True}, "store", "not done"),
     ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message", "exclude"),

@@ -34,6 +34,18 @@ def test_long_prompts_are_cut_and_fused_with_decodes():
     assert len(bench.tokens("short")) == 5, "the decode went on in every step"
 
 
+def test_without_chunks_a_prompt_is_computed_whole_while_decodes_wait():
+    bench = Bench(budget=64, chunked=False)
+    bench.submit(ask("short", range(5), 20))
+    bench.step()
+    bench.submit(ask("long", [(j + 9) % VOCAB for j in range(50)], 3))
+    bench.submit(ask("other", [(j + 2) % VOCAB for j in range(20)], 3))
+    sizes = [sorted(len(chunk.ids) for chunk in bench.step().chunks) for _ in range(3)]
+    assert sizes == [[50], [20], [1, 1, 1]], "two prompts do not fit one step, and none is cut"
+    bench.drain()
+    assert bench.tokens("long") == expected(tuple((j + 9) % VOCAB for j in range(50)), 3)
+
+
 def test_the_budget_is_never_exceeded_and_always_filled_when_there_is_work():
     bench = Bench(budget=10, num_blocks=200, caching=False)
     for i in range(6):
@@ -228,8 +240,13 @@ def test_plans_and_results_cross_a_process():
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32), caching=st.booleans(), policy=st.sampled_from(["fcfs", "priority"]))
-def test_any_sequence_of_operations_keeps_every_text_and_every_block(seed, caching, policy):
+@given(
+    seed=st.integers(0, 2**32),
+    caching=st.booleans(),
+    chunked=st.sampled_from([True, True, False]),
+    policy=st.sampled_from(["fcfs", "priority"]),
+)
+def test_any_sequence_of_operations_keeps_every_text_and_every_block(seed, caching, chunked, policy):
     rng = random.Random(seed)
     now = [0.0]
     bench = Bench(
@@ -238,7 +255,8 @@ def test_any_sequence_of_operations_keeps_every_text_and_every_block(seed, cachi
         max_model_len=32,
         caching=caching,
         max_num_seqs=rng.randint(1, 6),
-        budget=rng.randint(6, 24),
+        budget=rng.randint(6, 24) if chunked else 32,
+        chunked=chunked,
         policy=policy,
         clock=lambda: now[0],
         eos_ids=(0,),

@@ -39,12 +39,19 @@ def test_a_request_crosses_whole() -> None:
         wire.Outputs([Output("r", finish=State.ERROR, error="why", prompt=(TokenOut(1), TokenOut(2, -1.0)))]),
         wire.Stats(EngineStats(running=1, finished={"stop": 2})),
         wire.Beat(1.5),
+        wire.Told("a1", what={"names": ["é"], "n": None, "x": 0.5}),
+        wire.Told("a2", "why", {"kind": "RequestError"}),
         wire.Fatal("OSError", "gone"),
     ],
     ids=lambda message: type(message).__name__,
 )
 def test_what_the_worker_says_crosses_whole(message: wire.ToFront) -> None:
     assert wire.for_front(body(message)) == message
+
+
+def test_a_question_crosses_whole() -> None:
+    ask = wire.Ask("a1", "load", {"path": "/é", "deep": {"list": [1, 2.5, None]}})
+    assert wire.for_worker(body(ask)) == ask
 
 
 def test_sampling_limits_hold_on_the_other_side_too() -> None:

@@ -12,6 +12,9 @@ from ..core import ConfigError
 BENCHMARKS = (
     "throughput",
     "latency",
+    "serve",
+    "scenarios",
+    "splitfuse",
     "start",
     "limits",
     "quality",

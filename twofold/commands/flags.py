@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import json
 import re
 import sys
 import textwrap
@@ -49,6 +50,9 @@ class Given:
             hint = hints[f.name]
             if isinstance(hint, type) and dataclasses.is_dataclass(hint):
                 value: Any = self.overrides(hint, f"{prefix}{f.name}.") or None
+                whole = self._values.get(f"{prefix}{f.name}.json")
+                if whole is not None:
+                    value = _table(whole, f.metadata["flag"]) | (value or {})
             else:
                 value = self._values.get(prefix + f.name)
             if value is not None:
@@ -101,7 +105,7 @@ class Flags:
     def settings(self, cls: type, *, skip: Iterable[str] = (), prefix: str = "") -> None:
         """A flag for each field of the dataclass `cls`, its help the field's documentation and default.
 
-        A field that is itself a dataclass gives `--field.name` flags.
+        A field that is itself a dataclass gives `--field.name` flags; metadata "flag" names one that takes all as JSON.
         """
         hints, docs = typing.get_type_hints(cls), field_docs(cls)
         group = self._parser.add_argument_group(cls.__name__)
@@ -111,6 +115,9 @@ class Flags:
             if f.name in skip or dest in taken or not f.init:
                 continue
             if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+                if "flag" in f.metadata:
+                    help = f"the flags below as one JSON object, such as {f.metadata['example']}".replace("%", "%%")
+                    group.add_argument(f"--{f.metadata['flag']}", dest=f"{dest}.json", help=help, metavar="JSON")
                 self.settings(hint, prefix=f"{dest}.")
                 continue
             kinds = _kinds(hint)
@@ -144,6 +151,17 @@ class Flags:
         if given is not None and given not in choices:
             raise ConfigError(unknown(name, given, choices))
         return Given(values)
+
+
+def _table(text: str, flag: str) -> dict[str, Any]:
+    """A flag's JSON object, its keys as flags are spelled."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--{flag} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"--{flag} must be a JSON object, not {text!r:.40}")
+    return {name.replace("_", "-"): value for name, value in found.items()}
 
 
 def _kinds(hint: Any) -> set[Any]:

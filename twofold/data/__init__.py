@@ -4,6 +4,8 @@ tokenizer.py   a checkpoint's tokenizer: encode, decode, end and start tokens
 vocabulary.py  the bytes a token stands for, and old GPT-2 vocabularies
 detokenize.py  TextStream: ids to text as they arrive, stop strings held back
 chat.py        ChatTemplate: messages to prompts; special tokens come from the template alone
+called.py      messages with calls, in the way in which one template reads them
+speech/        what an answer says: content, reasoning and calls, told while its text arrives
 sandbox.py     where templates run: jinja2's sandbox with limits on time and size
 dataset.py     sources of documents: files, JSONL and named ones; which are held out
 corpus.py      documents as ids on disk, made once

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import CheckpointError, RequestError, unknown
-from . import answers
+from . import answers, called
 from .guard import Guard, random_digits
 from .rows import Message
 from .sandbox import RenderLimits, compile_template, render_template
@@ -137,6 +137,19 @@ class ChatTemplate:
         except RequestError:
             return False
         return probe in text and "'text'" not in text and '"text"' not in text
+
+    def fitted(self, messages: Sequence[Message], *, tools: bool = False) -> list[Message]:
+        """Messages of a client with calls in the way in which this template reads them (`called.py`)."""
+        return called.fitted(self, messages, tools=tools)
+
+    @property
+    def sources(self) -> list[str]:
+        """All of its variants."""
+        return [self.source, *self.named.values()]
+
+    def names(self, word: str) -> bool:
+        """Whether a variant speaks of `word`: a setting that none names would be without effect."""
+        return any(word in source for source in self.sources)
 
     # ------------------------------------------------------------------------------------------- ids
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], **given: Any) -> list[int]:

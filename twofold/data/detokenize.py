@@ -10,7 +10,7 @@ The pieces joined are the text of the whole, whatever the ids were cut into.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from .tokenizer import Tokenizer
@@ -74,7 +74,8 @@ class TextStream:
 
     `stop` strings end it: of all matches the one that completes first wins, and of those that complete together the
     longest; the text is cut before it, or after it with `include_stop`. The first `min_tokens` ids are shown as they
-    are, whatever stop they spell. `stopped` is the string that ended the text, `text` all that was shown, `tokens` how
+    are, whatever stop they spell. The tokens `marks` stay in the text, and `places` tells them from text that spells
+    the same. `stopped` is the string that ended the text, `text` all that was shown, `tokens` how
     many ids it took, the one that completed a stop included. After a stop nothing more is shown.
     """
 
@@ -86,13 +87,17 @@ class TextStream:
         include_stop: bool = False,
         skip_special_tokens: bool = True,
         min_tokens: int = 0,
+        marks: Mapping[int, str] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._min_tokens = min_tokens
+        self._marks = marks or {}
+        self._places: list[tuple[int, str]] = []
+        self._size = 0
         self._characters: _Characters = (
             _FromBytes(tokenizer) if tokenizer.spelling == "bytes" else _FromWindow(tokenizer)
         )
-        self._skip = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+        self._skip = tokenizer.special_ids - self._marks.keys() if skip_special_tokens else frozenset[int]()
         self._stops = tuple(dict.fromkeys(text for text in stop if text))
         self._include = include_stop
         self._held = ""
@@ -113,8 +118,18 @@ class TextStream:
                 break
             self.tokens += 1
             if token not in self._skip and self._tokenizer.token(token) is not None:
-                shown.append(self._show(self._characters.push(token)))
+                new = self._characters.push(token)
+                if token in self._marks and (place := new.rfind(self._marks[token])) >= 0:
+                    self._places.append((self._size + place, self._marks[token]))
+                self._size += len(new)
+                shown.append(self._show(new))
         return "".join(shown)
+
+    def places(self, end: int) -> list[tuple[int, str]]:
+        """Marks that begin in front of character `end` of the text, each told once, with their places."""
+        count = sum(place < end for place, _ in self._places)
+        found, self._places = self._places[:count], self._places[count:]
+        return found
 
     def finish(self) -> str:
         """No more ids: what was held back; an unfinished character reads as U+FFFD, as it does in the whole text."""

@@ -8,6 +8,9 @@ What a user writes may spell "<|im_end|>". The trick:
     3  reveal  the numbers become the user's text again, and their places are remembered as foreign
     4  encode  special tokens become special ids outside of foreign places, plain text inside
 
+Some vocabularies do not call the marks of calls and thoughts special ("<tool_call>"). Those are hidden alike, but in
+what the assistant and the system say: their words are read as the model wrote them, with the marks that they hold.
+
 When nothing special stands in a foreign place, which is nearly always, step 4 is one call for the whole text, and the
 ids are those of transformers.
 """
@@ -22,6 +25,8 @@ from typing import Any
 from .rows import Message
 from .tokenizer import Tokenizer
 
+TRUSTING = ("assistant", "model", "system", "developer")
+TRUSTED = ("content", "reasoning_content", "reasoning", "thinking")
 Span = tuple[int, int]
 """Characters from the first to the second, exclusive."""
 
@@ -36,19 +41,26 @@ class Guard:
 
     def hide_messages(self, messages: Sequence[Message]) -> list[Message]:
         """Messages with everything hidden but their roles, which are from a list and which templates compare."""
-        return [{key: item if key == "role" else self.hide(item) for key, item in m.items()} for m in messages]
+        return [self._hide_message(message) for message in messages]
 
-    def hide(self, value: Any) -> Any:
+    def _hide_message(self, message: Message) -> Message:
+        trusted = TRUSTED if message.get("role") in TRUSTING else ()
+        return {
+            key: item if key == "role" else self.hide(item, trusted=key in trusted) for key, item in message.items()
+        }
+
+    def hide(self, value: Any, *, trusted: bool = False) -> Any:
         """A copy of plain data with every spelled special token replaced, in keys as well."""
         if isinstance(value, str):
-            return self._hide_text(value)
+            return self._hide_text(value, trusted)
         if isinstance(value, Mapping):
-            return {self.hide(key): self.hide(item) for key, item in value.items()}
-        return [self.hide(item) for item in value] if isinstance(value, list | tuple) else value
+            return {self.hide(key, trusted=trusted): self.hide(item, trusted=trusted) for key, item in value.items()}
+        return [self.hide(item, trusted=trusted) for item in value] if isinstance(value, list | tuple) else value
 
-    def _hide_text(self, text: str) -> str:
-        spelled = self._tokenizer.split_special(text)
-        starts, ends = self._tokenizer.special_edges
+    def _hide_text(self, text: str, trusted: bool) -> str:
+        tokenizer = self._tokenizer
+        spelled = tokenizer.split_special(text) if trusted else tokenizer.split_control(text)
+        starts, ends = tokenizer.special_edges if trusted else tokenizer.control_edges
         widest = max(map(len, starts), default=0)
         first, last = (spelled[0][0], spelled[-1][1]) if spelled else (len(text), 0)
         lead = next((n for n in range(min(first, widest), 0, -1) if text[:n] in ends), 0)
@@ -97,20 +109,20 @@ class Guard:
 
 
 def _encode_around(tokenizer: Tokenizer, text: str, foreign: list[Span]) -> tuple[list[int], list[Span]]:
-    spelled = tokenizer.split_special(text)
+    spelled = tokenizer.split_control(text)
     if not any(a < right and left < b for a, b in spelled for left, right in foreign):
         return tokenizer.encode_spans(text, special=True)
     gaps = zip([0, *(end for _, end in foreign)], [*(start for start, _ in foreign), len(text)])
-    own = [(left + a, left + b) for left, right in gaps for a, b in tokenizer.split_special(text[left:right])]
+    own = [(left + a, left + b) for left, right in gaps for a, b in tokenizer.split_control(text[left:right])]
     ids: list[int] = []
     spans: list[Span] = []
     for start, end in [*own, (len(text), len(text))]:
         last = spans[-1][1] if spans else 0
-        found, places = tokenizer.encode_spans(text[last:start])
+        found, places = tokenizer.encode_foreign(text[last:start])
         ids += found
         spans += [(last + a, last + b) for a, b in places]
         if start < end:
-            ids.append(tokenizer.special_tokens[text[start:end]])
+            ids.append(tokenizer.control_tokens[text[start:end]])
             spans.append((start, end))
     return ids, spans
 

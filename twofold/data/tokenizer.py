@@ -20,6 +20,7 @@ from tokenizers import Encoding, processors
 from tokenizers import Tokenizer as Backend
 
 from ..core import CheckpointError, RequestError
+from .speech.forms import PROMPT_MARKS
 from .vocabulary import Spelling, is_byte_token, old_byte_level, read_json, spelled_bytes, spelling_of
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -54,6 +55,10 @@ class Tokenizer:
         self.vocab_size = max(self._tokens, default=-1) + 1
         self.spelling: Spelling = spelling_of(_decoder_table(self._exact))
         self._added = {place: token.content for place, token in added.items()}
+        self.added_tokens = {token.content: place for place, token in added.items()}
+        self.control_tokens = self.special_tokens | {
+            text: place for text, place in self.added_tokens.items() if text in PROMPT_MARKS
+        }
         _follow_settings(self._exact, settings, bos_id, eos_ids)
 
     @cached_property
@@ -115,41 +120,64 @@ class Tokenizer:
         encoding = _encode(self._exact if special else self._plain, text)
         ids, spans = list(encoding.ids), list(encoding.offsets)
         if not special and not self._forgeable.isdisjoint(ids):
-            return self._encode_broken(text)
+            return self._encode_broken(text, self.split_special(text), self._forgeable)
         return ids, spans
+
+    def encode_foreign(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode_spans`, and the marks of calls and thoughts that are not called special are plain text too."""
+        ids, spans = self.encode_spans(text)
+        marks = self._forgeable.union(self.control_tokens.values()) - {self._unknown}
+        return (ids, spans) if marks.isdisjoint(ids) else self._encode_broken(text, self.split_control(text), marks)
 
     def split_special(self, text: str) -> list[tuple[int, int]]:
         """Where special tokens are spelled in `text`: (start, end) of each, from left to right."""
         return [match.span() for match in self._special_pattern.finditer(text)] if self.special_tokens else []
 
-    def _encode_broken(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def split_control(self, text: str) -> list[tuple[int, int]]:
+        """Where special tokens and marks of calls and thoughts are spelled in `text`."""
+        return [match.span() for match in self._control_pattern.finditer(text)] if self.control_tokens else []
+
+    def _encode_broken(
+        self, text: str, spelled: Iterable[tuple[int, int]], forgeable: frozenset[int]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         """For vocabularies whose model itself holds the special tokens: cut each spelled one into characters."""
-        cuts = [0, *(place for start, end in self.split_special(text) for place in range(start + 1, end)), len(text)]
+        cuts = [0, *(place for start, end in spelled for place in range(start + 1, end)), len(text)]
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         for start, end in itertools.pairwise(cuts):
             encoding = _encode(self._plain, text[start:end])
             for token, (left, right) in zip(encoding.ids, encoding.offsets):
-                if token not in self._forgeable:
+                if token not in forgeable:
                     ids.append(token)
                     spans.append((start + left, start + right))
         return ids, spans
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, sorted(self.special_tokens, key=len, reverse=True))))
+        return _any_of(self.special_tokens)
+
+    @cached_property
+    def _control_pattern(self) -> re.Pattern[str]:
+        return _any_of(self.control_tokens)
 
     @cached_property
     def special_edges(self) -> tuple[frozenset[str], frozenset[str]]:
         """What special tokens start with, and what they end with: all proper beginnings, all proper ends."""
-        cuts = [(name, cut) for name in self.special_tokens for cut in range(1, len(name))]
-        return frozenset(name[:cut] for name, cut in cuts), frozenset(name[cut:] for name, cut in cuts)
+        return _edges(self.special_tokens)
+
+    @cached_property
+    def control_edges(self) -> tuple[frozenset[str], frozenset[str]]:
+        """As `special_edges`, of the marks of calls and thoughts as well."""
+        return _edges(self.control_tokens)
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        return self._exact.token_to_id(_content(self.settings.get("unk_token")) or "<unk>")
 
     @cached_property
     def _forgeable(self) -> frozenset[int]:
         """Special ids but the unknown token, which stands for a character the vocabulary lacks."""
-        unknown = self._exact.token_to_id(_content(self.settings.get("unk_token")) or "<unk>")
-        return self.special_ids - {unknown}
+        return self.special_ids - {self._unknown}
 
     # ----------------------------------------------------------------------------------------- ids to text
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -184,6 +212,15 @@ class Tokenizer:
     def serialized(self) -> str:
         """The text of tokenizer.json: what a cache of its output is keyed by."""
         return str(self._plain.to_str())
+
+
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+
+
+def _edges(names: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
+    cuts = [(name, cut) for name in names for cut in range(1, len(name))]
+    return frozenset(name[:cut] for name, cut in cuts), frozenset(name[cut:] for name, cut in cuts)
 
 
 def _unbounded(backend: Backend) -> Backend:

@@ -6,9 +6,14 @@ config.py     EngineConfig, every dial
 limits.py     what a request may be on this engine
 capacity.py   the sum of bytes: what fits this machine
 blocks.py     BlockPool: who holds which block, and the prefix cache
+adapters.py   which adapters there are, in memory and in slots
 row.py        what the scheduler keeps beside a request
 promises.py   which blocks can be found, or will be soon, and by whom
 proposer.py   Proposer: who guesses at the next tokens
+lookup.py     guesses found in text: n-grams, suffixes
+draft.py      guesses of a smaller model
+pace.py       how many tokens to guess at
+speculation.py  a proposer, its pace, and what came of it
 scheduler.py  Scheduler: which tokens go into the next step
 plan.py       StepPlan and StepResult, what passes between scheduler and runner
 paged.py      KVCache, and attention over block tables

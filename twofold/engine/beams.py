@@ -18,8 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from msgspec.structs import replace
+
 from .blocks import BlockPool
-from .plan import ChunkResult, Draw
+from .plan import Chunk, ChunkResult
 from .request import Beam, Request, State, TokenOut
 from .row import Row
 from .sampling import SamplingParams
@@ -139,9 +141,10 @@ class BeamRow(Row):
                 ends[row.blocks[-1]] = max(ends.get(row.blocks[-1], 0), row.request.num_computed)
         return sum(-computed % size for computed in ends.values())
 
-    def _draws(self, eos_ids: tuple[int, ...], drafts: tuple[int, ...] = ()) -> tuple[Draw, ...]:
-        """Nothing follows a trunk from which several beams go on."""
-        return super()._draws(eos_ids, drafts) if len(self.search.live) == 1 else ()
+    def chunk(self, count: int, eos_ids: tuple[int, ...]) -> Chunk:
+        """As any row's, but nothing is chosen after a trunk from which several beams go on."""
+        chunk = super().chunk(count, eos_ids)
+        return chunk if len(self.search.live) == 1 else replace(chunk, draws=())
 
     def drop(self, pool: BlockPool) -> None:
         super().drop(pool)
@@ -211,7 +214,7 @@ class BeamRow(Row):
         )
         request.num_computed = parent.request.num_computed
         child = Row(request, serial=serial, urgency=self.urgency, room=self.room, block_size=self.block_size)
-        child.head, child.scored, child.drafting = self, True, False
+        child.head, child.scored, child.drafting, child.slot = self, True, False, self.slot
         child.root, child.chain = parent.root, list(parent.chain)
         child.published = child.promised = parent.published
         return child

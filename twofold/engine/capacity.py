@@ -28,6 +28,7 @@ from ..models.compile import why_not, working_bytes
 from ..models.decoder import Decoder
 from ..models.quantized import formats, prepare
 from ..models.spec import Alibi, Gated, LayerSpec, Mixture, ModelSpec
+from ..models.weights import read_formats, read_spec
 from ..quant.format import Format
 from .config import EngineConfig
 from .paged import KVCache
@@ -160,7 +161,7 @@ def _sum(model: _Model, settings: EngineConfig, memory: int) -> Forecast:
     spec = model.spec
     dtype = DTYPES[settings.dtype]
     wanted = settings.max_model_len or spec.max_len
-    runtime, weights = (0, 0) if model.loaded else (RUNTIME, model.weight_bytes(settings))
+    runtime, weights = (0, 0) if model.loaded else (RUNTIME, model.weight_bytes(settings) + draft_bytes(settings))
     activations = model.step_bytes(settings)
     kv_per_token = KVCache.bytes_per_block(spec, 1, kv_dtype_of(settings.kv_dtype, dtype))
     per_block = max(1, kv_per_token * settings.block_size)
@@ -198,6 +199,15 @@ def weight_bytes(spec: ModelSpec, dtype: torch.dtype, quantized: Mapping[str, Fo
     """
     decoder = _empty(spec, dtype, quantized)
     return sum(t.numel() * t.element_size() for t in (*decoder.parameters(), *decoder.buffers()))
+
+
+def draft_bytes(settings: EngineConfig) -> int:
+    """What the weights of a draft model take beside the model's own, 0 without one."""
+    draft = settings.speculative
+    if draft.model is None:
+        return 0
+    dtype = resolve(EngineConfig(dtype=draft.dtype, device=settings.device), draft.model).dtype
+    return weight_bytes(read_spec(draft.model), DTYPES[dtype], read_formats(Path(draft.model), draft.quantization))
 
 
 def _empty(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..core import ConfigError
@@ -11,6 +11,57 @@ from ..quant.names import short
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 KvDtype = Literal["auto", "float32", "bfloat16", "int8"]
 Policy = Literal["fcfs", "priority"]
+Method = Literal["ngram", "suffix", "draft_model"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeculativeConfig:
+    """How next tokens are guessed at, so that one step may decide several; the text stays the same to the bit.
+
+    Raises:
+        ConfigError: a number out of range, or a method without its model.
+    """
+
+    method: Method | None = None
+    """Who guesses: the request's own text, that and other requests' outputs, or a smaller model; nobody without it."""
+    num_speculative_tokens: int = 16
+    """Guessed tokens of one request in one step, at most."""
+    adaptive: bool = True
+    """Choose the number by how often guesses are right and what a longer step costs; otherwise always send all."""
+    prompt_lookup_min: int = 2
+    """ngram: the fewest last tokens that must have stood somewhere before."""
+    prompt_lookup_max: int = 5
+    """ngram: the most that are compared."""
+    suffix_decoding_max_tree_depth: int = 24
+    """suffix: the most last tokens that are compared."""
+    suffix_decoding_max_cached_requests: int = 10_000
+    """suffix: how many ended requests' outputs are looked at, 0 for none."""
+    suffix_decoding_min_token_prob: float = 0.1
+    """suffix: the share of the places found that must agree with all of a guess."""
+    model: str | None = None
+    """draft_model: directory of a smaller checkpoint with the same tokenizer."""
+    dtype: Dtype = "auto"
+    """draft_model: what its weights are kept in."""
+    quantization: str | None = None
+    """draft_model: a number format that its float weights are rounded to."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("num_speculative_tokens", 1, 256),
+            ("prompt_lookup_min", 1, 64),
+            ("prompt_lookup_max", self.prompt_lookup_min, 64),
+            ("suffix_decoding_max_tree_depth", 2, 256),
+            ("suffix_decoding_max_cached_requests", 0, 2**31 - 1),
+            ("suffix_decoding_min_token_prob", 0.0, 1.0),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"speculative.{name} must be in [{low:g}, {high:g}], not {value}")
+        if (self.method == "draft_model") is not (self.model is not None):
+            raise ConfigError("speculative.method draft_model and speculative.model go together: give both or neither")
+
+
+_JSON = {"flag": "speculative-config", "example": '{"method": "ngram", "num_speculative_tokens": 8}'}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,8 +73,12 @@ class EngineConfig:
     while they are loaded. `kv_dtype` is what keys and values are kept in; "auto" is bf16 beside weights narrower than
     fp32. `max_num_batched_tokens` is the token budget of one step: decodes take one each, prompts are cut to fill the
     rest. `num_blocks` wins over `kv_cache_memory_bytes`; with neither, the cache takes what the machine can spare.
+    Without `enable_chunked_prefill` prompts are computed whole, before anybody's next token; that is for measuring.
     `max_model_len` None is the model's own context. `scheduling_policy` "priority" serves the lowest number first.
-    `seed` makes unseeded requests of one run repeatable; None draws fresh seeds.
+    `enable_lora` lets requests name adapters: `max_loras` different ones in a step, each of rank `max_lora_rank` at
+    most; in memory are at most `lora_cache_bytes` of them, and `max_cpu_loras` where that is given.
+    `seed` makes unseeded requests of one run repeatable; None draws fresh seeds. `speculative` says who guesses at the
+    next tokens.
 
     Raises:
         ConfigError: a number out of range, or a token budget that cannot hold one token of every running request.
@@ -40,8 +95,15 @@ class EngineConfig:
     num_blocks: int | None = None
     kv_cache_memory_bytes: int | None = None
     enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
     scheduling_policy: Policy = "fcfs"
+    enable_lora: bool = False
+    max_loras: int = 8
+    max_lora_rank: int = 64
+    max_cpu_loras: int | None = None
+    lora_cache_bytes: int = 256 << 20
     seed: int | None = None
+    speculative: SpeculativeConfig = field(default=SpeculativeConfig(), metadata=_JSON)
 
     def __post_init__(self) -> None:
         for name, high in (
@@ -51,6 +113,10 @@ class EngineConfig:
             ("block_size", 128),
             ("num_blocks", 2**31 - 1),
             ("kv_cache_memory_bytes", 2**63 - 1),
+            ("max_loras", 1024),
+            ("max_lora_rank", 4096),
+            ("max_cpu_loras", 2**31 - 1),
+            ("lora_cache_bytes", 2**63 - 1),
         ):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= high:
@@ -66,5 +132,7 @@ class EngineConfig:
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, less than max_num_seqs {self.max_num_seqs}: "
                 "every running request needs one token a step; raise the first or lower the second"
             )
+        if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
+            raise ConfigError(f"max_cpu_loras is {self.max_cpu_loras}, less than max_loras {self.max_loras}: raise it")
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise ConfigError(f"scheduling_policy must be fcfs or priority, not {self.scheduling_policy!r}")

@@ -15,17 +15,23 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..core import ConfigError, StateError
+from ..models.adapters import Slots
 from ..models.decoder import Decoder
 from ..models.weights import load_tensors
 from ..platforms import free_on
+from .adapters import AdapterPool
 from .blocks import BlockPool
 from .capacity import forecast, kv_dtype_of
 from .config import EngineConfig
+from .draft import draft_model
 from .limits import Limits
 from .paged import KVCache
+from .plan import StepPlan
+from .proposer import Proposer
 from .request import Output, Request
 from .runner import Runner
 from .scheduler import Scheduler
+from .speculation import Speculation, lookup
 from .stats import EngineStats
 
 
@@ -45,7 +51,13 @@ class Engine:
         max_model_len = config.max_model_len or decoder.max_len
         if max_model_len > decoder.max_len:
             raise ConfigError(f"max_model_len is {max_model_len}; this decoder was built for {decoder.max_len} at most")
+        if not config.enable_chunked_prefill and config.max_num_batched_tokens < max_model_len:
+            raise ConfigError(
+                f"max_num_batched_tokens is {config.max_num_batched_tokens}: without enable_chunked_prefill a prompt "
+                f"of {max_model_len} tokens must fit one step; raise the first or lower max_model_len"
+            )
         blocks = _num_blocks(decoder, replace(config, max_model_len=max_model_len))
+        self.speculation = speculation_for(decoder, config, num_blocks=blocks, eos_ids=tuple(eos_ids))
         self.decoder = decoder
         self.config = config
         self.limits = Limits(
@@ -56,13 +68,18 @@ class Engine:
             max_seqs=config.max_num_seqs,
         )
         self.pool = BlockPool(blocks, config.block_size, caching=config.enable_prefix_caching)
+        self.slots = Slots(decoder, config.max_loras, config.max_lora_rank) if config.enable_lora else None
+        self.adapters = AdapterPool(self.slots, most_bytes=config.lora_cache_bytes, most_held=config.max_cpu_loras)
         self.scheduler = Scheduler(
             self.pool,
             self.limits,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             policy=config.scheduling_policy,
+            chunked=config.enable_chunked_prefill,
             eos_ids=tuple(eos_ids),
+            adapters=self.adapters,
+            speculation=self.speculation,
         )
         self.runner = Runner(
             decoder,
@@ -70,6 +87,7 @@ class Engine:
             block_size=config.block_size,
             tokens=config.max_num_batched_tokens,
             kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
+            slots=self.slots,
         )
         self.version = 0
         self._half_loaded = False
@@ -112,13 +130,16 @@ class Engine:
         plan = self.scheduler.plan()
         if plan.chunks:
             self.scheduler.apply(self.runner.execute(plan))
-            self._measure(plan.num_tokens, time.perf_counter() - started)
+            self._measure(plan, time.perf_counter() - started)
         outputs = self.scheduler.take()
         if not self.scheduler.has_work:
             self.scheduler.check_integrity()
         return outputs
 
-    def _measure(self, tokens: int, seconds: float) -> None:
+    def _measure(self, plan: StepPlan, seconds: float) -> None:
+        tokens = plan.num_tokens
+        if self.speculation is not None and tokens == sum(len(chunk.draws) for chunk in plan.chunks):
+            self.speculation.measured(tokens, seconds)
         self._steps += 1
         self._computed_tokens += tokens
         self._busy_seconds += seconds
@@ -169,6 +190,8 @@ class Engine:
         self.scheduler.preempt_all()
         self.pool.forget_all()
         self.runner.sleep()
+        if self.speculation is not None:
+            self.speculation.sleep()
 
     def wake(self) -> None:
         """Take the KV cache's memory again."""
@@ -181,7 +204,7 @@ class Engine:
     # ------------------------------------------------------------------------------------ insight
     def stats(self) -> EngineStats:
         """Gauges and counters; cheap enough for every step."""
-        scheduler, pool = self.scheduler, self.pool
+        scheduler, pool, adapters = self.scheduler, self.pool, self.adapters
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -200,9 +223,28 @@ class Engine:
             prefix_hits=pool.hits,
             preemptions=scheduler.preemptions,
             finished={state.value: count for state, count in scheduler.finished.items()},
+            **(self.speculation.counters() if self.speculation is not None else {}),
             version=self.version,
             asleep=self.asleep,
+            adapters_running=adapters.running,
+            adapters_waiting=adapters.waiting,
+            adapter_bytes=adapters.nbytes,
+            adapter_reads=adapters.reads,
         )
+
+
+def speculation_for(
+    decoder: Decoder, config: EngineConfig, *, num_blocks: int, eos_ids: tuple[int, ...]
+) -> Speculation | None:
+    """Whoever the settings name to guess at tokens, None when nobody is to."""
+    wanted = config.speculative
+    if wanted.method is None:
+        return None
+    if wanted.method == "draft_model":
+        proposer: Proposer = draft_model(decoder, config, num_blocks=num_blocks, eos_ids=eos_ids)
+    else:
+        proposer = lookup(wanted)
+    return Speculation(proposer, most=wanted.num_speculative_tokens, adaptive=wanted.adaptive)
 
 
 def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:

@@ -143,9 +143,9 @@ class CudaForward:
         self.decoder, self.cache = decoder, cache
         self.graphs = DecodeGraphs(decoder, cache, rows=rows, max_len=max_len)
 
-    def __call__(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Hidden states of the chunks' tokens [T, D]."""
-        if self.graphs.takes(chunks):
+    def __call__(self, chunks: Sequence[Chunk], captured: bool = True) -> Tensor:
+        """Hidden states of the chunks' tokens [T, D]; not `captured` when adapters are among them."""
+        if captured and self.graphs.takes(chunks):
             return self.graphs.run(chunks)
         device = self.decoder.device
         ids_T = torch.tensor([token for chunk in chunks for token in chunk.ids]).to(device)

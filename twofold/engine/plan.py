@@ -34,7 +34,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """The tokens `start .. start + len(ids) - 1` of one request, whose blocks are already allocated.
 
     `targets` are the tokens that follow each of the first `len(targets)` ones, when the prompt is to be scored, with
-    `num_top` alternatives each. `draws` are set on the chunk that reaches the last known token:
+    `num_top` alternatives each. `adapter` is the slot of the request's adapter,
+    from 1 on, and 0 without one. `draws` are set on the chunk that reaches the last known token:
 
         ids      t t t t d d d      the last `len(draws) - 1` are drafts, guesses at what the draws before them give
         draws          0 1 2 3      each chooses what follows the token it stands under
@@ -46,6 +47,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     blocks: tuple[int, ...]
     targets: tuple[int, ...] = ()
     num_top: int = 0
+    adapter: int = 0
     draws: tuple[Draw, ...] = ()
 
     @property

@@ -1,24 +1,45 @@
 """Proposer: who guesses at the next tokens, so that one step may decide several. A guess changes the speed alone.
 
-Scheduler.plan ──▶ propose(rows, room) ──▶ drafts ride behind each row's last token ──▶ told(row, drafted, kept)
+    Scheduler.plan ──▶ Speculation.guess ──▶ Proposer.propose ──▶ drafts ride behind each row's last token
+    Scheduler.apply ─▶ Speculation.told ───▶ Proposer.told        what the model itself chose
+
+The model samples at every place with its own number (seed, sample, position), and a draft is kept while it is what was
+sampled there. So the text is the same to the bit whoever guesses, and however well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .row import Row
+
+GRADES = 24
+"""Grades of a guessed token go from 0 to one less; those of one grade are right about equally often."""
+
+
+class Guess(NamedTuple):
+    """How a request may go on. Each token has a grade: what the proposer knows of how sure it is."""
+
+    tokens: tuple[int, ...]
+    grades: tuple[int, ...]
 
 
 class Proposer(Protocol):
     """Guesses at how requests go on."""
 
-    def propose(self, rows: Sequence[Row], room: int) -> dict[int, tuple[int, ...]]:
-        """Drafts by the serial of their row, at most `room` tokens together and `row.guessable` for one."""
+    @property
+    def costs(self) -> bool:
+        """Whether each further token costs a model's pass. If not, it is asked for more than will be sent."""
 
-    def told(self, row: Row, drafted: int, kept: int) -> None:
-        """A step has shown that the first `kept` of a row's `drafted` guesses were right."""
+    def propose(self, wanted: Sequence[tuple[Row, int]]) -> dict[int, Guess]:
+        """Up to so many tokens for each row, by the row's serial; rows without an idea are left out."""
+
+    def told(self, row: Row, kept: int) -> None:
+        """The first `kept` tokens of the row's last guess were right, and are among its outputs now."""
 
     def forget(self, row: Row) -> None:
         """A row has ended, and its output is all there is."""
+
+    def sleep(self) -> None:
+        """Give memory back; everything may be asked for again afterwards."""

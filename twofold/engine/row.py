@@ -18,8 +18,8 @@ class Row:
 
     `published` blocks are computed and named, up to `promised` they are being computed and others may wait for them.
     `room` is how many tokens may come out; `found` how many tokens the last admission got from the prefix cache;
-    `drafting` whether its next tokens may be guessed at. `head` is the row that stands in the queues for this one:
-    itself, unless it is a beam's (beams.py).
+    `drafting` whether its next tokens may be guessed at; `slot` is that of its adapter while it runs, from 1 on. `head`
+    is the row that stands in the queues for this one: itself, unless it is a beam's (beams.py).
     """
 
     __slots__ = (
@@ -38,6 +38,7 @@ class Row:
         "scored",
         "scores",
         "serial",
+        "slot",
         "urgency",
         "waits_for",
     )
@@ -57,6 +58,7 @@ class Row:
         self.drafting = True
         self.head: Row = self
         self.waits_for: bytes | None = None
+        self.slot = 0
         self.scores: list[TokenOut] = []
         self.scored = request.params.prompt_logprobs is None
         self._table: tuple[int, ...] = ()
@@ -156,9 +158,16 @@ class Row:
         request = self.request
         start = request.num_computed
         stop = start + count
-        draws = self._draws(eos_ids) if stop == request.num_tokens else ()
+        draws = (self.draw(eos_ids),) if stop == request.num_tokens else ()
         if self.scored:
-            return Chunk(serial=self.serial, start=start, ids=self.tokens(start, stop), blocks=self._table, draws=draws)
+            return Chunk(
+                serial=self.serial,
+                start=start,
+                ids=self.tokens(start, stop),
+                blocks=self._table,
+                adapter=self.slot,
+                draws=draws,
+            )
         return Chunk(
             serial=self.serial,
             start=start,
@@ -166,38 +175,53 @@ class Row:
             blocks=self._table,
             targets=request.prompt_ids[start + 1 : stop + 1],
             num_top=request.params.prompt_logprobs or 0,
+            adapter=self.slot,
             draws=draws,
         )
 
     def drafted(self, chunk: Chunk, drafts: tuple[int, ...], eos_ids: tuple[int, ...]) -> Chunk:
         """This row's chunk with guesses at what follows its last token."""
-        draws = self._draws(eos_ids, drafts)
+        draws = tuple(self.draw(eos_ids, drafts[:ahead]) for ahead in range(len(drafts) + 1))
         return msgspec.structs.replace(chunk, ids=chunk.ids + drafts, blocks=self._table, draws=draws)
 
-    def _draws(self, eos_ids: tuple[int, ...], drafts: tuple[int, ...] = ()) -> tuple[Draw, ...]:
-        """How to choose the next token, and what follows each draft if it is the one chosen."""
+    def draw(self, eos_ids: tuple[int, ...], drafts: tuple[int, ...] = ()) -> Draw:
+        """How to choose the next token, or the one that follows some drafts if those are chosen before it."""
         request, params = self.request, self.request.params
+        outputs = request.output_ids
+        early = len(outputs) + len(drafts) < params.min_tokens
         repetition = params.repetition_penalty != 1.0
         history = repetition or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
-        said, known = len(request.output_ids), request.num_tokens
-        outputs = (*request.output_ids, *drafts) if history else ()
+        recent = self.tokens(max(0, request.num_tokens - params.longest_bad_word), request.num_tokens)
         ends = (() if params.ignore_eos else eos_ids) + params.stop_token_ids
-        reach = max(map(len, params.bad_words_ids), default=1) - 1
-        recent = (*self.tokens(max(0, known - reach), known), *drafts) if params.bad_words_ids else ()
-        return tuple(
-            Draw(
-                params=params,
-                seed=request.seed,
-                sample=request.sample,
-                position=known + ahead,
-                banned=(ends if said + ahead < params.min_tokens else ())
-                + params.completes_bad_word(recent[: len(recent) - len(drafts) + ahead]),
-                prompt_ids=request.prompt_ids if repetition else (),
-                output_ids=outputs[: said + ahead],
-                beams=params.width + len(set(ends)) if params.use_beam_search else 0,
-            )
-            for ahead in range(len(drafts) + 1)
+        return Draw(
+            params=params,
+            seed=request.seed,
+            sample=request.sample,
+            position=request.num_tokens + len(drafts),
+            banned=(ends if early else ()) + params.completes_bad_word((*recent, *drafts)),
+            prompt_ids=request.prompt_ids if repetition else (),
+            output_ids=(*outputs, *drafts) if history else (),
+            beams=params.width + len(set(ends)) if params.use_beam_search else 0,
         )
+
+    def append(
+        self, drawn: tuple[TokenOut, ...], eos_ids: tuple[int, ...], now: float
+    ) -> tuple[tuple[TokenOut, ...], tuple[State, int | None] | None]:
+        """Take the tokens of a step as outputs, up to the one that ends the request; those, and how it ends."""
+        for count, token in enumerate(drawn, 1):
+            self.request.output_ids.append(token.id)
+            end = self.end(eos_ids, now)
+            if end is not None:
+                return drawn[:count], end
+        return drawn, None
+
+    def prompt_scores(self) -> tuple[TokenOut, ...] | None:
+        """The prompt's scores, once, when they are complete; nothing comes before the first token, so it has none."""
+        prompt = self.request.prompt_ids
+        if self.scored or len(self.scores) < len(prompt) - 1:
+            return None
+        self.scored = True
+        return (TokenOut(prompt[0]), *self.scores)
 
     def end(self, eos_ids: tuple[int, ...], now: float) -> tuple[State, int | None] | None:
         """Whether the last output ends the request, in the order EOS, stop ids, length, deadline; and the stop id."""

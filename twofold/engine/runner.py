@@ -13,6 +13,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from ..models.adapters import Slots
 from ..models.compile import Program, Spans, why_not
 from ..models.decoder import Decoder
 from .capacity import rows_at_once
@@ -35,13 +36,21 @@ class Runner:
     """
 
     def __init__(
-        self, decoder: Decoder, *, num_blocks: int, block_size: int, tokens: int, kv_dtype: torch.dtype | None = None
+        self,
+        decoder: Decoder,
+        *,
+        num_blocks: int,
+        block_size: int,
+        tokens: int,
+        kv_dtype: torch.dtype | None = None,
+        slots: Slots | None = None,
     ) -> None:
         self.decoder = decoder
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.tokens = tokens
         self.kv_dtype = kv_dtype or decoder.dtype
+        self.slots = slots
         self.cache: KVCache | CudaCache | None = None
         self.program: Program | None = None
         self.cuda: CudaForward | None = None
@@ -62,6 +71,8 @@ class Runner:
 
         A program reads weights where they are, so one that was written for the same places is as good as a new one.
         """
+        if self.slots is not None:
+            self.slots.attach(self.decoder)
         places = (why_not(self.decoder), *_places(self.decoder)) if self.cache is not None else ()
         if places == self._written:
             return
@@ -115,14 +126,21 @@ class Runner:
 
     def _forward(self, chunks: tuple[Chunk, ...], cache: KVCache | CudaCache) -> Tensor:
         """Hidden states [T, D] of the plan's tokens."""
+        slots = [chunk.adapter for chunk in chunks]
+        if self.program is None and self.slots is not None and any(slots):
+            with self.slots.step(self.decoder, [len(chunk.ids) for chunk in chunks], slots):
+                return self._base(chunks, cache, slots)
+        return self._base(chunks, cache, slots)
+
+    def _base(self, chunks: tuple[Chunk, ...], cache: KVCache | CudaCache, slots: list[int]) -> Tensor:
         if self.cuda is not None:
-            return self.cuda(chunks)
+            return self.cuda(chunks, captured=not any(slots))
         assert isinstance(cache, KVCache)
         ids = [token for chunk in chunks for token in chunk.ids]
         if self.program is not None:
             counts = [len(chunk.ids) for chunk in chunks]
             starts, blocks = [chunk.start for chunk in chunks], [chunk.blocks for chunk in chunks]
-            return self.program.run(Spans(ids=ids, starts=starts, counts=counts, blocks=blocks))
+            return self.program.run(Spans(ids=ids, starts=starts, counts=counts, blocks=blocks, slots=slots))
         spans = [Span(chunk.start, len(chunk.ids), chunk.blocks) for chunk in chunks]
         hidden_TD: Tensor = self.decoder(torch.tensor(ids, device=self.decoder.device), PagedContext(cache, spans))
         return hidden_TD

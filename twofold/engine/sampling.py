@@ -173,6 +173,11 @@ class SamplingParams:
         return tuple(ids[-1] for ids in self.bad_words_ids if recent[len(recent) - len(ids) + 1 :] == ids[:-1])
 
     @property
+    def longest_bad_word(self) -> int:
+        """How many tokens back a bad word may begin."""
+        return max(map(len, self.bad_words_ids), default=1) - 1
+
+    @property
     def width(self) -> int:
         """How many sequences of one prompt are worked on at once: beams, or samples."""
         return (self.beam_width if self.use_beam_search else None) or self.best_of or self.n

@@ -13,7 +13,7 @@ somebody else's long prompt. What keeps it from thrashing:
 - When blocks run out, the request that loses the least computed work gives its blocks back, the youngest among equals.
   So the one with the most work always advances, and somebody always finishes.
 - A request whose next block is being computed by a running one right now waits for it (promises.py).
-- Drafts (proposer.py) get what is left of the budget, and blocks that nobody needs for a token of his own: they cut
+- Drafts (speculation.py) get what is left of the budget, and blocks that nobody needs for a token of his own: they cut
   nobody short and preempt nobody.
 """
 
@@ -27,22 +27,23 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core import RequestError, StateError
+from .adapters import AdapterPool
 from .beams import BeamRow, shared, unshare
 from .blocks import BlockPool
 from .config import Policy
 from .limits import Limits
 from .plan import Chunk, ChunkResult, StepPlan, StepResult
 from .promises import Promises
-from .proposer import Proposer
-from .request import Output, Request, State, TokenOut
+from .request import Output, Request, State
 from .row import Row, check_queues
+from .speculation import Speculation
 
 
 class Scheduler:
     """Requests in, plans out, results in, outputs out; between two calls every block is accounted for.
 
     `clock` gives seconds like `time.monotonic`. `version` is that of the weights, part of every cached block's name.
-    `proposer` guesses at tokens; without one a step decides at most one token of a request.
+    `speculation` guesses at tokens; without it a step decides at most one token of a request.
     """
 
     def __init__(
@@ -53,18 +54,22 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         policy: Policy = "fcfs",
+        chunked: bool = True,
         eos_ids: tuple[int, ...] = (),
+        adapters: AdapterPool | None = None,
         clock: Callable[[], float] = time.monotonic,
-        proposer: Proposer | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.pool = pool
         self.limits = limits
         self.max_num_seqs = max_num_seqs
         self.budget = max_num_batched_tokens
         self.policy = policy
+        self.chunked = chunked
         self.eos_ids = eos_ids
+        self.adapters = adapters or AdapterPool()
         self.clock = clock
-        self.proposer = proposer
+        self.speculation = speculation
         self.version = 0
         self.step = 0
         self.running: list[Row] = []
@@ -95,6 +100,7 @@ class Scheduler:
             raise RequestError(f"request id {request.id!r} is already running: choose another", "request_id")
         room = self.limits.room(request)
         urgency = request.priority if self.policy == "priority" else 0
+        request.adapter = self.adapters.enter(request.adapter)
         about = {"serial": self._next_serial(), "urgency": urgency, "room": room, "block_size": self.pool.block_size}
         row = (
             BeamRow(request, eos_ids=self.eos_ids, **about) if request.params.use_beam_search else Row(request, **about)
@@ -143,6 +149,10 @@ class Scheduler:
         self._planned, self._copies = {}, {}
         before = self.preemptions
         left = self.budget
+        if not self.chunked:
+            left = self._admit(left)  # whole prompts, in a step of their own: everybody else's next token waits
+            if self._planned:
+                return StepPlan(step=self.step, chunks=tuple(chunk for _, chunk in self._planned.values()))
         for decoding in (True, False):
             for row in [part for queued in self.running for part in queued.parts]:
                 running = row.head.request.state is State.RUNNING
@@ -150,10 +160,10 @@ class Scheduler:
                     left -= self._continue(row, left)
                     if self.preemptions != before:
                         left = self.budget - sum(len(chunk.ids) for _, chunk in self._planned.values())
-        if self.preemptions == before:
+        if self.chunked and self.preemptions == before:
             left = self._admit(left)
-        if self.proposer is not None and left > 0:
-            self._guess(self.proposer, left)
+        if self.speculation is not None and left > 0:
+            self._guess(self.speculation, left)
         if self._rows and not self._planned:
             raise StateError(f"{len(self._rows)} requests and none can advance: {self.pool.available} blocks available")
         chunks = tuple(chunk for _, chunk in self._planned.values())
@@ -190,17 +200,23 @@ class Scheduler:
         parts = [part for row in self.running for part in row.parts]
         owed = sum(max(0, pool.blocks_for(part.request.num_tokens) - len(part.blocks)) for part in parts)
         place, seats = 0, self._seats
+        self.adapters.begin()
         while place < len(self.waiting) and left > 0:
             row = self.waiting[place]
             if seats + row.seats > self.max_num_seqs:
                 break
             found = None if self._promises.waits(row) else self._promises.find(row)
-            if found is None:
-                place += 1
+            if found is None or not self.adapters.reachable(row.request.adapter):
+                place += 1  # what it waits for is with running ones: it holds up nobody
                 continue
             need = pool.blocks_for(row.request.num_tokens) - len(found)
             if need + pool.idle(found) + owed + seats > pool.available:
                 break  # no overtaking: a large request must not starve behind small ones
+            if not self.chunked and row.request.num_tokens - len(found) * pool.block_size > left:
+                break
+            if error := self.adapters.seat(row):
+                self._finish(row, State.ERROR, error=error)
+                continue
             del self.waiting[place]
             self._start(row, found)
             count = min(row.remaining, left)
@@ -215,13 +231,11 @@ class Scheduler:
     def _seats(self) -> int:
         return sum(row.seats for row in self.running)
 
-    def _guess(self, proposer: Proposer, left: int) -> None:
+    def _guess(self, speculation: Speculation, left: int) -> None:
         """Put drafts behind the last tokens of rows, as far as budget and idle blocks reach."""
         pool = self.pool
-        rows = [row for row, chunk in self._planned.values() if chunk.draws and row.scored and row.guessable > 0]
-        if not rows:
-            return
-        for serial, guessed in proposer.propose(rows, left).items():
+        rows = [row for row, chunk in self._planned.values() if chunk.draws and row.scored]
+        for serial, guessed in speculation.guess(rows, self.budget - left, left).items():
             row, chunk = self._planned[serial]
             known, held = row.request.num_tokens, len(row.blocks)
             idle = max(0, pool.available - self._seats)  # everybody may need one for his next token
@@ -277,13 +291,16 @@ class Scheduler:
             request.num_computed, row.drafting = got.redo, False
             return
         request.num_computed = chunk.start + len(chunk.ids) - len(chunk.draws)
-        tokens, end = self._append(row, got.tokens, now)
+        if got.tokens and not request.output_ids:
+            self.prompt_tokens += len(request.prompt_ids)
+        tokens, end = row.append(got.tokens, self.eos_ids, now)
+        self.generation_tokens += len(tokens)
         request.num_computed += len(tokens) if chunk.draws else 0
         self._promises.publish(row)
         row.scores.extend(got.scores)
-        prompt = self._prompt_scores(row)
-        if self.proposer is not None and chunk.drafts and got.tokens:
-            self.proposer.told(row, len(chunk.drafts), len(got.tokens) - 1)
+        prompt = row.prompt_scores()
+        if self.speculation is not None and got.tokens:
+            self.speculation.told(row, got.tokens, len(chunk.draws) - 1)
         if end is not None:
             self._finish(row, end[0], stop_reason=end[1], tokens=tokens, prompt=prompt)
         elif tokens or prompt is not None:
@@ -297,7 +314,7 @@ class Scheduler:
         part.request.num_computed = chunk.start + len(chunk.ids) - (len(chunk.draws) - len(got.tokens))
         self._promises.publish(part)
         row.scores.extend(got.scores)
-        if (prompt := self._prompt_scores(row)) is not None:
+        if (prompt := row.prompt_scores()) is not None:
             self._tell(row, prompt=prompt)
         if got.tokens and part is row and not row.request.output_ids:
             self.prompt_tokens += len(row.request.prompt_ids)
@@ -305,29 +322,6 @@ class Scheduler:
             beams = tuple(row.search.done[: row.request.params.n])
             self.generation_tokens += sum(len(beam.tokens) for beam in beams)
             self._finish(row, beams[0].finish, stop_reason=beams[0].stop_reason, beams=beams)
-
-    def _append(
-        self, row: Row, drawn: tuple[TokenOut, ...], now: float
-    ) -> tuple[tuple[TokenOut, ...], tuple[State, int | None] | None]:
-        """Take the tokens of a step as outputs, up to the one that ends the request; those, and how it ends."""
-        outputs = row.request.output_ids
-        if drawn and not outputs:
-            self.prompt_tokens += len(row.request.prompt_ids)
-        for count, token in enumerate(drawn, 1):
-            outputs.append(token.id)
-            self.generation_tokens += 1
-            end = row.end(self.eos_ids, now)
-            if end is not None:
-                return drawn[:count], end
-        return drawn, None
-
-    def _prompt_scores(self, row: Row) -> tuple[TokenOut, ...] | None:
-        """The prompt's scores, once, when they are complete; nothing comes before the first token, so it has none."""
-        prompt = row.request.prompt_ids
-        if row.scored or len(row.scores) < len(prompt) - 1:
-            return None
-        row.scored = True
-        return (TokenOut(prompt[0]), *row.scores)
 
     # ------------------------------------------------------------------------------------ giving back
     def _leave(self, row: Row) -> None:
@@ -339,6 +333,7 @@ class Scheduler:
         del queue[place]
         self._promises.break_all(row)
         row.drop(self.pool)
+        self.adapters.unseat(row)
 
     def _preempt(self, row: Row) -> None:
         """Give a running row's blocks back; it keeps its rank and its tokens, and will compute them again."""
@@ -369,8 +364,9 @@ class Scheduler:
         request = row.request
         self._leave(row)
         del self._rows[request.id]
-        if self.proposer is not None:
-            self.proposer.forget(row)
+        self.adapters.leave(request.adapter)
+        if self.speculation is not None:
+            self.speculation.forget(row)
         request.move(state)
         self.finished[state] += 1
         self._tell(row, finish=state, **what)
@@ -399,4 +395,5 @@ class Scheduler:
         """
         self.pool.check_integrity([table for row in self._rows.values() for table in row.tables])
         check_queues(self.running, self.waiting, len(self._rows))
+        self.adapters.check_integrity(self.running, self._rows.values())
         self._promises.check_integrity(self.running)

@@ -10,7 +10,10 @@ class EngineStats:
     """Gauges of this moment and counters since the engine was made; times in seconds, lengths in tokens.
 
     `waste` is the share of allocated cache slots that held no token, over all steps. `finished` counts ends by state.
-    `prompt_tokens` counts prompts whose first token came, cached tokens included.
+    `prompt_tokens` counts prompts whose first token came, cached tokens included. `adapters_running` and
+    `adapters_waiting` are names of adapters that requests have; `adapter_reads` counts how often one came into memory.
+    `drafts` counts the guesses sent, in
+    all `draft_tokens` long, of which `accepted_tokens` were right, `accepted_per_pos` by their place in the guess.
     """
 
     running: int = 0
@@ -31,9 +34,23 @@ class EngineStats:
     prefix_hits: int = 0
     preemptions: int = 0
     finished: dict[str, int] = field(default_factory=dict)
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_per_pos: tuple[int, ...] = ()
+
+    adapters_running: tuple[str, ...] = ()
+    adapters_waiting: tuple[str, ...] = ()
+    adapter_bytes: int = 0
+    adapter_reads: int = 0
 
     version: int = 0
     asleep: bool = False
+
+    @property
+    def acceptance(self) -> float:
+        """The share of guessed tokens that were right, 0 to 1."""
+        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else 0.0
 
     @property
     def kv_usage(self) -> float:

@@ -33,6 +33,7 @@ optimizer.py   AdamW, Adam, SGD, Lion and Adagrad over all tensors in one pass, 
 sample.py      from logits to tokens, and log-probabilities of given ones
 sample_native.py  the sampler's stage: choices as plain structs
 lora.py        adapters: each token its own low-rank addition
+slotted.py     those of a served model, in slots
 grouped_stages.py  the stages of grouped products, as ctypes
 grouped.py     rows dealt to groups, each by its own matrix: what experts and adapters share
 quantized.py   products with int8 and int4 weights, and the panels they lie in

@@ -94,6 +94,7 @@ class Matrices:
             act=stages.ACTS["none" if self._apart else act],
             gated=self._gated,
             add=scatter,
+            parts=1,
             matrices=ctypes.addressof(self._array),
             first=places.first_G.data_ptr(),
             from_=places.row_P.data_ptr() if gather else None,

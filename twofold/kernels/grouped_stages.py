@@ -47,6 +47,8 @@ class Matrix(Structure):
         ("k", c_int32),
         ("type", c_int32),
         ("scale", c_float),
+        ("a_at", c_int32),
+        ("out_at", c_int32),
         ("panels", Panels),
     )
 
@@ -57,6 +59,8 @@ class Grouped(Structure):
         ("act", c_int32),
         ("gated", c_int32),
         ("add", c_int32),
+        ("parts", c_int32),
+        ("unused", c_int32),
         ("matrices", c_void_p),
         ("first", c_void_p),
         ("from_", c_void_p),

@@ -22,6 +22,7 @@ layout.py    where each tensor of a checkpoint lies in the decoder
 filler.py    tensors put into their places one at a time, and what is still missing
 lora.py      low-rank adapters beside a decoder's frozen weights
 lora_config.py  their settings
+adapters.py  many adapters beside a served decoder, in slots
 peft.py      adapters on disk, as PEFT has them
 seeds.py     random numbers by a tensor's name
 quantized.py which weights may be quantized, and the decoder with panels in their places

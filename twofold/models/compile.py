@@ -28,19 +28,23 @@ from .write import Writer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spans:
-    """A step's tokens: of each span its first position, how many tokens, and the blocks that hold its sequence."""
+    """A step's tokens: of each span its first position, how many tokens, and the blocks that hold its sequence.
+
+    `slots` are those of the spans' adapters, from 1 on and 0 for none; left out where there are none.
+    """
 
     ids: Sequence[int]
     starts: Sequence[int]
     counts: Sequence[int]
     blocks: Sequence[Sequence[int]]
+    slots: Sequence[int] = ()
 
 
 def working_bytes(decoder: Decoder, tokens: int, rows: int) -> int:
     """What a program for this decoder works in, counted without taking any memory; the decoder may be a meta one."""
     with torch.device("meta"):
         writer = Writer(decoder, [stages.Cache() for _ in decoder.layers], stages.Step(), tokens, rows)
-        writer.body()
+        writer.body(bool(writer.beside.slots))
         writer.head()
     return writer.nbytes
 
@@ -77,8 +81,9 @@ class Program:
         self._library, self.decoder, self.rows = library, decoder, rows
         self._step = stages.Step()
         writer = Writer(decoder, caches, self._step, tokens, rows)
-        self._written = (writer.body(), writer.head())
-        self._body, self._head = (library.bind(part) for part in self._written)
+        seated = writer.body(seated=True) if writer.beside.slots else []
+        self._written = (writer.body(), seated, writer.head())
+        self._body, self._seated, self._head = (library.bind(part) for part in self._written)
         self._hidden_TD, self._logits_RV = _Top(writer.hidden_TD), _Top(writer.logits_RV)
         self._writer = writer  # keeps alive what the stages point at
 
@@ -90,7 +95,7 @@ class Program:
     def run(self, step: Spans) -> Tensor:
         """The step's last hidden states [T, D], final norm applied; the program's memory, good until the next step."""
         kept = self._fill(step)
-        self._go(self._body)
+        self._go(self._seated if any(step.slots) else self._body)
         del kept
         return self._hidden_TD.rows(len(step.ids))
 
@@ -119,6 +124,8 @@ class Program:
             table.extend((0,) * (stride - len(blocks)))
         first = array("i", accumulate(step.counts, initial=0))
         self._writer.beside.switch()
+        if any(step.slots):
+            self._writer.beside.seat(step.counts, step.slots)
         kept = [array("i", step.ids), positions, first, array("i", step.starts), table]
         now = self._step
         now.tokens, now.spans, now.table_stride = len(step.ids), len(step.starts), stride

@@ -36,7 +36,7 @@ class Pair(nn.Module):
     def __init__(self, slot: Slot, outputs: int, inputs: int, rank: int, dtype: torch.dtype, device: torch.device):
         super().__init__()
         self.slot = slot
-        self.rows = slot.at[0] if slot.at and isinstance(slot.at[0], slice) else slice(0, outputs)
+        self.rows = rows_of(slot, outputs)
         self.a = nn.Parameter(torch.zeros(rank, inputs, dtype=dtype, device=device))
         self.b = nn.Parameter(torch.zeros(self.rows.stop - self.rows.start, rank, dtype=dtype, device=device))
 
@@ -84,6 +84,11 @@ class Lora(nn.Module):
         return out_NK.mul_(self.config.scale)
 
 
+def rows_of(slot: Slot, outputs: int) -> slice:
+    """Which rows of the decoder's weight, of `outputs` in all, a slot of the checkpoint is."""
+    return slot.at[0] if slot.at and isinstance(slot.at[0], slice) else slice(0, outputs)
+
+
 def target_of(slot: Slot) -> str:
     """The checkpoint's name of the module that a slot is the weight of."""
     return slot.name.removesuffix(".weight")
@@ -101,11 +106,11 @@ def adapt(decoder: Decoder, config: LoraConfig, seed: int = 0) -> None:
     """
     if loras(decoder):
         raise ConfigError("the decoder has adapters already: merge them first")
-    chosen = _chosen(decoder, config)
+    found = chosen(decoder, config)
     decoder.requires_grad_(False)
     if decoder.spec.score:
         decoder.score.requires_grad_(True)
-    for place, slots in chosen.items():
+    for place, slots in found.items():
         module = decoder.get_submodule(place)
         assert isinstance(module, Weight | QuantLinear)
         module.lora = Lora(config, slots, module)
@@ -200,7 +205,7 @@ def take_away(decoder: Decoder) -> None:
     decoder.requires_grad_(True)
 
 
-def _chosen(decoder: Decoder, config: LoraConfig) -> dict[str, list[Slot]]:
+def chosen(decoder: Decoder, config: LoraConfig) -> dict[str, list[Slot]]:
     """The slots that get a pair, by the weight that they are rows of."""
     can, cannot = [], set[str]()
     for slot in Layouts(decoder).weights():
@@ -217,11 +222,11 @@ def _chosen(decoder: Decoder, config: LoraConfig) -> dict[str, list[Slot]]:
             raise ConfigError(f"lora.targets: '{target}' {why}; the linear layers are {', '.join(known) or 'none'}")
     if not can:
         raise ConfigError(f"{decoder.spec.architecture} has no linear layer that takes an adapter")
-    chosen: dict[str, list[Slot]] = {}
+    found: dict[str, list[Slot]] = {}
     for slot in can:
         if not config.targets or any(named(target_of(slot), target) for target in config.targets):
-            chosen.setdefault(slot.inner.removesuffix(".weight"), []).append(slot)
-    return chosen
+            found.setdefault(slot.inner.removesuffix(".weight"), []).append(slot)
+    return found
 
 
 def named(name: str, target: str) -> bool:

@@ -8,19 +8,20 @@ Where a checkpoint orders the rows of a fused weight by heads, B's rows lie ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError
-from .decoder import Decoder
+from ..quant.linear import QuantLinear
+from .decoder import Decoder, Weight
 from .layout import Slot
-from .lora import adapt, config_of, loras, take_away, target_of, trained_parameters
+from .lora import adapt, chosen, config_of, loras, rows_of, take_away, target_of, trained_parameters
 from .lora_config import LoraConfig
 from .scoring import TENSOR
 from .shards import Pending, Shard, write_shard
@@ -50,14 +51,17 @@ def slots_of(decoder: nn.Module) -> dict[str, Slot]:
         found[SCORE] = Slot(name=SCORE, shape=tuple(score.shape), inner=TENSOR)
     for place, lora in loras(decoder).items():
         for pair in lora.pairs:
-            stem, inner = PREFIX + target_of(pair.slot), f"{place}.lora.{target_of(pair.slot).rpartition('.')[2]}"
-            layout = "plain" if pair.slot.layout == "transposed" else pair.slot.layout
-            rows = replace(
-                pair.slot, name=stem + B, shape=tuple(pair.b.shape), inner=inner + ".b", at=(), layout=layout
-            )
-            found[stem + A] = Slot(name=stem + A, shape=tuple(pair.a.shape), inner=inner + ".a")
-            found[stem + B] = rows
+            for slot in pair_slots(place, pair.slot, tuple(pair.a.shape), tuple(pair.b.shape)):
+                found[slot.name] = slot
     return found
+
+
+def pair_slots(place: str, slot: Slot, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[Slot, Slot]:
+    """A and B, of these shapes, beside what `slot` is of the weight at `place`."""
+    stem, inner = PREFIX + target_of(slot), f"{place}.lora.{target_of(slot).rpartition('.')[2]}"
+    layout = "plain" if slot.layout == "transposed" else slot.layout
+    rows = replace(slot, name=stem + B, shape=b, inner=inner + ".b", at=(), layout=layout)
+    return Slot(name=stem + A, shape=a, inner=inner + ".a"), rows
 
 
 def config_json(decoder: Decoder, base: str = "") -> dict[str, Any]:
@@ -141,6 +145,40 @@ class AdapterDirectory:
             CheckpointError: an unknown, missing or misshapen tensor, or one that is no float, named.
         """
         slots = slots_of(decoder)
+        self._match(slots)
+        return {slot.inner: slot for slot in slots.values()}
+
+    def pairs(self, decoder: Decoder) -> dict[str, list[tuple[Slot, Slot, Slot]]]:
+        """For each weight of a decoder without adapters what it has beside it: the weight's slots with their A and B.
+
+        Raises:
+            CheckpointError: as `check`.
+        """
+        try:
+            targets = chosen(decoder, self.config)
+        except ConfigError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
+        found: dict[str, list[tuple[Slot, Slot, Slot]]] = {}
+        for place, slots in targets.items():
+            module = decoder.get_submodule(place)
+            n, k = module.shape if isinstance(module, QuantLinear) else cast(Weight, module).weight.shape
+            for slot in slots:
+                rows = rows_of(slot, n)
+                shapes = (self.config.rank, k), (rows.stop - rows.start, self.config.rank)
+                found.setdefault(place, []).append((slot, *pair_slots(place, slot, *shapes)))
+        self._match({slot.name: slot for three in found.values() for _, *two in three for slot in two})
+        return found
+
+    @property
+    def names(self) -> Collection[str]:
+        """The tensors that are there."""
+        return self._shard.entries.keys()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.end - entry.begin for entry in self._shard.entries.values())
+
+    def _match(self, slots: Mapping[str, Slot]) -> None:
         for name, entry in self._shard.entries.items():
             if name == SCORE and name not in slots:
                 continue  # a critic's adapter beside the causal model that it is too
@@ -154,7 +192,6 @@ class AdapterDirectory:
         for name in slots:
             if name not in self._shard.entries:
                 raise CheckpointError(f"{self.path} lacks '{name}', which r and its other tensors ask for")
-        return {slot.inner: slot for slot in slots.values()}
 
     def read(self, slot: Slot) -> Tensor:
         """One tensor in the decoder's order of rows, as it is stored."""

@@ -21,6 +21,7 @@ from ..kernels.panels import Rounding, embed_stage, wide_gate
 from ..kernels.panels import stages_for as panel_stages
 from ..kernels.quantized import Packed
 from ..quant.linear import QuantLinear
+from . import adapters
 from .beside import Beside
 from .decoder import Decoder, Layer, Normalise, Weight
 from .lora import Lora
@@ -56,10 +57,12 @@ class Writer(Working):
         self.beside = Beside(decoder, tokens)
         self._turns: dict[Rope, tuple[Tensor, Tensor]] = {}
         self._written: Stages = []
+        self._seated = False
 
-    def body(self) -> Stages:
-        """From token ids to the last hidden states."""
-        self._written = self.beside.deal(self.tokens)
+    def body(self, seated: bool = False) -> Stages:
+        """From token ids to the last hidden states; `seated`: with what stands in the slots of a served model."""
+        self._seated = seated
+        self._written = self.beside.deal(self.tokens) if seated or not self.beside.slots else []
         self._embed()
         pending: tuple[Tensor, float] | None = None
         for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
@@ -82,7 +85,7 @@ class Writer(Working):
 
     def head(self) -> Stages:
         """From the wanted rows' hidden states to logits."""
-        self._written = []
+        self._written, self._seated = [], False
         decoder, head = self.decoder, self.decoder.spec.speaking()
         self._stage(
             stages.Gather(
@@ -272,7 +275,8 @@ class Writer(Working):
         gated: bool = False,
     ) -> None:
         rows = self.tokens if rows is None else rows
-        if isinstance(lora := module.lora, Lora):
+        lora = module.lora
+        if isinstance(lora, Lora) or (self._seated and isinstance(lora, adapters.Beside)):
             wide = self._shared("opened later", lora.outputs) if gated else out
             self._product(module, source, wide, rows)
             self._written += self.beside.stages_of(lora, source, wide, rows, self.rounding)

@@ -5,19 +5,27 @@ server.py    everything wired together; SIGTERM and the way out
 protocol.py  limits on a request's head and on connections, inside uvicorn's protocol
 guard.py     host, key, body: what is refused before any route runs
 app.py       the routes
+openapi.py   the OpenAPI document
+described.py what each route takes and answers
 openai.py    requests: fields, checks, and what is not done
 messages.py  a chat's messages
 bodies.py    a body read as one of these, or the error that names the field
+tools.py     what may be called, and what was
+hearing.py   how a chat's answers are listened to
 tokens.py    the routes between text and ids
 status.py    the routes that say what is served and how it is
 texts.py     prompts and chats to ids
 calls.py     one API call as the sequences it is made of
 choice.py    one sequence as text: stops, end
+said.py      what a chat's answer says next, for the APIs with shapes of their own
+responses/   OpenAI's Responses API
+anthropic/   Anthropic's Messages API
 shape.py     text and log-probabilities in OpenAI's shapes
 answers.py   those shapes
 stream.py    answers at once or as events, and the client that leaves
 errors.py    OpenAI's error shape, and the status of each error
 client.py    the front's end of the model's process: accept, watch, start again, resubmit
+asks.py      what else is asked of it, and who waits for the answer
 process.py   one run of that process
 wire.py      the messages between the two
 worker.py    the process itself: the engine's step loop

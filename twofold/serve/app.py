@@ -19,15 +19,19 @@ from ..engine.sampling import SamplingParams
 from ..engine.words import ban
 from . import openai
 from .answers import json
+from .anthropic import Messages
 from .bodies import decode
 from .calls import Call
 from .client import EngineClient
 from .config import ServeConfig
 from .errors import HttpError
 from .guard import App, Guard, Receive, Scope, Send
+from .hearing import Hearing
 from .messages import plain
 from .metrics import Metrics
+from .openapi import OpenApi
 from .pages import Pages
+from .responses import Responses, Store
 from .shape import ChatShape, TextShape
 from .status import Status
 from .stream import EventStream, whole
@@ -45,6 +49,7 @@ class Api:
         self.client = client
         self.texts = texts
         self.metrics = Metrics(config, client)
+        self.store = Store(config.limits)
         self.draining = False
         self.defaults = sampling_defaults(config.model) if config.generation_config else {}
 
@@ -52,12 +57,14 @@ class Api:
         routes: list[BaseRoute] = [
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
+            *Responses(self, self.store).routes(),
+            *Messages(self).routes(),
             *Tokens(self).routes(),
             *Status(self).routes(),
         ]
         if self.config.enable_ui:
             routes += Pages().routes()
-        return routes
+        return [*routes, *OpenApi(routes).routes()]
 
     # -- generation -------------------------------------------------------------------------------------------------
 
@@ -74,37 +81,59 @@ class Api:
             shape.echo = [self._echo(p, i) if body.truncate_prompt_tokens is None else self._echo(i, i)
                           for p, i in zip(prompts, ids)]  # fmt: skip
             shape.scores_only = body.scores_only
-        return await self._answer(request, body, shape, ids, params)
+        return await self._answer(request, body, self._submit(request, body, ids, params), shape)
 
     async def chat_completions(self, request: Request) -> Any:
         body = decode(openai.ChatRequest, await request.body())
+        return await self._answer(request, body, *await self.open_chat(request, body))
+
+    async def open_chat(
+        self, request: Request, body: openai.ChatRequest, prefix: str = "chatcmpl"
+    ) -> tuple[Call, ChatShape]:
+        """A chat handed to the engine: what every API that chats begins with. Use the call as a context at once."""
         body.check()
         self.check_model(body.model)
         params, messages = body.params(self.defaults), plain(body.messages, self.config.limits.messages)
         self.check_room(params.width)
-        ids = await self.texts.chat(
+        ids = await self.chat_ids(body, messages)
+        hearing = self.texts.hearing(
+            body.wanted_tools(),
+            ids,
+            continued=messages[-1]["content"] if body.continue_final_message else None,
+            silent=body.include_reasoning is False,
+        )
+        shape = ChatShape(**self._shape(prefix, request, body), logprobs=params.logprobs)
+        return self._submit(request, body, [truncate(ids, body, self.limits, params)], params, hearing), shape
+
+    async def chat_ids(self, body: openai.ChatRequest, messages: list[dict[str, Any]]) -> list[int]:
+        return await self.texts.chat(
             messages,
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
             settings=body.chat_template_kwargs,
+            tools=body.wanted_tools(),
+            effort=body.reasoning_effort,
         )
-        shape = ChatShape(**self._shape("chatcmpl", request, body), logprobs=params.logprobs)
-        return await self._answer(request, body, shape, [truncate(ids, body, self.limits, params)], params)
 
-    async def _answer(
+    def _submit(
         self,
         request: Request,
         body: openai.Common,
-        shape: TextShape | ChatShape,
         prompts: list[list[int]],
         params: SamplingParams,
-    ) -> Any:
-        call, params = Call(self.client, self.metrics, self.texts.tokenizer), ban(params, self.texts.tokenizer)
+        hearing: Hearing | None = None,
+    ) -> Call:
+        params = ban(params, self.texts.tokenizer)
+        call = Call(self.client, self.metrics, self.texts.tokenizer, hearing)
         deadline, salt = self.deadline(request), salted(request, body.cache_salt)
+        priority = (body.priority or 0) + int(request.scope.get("priority", 0))
         for ids in prompts:
-            call.add(ids, params, self.limits, priority=body.priority or 0, deadline=deadline, salt=salt)
+            call.add(ids, params, self.limits, priority=priority, deadline=deadline, salt=salt)
         self.check_room(len(call.choices), sum(map(len, prompts)) * params.width)
         call.submit()
+        return call
+
+    async def _answer(self, request: Request, body: openai.Common, call: Call, shape: TextShape | ChatShape) -> Any:
         if body.stream:
             return EventStream(call, shape, self.config.ping_seconds)
         return json(await whole(request, call, shape))

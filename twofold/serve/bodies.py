@@ -34,6 +34,14 @@ def decode(kind: type[T], body: bytes) -> T:
         raise HttpError(400, f"the body is not JSON: {error}", code="bad_json") from None
 
 
+def converted(kind: type[T], data: Any) -> T:
+    """The same for data that is plain already; the errors of `decode`."""
+    try:
+        return msgspec.convert(data, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise _explain(kind, str(error)) from None
+
+
 def _explain(kind: type, message: str) -> HttpError:
     place = _PATH.search(message)
     path = place["path"] if place else ""

@@ -20,10 +20,11 @@ from ..data import Tokenizer
 from ..engine.limits import Limits
 from ..engine.request import Output, Request
 from ..engine.sampling import SamplingParams
-from .answers import PromptTokensDetails, Usage
+from .answers import CompletionTokensDetails, PromptTokensDetails, Usage
 from .choice import Choice, Piece
 from .client import EngineClient
 from .errors import HttpError
+from .hearing import Hearing
 from .metrics import Metrics
 
 _numbers = itertools.count()
@@ -32,10 +33,13 @@ _numbers = itertools.count()
 class Call:
     """All sequences of one API call. Use as an async context: leaving it, however, frees everything in the engine."""
 
-    def __init__(self, client: EngineClient, metrics: Metrics, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self, client: EngineClient, metrics: Metrics, tokenizer: Tokenizer | None, hearing: Hearing | None = None
+    ) -> None:
         self.client = client
         self.metrics = metrics
         self.tokenizer = tokenizer
+        self.hearing = hearing
         self.choices: list[Choice] = []
         self.prompts: list[list[int]] = []
         self.arrived = time.monotonic()
@@ -74,7 +78,7 @@ class Call:
                 _fits(limits, request)
             made = self._by_id[request.id] = []
             for _ in range(params.n if params.use_beam_search else 1):
-                made.append(Choice(len(self.choices), request, self.tokenizer))
+                made.append(Choice(len(self.choices), request, self.tokenizer, self.hearing))
                 self.choices.append(made[-1])
                 self._all.append(made[-1])
 
@@ -161,7 +165,10 @@ class Call:
         prompt = sum(map(len, self.prompts))
         said = sum(choice.tokens for choice in self._all)
         cached = max((choice.cached for choice in self._all), default=0)
-        return Usage(prompt, said, prompt + said, PromptTokensDetails(cached))
+        usage = Usage(prompt, said, prompt + said, PromptTokensDetails(cached))
+        if self.hearing is not None and self.hearing.manner.thoughts is not None:
+            usage.completion_tokens_details = CompletionTokensDetails(sum(choice.thoughts for choice in self._all))
+        return usage
 
 
 def _fits(limits: Limits, request: Request) -> None:

@@ -5,16 +5,22 @@ Stop strings live here, outside the engine, because only text has them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..data import TextStream, Tokenizer
+from ..data.speech import Event, Thought
 from ..engine.request import Beam, Output, Request, State, TokenOut
 from .errors import HttpError
+from .hearing import Hearing
 
 
 @dataclass(slots=True)
 class Piece:
-    """What one choice has to say next. `offset` is where `text` starts in the choice's text."""
+    """What one choice has to say next. `offset` is where `text` starts in the choice's text.
+
+    `said` is that text told apart, None where nobody listens.
+    """
 
     index: int
     offset: int
@@ -23,13 +29,32 @@ class Piece:
     prompt: tuple[TokenOut, ...] | None = None
     finish: str | None = None
     stop_reason: int | str | None = None
+    said: list[Event] | None = None
     beam: Beam | None = None
+
+
+class _Wordless:
+    """The text of ids that nobody can read."""
+
+    stopped: str | None = None
+    tokens = 0
+
+    def push(self, ids: Iterable[int]) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+    def places(self, upto: int) -> list[tuple[int, str]]:
+        return []
 
 
 class Choice:
     """One sequence: its request, the text so far, and how it ended. Without a tokenizer the text stays empty."""
 
-    def __init__(self, index: int, request: Request, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self, index: int, request: Request, tokenizer: Tokenizer | None, hearing: Hearing | None = None
+    ) -> None:
         params = request.params
         self.index = index
         self.request = request
@@ -37,10 +62,11 @@ class Choice:
         self.cached = 0
         self.shown = 0
         self.logprob = 0.0
+        self.thoughts = 0
         self.finish: str | None = None
         self.first_token: float | None = None
         self.last_token: float | None = None
-        self._stream: TextStream | None = None
+        self._stream: TextStream | _Wordless = _Wordless()
         if tokenizer is not None:
             self._stream = TextStream(
                 tokenizer,
@@ -48,7 +74,10 @@ class Choice:
                 include_stop=params.include_stop_str_in_output,
                 skip_special_tokens=params.skip_special_tokens,
                 min_tokens=params.min_tokens,
+                marks=hearing.marks if hearing else None,
             )
+        self._listener = hearing.listener() if hearing else None
+        self._silent = hearing is not None and hearing.silent
 
     def take(self, output: Output) -> Piece:
         """What an Output adds; after the end, nothing.
@@ -61,30 +90,58 @@ class Choice:
         if output.finish in (State.ERROR, State.TIMEOUT, State.ABORT):
             raise _failure(output)
         ids = [token.id for token in output.tokens]
-        piece.tokens = list(output.tokens)
-        if output.finish is not None:
-            piece.finish, piece.stop_reason = output.finish.value, output.stop_reason
-        if self._stream is not None:
-            # The token that ended a text is not part of it, unless asked for.
-            silent = output.finish is State.STOP and not self.request.params.include_stop_str_in_output
-            before = self._stream.tokens
-            piece.text = self._stream.push(ids[:-1] if silent else ids)
-            if self._stream.stopped is not None:
-                del piece.tokens[self._stream.tokens - before :]
-            elif output.finish is not None:
-                piece.text += self._stream.finish()
-            if self._stream.stopped is not None:
-                piece.finish, piece.stop_reason = "stop", self._stream.stopped
+        # The token that ended a text is not part of it, unless asked for.
+        silent = output.finish is State.STOP and not self.request.params.include_stop_str_in_output
+        said = ids[:-1] if silent else ids
+        before = self._stream.tokens
+        for token in [said] if self._listener is None else [[token] for token in said]:
+            self._show(piece, self._stream.push(token))
+            if self._stream.stopped is not None or self._enough:
+                break
+        if self._stream.stopped is not None or self._enough:
+            piece.tokens = list(output.tokens[: self._stream.tokens - before])
+            piece.finish, piece.stop_reason = "stop", self._stream.stopped
+        else:
+            piece.tokens = list(output.tokens)
+            if output.finish is not None:
+                self._show(piece, self._stream.finish(), counts=False)
+                piece.finish = "stop" if self._stream.stopped is not None else output.finish.value
+                piece.stop_reason = self._stream.stopped or output.stop_reason
         self.tokens += len(piece.tokens)
         self.logprob += sum(token.logprob or 0.0 for token in piece.tokens)
-        self.shown += len(piece.text)
         self.finish = piece.finish
+        if piece.finish is not None:
+            self._conclude(piece)
         return piece
 
     @property
     def mean_logprob(self) -> float:
         """The mean log-probability of its tokens, by which the best of several samples is found."""
         return self.logprob / max(self.tokens, 1)
+
+    @property
+    def _enough(self) -> bool:
+        """Whether a call began that was not asked for any more."""
+        return self._listener is not None and self._listener.full
+
+    def _show(self, piece: Piece, text: str, *, counts: bool = True) -> None:
+        """More text of a piece, of one token where somebody listens."""
+        start, self.shown = self.shown, self.shown + len(text)
+        piece.text += text
+        if self._listener is not None:
+            self.thoughts += counts and self._listener.thinking
+            marks = [(place - start, mark) for place, mark in self._stream.places(self.shown)]
+            self._hear(piece, self._listener.push(text, marks))
+
+    def _hear(self, piece: Piece, events: list[Event]) -> None:
+        kept = [event for event in events if not (self._silent and isinstance(event, Thought))]
+        piece.said = (piece.said or []) + kept
+
+    def _conclude(self, piece: Piece) -> None:
+        if self._listener is not None:
+            self._hear(piece, self._listener.finish())
+            if piece.finish == "stop" and self._listener.complete:
+                piece.finish = "tool_calls"
 
 
 def _failure(output: Output) -> HttpError:

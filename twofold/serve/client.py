@@ -20,6 +20,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from itertools import zip_longest
+from typing import Any
 
 import msgspec
 
@@ -27,6 +29,7 @@ from ..core import CapacityError, CheckpointError, ConfigError, RequestError, Wo
 from ..engine.request import Output, Request, State
 from ..engine.stats import EngineStats
 from . import wire
+from .asks import Asks
 from .config import ServeConfig
 from .process import COMMAND, ModelProcess
 
@@ -76,6 +79,7 @@ class EngineClient:
         self.restarts = 0
         self.live: dict[str, Accepted] = {}
         self.live_tokens = 0
+        self.asks = Asks()
         self.first_ready: asyncio.Future[wire.Ready] = asyncio.get_running_loop().create_future()
         self.on_started: Callable[[Accepted, float], None] = lambda accepted, seconds: None
         self._start = start
@@ -110,6 +114,7 @@ class EngineClient:
             await asyncio.gather(self._task, return_exceptions=True)
         for accepted in list(self.live.values()):
             self._finish(accepted, State.ABORT, "the server is going down")
+        self.asks.lost("the server is going down", unsent=True)
         if not self.first_ready.done():
             self.first_ready.cancel()
 
@@ -174,6 +179,18 @@ class EngineClient:
             self._process.send(wire.Abort(sent))
         if known:
             self._feed()
+
+    async def ask(self, verb: str, **what: Any) -> dict[str, Any]:
+        """What the model's process answers; one that is being started again is waited for.
+
+        Raises:
+            WorkerError: there is no model, or it died before it answered.
+            TwofoldError: what the process said against it, of its kind.
+        """
+        self.check(0)
+        answer = self.asks.add(verb, what)
+        self._feed()
+        return await answer
 
     def _supervisor_ended(self, task: asyncio.Task[None]) -> None:
         """A mistake of ours in the supervisor must not leave requests waiting for ever."""
@@ -249,6 +266,8 @@ class EngineClient:
                     self.on_started(accepted, seconds)
             for output in message.outputs:
                 self._deliver(output)
+        elif isinstance(message, wire.Told):
+            self.asks.told(message)
         elif isinstance(message, wire.Stats):
             self.stats = message.stats
         elif isinstance(message, wire.Beat):
@@ -261,6 +280,8 @@ class EngineClient:
             asyncio.get_running_loop().call_later(HEALTHY_SECONDS, self._grew_old, self._process)
             if not self.first_ready.done():
                 self.first_ready.set_result(message)
+            for ask in self.asks.replay():
+                self._send(ask)
             self._feed()
 
     def _grew_old(self, process: ModelProcess | None) -> None:
@@ -273,6 +294,7 @@ class EngineClient:
         self.restarts += 1
         self.past = add(self.past, self.stats)
         self.stats = EngineStats()
+        self.asks.lost(f"the model's process died: {self._why}")
         for accepted in list(self.live.values()):
             if accepted.sent:
                 accepted.sent = False
@@ -286,6 +308,7 @@ class EngineClient:
         self.phase = Phase.FAILED
         for accepted in list(self.live.values()):
             self._finish(accepted, State.ERROR, f"the model could not be kept running: {fatal.message}")
+        self.asks.lost(f"the model could not be kept running: {fatal.message}", unsent=True)
         if not self.first_ready.done():
             self.first_ready.set_exception(HOPELESS.get(fatal.kind, WorkerError)(fatal.message))
         log.critical("giving up on the model's process: %s", fatal.message)
@@ -293,13 +316,15 @@ class EngineClient:
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def _feed(self) -> None:
-        """Send what is not with the process yet, oldest first.
+        """Send what is not with the process yet, questions first, then requests, oldest first.
 
         A request that was there at two deaths in a row without a token between is a suspect: suspects go alone,
         one after the other, so that the one that kills the process is found and the others live.
         """
         if self.phase is not Phase.READY or self._process is None:
             return
+        for ask in self.asks.unsent():
+            self._send(ask)
         suspects = [a for a in self.live.values() if a.crashes >= self.config.watch.suspects - 1]
         if suspects:
             chosen = [] if any(a.sent for a in suspects) else suspects[:1]
@@ -308,6 +333,10 @@ class EngineClient:
         for accepted in chosen:
             accepted.sent = True
             self._process.send(wire.Submit(**accepted.request.wire()))
+
+    def _send(self, message: wire.ToWorker) -> None:
+        if self._process is not None:
+            self._process.send(message)
 
     def _deliver(self, output: Output) -> None:
         accepted = self.live.get(output.request_id)
@@ -350,4 +379,9 @@ class EngineClient:
 def add(past: EngineStats, last: EngineStats) -> EngineStats:
     """The counters of two processes together; gauges are left at 0."""
     names = ("prefix_queries", "prefix_hits", "preemptions", "steps", "computed_tokens")
-    return EngineStats(**{name: getattr(past, name) + getattr(last, name) for name in names})
+    drafts = ("drafts", "draft_tokens", "accepted_tokens")
+    per_pos = zip_longest(past.accepted_per_pos, last.accepted_per_pos, fillvalue=0)
+    return EngineStats(
+        **{name: getattr(past, name) + getattr(last, name) for name in (*names, *drafts)},
+        accepted_per_pos=tuple(map(sum, per_pos)),
+    )

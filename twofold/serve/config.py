@@ -20,7 +20,8 @@ class Limits:
     """How much one client may ask for, and for how long it may take to ask.
 
     Bytes, seconds and counts as the names say. `queue_requests` None means four times what runs at once;
-    `queue_tokens` counts the prompt tokens of all accepted requests and so bounds the front's memory.
+    `queue_tokens` counts the prompt tokens of all accepted requests and so bounds the front's memory. `responses`,
+    `response_bytes` and `response_seconds` bound the answers that are kept for /v1/responses, all owners together.
     """
 
     connections: int = 1024
@@ -35,6 +36,9 @@ class Limits:
     queue_tokens: int = 1 << 20
     prompts: int = 64
     messages: int = 2048
+    responses: int = 4096
+    response_bytes: int = 64 * 1024 * 1024
+    response_seconds: float = 24 * 3600.0
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -88,6 +92,10 @@ class ServeConfig:
     """Where the training page looks for runs: a directory of what `twofold train` writes, or one run's directory."""
     generation_config: bool = True
     chat_template: Path | None = None
+    tool_call_parser: str = "auto"
+    """How the model calls tools: auto (by its chat template), none, or a name, as hermes, llama3_json, mistral."""
+    reasoning_parser: str = "auto"
+    """How the model sets its reasoning apart: auto, none, or a name, as qwen3, deepseek_r1, mistral, granite."""
     request_seconds: float = 600.0
     lame_duck_seconds: float = 0.0
     drain_seconds: float = 30.0

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape, and which HTTP status each error of Twofold is."""
+"""Errors in OpenAI's shape (below /v1/messages in Anthropic's), and which HTTP status each error of Twofold is."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ TYPES = {
 }
 
 
+ANTHROPIC = "/v1/messages"
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
 class ErrorDetail(msgspec.Struct):
     message: str
     type: str
@@ -31,6 +44,15 @@ class ErrorDetail(msgspec.Struct):
 
 class ErrorBody(msgspec.Struct):
     error: ErrorDetail
+
+
+class AnthropicDetail(msgspec.Struct):
+    type: str
+    message: str
+
+
+class AnthropicError(msgspec.Struct, tag="error"):
+    error: AnthropicDetail
 
 
 class HttpError(TwofoldError):
@@ -65,13 +87,18 @@ class HttpError(TwofoldError):
             return cls(503, message, code="unavailable", retry_after=max(retry_after, 2))
         return cls(500, "the server met an error of its own; its log has the request id", code="internal_error")
 
-    def body(self) -> bytes:
+    def body(self, anthropic: bool = False) -> bytes:
+        if anthropic:
+            kind = ANTHROPIC_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+            place = f"{self.param}: " if self.param and self.param not in str(self) else ""
+            return msgspec.json.encode(AnthropicError(AnthropicDetail(kind, place + str(self))))
         kind = TYPES.get(self.status, "server_error")
         return msgspec.json.encode(ErrorBody(ErrorDetail(str(self), kind, self.param, self.code or self.status)))
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers of the answer, lower case."""
-        found = [(b"content-type", b"application/json"), (b"content-length", str(len(self.body())).encode())]
+    def headers(self, body: bytes | None = None) -> list[tuple[bytes, bytes]]:
+        """The headers of the answer, lower case; `body` is what is sent where that is not OpenAI's shape."""
+        size = len(self.body() if body is None else body)
+        found = [(b"content-type", b"application/json"), (b"content-length", str(size).encode())]
         if self.retry_after is not None:
             found.append((b"retry-after", str(self.retry_after).encode()))
         return found

@@ -17,7 +17,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect
 
 from ..core import TwofoldError
 from .config import ServeConfig
-from .errors import HttpError
+from .errors import ANTHROPIC, HttpError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -90,7 +90,7 @@ class Guard:
             except ClientDisconnect:
                 exchange.status = exchange.status or 499
             except HTTPException as error:
-                await exchange.refuse(HttpError(error.status_code, error.detail))
+                await exchange.refuse(HttpError(error.status_code, error.detail), error.headers)
             except TwofoldError as error:
                 await exchange.refuse(HttpError.of(error))
             except Exception as error:
@@ -110,6 +110,8 @@ class Guard:
         if self.draining():
             exchange.close_after = True
             raise HttpError(503, "the server is going down: ask another", code="draining", retry_after=5)
+        if scope["method"] == "DELETE" and not _has_body(headers):
+            return
         kind = b"".join(_all(headers, b"content-type")).split(b";")[0].strip().lower()
         if kind != b"application/json":
             raise HttpError(415, "send the body with 'Content-Type: application/json'", code="content_type")
@@ -125,10 +127,14 @@ class Guard:
             raise HttpError(403, "this Host is not one the server answers for: see allowed_hosts", code="bad_host")
 
     def _check_key(self, headers: list[tuple[bytes, bytes]]) -> str:
-        given = _all(headers, b"authorization")
-        owner = self.keys.find(_credential(given[0]) if len(given) == 1 else b"")
+        given = [_credential(value) for value in _all(headers, b"authorization")] or _all(headers, b"x-api-key")
+        owner = self.keys.find(given[0] if len(given) == 1 else b"")
         if owner is None:
-            raise HttpError(401, "an API key is needed: send 'Authorization: Bearer KEY'", code="invalid_api_key")
+            raise HttpError(
+                401,
+                "an API key is needed: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
+                code="invalid_api_key",
+            )
         return owner
 
 
@@ -150,7 +156,7 @@ class Exchange:
         self.status: int | None = None
         self.close_after = False
         self._body_bytes = 0
-        self._body_ended = scope["method"] in ("GET", "HEAD", "OPTIONS") and not _has_body(scope["headers"])
+        self._body_ended = scope["method"] in ("GET", "HEAD", "OPTIONS", "DELETE") and not _has_body(scope["headers"])
 
     async def receive(self) -> Message:
         """The body with its limits; after its end, the client's leaving.
@@ -186,14 +192,16 @@ class Exchange:
             message = {**message, "headers": headers}
         await self._send(message)
 
-    async def refuse(self, error: HttpError) -> None:
+    async def refuse(self, error: HttpError, more: Mapping[str, str] | None = None) -> None:
         """Answer with an error, if nothing was answered yet, and let the client read it."""
         if self.status is not None:
             return
-        headers = error.headers()
+        body = error.body(in_shape(self._scope["path"]))
+        headers = error.headers(body) + [(k.lower().encode(), v.encode()) for k, v in (more or {}).items()]
         if error.status == 401:
             headers.append((b"www-authenticate", _challenge(self._scope)))
-        body = b"" if self._scope["method"] == "HEAD" else error.body()
+        if self._scope["method"] == "HEAD":
+            body = b""
         await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": True})
         if not self._body_ended and error.status != 408:
@@ -257,6 +265,11 @@ def _credential(header: bytes) -> bytes:
         except (binascii.Error, ValueError):
             return b""
     return b""
+
+
+def in_shape(path: str) -> bool:
+    """Whether errors on this path are in Anthropic's shape."""
+    return path == ANTHROPIC or path.startswith(f"{ANTHROPIC}/")
 
 
 def _challenge(scope: Scope) -> bytes:

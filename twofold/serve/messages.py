@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from ..core import RequestError
+from .tools import ToolCall
 
 
 class Part(msgspec.Struct, forbid_unknown_fields=True):
@@ -27,8 +28,9 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
     content: str | list[Part] | None = None
     name: str | None = None
     reasoning_content: str | None = None
-    tool_calls: Any = None
-    tool_call_id: Any = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
     function_call: Any = None
     refusal: Any = None
     audio: Any = None
@@ -39,15 +41,17 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
         "developer": "system",
         "user": "user",
         "assistant": "assistant",
+        "tool": "tool",
     }
 
-    def plain(self, path: str) -> dict[str, str]:
+    def plain(self, path: str) -> dict[str, Any]:
         """What a chat template reads; `path` names the message in errors."""
         if self.role not in self.ROLES:
             raise RequestError(f"role must be one of {', '.join(self.ROLES)}, not {self.role!r:.40}", f"{path}.role")
-        for name in ("tool_calls", "tool_call_id", "function_call", "audio"):
+        for name in ("function_call", "audio"):
             if getattr(self, name) not in (None, []):
                 raise RequestError(f"{name} is not done by this version: leave it out", f"{path}.{name}")
+        self._check_calls(path)
         content = self.content
         if content is None and self.role != "assistant":
             raise RequestError("a message needs content", f"{path}.content")
@@ -59,15 +63,28 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
                         f"{path}.content[{i}].type",
                     )
             content = "\n".join(part.text or "" for part in content)
-        found = {"role": self.ROLES[self.role], "content": content or ""}
+        found: dict[str, Any] = {"role": self.ROLES[self.role], "content": content or ""}
         if self.name:
             found["name"] = self.name
-        if self.reasoning_content:
-            found["reasoning_content"] = self.reasoning_content
+        if self.reasoning_content or self.reasoning:
+            found["reasoning_content"] = self.reasoning_content or self.reasoning
+        if self.tool_calls:
+            found["tool_calls"] = [call.plain() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            found["tool_call_id"] = self.tool_call_id
         return found
 
+    def _check_calls(self, path: str) -> None:
+        if self.tool_calls and self.role != "assistant":
+            raise RequestError("only the assistant calls tools", f"{path}.tool_calls")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise RequestError(
+                "a message of the role 'tool' has the id of the call that it answers, and no other has",
+                f"{path}.tool_call_id",
+            )
 
-def plain(messages: list[Message], most: int) -> list[dict[str, str]]:
+
+def plain(messages: list[Message], most: int) -> list[dict[str, Any]]:
     """Messages as a chat template reads them; raises RequestError for none, too many, or a bad one."""
     if not 1 <= len(messages) <= most:
         raise RequestError(f"messages holds {len(messages)} messages: send 1 to {most}", "messages")

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from .choice import Choice
-from .client import EngineClient
+from .client import EngineClient, add
 from .config import ServeConfig
 
 FIRST_TOKEN = (
@@ -157,17 +157,29 @@ class _EngineGauges(Collector):
             gauge = GaugeMetricFamily(name, text, labels=LABELS)
             gauge.add_metric(self._labels, value)
             yield gauge
+        both = add(past, now)
         counters = {
-            "vllm:prefix_cache_queries": ("Prompt tokens looked up.", past.prefix_queries + now.prefix_queries),
-            "vllm:prefix_cache_hits": ("Prompt tokens found.", past.prefix_hits + now.prefix_hits),
-            "vllm:num_preemptions": ("Sequences put back.", past.preemptions + now.preemptions),
+            "vllm:prefix_cache_queries": ("Prompt tokens looked up.", both.prefix_queries),
+            "vllm:prefix_cache_hits": ("Prompt tokens found.", both.prefix_hits),
+            "vllm:num_preemptions": ("Sequences put back.", both.preemptions),
+            "vllm:spec_decode_num_drafts": ("Times that tokens of a sequence were guessed at.", both.drafts),
+            "vllm:spec_decode_num_draft_tokens": ("Tokens guessed at.", both.draft_tokens),
+            "vllm:spec_decode_num_accepted_tokens": ("Tokens guessed rightly.", both.accepted_tokens),
             "twofold:engine_restarts": ("Times the model's process was started again.", client.restarts),
-            "twofold:engine_steps": ("Steps of the engine.", past.steps + now.steps),
+            "twofold:engine_steps": ("Steps of the engine.", both.steps),
         }
         for name, (text, value) in counters.items():
             counter = CounterMetricFamily(name, text, labels=LABELS)
             counter.add_metric(self._labels, value)
             yield counter
+        place = CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Tokens guessed rightly, by place in the guess.",
+            labels=(*LABELS, "position"),
+        )
+        for position, count in enumerate(both.accepted_per_pos):
+            place.add_metric((*self._labels, str(position)), count)
+        yield place
         if client.info is not None:
             config = GaugeMetricFamily(
                 "vllm:cache_config_info", "The cache.", labels=(*LABELS, "block_size", "num_gpu_blocks")

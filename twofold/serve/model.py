@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..core import build
@@ -13,6 +14,7 @@ from ..kernels.op import check_names
 from ..models.weights import load, read_formats, read_spec
 from ..platforms import read_memory
 from . import wire
+from .worker import Verb
 
 
 class LoadedModel:
@@ -20,6 +22,7 @@ class LoadedModel:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.verbs: Mapping[str, Verb] = {}
         limits, config = engine.limits, engine.config
         self.ready = wire.Ready(
             max_len=limits.max_model_len,

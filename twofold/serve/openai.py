@@ -14,22 +14,20 @@ import msgspec
 from ..core import RequestError
 from ..engine.sampling import EarlyStopping, LogprobsMode, SamplingParams
 from .messages import Message
+from .tools import Named, Tool, Tools, asked
 
 MAX_TEXT = 256  # characters of an id, a salt or a name
 
 # What OpenAI or vLLM has and this version has not: the values that ask for nothing, and what to do instead.
 NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
-    "tools": (([],), "describe the tools in a message"),
-    "tool_choice": (("none", "auto"), ""),
-    "functions": (([],), "describe the functions in a message"),
-    "function_call": (("none", "auto"), ""),
+    "functions": (([],), "send tools"),
+    "function_call": (("none", "auto"), "send tool_choice"),
     "response_format": (({"type": "text"},), "ask for the format in a message"),
     "structured_outputs": ((), "ask for the format in a message"),
     "modalities": ((["text"],), "only text is done"),
     "audio": ((), "only text is done"),
     "prediction": ((), ""),
     "web_search_options": ((), ""),
-    "reasoning_effort": (("none",), ""),
     "verbosity": (("medium",), ""),
     "store": ((False,), "nothing is kept"),
     "service_tier": (("auto", "default"), ""),
@@ -199,16 +197,17 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    include_reasoning: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | Named | None = None
     parallel_tool_calls: bool | None = None
-    tools: Any = None
-    tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
     audio: Any = None
     prediction: Any = None
     web_search_options: Any = None
-    reasoning_effort: Any = None
     verbosity: Any = None
     documents: Any = None
     chat_template: Any = None
@@ -227,6 +226,10 @@ class ChatRequest(Common, kw_only=True, forbid_unknown_fields=True):
         both = self.max_tokens is not None and self.max_completion_tokens is not None
         if both and self.max_tokens != self.max_completion_tokens:
             raise RequestError("max_tokens and max_completion_tokens differ: send one", "max_completion_tokens")
+
+    def wanted_tools(self) -> Tools:
+        """What may be called; raises RequestError."""
+        return asked(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     def params(self, defaults: Mapping[str, Any]) -> SamplingParams:
         most = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens

@@ -5,13 +5,15 @@ A completion and a chat differ only in these shapes; `Shape` is what the two hav
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from msgspec import UNSET, UnsetType
 
 from ..data import Tokenizer
+from ..data.speech import Argued, Called, Heard, Said, Thought
 from ..engine.request import TokenOut
 from . import answers as a
 from .calls import Call
@@ -86,7 +88,18 @@ class Shape:
     def worth(self, piece: Piece) -> bool:
         """Whether a piece has anything to show."""
         needs_tokens = self.logprobs is not None or self.token_ids
-        return bool(piece.text or piece.finish or piece.prompt is not None or (needs_tokens and piece.tokens))
+        says = piece.text if piece.said is None else piece.said
+        return bool(says or piece.finish or piece.prompt is not None or (needs_tokens and piece.tokens))
+
+    def parts(self, piece: Piece) -> list[Piece]:
+        """A piece as the events of a stream that it becomes: one thing said each, the end with the last."""
+        said = piece.said or []
+        if len(said) < 2:
+            return [piece]
+        parts = [replace(piece, tokens=[], prompt=None, finish=None, stop_reason=None, said=[one]) for one in said]
+        parts[0].tokens, parts[0].prompt = piece.tokens, piece.prompt
+        parts[-1].finish, parts[-1].stop_reason = piece.finish, piece.stop_reason
+        return parts
 
 
 class TextShape(Shape):
@@ -163,9 +176,7 @@ class ChatShape(Shape):
         chat = a.Chat(self.id, self.created, self.model, [], self.usage(call))
         for parts in pieces:
             piece = merge(parts)
-            choice = a.ChatChoice(
-                piece.index, a.ChatMessage(piece.text), self._scores(piece), piece.finish, piece.stop_reason
-            )
+            choice = a.ChatChoice(piece.index, _message(piece), self._scores(piece), piece.finish, piece.stop_reason)
             if self.token_ids:
                 choice.token_ids = [token.id for token in piece.tokens]
             _tell_beam(choice, piece)
@@ -187,7 +198,7 @@ class ChatShape(Shape):
     def chunk(self, call: Call, pieces: Sequence[Piece]) -> a.Chunk:
         chunk = a.Chunk(self.id, self.created, self.model, [], usage=self.running_usage(call))
         for piece in pieces:
-            choice = a.ChunkChoice(piece.index, a.Delta(piece.text), self._scores(piece))
+            choice = a.ChunkChoice(piece.index, _delta(piece), self._scores(piece))
             choice.finish_reason, choice.stop_reason = piece.finish, piece.stop_reason
             if self.token_ids:
                 choice.token_ids = [token.id for token in piece.tokens]
@@ -217,6 +228,44 @@ def _tell_beam(choice: a.TextChoice | a.ChatChoice, piece: Piece) -> None:
         choice.cumulative_logprob, choice.beam_score = piece.beam.cumulative_logprob, piece.beam.score
 
 
+def _message(piece: Piece) -> a.ChatMessage:
+    if piece.said is None:
+        return a.ChatMessage(piece.text)
+    heard = Heard().add(piece.said)
+    message = a.ChatMessage(None if heard.calls and not heard.content else heard.content)
+    if heard.thought:
+        message.reasoning_content = message.reasoning = heard.thought
+    if heard.calls:
+        message.tool_calls = [
+            a.ToolCall(a.CalledFunction(name, arguments), id=_call_id(), type="function")
+            for name, arguments in heard.calls
+        ]
+    return message
+
+
+def _delta(piece: Piece) -> a.Delta:
+    if piece.said is None:
+        return a.Delta(piece.text)
+    calls: dict[int, a.ToolCall] = {}
+    content = "".join(event.text for event in piece.said if isinstance(event, Said))
+    thought = "".join(event.text for event in piece.said if isinstance(event, Thought))
+    delta = a.Delta(content or UNSET, reasoning_content=thought or UNSET, reasoning=thought or UNSET)
+    for event in piece.said:
+        match event:
+            case Called(index, name):
+                calls[index] = a.ToolCall(a.CalledFunction(name), index, _call_id(), "function")
+            case Argued(index, text):
+                call = calls.setdefault(index, a.ToolCall(a.CalledFunction(), index))
+                call.function.arguments += text
+    if calls:
+        delta.tool_calls = list(calls.values())
+    return delta
+
+
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
 def merge(pieces: Sequence[Piece]) -> Piece:
     """Several pieces of one choice as one."""
     first, last = pieces[0], pieces[-1]
@@ -228,6 +277,7 @@ def merge(pieces: Sequence[Piece]) -> Piece:
         next((piece.prompt for piece in pieces if piece.prompt is not None), None),
         last.finish,
         last.stop_reason,
+        None if first.said is None and last.said is None else [one for piece in pieces for one in piece.said or ()],
         last.beam,
     )
 

@@ -90,7 +90,7 @@ class EventStream:
             if not batch:
                 yield PING
                 continue
-            pieces = [piece for piece in by_choice(batch) if shape.worth(piece)]
+            pieces = [part for piece in by_choice(batch) if shape.worth(piece) for part in shape.parts(piece)]
             if pieces:
                 yield b"".join(event(shape.chunk(call, [piece])) for piece in pieces)
         for closing in shape.closing(call):

@@ -13,9 +13,14 @@ from typing import Any, TypeVar
 
 from ..core import CheckpointError, RequestError
 from ..data import ChatTemplate, Tokenizer
+from ..data.speech import Manner
 from .config import ServeConfig
+from .hearing import Hearing, check
+from .tools import Tools
 
 T = TypeVar("T")
+
+TAIL = 64  # tokens of a prompt's end in which a template opens a thought
 
 INLINE = 2000  # characters that are quicker done here than in another thread
 
@@ -23,9 +28,10 @@ INLINE = 2000  # characters that are quicker done here than in another thread
 class Texts:
     """A model's tokenizer and chat template, `template` None for a model that has none."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, manner: Manner | None = None) -> None:
         self.tokenizer = tokenizer
         self.template = template
+        self.manner = manner or Manner()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
         tokenizer.encode("")  # makes what it makes at the first text, while the model loads and nobody waits for it
 
@@ -35,6 +41,7 @@ class Texts:
 
         Raises:
             CheckpointError: no tokenizer, or a template that cannot be read.
+            ConfigError: nobody knows how calls or reasoning are to be read.
         """
         tokenizer = Tokenizer.load(config.model)
         template: ChatTemplate | None = None
@@ -49,7 +56,13 @@ class Texts:
             except (OSError, UnicodeDecodeError) as error:
                 raise CheckpointError(f"the chat template {config.chat_template} cannot be read: {error}") from None
             template = replace(template, source=source, named={}) if template else ChatTemplate(source)
-        return cls(tokenizer, template)
+        manner = Manner.of(
+            template.sources if template else (),
+            tokenizer.added_tokens,
+            calls=config.tool_call_parser,
+            thoughts=config.reasoning_parser,
+        )
+        return cls(tokenizer, template, manner)
 
     async def prompts(self, prompts: Sequence[str | list[int]], *, special: bool) -> list[list[int]]:
         """Ids of raw prompts; `special` adds what the checkpoint's post-processor adds (BOS, mostly)."""
@@ -64,11 +77,13 @@ class Texts:
 
     async def chat(
         self,
-        messages: Sequence[dict[str, str]],
+        messages: Sequence[dict[str, Any]],
         *,
         add_generation_prompt: bool | None,
         continue_final_message: bool | None,
         settings: dict[str, Any] | None,
+        tools: Tools | None = None,
+        effort: str | None = None,
     ) -> list[int]:
         """Ids of a chat as the template renders it.
 
@@ -76,11 +91,13 @@ class Texts:
             RequestError: there is no template, or it refused the messages or a setting.
         """
         template = self.template
+        shown = tools.given if tools else ()
+        check(self.manner, tools or Tools(), takes_tools=template is not None and template.names("tools"))
         if template is None:
             raise RequestError(
                 "this model has no chat template: use /v1/completions, or start the server with --chat-template FILE"
             )
-        given = {
+        given: dict[str, Any] = {
             "add_generation_prompt": not continue_final_message if add_generation_prompt is None
             else add_generation_prompt,
             "continue_final_message": bool(continue_final_message),
@@ -88,14 +105,46 @@ class Texts:
         for name in settings or {}:
             if name in given or name in ("tools", "documents", "messages", "tokenizer"):
                 raise RequestError(f"{name} is not a setting of the template", f"chat_template_kwargs.{name}")
-        size = sum(len(message["content"]) for message in messages) + 100 * len(messages)
-        return await self.off_loop(size, lambda: template.encode(self.tokenizer, messages, **given, **(settings or {})))
+        settings = _effort(template, effort) | (settings or {})
+        if shown:
+            given["tools"] = list(shown)
+        size = sum(len(message["content"]) for message in messages) + 100 * len(messages) + 400 * len(shown)
+
+        def ids() -> list[int]:
+            return template.encode(self.tokenizer, template.fitted(messages, tools=bool(shown)), **given, **settings)
+
+        return await self.off_loop(size, ids)
+
+    def hearing(self, tools: Tools, prompt: Sequence[int], *, continued: str | None, silent: bool) -> Hearing | None:
+        """How the answers to a chat are listened to; None where there is nothing to tell apart."""
+        if self.manner.thoughts is None and not tools:
+            return None
+        end = self.tokenizer.decode(prompt[-TAIL:], skip_special_tokens=False)
+        return Hearing(manner=self.manner, tools=tools, start=self.manner.start(end, continued), silent=silent)
 
     async def off_loop(self, size: int, work: Callable[[], T]) -> T:
         """Run `work` here when its input is small, in a thread when it is not."""
         if size <= INLINE:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def _effort(template: ChatTemplate, effort: str | None) -> dict[str, Any]:
+    """`reasoning_effort` as the template takes it: as it is, or as whether to think at all.
+
+    Raises:
+        RequestError: it takes neither.
+    """
+    if effort is None:
+        return {}
+    if template.names("reasoning_effort"):
+        return {"reasoning_effort": effort}
+    switch = next((name for name in ("enable_thinking", "thinking") if template.names(name)), None)
+    if switch is not None:
+        return {switch: effort != "none"}
+    if effort == "none":
+        return {}
+    raise RequestError("this model's chat template knows no effort of reasoning: leave it out", "reasoning_effort")
 
 
 def _has_template(config: ServeConfig) -> bool:

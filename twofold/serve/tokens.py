@@ -13,6 +13,7 @@ from ..core import RequestError
 from .answers import json
 from .bodies import decode
 from .messages import Message, plain
+from .tools import Tool, asked
 
 if TYPE_CHECKING:
     from .app import Api
@@ -29,6 +30,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Tool] | None = None
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -64,6 +66,7 @@ class Tokens:
                 add_generation_prompt=body.add_generation_prompt,
                 continue_final_message=body.continue_final_message,
                 settings=body.chat_template_kwargs,
+                tools=asked(body.tools, None, None),
             )
         strings = [self.api.texts.tokenizer.token(i) for i in ids] if body.return_token_strs else None
         return json({"count": len(ids), "max_model_len": self.api.limits.max_model_len, "tokens": ids,

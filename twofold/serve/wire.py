@@ -3,8 +3,8 @@
     front                                   worker
       │ Start ────────────────────────────▶ │  loads the checkpoint
       │ ◀──────────────────── Ready | Fatal │
-      │ Submit, Abort ────────────────────▶ │
-      │ ◀──────────── Outputs, Stats, Beat  │
+      │ Submit, Abort, Ask ───────────────▶ │
+      │ ◀────── Outputs, Told, Stats, Beat  │
       │ Stop ─────────────────────────────▶ │  leaves
 
 A frame is four bytes of length, little endian, then one msgpack value of a known type: no pickle, no code, and the
@@ -38,6 +38,14 @@ class Abort(msgspec.Struct, tag="abort", frozen=True):
     ids: list[str]
 
 
+class Ask(msgspec.Struct, tag="ask", frozen=True):
+    """Anything else that is asked of the process: a verb that it knows, with plain data. Answered between two steps."""
+
+    id: str
+    verb: str
+    what: dict[str, Any] = {}
+
+
 class Stop(msgspec.Struct, tag="stop", frozen=True):
     """Leave, whatever is running."""
 
@@ -59,6 +67,14 @@ class Outputs(msgspec.Struct, tag="outputs", frozen=True):
     started: list[tuple[str, float]] = []
 
 
+class Told(msgspec.Struct, tag="told", frozen=True):
+    """The answer to the Ask of that id; with `error`, `what["kind"]` is the error's name."""
+
+    id: str
+    error: str | None = None
+    what: dict[str, Any] = {}
+
+
 class Stats(msgspec.Struct, tag="stats", frozen=True):
     """The engine's gauges and counters."""
 
@@ -78,8 +94,8 @@ class Fatal(msgspec.Struct, tag="fatal", frozen=True):
     message: str
 
 
-ToWorker = Start | Submit | Abort | Stop
-ToFront = Ready | Outputs | Stats | Beat | Fatal
+ToWorker = Start | Submit | Abort | Ask | Stop
+ToFront = Ready | Outputs | Told | Stats | Beat | Fatal
 
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _to_front: msgspec.msgpack.Decoder[ToFront] = msgspec.msgpack.Decoder(ToFront)

@@ -7,6 +7,7 @@ also in the middle of a step, so that no orphan keeps the memory), `pulse` beats
 from __future__ import annotations
 
 import faulthandler
+import inspect
 import os
 import queue
 import signal
@@ -15,16 +16,18 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from typing import NoReturn, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, Protocol
 
-from ..core import TwofoldError
+from ..core import RequestError, TwofoldError, WorkerError
+from ..core.errors import unknown
 from ..engine.request import Output, Request, State
 from ..engine.stats import EngineStats
 from . import wire
 
 BEAT_SECONDS = 0.25
 STATS_SECONDS = 0.05
+Verb = Callable[..., dict[str, Any]]
 
 
 class Steps(Protocol):
@@ -38,12 +41,14 @@ class Steps(Protocol):
 
 
 class Loaded(Protocol):
-    """An engine, what the front must know of it, and how to read its gauges."""
+    """An engine, what the front must know of it, what it answers beside requests, and how to read its gauges."""
 
     @property
     def engine(self) -> Steps: ...
     @property
     def ready(self) -> wire.Ready: ...
+    @property
+    def verbs(self) -> Mapping[str, Verb]: ...
     def stats(self) -> EngineStats: ...
 
 
@@ -86,7 +91,7 @@ class Worker:
 
     def _loop(self, loaded: Loaded) -> None:
         engine = loaded.engine
-        while self._take(engine):
+        while self._take(loaded):
             if engine.has_work:
                 self.step_began = time.monotonic()
                 outputs = engine.step()
@@ -107,8 +112,9 @@ class Worker:
             self._last_stats = stats
             self.send(wire.Stats(stats))
 
-    def _take(self, engine: Steps) -> bool:
+    def _take(self, loaded: Loaded) -> bool:
         """Apply what the front asked for; wait for it when there is nothing else to do. False means leave."""
+        engine = loaded.engine
         block = not engine.has_work
         while True:
             try:
@@ -122,8 +128,19 @@ class Worker:
                 for name in message.ids:
                     self.waiting.pop(name, None)
                     engine.abort(name)
+            elif isinstance(message, wire.Ask):
+                self.step_began = time.monotonic()  # watched as a step is
+                self._answer(loaded.verbs, message)
+                self.step_began = None
             elif isinstance(message, wire.Stop):
                 return False
+
+    def _answer(self, verbs: Mapping[str, Verb], ask: wire.Ask) -> None:
+        told = answer(verbs, ask)
+        try:
+            self.send(told)
+        except (TypeError, WorkerError) as error:  # it does not fit a frame
+            self.send(wire.Told(ask.id, f"{ask.verb}: {error}", {"kind": "WorkerError"}))
 
     def _submit(self, engine: Steps, message: wire.Submit) -> None:
         request = message.request()
@@ -170,6 +187,23 @@ class Worker:
                 self.send(wire.Beat(0.0 if began is None else time.monotonic() - began))
             except OSError:
                 return
+
+
+def answer(verbs: Mapping[str, Verb], ask: wire.Ask) -> wire.Told:
+    """What the verb says, or why not: whatever it raises is the asker's affair, not the end of the process."""
+    try:
+        if ask.verb not in verbs:
+            raise RequestError(unknown("verb", ask.verb, verbs), "verb")
+        try:
+            inspect.signature(verbs[ask.verb]).bind(**ask.what)
+        except TypeError as error:
+            raise RequestError(f"{ask.verb}: {error}") from None
+        return wire.Told(ask.id, what=verbs[ask.verb](**ask.what))
+    except TwofoldError as error:
+        return wire.Told(ask.id, str(error), {"kind": type(error).__name__})
+    except Exception as error:
+        traceback.print_exc()
+        return wire.Told(ask.id, f"{ask.verb}: {type(error).__name__}: {error}", {"kind": type(error).__name__})
 
 
 def run(fd: int, load: Callable[[wire.Start], Loaded]) -> NoReturn:

@@ -58,9 +58,10 @@ float* sums_of_piece(const Grouped& it, const Matrix& matrix, const Product& pro
 
 int64_t most_rows(const Grouped& it) { return it.a ? ROWS : rows_of_block(it.rounded); }
 
-// One piece of a group: some panels of its matrix by some of its rows.
-void do_piece(const Grouped& it, int group, int64_t number, int64_t each, Crew& crew) {
-  const Matrix& matrix = it.matrices[group];
+// One piece of a group: some panels of one of its matrices by some of its rows.
+void do_piece(const Grouped& it, int which, int64_t number, int64_t each, Crew& crew) {
+  const Matrix& matrix = it.matrices[which];
+  const int group = which / it.parts;
   const int64_t begin = it.first[group], rows = it.first[group + 1] - begin, blocks = divide_up(rows, most_rows(it));
   const int64_t panels = divide_up(matrix.n, LANES), per_block = divide_up(panels, each);
   const int64_t block = number / per_block, p0 = (number % per_block) * each;
@@ -69,10 +70,10 @@ void do_piece(const Grouped& it, int group, int64_t number, int64_t each, Crew& 
   int64_t column[16];
   for (int p = 0; p < outputs; p++) column[p] = (p0 + p) * LANES, column[outputs + p] = matrix.n + (p0 + p) * LANES;
   const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column, it.from, column[0] + outputs * LANES};
-  const Product product{matrix.n, matrix.k, it.act, it.gated, Numbers{}, it.a, it.a_stride};
+  const Product product{matrix.n, matrix.k, it.act, it.gated, Numbers{}, it.a + matrix.a_at, it.a_stride};
   const float* sum = sums_of_piece(it, matrix, product, piece, *crew.scratch);
   finish(product, piece, outputs, sum, [&](int m, int64_t n, int count, V16 x) {
-    float* out = it.out + (it.to ? it.to[m0 + m] : m0 + m) * it.out_stride + n;
+    float* out = it.out + (it.to ? it.to[m0 + m] : m0 + m) * it.out_stride + matrix.out_at + n;
     store(out, it.add ? load(out, count) + all(matrix.scale) * x : x, count);
   });
 }
@@ -80,21 +81,22 @@ void do_piece(const Grouped& it, int group, int64_t number, int64_t each, Crew& 
 }  // namespace
 
 void run(const Grouped& it, Crew& crew) {
-  const auto pieces_of = [&](int group, int64_t each) {
-    const int64_t rows = it.first[group + 1] - it.first[group];
-    return divide_up(rows, most_rows(it)) * divide_up(divide_up(it.matrices[group].n, LANES), each);
+  const int matrices = it.groups * it.parts;
+  const auto pieces_of = [&](int which, int64_t each) {
+    const int64_t rows = it.first[which / it.parts + 1] - it.first[which / it.parts];
+    return divide_up(rows, most_rows(it)) * divide_up(divide_up(it.matrices[which].n, LANES), each);
   };
   // Panels of a piece: as many as leave enough pieces for every thread.
   int64_t each = it.gated ? 4 : 8;
   for (; each > 1; each /= 2) {
     int64_t pieces = 0;
-    for (int g = 0; g < it.groups; g++) pieces += pieces_of(g, each);
+    for (int i = 0; i < matrices; i++) pieces += pieces_of(i, each);
     if (pieces >= 4 * crew.threads) break;
   }
   int64_t mine = crew.take();
-  for (int64_t g = 0, before = 0; g < it.groups; g++) {
-    const int64_t after = before + pieces_of(int(g), each);
-    for (; mine < after; mine = crew.take()) do_piece(it, int(g), mine - before, each, crew);
+  for (int64_t i = 0, before = 0; i < matrices; i++) {
+    const int64_t after = before + pieces_of(int(i), each);
+    for (; mine < after; mine = crew.take()) do_piece(it, int(i), mine - before, each, crew);
     before = after;
   }
 }

@@ -292,21 +292,24 @@ struct Deal {
   int32_t* places;        // [rows][choices] a row's places, rising, then -1; or null
 };
 
-// One of the matrices of Grouped: w [n, k], or [2n, k] when gated, fp32 or bf16; or in panels, where w is null.
+// One of the matrices of Grouped: w [n, k], or [2n, k] when gated, fp32 or bf16; or in panels, where w is null. It reads a
+// from column a_at on and writes out from column out_at on (floats alone). With n 0 it does nothing.
 struct Matrix {
   const void* w;
   int64_t stride;
   int32_t n, k;
   Type type;
   float scale;
+  int32_t a_at, out_at;
   Panels panels;
 };
 
-// Places first[g] to first[g+1]-1 go through matrices[g]: out[to] = act(a[from] . w), or out[to] += scale * act(a[from] . w).
-// Where `a` is null, its rows are `rounded`.
+// Places first[g] to first[g+1]-1 go through each of matrices[g]: out[to] = act(a[from] . w), or out[to] += scale * act(a[from]
+// . w). Where `a` is null, its rows are `rounded`.
 struct Grouped {
   int32_t groups, act, gated, add;
-  const Matrix* matrices;  // [groups]
+  int32_t parts, unused;
+  const Matrix* matrices;  // [groups][parts]
   const int32_t* first;    // [groups + 1]
   const int32_t* from;     // [places] the row of a; null: the place itself
   const int32_t* to;       // [places] the row of out; null: the place itself

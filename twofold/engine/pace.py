@@ -1,0 +1,159 @@
+"""Pace: how many tokens to guess at, from how often guesses were right and from what a longer step costs.
+
+    tokens a second    (rows + chances of the drafts) / (seconds of a step with so many tokens more)
+
+The length that makes this largest is taken, which is none where guesses are wrong, or where the machine is busy enough
+that a token more costs its full share. Both figures are learned from the steps themselves; time decides about the
+length alone, never about a token.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+from .proposer import GRADES
+
+PRIOR = 0.6  # of a grade that was never seen
+TRUST = 2.0  # tries of a request that weigh as much as what all requests have shown
+FADE = 0.9  # what a request's figure keeps of itself at each new try; the figure of all keeps 0.99
+SLOPE = 0.25  # share of a step that as many tokens again are thought to cost before it was measured
+PROBE = 48  # steps without a draft after which two are sent, to see whether that is still right
+LEAST = 0.02  # a draft of less chance is not looked at
+
+
+class Rates:
+    """How often guesses of each grade were right, of late; `of` another's, where there is too little of one's own."""
+
+    __slots__ = ("_fade", "_of", "_right", "_tries")
+
+    def __init__(self, fade: float, of: Rates | None = None) -> None:
+        self._fade, self._of = fade, of
+        self._right = [0.0] * GRADES
+        self._tries = [0.0] * GRADES
+
+    def saw(self, grade: int, right: bool) -> None:
+        self._right[grade] = self._right[grade] * self._fade + right
+        self._tries[grade] = self._tries[grade] * self._fade + 1.0
+        if self._of is not None:
+            self._of.saw(grade, right)
+
+    def rate(self, grade: int) -> float:
+        usual = PRIOR if self._of is None else self._of.rate(grade)
+        return (self._right[grade] + TRUST * usual) / (self._tries[grade] + TRUST)
+
+    def chances(self, grades: Sequence[int]) -> list[float]:
+        """For each draft the chance that it and all before it are right, as far as that is worth a look."""
+        found, chance = list[float](), 1.0
+        for grade in grades:
+            chance *= self.rate(grade)
+            if chance < LEAST:
+                break
+            found.append(chance)
+        return found
+
+
+class Cost:
+    """Seconds of a step by its number of tokens, from the steps seen: a curve through means of similar sizes."""
+
+    def __init__(self) -> None:
+        self._sizes: list[float] = []
+        self._seconds: list[float] = []
+        self._keys: list[int] = []
+
+    def saw(self, tokens: int, seconds: float) -> None:
+        """A step is noisy upwards: one that took twice what was expected counts as twice."""
+        key = tokens if tokens <= 16 else int(8.0 * tokens.bit_length() + 8.0 * tokens / (1 << tokens.bit_length()))
+        at = bisect_left(self._keys, key)
+        if at == len(self._keys) or self._keys[at] != key:
+            self._keys.insert(at, key)
+            self._sizes.insert(at, float(tokens))
+            self._seconds.insert(at, seconds)
+            return
+        usual = self._seconds[at]
+        moved = 0.15 * (min(seconds, 2.0 * usual) - usual)
+        self._seconds[at] += moved
+        self._sizes[at] += 0.15 * (tokens - self._sizes[at])
+        drift = 1.0 + 0.2 * moved / usual  # what slows one size down, a longer context or a neighbour, slows all
+        self._seconds = [each * drift if place != at else each for place, each in enumerate(self._seconds)]
+
+    def of(self, tokens: int) -> float:
+        sizes, seconds = self._sizes, self._seconds
+        if not sizes:
+            return 1.0
+        after = bisect_right(sizes, tokens)
+        if after == 0 or after == len(sizes):
+            end = 0 if after == 0 else -1
+            return max(0.0, seconds[end] * (1.0 + SLOPE * (tokens - sizes[end]) / sizes[end]))
+        low, high = sizes[after - 1], sizes[after]
+        share = (tokens - low) / (high - low)
+        return seconds[after - 1] + share * (seconds[after] - seconds[after - 1])
+
+
+class Pace:
+    """Chooses lengths. `most` bounds one request's; without `adaptive` every guess is sent whole."""
+
+    def __init__(self, *, adaptive: bool = True) -> None:
+        self.adaptive = adaptive
+        self.cost = Cost()
+        self.per_pass = 0.0  # seconds of the proposer for each token of depth
+        self._all = Rates(0.99)
+        self._rows: dict[int, Rates] = {}
+        self._idle = 0
+        self._turn = 0
+
+    def lengths(self, graded: Sequence[tuple[int, Sequence[int]]], base: int, room: int) -> list[int]:
+        """How many drafts to send for each (serial, grades of its guess), in a step of `base` tokens without them.
+
+        `room` is how many there may be in all.
+        """
+        if not self.adaptive:
+            return _shares([len(grades) for _, grades in graded], room)
+        chances = [self.rates(serial).chances(grades) for serial, grades in graded]
+        # drafts by their chances: a row's own come in order, since each is less likely than the one before it
+        order = sorted(((-chance, depth, at) for at, row in enumerate(chances) for depth, chance in enumerate(row)))
+        sent, wanted = self._best(order[:room], base, max(1, len(graded))), [0] * len(graded)
+        for _, _, at in order[:sent]:
+            wanted[at] += 1
+        if sent:
+            self._idle = 0
+        elif order:
+            self._idle += 1
+            if self._idle >= PROBE:
+                self._idle = 0
+                self._turn += 1
+                turn = self._turn % len(graded)
+                return [min(2, room, len(grades)) if at == turn else 0 for at, (_, grades) in enumerate(graded)]
+        return wanted
+
+    def _best(self, order: Sequence[tuple[float, int, int]], base: int, rows: int) -> int:
+        """How many of the likeliest drafts to send."""
+        best, sent, gain, depth = rows / self.cost.of(base), 0, float(rows), 0
+        stride = 1
+        for count, (chance, row_depth, _) in enumerate(order, 1):
+            gain -= chance
+            depth = max(depth, row_depth + 1)
+            if count % stride == 0 or count == len(order):
+                rate = gain / (self.cost.of(base + count) + self.per_pass * depth)
+                if rate > best:
+                    best, sent = rate, count
+                stride = max(1, count // 8)
+        return sent
+
+    def rates(self, serial: int) -> Rates:
+        found = self._rows.get(serial)
+        if found is None:
+            found = self._rows[serial] = Rates(FADE, self._all)
+        return found
+
+    def forget(self, serial: int) -> None:
+        self._rows.pop(serial, None)
+
+
+def _shares(wanted: Sequence[int], room: int) -> list[int]:
+    """As many for each as wanted while there is room, first come first served."""
+    out = []
+    for count in wanted:
+        out.append(min(count, room))
+        room -= out[-1]
+    return out

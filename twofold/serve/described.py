@@ -1,0 +1,100 @@
+"""What each route takes and answers, beside what all of them share: the rows that the OpenAPI document is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from . import answers, openai, tokens
+from .anthropic import shapes as anthropic
+from .pages import KINDS
+from .responses import shapes as responses
+
+JSON, EVENTS = "application/json", "text/event-stream"
+
+Schema = dict[str, Any]
+
+NUMBER: Schema = {"type": "integer", "minimum": 0}
+TEXT: Schema = {"type": "string"}
+
+
+class Models(msgspec.Struct):
+    """What /v1/models lists; other fields may stand beside these."""
+
+    data: list[dict[str, Any]]
+    object: str = "list"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One route. `answer` None is a JSON object of no fixed fields; `kinds` replaces JSON when it is no JSON at all;
+    `form` is the schema of a body that is a form.
+
+    `more` holds the statuses that this route has beside those of its method (openapi.py).
+    """
+
+    summary: str
+    body: type | None = None
+    answer: type | None = None
+    kinds: tuple[str, ...] = ()
+    query: dict[str, Schema] = field(default_factory=dict)
+    form: Schema | None = None
+    streams: bool = False
+    more: tuple[int, ...] = ()
+
+
+GENERATION = (404, 429, 500, 503, 504)
+
+ROWS: dict[tuple[str, str], Row] = {
+    ("POST", "/v1/completions"): Row(
+        "Continue prompts.", openai.CompletionRequest, answers.Text, streams=True, more=GENERATION
+    ),
+    ("POST", "/v1/chat/completions"): Row(
+        "Answer a chat.", openai.ChatRequest, answers.Chat, streams=True, more=GENERATION
+    ),
+    ("POST", "/v1/responses"): Row(
+        "Answer a chat, and keep the answer.", responses.ResponseRequest, responses.Response, streams=True,
+        more=GENERATION,
+    ),
+    ("GET", "/v1/responses/{name}"): Row(
+        "A kept answer, or its events again.", answer=responses.Response, streams=True, more=(404,),
+        query={"stream": {"type": "boolean"}, "starting_after": NUMBER},
+    ),
+    ("DELETE", "/v1/responses/{name}"): Row("Forget an answer.", answer=responses.ResponseDeleted, more=(404,)),
+    ("POST", "/v1/responses/{name}/cancel"): Row("Stop one in the background.", answer=responses.Response, more=(404,)),
+    ("GET", "/v1/responses/{name}/input_items"): Row(
+        "What a kept answer was asked.", answer=responses.ItemList, more=(404,),
+        query={
+            "limit": {"type": "integer", "minimum": 1, "maximum": 100}, "order": {"enum": ["asc", "desc"]},
+            "after": TEXT,
+        },
+    ),
+    ("POST", "/v1/messages"): Row(
+        "Answer a chat, in Anthropic's shape.", anthropic.MessagesRequest, anthropic.Answer, streams=True,
+        more=GENERATION,
+    ),
+    ("POST", "/v1/messages/count_tokens"): Row(
+        "How many tokens a chat has.", anthropic.CountRequest, anthropic.Count, more=(404, 503)
+    ),
+    ("POST", "/tokenize"): Row("A text's token ids.", tokens.TokenizeRequest, more=(404, 503)),
+    ("POST", "/detokenize"): Row("The text of token ids.", tokens.DetokenizeRequest, more=(404, 503)),
+    ("GET", "/v1/models"): Row("What is served.", answer=Models),
+    ("GET", "/v1/models/{name}"): Row("One model.", more=(404,)),
+    ("GET", "/health"): Row("Whether a request sent now would be worked on.", more=(503,)),
+    ("GET", "/livez"): Row("Whether the server lives.", more=(503,)),
+    ("GET", "/readyz"): Row("Whether a request sent now would be worked on.", more=(503,)),
+    ("GET", "/version"): Row("Twofold's version."),
+    ("GET", "/metrics"): Row("What Prometheus reads.", kinds=("text/plain",)),
+    ("GET", "/stats"): Row("What the page's live view shows."),
+    ("GET", "/runs"): Row("The runs of training that are found."),
+    ("GET", "/runs/{name}"): Row(
+        "A run's rows.", more=(404,), query={"from": NUMBER, "row": NUMBER, "version": TEXT}
+    ),
+    ("GET", "/openapi.json"): Row("This document."),
+    ("GET", "/"): Row("The chat page.", kinds=("text/html",)),
+    ("GET", "/train"): Row("The training page.", kinds=("text/html",)),
+    ("GET", "/favicon.ico"): Row("The pages' icon.", kinds=("image/svg+xml",)),
+    ("GET", "/ui/{name}"): Row("The pages' files.", kinds=tuple(KINDS.values()), more=(404,)),
+}  # fmt: skip

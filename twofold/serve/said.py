@@ -1,0 +1,77 @@
+"""Said: what a chat's one answer says next, for the APIs that chat in shapes of their own.
+
+Reasoning, tool calls and text are told apart once, in the shape of OpenAI's chunks; the other APIs read those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import UNSET
+
+from .answers import ChatLogprob, ChunkChoice
+from .calls import Call
+from .shape import ChatShape, by_choice
+
+
+@dataclass(slots=True)
+class CallDelta:
+    """A piece of tool call number `index`; `id` and `name` come with its first piece."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class Said:
+    """One step of an answer. `finish` is OpenAI's reason and comes once, with the last."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[CallDelta] = field(default_factory=list)
+    logprobs: list[ChatLogprob] = field(default_factory=list)
+    finish: str | None = None
+    stop_reason: int | str | None = None
+
+
+async def spoken(call: Call, shape: ChatShape, patience: float | None = None) -> AsyncIterator[Said | None]:
+    """What the first choice of a call says, step by step; None after `patience` seconds of silence.
+
+    Raises:
+        HttpError: the engine gave it up.
+    """
+    async for batch in call.pieces(patience):
+        if not batch:
+            yield None
+        for piece in by_choice(batch):
+            if shape.worth(piece):
+                yield _said(shape.chunk(call, [piece]).choices[0])
+
+
+def _said(choice: ChunkChoice) -> Said:
+    delta: Any = choice.delta
+    reasoning = getattr(delta, "reasoning_content", UNSET)
+    return Said(
+        text="" if delta.content is UNSET else delta.content or "",
+        reasoning=reasoning if isinstance(reasoning, str) else "",
+        calls=[_call(call) for call in getattr(delta, "tool_calls", UNSET) or ()],
+        logprobs=choice.logprobs.content if choice.logprobs else [],
+        finish=choice.finish_reason,
+        stop_reason=choice.stop_reason,
+    )
+
+
+def _call(call: Any) -> CallDelta:
+    function = call.function
+    found = CallDelta(call.index)
+    if isinstance(call.id, str):
+        found.id = call.id
+    if isinstance(function.name, str):
+        found.name = function.name
+    if isinstance(function.arguments, str):
+        found.arguments = function.arguments
+    return found
