@@ -9,11 +9,13 @@ import pytest
 import torch
 import transformers
 
-from tests.parity import zoo
+from tests.parity import tiny, zoo
+from twofold.engine import paged
 from twofold.engine.config import EngineConfig
 from twofold.engine.engine import Engine
 from twofold.engine.request import Output, Request
 from twofold.engine.sampling import SamplingParams
+from twofold.kernels import native
 from twofold.models import Decoder, load
 
 NEW_TOKENS = 14
@@ -135,3 +137,86 @@ def test_sequences_and_scores_are_theirs(pairs: Any, family: str, way: str) -> N
         same(ours(found[str(i)]), expected)
         ended += sum(len(ids) < NEW_TOKENS for ids, _ in expected)
     assert ended or family != "llama" or way in ("4-long", "3-least"), "some must end before the limit"
+
+
+# -- the engine's own contract: the same bits, whatever runs beside a search and wherever its blocks lie ---------------
+def kinds() -> dict[str, tuple[Any, Any, str]]:
+    return {
+        "llama": (tiny.SPECS["llama"], torch.float32, "auto"),
+        "moe-bf16": (tiny.SPECS["moe"], torch.bfloat16, "bfloat16"),
+        "gemma2-int4-kv-int8": (tiny.SPECS["gemma2"], "int4", "int8"),
+        "walk": (tiny.SPECS["alibi"], torch.float32, "auto"),
+    }
+
+
+@pytest.fixture(params=kinds())
+def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    spec, format, kv_dtype = kinds()[request.param]
+    if kv_dtype == "int8" and native.missing():
+        pytest.skip(f"an int8 cache needs the CPU kernels: {native.missing()}")
+    if request.param == "walk":
+        monkeypatch.setattr(paged.native, "missing", lambda: "left out by this test")
+    made = tiny.rounded(tiny.decoder(spec), format) if isinstance(format, str) else tiny.decoder(spec, format)
+
+    def run(*requests: Request, **settings: Any) -> tuple[dict[str, Output], Engine]:
+        engine = tiny.engine(made, **{"kv_dtype": kv_dtype, **settings})
+        return tiny.run(engine, *requests).ends, engine
+
+    return run
+
+
+def group(number: int, **params: Any) -> Request:
+    usual = {"n": 3, "beam_width": 3, "max_tokens": 20, "logprobs": 2, "ignore_eos": True, "early_stopping": "never"}
+    prompt = list(tiny.request(number, length=30 + number).prompt_ids)
+    return search(prompt, f"b{number}", **(usual | params))
+
+
+def test_a_search_has_its_bits_in_any_company(served: Any) -> None:
+    alone = {f"b{i}": served(group(i))[0][f"b{i}"].beams for i in range(2)}
+    assert all(token.logprob is not None and len(token.top) == 2 for token in alone["b0"][0].tokens)
+    others = [tiny.request(i, length=20) for i in range(6)]
+    together, _ = served(*others[:3], *(group(i) for i in range(2)), *others[3:])
+    cut, _ = served(*(group(i) for i in range(2)), max_num_batched_tokens=9, max_num_seqs=9)
+    bare, _ = served(*(group(i) for i in range(2)), enable_prefix_caching=False)
+    tight, engine = served(*(group(i) for i in range(2)), num_blocks=11)
+    blind, pressed = served(*(group(i) for i in range(2)), num_blocks=11, enable_prefix_caching=False)
+    assert engine.stats().preemptions and pressed.stats().preemptions
+    for found in (together, cut, bare, tight, blind):
+        assert {name: found[name].beams for name in alone} == alone
+
+
+def test_a_warm_prefix_changes_nothing(served: Any) -> None:
+    first, engine = served(group(4))
+    again = group(4)
+    assert tiny.run(engine, again).ends["b4"].beams == first["b4"].beams and again.num_cached == 32
+
+
+def test_sleep_and_new_weights_in_the_middle_change_no_search(served: Any) -> None:
+    calm, _ = served(group(1))
+    _, engine = served()
+    engine.submit(group(1))
+    for _ in range(7):
+        engine.step()
+    engine.sleep()
+    engine.wake()
+    engine.step()
+    engine.load_weights(None, version=1)
+    found = {output.request_id: output for _ in range(40) for output in (engine.step() if engine.has_work else [])}
+    assert found["b1"].beams == calm["b1"].beams
+
+
+def test_logprobs_in_every_mode_are_those_of_the_tokens(served: Any) -> None:
+    edits: dict[str, Any] = {"logit_bias": {5: 1.5}, "repetition_penalty": 1.3}
+    modes = {mode: served(group(2, logprobs_mode=mode, **edits))[0]["b2"].beams for mode in ("raw", "processed")}
+    for raw, edited in zip(*modes.values(), strict=True):
+        assert [token.id for token in raw.tokens] == [token.id for token in edited.tokens]
+        summed = sum(token.logprob or 0.0 for token in edited.tokens)
+        assert summed == pytest.approx(edited.cumulative_logprob, abs=1e-6) and raw.score == edited.score
+        again = Request(
+            id="check",
+            prompt_ids=(*group(2).prompt_ids, *(token.id for token in raw.tokens)),
+            params=SamplingParams(max_tokens=1, prompt_logprobs=2),
+        )
+        scored = tiny.run(served()[1], again).prompts["check"]
+        assert [token.logprob for token in scored[-len(raw.tokens) :]] == [token.logprob for token in raw.tokens]
+        assert [token.top for token in scored[-len(raw.tokens) :]] == [token.top for token in raw.tokens]

@@ -13,6 +13,7 @@ bodies.py    a body read as one of these, or the error that names the field
 tools.py     what may be called, and what was
 hearing.py   how a chat's answers are listened to
 tokens.py    the routes between text and ids
+generate.py  token in, token out
 status.py    the routes that say what is served and how it is
 texts.py     prompts and chats to ids
 calls.py     one API call as the sequences it is made of

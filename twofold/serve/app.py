@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Route, Router
 
 from ..core import CapacityError, RequestError
+from ..data import Tokenizer
 from ..engine.defaults import sampling_defaults
 from ..engine.limits import Limits
 from ..engine.sampling import SamplingParams
@@ -25,6 +26,7 @@ from .calls import Call
 from .client import EngineClient
 from .config import ServeConfig
 from .errors import HttpError
+from .generate import Generate
 from .guard import App, Guard, Receive, Scope, Send
 from .hearing import Hearing
 from .messages import plain
@@ -59,6 +61,7 @@ class Api:
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
             *Responses(self, self.store).routes(),
             *Messages(self).routes(),
+            *Generate(self).routes(),
             *Tokens(self).routes(),
             *Status(self).routes(),
         ]
@@ -123,13 +126,29 @@ class Api:
         params: SamplingParams,
         hearing: Hearing | None = None,
     ) -> Call:
-        params = ban(params, self.texts.tokenizer)
-        call = Call(self.client, self.metrics, self.texts.tokenizer, hearing)
-        deadline, salt = self.deadline(request), salted(request, body.cache_salt)
-        priority = (body.priority or 0) + int(request.scope.get("priority", 0))
+        params, tokenizer = ban(params, self.texts.tokenizer), self.texts.tokenizer
+        return self.call(
+            request, prompts, params, priority=body.priority, salt=body.cache_salt, tokenizer=tokenizer, hearing=hearing
+        )
+
+    def call(
+        self,
+        request: Request,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        *,
+        priority: int | None,
+        salt: str | None,
+        tokenizer: Tokenizer | None,
+        hearing: Hearing | None = None,
+    ) -> Call:
+        """Prompts handed to the engine, with all that the request says of them. Use the call as a context at once."""
+        self.check_room(len(prompts) * params.width, sum(map(len, prompts)) * params.width)
+        call = Call(self.client, self.metrics, tokenizer, hearing)
+        deadline, kept_apart = self.deadline(request), salted(request, salt)
+        urgency = (priority or 0) + int(request.scope.get("priority", 0))
         for ids in prompts:
-            call.add(ids, params, self.limits, priority=priority, deadline=deadline, salt=salt)
-        self.check_room(len(call.choices), sum(map(len, prompts)) * params.width)
+            call.add(ids, params, self.limits, priority=urgency, deadline=deadline, salt=kept_apart)
         call.submit()
         return call
 

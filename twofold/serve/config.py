@@ -92,6 +92,8 @@ class ServeConfig:
     """Where the training page looks for runs: a directory of what `twofold train` writes, or one run's directory."""
     generation_config: bool = True
     chat_template: Path | None = None
+    skip_tokenizer_init: bool = False
+    """Serve ids alone (/inference/v1/generate), from a checkpoint that need not have a tokenizer."""
     tool_call_parser: str = "auto"
     """How the model calls tools: auto (by its chat template), none, or a name, as hermes, llama3_json, mistral."""
     reasoning_parser: str = "auto"

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from . import answers, openai, tokens
+from . import answers, generate, openai, tokens
 from .anthropic import shapes as anthropic
 from .pages import KINDS
 from .responses import shapes as responses
@@ -77,6 +77,9 @@ ROWS: dict[tuple[str, str], Row] = {
     ),
     ("POST", "/v1/messages/count_tokens"): Row(
         "How many tokens a chat has.", anthropic.CountRequest, anthropic.Count, more=(404, 503)
+    ),
+    ("POST", "/inference/v1/generate"): Row(
+        "Continue token ids.", generate.GenerateRequest, generate.GenerateAnswer, streams=True, more=GENERATION
     ),
     ("POST", "/tokenize"): Row("A text's token ids.", tokens.TokenizeRequest, more=(404, 503)),
     ("POST", "/detokenize"): Row("The text of token ids.", tokens.DetokenizeRequest, more=(404, 503)),

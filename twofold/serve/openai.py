@@ -7,7 +7,7 @@ names the field's path. Nothing is ignored silently.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -42,6 +42,26 @@ NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class Ranked(Protocol):
+    """What asks for the best of several sequences."""
+
+    n: int | None
+    best_of: int | None
+    use_beam_search: bool | None
+
+
+def check_stream(asked: Ranked) -> None:
+    """Raises RequestError when nothing can be said before the end."""
+    if asked.use_beam_search:
+        raise RequestError(
+            "beams cannot be streamed, since which one is the best shows only at the end: leave out stream", "stream"
+        )
+    if asked.best_of is not None and asked.best_of > (asked.n or 1):
+        raise RequestError(
+            "which of best_of samples are the best shows only at their ends: leave out stream, or best_of", "stream"
+        )
 
 
 class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -112,23 +132,12 @@ class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             if text is not None and not (0 < len(text) <= MAX_TEXT and text.isprintable()):
                 raise RequestError(f"{name} must be 1 to {MAX_TEXT} printable characters", name)
         if self.stream:
-            self._check_stream()
+            check_stream(self)
         if self.priority is not None and not -(2**31) <= self.priority < 2**31:
             raise RequestError(f"priority must be in [-2^31, 2^31), not {self.priority}", "priority")
         truncate = self.truncate_prompt_tokens
         if truncate is not None and truncate != -1 and not 1 <= truncate < 2**31:
             raise RequestError(f"truncate_prompt_tokens must be -1 or at least 1, not {truncate}", _TRUNCATE)
-
-    def _check_stream(self) -> None:
-        if self.use_beam_search:
-            raise RequestError(
-                "beams cannot be streamed, since which one is the best shows only at the end: leave out stream",
-                "stream",
-            )
-        if self.best_of is not None and self.best_of > (self.n or 1):
-            raise RequestError(
-                "which of best_of samples are the best shows only at their ends: leave out stream, or best_of", "stream"
-            )
 
     def asked(self, defaults: Mapping[str, Any], **extra: Any) -> dict[str, Any]:
         """The sampling fields that were sent, as SamplingParams takes them, over the checkpoint's `defaults`."""

@@ -51,7 +51,7 @@ def serve(config: ServeConfig, engine: EngineConfig, *, command: Sequence[str] =
 async def _serve(config: ServeConfig, engine: EngineConfig, command: Sequence[str]) -> int:
     texts = Texts.load(config)
     sock = listen(config)
-    start = wire.Start(str(config.model), dataclasses.asdict(engine), texts.tokenizer.eos_ids)
+    start = wire.Start(str(config.model), dataclasses.asdict(engine), texts.eos_ids)
     client = EngineClient(config, start, command)
     api = Api(config, client, texts)
     server = Server(api, config)
