@@ -16,13 +16,24 @@ if TYPE_CHECKING:
     from .engine.engine import Engine
     from .engine.llm import LLM
     from .engine.sampling import SamplingParams
+    from .models.inject import init_inference
     from .models.weights import load
     from .train.deepspeed import initialize
     from .train.trainer import Trainer
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "Engine", "EngineConfig", "SamplingParams", "Trainer", "__version__", "initialize", "load"]
+__all__ = [
+    "LLM",
+    "Engine",
+    "EngineConfig",
+    "SamplingParams",
+    "Trainer",
+    "__version__",
+    "init_inference",
+    "initialize",
+    "load",
+]
 
 _HOMES = {
     "LLM": ".engine.llm",
@@ -30,6 +41,7 @@ _HOMES = {
     "EngineConfig": ".engine.config",
     "SamplingParams": ".engine.sampling",
     "Trainer": ".train.trainer",
+    "init_inference": ".models.inject",
     "initialize": ".train.deepspeed",
     "load": ".models.weights",
 }

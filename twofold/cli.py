@@ -44,6 +44,26 @@ def serve(flags: Flags) -> Run:
     return run
 
 
+def run_batch(flags: Flags) -> Run:
+    """Answer a file of requests, as /v1/batches would, without a server; the same command again goes on."""
+    from .engine.config import EngineConfig
+
+    flags.positional("model", "checkpoint directory (default: the bundled model)", required=False)
+    flags.add("input", "the requests, a line of JSON each: custom_id, method, url, body", required=True, short="i")
+    flags.add("output", "the answers, a line of JSON each, in the order in which they come", required=True, short="o")
+    flags.add("served-model-name", "what the lines call the model (default: its directory's name)")
+    flags.settings(EngineConfig)
+
+    def run(given: Given) -> int:
+        from .commands.model import model_dir
+        from .commands.run_batch import run_batch
+
+        model, name = model_dir(given.model), given.served_model_name
+        return run_batch(model, name, Path(given.input), Path(given.output), given.settings(EngineConfig))
+
+    return run
+
+
 def chat(flags: Flags) -> Run:
     """Talk to a model in the terminal, in this process or through a server."""
     from .engine.config import EngineConfig
@@ -267,8 +287,23 @@ def kernels(flags: Flags) -> Run:
 
 
 COMMANDS: dict[str, Command] = {
-    f.__name__: f
-    for f in (serve, chat, generate, quantize, train, align, evaluate, checkpoint, launch, bench, plan, doctor, kernels)
+    f.__name__.replace("_", "-"): f
+    for f in (
+        serve,
+        run_batch,
+        chat,
+        generate,
+        quantize,
+        train,
+        align,
+        evaluate,
+        checkpoint,
+        launch,
+        bench,
+        plan,
+        doctor,
+        kernels,
+    )
 }
 
 

@@ -59,7 +59,7 @@ def test_a_message_streamed_is_the_message_whole(server: Served) -> None:
     names = [name for name, _ in told]
     assert names[:3] == ["message_start", "ping", "content_block_start"]
     assert names[-3:] == ["content_block_stop", "message_delta", "message_stop"]
-    assert set(names[3:-3]) == {"content_block_delta"} and len(names) > 8
+    assert set(names[3:-3]) == {"content_block_delta"}
     assert all(data["type"] == name for name, data in told)
     start = told[0][1]["message"]
     assert (start["content"], start["stop_reason"], start["usage"]["output_tokens"]) == ([], None, 0)

@@ -59,7 +59,8 @@ def test_functions_are_short() -> None:
 
 def test_commands_are_shorter() -> None:
     sizes = {key.split("::")[1]: size for key, size in functions(PACKAGE / "cli.py").items()}
-    assert not [f"{name}: {sizes[name]} lines" for name in COMMANDS if sizes[name] > COMMAND]
+    made = [name.replace("-", "_") for name in COMMANDS]
+    assert not [f"{name}: {sizes[name]} lines" for name in made if sizes[name] > COMMAND]
 
 
 def test_the_ratchet_only_turns_one_way() -> None:

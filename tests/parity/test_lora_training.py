@@ -11,9 +11,10 @@ from twofold.core import ConfigError
 from twofold.engine import runner
 from twofold.kernels import native
 from twofold.models import LoraConfig
-from twofold.models.decoder import Decoder, Weight
+from twofold.models.decoder import Decoder
 from twofold.models.lora import adapt, loras, merge, off, pair_parameters
 from twofold.models.packed import PackedContext
+from twofold.models.tensors import Weight
 from twofold.models.weights import spec_from
 from twofold.train import loss as losses
 from twofold.train.recompute import recompute_layers

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.parity import tiny
+from tests.parity.prophet import foretold
 from twofold.engine.request import Request, State
 from twofold.kernels import native
 from twofold.models.packed import PackedContext
@@ -171,3 +172,24 @@ def test_sleep_and_new_weights_in_the_middle_change_no_text(model):
         said.hear(shaken.step())
     assert said == calm
     assert {output.finish for output in said.ends.values()} == {State.LENGTH}
+
+
+def test_drafted_is_as_single(model):
+    """Several tokens a step, right and wrong: alone, together, in chunks, pressed for blocks, found in the cache."""
+
+    def requests():
+        short = [tiny.request(i, prompt_logprobs=1, max_tokens=20) for i in range(6)]
+        return [*short, *(tiny.request(i, length=30, max_tokens=40, min_tokens=5) for i in range(40, 44))]
+
+    calm = tiny.run(engine_of(model), *requests())
+    for settings in ({}, {"num_blocks": 16, "max_num_seqs": 5}, {"max_num_batched_tokens": 24, "max_num_seqs": 8}):
+        engine = foretold(engine_of(model, **settings), calm, tiny.VOCAB)
+        for turn in range(2):
+            said = tiny.run(engine, *requests())
+            assert said == calm and said.prompts == calm.prompts, (settings, turn)
+        stats = engine.stats()
+        assert stats.accepted_tokens > 60 and stats.draft_tokens > stats.accepted_tokens + 20
+        assert (stats.preemptions > 0) is ("num_blocks" in settings)
+    for number in (1, 2, 3):
+        alone = tiny.run(foretold(engine_of(model), calm, tiny.VOCAB), tiny.request(number, max_tokens=20))
+        assert alone[f"r{number}"] == calm[f"r{number}"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from twofold.core import build
 from twofold.core.sparse import BigBird, Fixed
 from twofold.engine.config import EngineConfig
 from twofold.engine.engine import Engine
@@ -105,7 +106,7 @@ def rounded(decoder: Decoder, name: str) -> Decoder:
 
 def engine(model: Decoder, **settings) -> Engine:
     plain = {"num_blocks": 400, "max_num_seqs": 32, "max_num_batched_tokens": 2048}
-    return Engine(model, EngineConfig(**(plain | settings)), eos_ids=(7,))
+    return Engine(model, build(EngineConfig, plain | settings), eos_ids=(7,))
 
 
 def request(number: int, *, length: int | None = None, **params) -> Request:

@@ -64,7 +64,7 @@ def ask(
     async def run() -> Answer:
         settings = ServeConfig(model=Path("tiny"), api_keys=keys, **config)
         api = Api(settings, EngineClient(settings, wire.Start("")), texts())
-        api.draining = draining
+        api.shared.draining = draining
         given = [(b"host", host.encode("latin-1"))] if host is not None else []
         given += [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
         chunks = [body] if isinstance(body, bytes) else list(body)

@@ -1,4 +1,4 @@
-"""RewardModel: bits that hang on no neighbour, what it refuses; a reward model is not served, a score head not lost."""
+"""RewardModel: bits that hang on no neighbour, what it refuses; it makes no text, a score head is not lost."""
 
 from __future__ import annotations
 
@@ -131,9 +131,9 @@ def test_a_reward_model_makes_no_text(tmp_path: Path) -> None:
     decoder = made(REWARD)
     save(decoder, tmp_path, config=REWARD)
     asks = [
-        lambda: LLM(tmp_path),
-        lambda: load_model(Start(model=str(tmp_path))),
-        lambda: plan(tmp_path, EngineConfig()),
+        lambda: LLM(tmp_path, runner="generate"),
+        lambda: load_model(Start(model=str(tmp_path), engine={"runner": "generate"})),
+        lambda: plan(tmp_path, EngineConfig(runner="generate")),
         lambda: quantize(tmp_path, tmp_path / "out", Recipe(), Reading()),
         lambda: Engine(decoder, EngineConfig(num_blocks=4)),
         lambda: forecast(decoder.spec, EngineConfig(), 1 << 32),

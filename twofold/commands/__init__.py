@@ -15,6 +15,7 @@ model.py       where the bundled model lies, and a model opened for a command
 plan.py        what a model needs and what fits, before it is loaded
 quantize.py    a checkpoint rounded to int8 or int4, and what it costs
 remote.py      a server with an OpenAI-compatible API, as commands speak to it
+run_batch.py   a file of requests answered without a server
 train.py       a recipe run, its samples spoken by the serving engine
 train_plan.py  what a rank of a run would hold and send, how long it takes, what would make it fit
 """

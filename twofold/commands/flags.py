@@ -93,14 +93,17 @@ class Flags:
         """Everything after the positionals, flags included, handed on untouched."""
         self._parser.add_argument(name, nargs=argparse.REMAINDER, help=help)
 
-    def add(self, name: str, help: str, *, many: bool = False, switch: bool = False, required: bool = False) -> None:
+    def add(
+        self, name: str, help: str, *, many: bool = False, switch: bool = False, required: bool = False, short: str = ""
+    ) -> None:
         """One flag that belongs to no settings class: text, a list of texts (`many`), or a `switch`."""
+        names = [f"-{short}"] if short else []
         if switch:
-            self._parser.add_argument(f"--{name}", help=help, action="store_true", default=False)
+            self._parser.add_argument(*names, f"--{name}", help=help, action="store_true", default=False)
         else:
             action = "append" if many else "store"
             metavar = name.split("-")[-1].upper()
-            self._parser.add_argument(f"--{name}", help=help, action=action, metavar=metavar, required=required)
+            self._parser.add_argument(*names, f"--{name}", help=help, action=action, metavar=metavar, required=required)
 
     def settings(self, cls: type, *, skip: Iterable[str] = (), prefix: str = "") -> None:
         """A flag for each field of the dataclass `cls`, its help the field's documentation and default.

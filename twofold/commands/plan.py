@@ -38,8 +38,12 @@ def lines(
         ("runtime", f"{human(found.runtime)} (interpreter, torch, server)"),
         ("weights", f"{human(found.weights)} as {kept}"),
         ("activations", f"at most {human(found.activations)} in a step of {settings.max_num_batched_tokens} tokens"),
-        ("KV cache", f"{human(found.kv_per_token)} a token, {human(found.kv_per_token * found.wanted)} a full context"),
     ]
+    if found.pooling:
+        said += [("pooling", f"whole texts of at most {found.wanted} tokens, without a KV cache")]
+        return [*said, ("total", f"{human(found.total)}")]
+    whole = found.kv_per_token * found.wanted
+    said += [("KV cache", f"{human(found.kv_per_token)} a token, {human(whole)} a full context")]
     if found.blocks:
         held = found.blocks * found.block_size
         said += [

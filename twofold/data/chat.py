@@ -155,9 +155,12 @@ class ChatTemplate:
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message], **given: Any) -> list[int]:
         """The prompt's ids; takes what `render` takes. No special id comes from what stands in the messages."""
         guard = Guard(tokenizer)
-        hidden = {name: guard.hide(value) for name, value in given.items()}
-        text = self.render(guard.hide_messages(messages), **hidden)
-        return guard.encode([text])[0]
+        try:
+            hidden = {name: guard.hide(value) for name, value in given.items()}
+            shown = guard.hide_messages(messages)
+        except RecursionError:
+            raise RequestError("the messages or tools are nested too deeply: send flatter ones", "messages") from None
+        return guard.encode([self.render(shown, **hidden)])[0]
 
     def encode_training(
         self, tokenizer: Tokenizer, messages: Sequence[Message], **given: Any

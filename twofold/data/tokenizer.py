@@ -66,6 +66,7 @@ class Tokenizer:
         """The backend of what users wrote, parsed at their first text: a prompt of `generate` never needs it."""
         backend = _unbounded(Backend.from_str(self._source))
         backend.encode_special_tokens = True
+        _follow_settings(backend, self.settings, self.bos_id, self.eos_ids)
         return backend
 
     @classmethod
@@ -110,6 +111,39 @@ class Tokenizer:
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a whole prompt as the checkpoint's own post-processor makes them: BOS where it wants one."""
         return list(_encode(self._exact, text, add=True).ids)
+
+    def encode_text(
+        self, text: str, second: str | None = None, *, most: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids and token types of a text to be read whole, or of two read as one, with what the post-processor adds.
+
+        A special token that a text spells is plain text. With `most` the longer text is cut until so many tokens are
+        left, what is added included.
+
+        Raises:
+            RequestError: a lone surrogate, a vocabulary that cannot join two texts, or no room for what is added.
+        """
+        parts = [self._unforged(part) for part in (text, second) if part is not None]
+        added = self._plain.num_special_tokens_to_add(len(parts) == 2)
+        if most is not None:
+            if most <= added:
+                raise RequestError(f"{most} tokens hold no more than the {added} added to each text: allow more")
+            for part, kept in zip(parts, _shares([len(part.ids) for part in parts], most - added), strict=True):
+                part.truncate(kept)
+        try:
+            joined = self._plain.post_process(parts[0], parts[1] if len(parts) == 2 else None)
+        except Exception as error:  # the backend raises bare Exceptions
+            raise RequestError(f"this model's tokenizer cannot join two texts: {error}") from None
+        return list(joined.ids), list(joined.type_ids)
+
+    def _unforged(self, text: str) -> Encoding:
+        """A text's own tokens; where the vocabulary's model itself reads a special token, its spelling is broken up."""
+        encoding = _encode(self._plain, text)
+        if self._forgeable.isdisjoint(encoding.ids):
+            return encoding
+        for start, _ in reversed(self.split_special(text)):
+            text = f"{text[: start + 1]} {text[start + 1 :]}"
+        return _encode(self._plain, text)
 
     def encode_spans(self, text: str, *, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and for each the (start, end) of its characters in `text`.
@@ -247,8 +281,24 @@ def _follow_settings(backend: Backend, settings: dict[str, Any], bos_id: int | N
     bos, eos = _content(settings.get("bos_token")), _content(settings.get("eos_token"))
     before = [(bos, bos_id)] if settings.get("add_bos_token") and bos and bos_id is not None else []
     after = [(eos, eos_ids[0])] if settings.get("add_eos_token") and eos and eos_ids else []
-    names = [name for name, _ in before] + ["$A"] + [name for name, _ in after]
-    backend.post_processor = processors.TemplateProcessing(single=names, pair=None, special_tokens=[*before, *after])
+    first, last = [name for name, _ in before], [name for name, _ in after]
+    backend.post_processor = processors.TemplateProcessing(
+        single=[*first, "$A", *last],
+        pair=[*first, "$A", *last, *(f"{name}:1" for name in first), "$B:1", *(f"{name}:1" for name in last)],
+        special_tokens=[*before, *after],
+    )
+
+
+def _shares(lengths: Sequence[int], room: int) -> list[int]:
+    """How much of each of one or two texts is kept when the longer is cut until both fit."""
+    if sum(lengths) <= room:
+        return list(lengths)
+    if len(lengths) == 1:
+        return [room]
+    a, b = lengths
+    half = room // 2
+    kept = min(a, max(room - half, room - b))
+    return [kept, room - kept]
 
 
 def end_ids(folder: str | Path) -> tuple[int, ...]:

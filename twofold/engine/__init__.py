@@ -25,6 +25,12 @@ runner.py     Runner: executes a plan
 sampler.py    from logits to tokens
 stats.py      EngineStats, gauges and counters
 wire.py       frames to an engine in a process of its own, and a Request on its way there
+kinds.py      what an engine is to be for a checkpoint: generating, pooling
+vectors.py    what may be asked of a text besides its continuation, and the numbers that come
+pooling.py    PoolingEngine: texts become vectors and scores, alone or beside generation
+whole.py      a decoder over whole texts, without a cache
+pooler.py     from hidden states to vectors and scores
+embedding.py  LLM's embed, classify and score
 defaults.py   what a checkpoint asks of its sampler
 engine.py     Engine: submit, abort, step, load_weights, sleep
 llm.py        LLM: texts in, texts out, in this process

@@ -97,8 +97,12 @@ class AdapterPool:
         return self._shelf
 
     # ------------------------------------------------------------------------------------ known
-    def load(self, name: str, path: str, key: str | None = None, *, replace: bool = False) -> Known:
+    def load(
+        self, name: str, path: str, key: str | None = None, *, replace: bool = False, listed: bool = True
+    ) -> Known:
         """Read an adapter and know it by `name` from now on; with `key`, only if it still is that one.
+
+        One that is not `listed` is known by its key alone, for requests that came when it was.
 
         Raises:
             RequestError: a name that cannot be, or is taken by another adapter (unless `replace`).
@@ -107,9 +111,9 @@ class AdapterPool:
         """
         if not (0 < len(name) <= NAME and name.isprintable() and "@" not in name and name.strip() == name):
             raise RequestError(f"an adapter's name has 1 to {NAME} printable characters and no '@': {name!r:.150}")
-        if len(self._entries) >= MOST:
+        if len(self._names) >= MOST:
             raise CapacityError(f"{MOST} adapters are known already: unload some")
-        if name in self._names and not replace:
+        if listed and name in self._names and not replace:
             raise RequestError(f"there is an adapter '{name}' already: unload it first, or ask to replace it")
         held = self.shelf.read(path, self.most_bytes)
         found = f"{name}@{held.digest}"
@@ -120,6 +124,9 @@ class AdapterPool:
         if entry is None:
             known = Known(name, found, path, held.rank, held.nbytes, held.base)
             entry = self._entries[found] = _Entry(known)
+        if not listed:
+            entry.retired = found not in self._names.values()
+            return entry.known
         entry.retired = False
         if entry.held is None and self._room(held.nbytes):
             self._keep(entry, held)
@@ -129,7 +136,7 @@ class AdapterPool:
         return entry.known
 
     def unload(self, key: str) -> None:
-        """Take no more requests for an adapter, by key or name; those that have it go on. It is forgotten after them.
+        """Know an adapter by its name no more; requests that have its key go on, and its memory is free after them.
 
         Raises:
             RequestError: no such adapter.
@@ -141,7 +148,7 @@ class AdapterPool:
         entry.retired = True
         if self._names.get(entry.known.name) == key:
             del self._names[entry.known.name]
-        self._forget_if_over(entry)
+        self._let_go(entry)
 
     def key_of(self, given: str) -> str:
         """The key of an adapter that is known by this key or this name.
@@ -178,7 +185,7 @@ class AdapterPool:
         if key:
             entry = self._entries[key]
             entry.users -= 1
-            self._forget_if_over(entry)
+            self._let_go(entry)
 
     def begin(self) -> None:
         """Before the waiting requests are asked, in their order, whether they are `reachable`."""
@@ -297,10 +304,13 @@ class AdapterPool:
         entry.held = None
         self._held.pop(entry.known.key, None)
 
-    def _forget_if_over(self, entry: _Entry) -> None:
+    def _let_go(self, entry: _Entry) -> None:
+        """Free the memory of one that nobody has and nobody can ask for; its key stays known for stragglers."""
         if entry.retired and not entry.users:
             self._evict(entry)
-            del self._entries[entry.known.key]
+            old = [key for key, each in self._entries.items() if each.retired and not each.users]
+            for key in old[:-MOST]:
+                del self._entries[key]
 
     @property
     def nbytes(self) -> int:
@@ -334,8 +344,8 @@ class AdapterPool:
                 raise StateError(f"adapter {key} is not in its slot {entry.slot}")
             if (entry.held is not None) != (key in self._held):
                 raise StateError(f"adapter {key} is in memory, or not")
-            if entry.retired and not entry.users:
-                raise StateError(f"adapter {key} is nobody's and is still known")
+            if entry.retired and not entry.users and entry.held is not None:
+                raise StateError(f"adapter {key} is nobody's and is still in memory")
         if self.nbytes > self.most_bytes or len(self._held) > (self.most_held or MOST):
             raise StateError(f"{self.nbytes} bytes of adapters are in memory, at most {self.most_bytes} may be")
         for slot, taken in enumerate(self._slots):

@@ -18,6 +18,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +32,7 @@ from ..models.spec import Alibi, Gated, LayerSpec, Mixture, ModelSpec
 from ..models.weights import read_formats, read_spec
 from ..quant.format import Format
 from .config import EngineConfig
+from .kinds import decided, step_tokens
 from .paged import KVCache
 from .sampler import NUMBERS_AT_ONCE
 
@@ -48,8 +50,9 @@ def kv_dtype_of(wanted: str, weights: torch.dtype) -> torch.dtype:
 
 def resolve(config: EngineConfig, folder: str | Path) -> EngineConfig:
     """The settings with "auto" decided: `dtype` bf16 for a bf16 checkpoint where the kernels take it as it is, else
-    fp32; `kv_dtype` bf16 wherever the weights are narrower than fp32.
+    fp32; `kv_dtype` bf16 wherever the weights are narrower than fp32; `runner` by what the checkpoint is.
     """
+    table: Any = {}
     try:
         table = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         stored, packed = str(table.get("dtype") or table.get("torch_dtype")), bool(table.get("quantization_config"))
@@ -62,7 +65,7 @@ def resolve(config: EngineConfig, folder: str | Path) -> EngineConfig:
         dtype = "bfloat16" if as_it_is else "float32"
     if kv_dtype == "auto" and config.device == "cpu":
         kv_dtype = "bfloat16" if packed or config.quantization or dtype == "bfloat16" else "float32"
-    return replace(config, dtype=dtype, kv_dtype=kv_dtype)
+    return replace(decided(config, folder, table), dtype=dtype, kv_dtype=kv_dtype)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,19 +73,21 @@ class Forecast:
     """Bytes that a model would take under some settings, and what fits in `memory`.
 
     `kv_per_token` and `kv_bytes` are the cache's, `blocks` what the engine would allocate, 0 when nothing fits.
-    `context` is the longest request that fits (at most `wanted`), `concurrency` how many of that length at once.
+    `context` is the longest request that fits (at most `wanted`), `concurrency` how many of that length at once. Where
+    texts are pooled (`pooling`) there is no cache, and a step of the longest text either fits or does not.
     `fix` is empty when it fits, else what to do about it.
     """
 
     memory: int
     runtime: int
     weights: int
-    activations: int
-    kv_per_token: int
-    block_size: int
-    blocks: int
     wanted: int
+    activations: int = 0
+    kv_per_token: int = 0
+    block_size: int = 0
+    blocks: int = 0
     fix: str = ""
+    pooling: bool = False
 
     @property
     def kv_bytes(self) -> int:
@@ -95,7 +100,7 @@ class Forecast:
 
     @property
     def context(self) -> int:
-        return min(self.wanted, self.blocks * self.block_size)
+        return self.wanted if self.pooling else min(self.wanted, self.blocks * self.block_size)
 
     @property
     def concurrency(self) -> int:
@@ -126,9 +131,10 @@ def forecast(
     are those of a checkpoint that is quantized itself (`models.read_formats`); a float one has `settings.quantization`.
 
     Raises:
-        ConfigError: a reward model, which makes no text.
+        ConfigError: a reward model or an encoder, which make no text, where text is asked for.
     """
-    spec.speaking()
+    if settings.runner != "pooling":
+        spec.speaking()
     model = _Model(spec, loaded, formats or {}, program_bytes(spec, settings, formats or settings.quantization))
     found = _sum(model, settings, memory_bytes)
     return found if _enough(found) else replace(found, fix=_fix(model, settings, memory_bytes))
@@ -152,7 +158,7 @@ class _Model:
             return step_bytes(self.spec, settings)
         fixed, token, row = self.program
         tokens = settings.max_num_batched_tokens
-        rows = rows_at_once(tokens, self.spec.vocab)
+        rows = 1 if settings.runner == "pooling" else rows_at_once(tokens, self.spec.vocab)
         looked_at = 2 * tokens * self.spec.hidden + 4 * rows * self.spec.vocab + 2**16  # finite? and the sampler's own
         return fixed + token * tokens + row * rows + looked_at
 
@@ -162,7 +168,9 @@ def _sum(model: _Model, settings: EngineConfig, memory: int) -> Forecast:
     dtype = DTYPES[settings.dtype]
     wanted = settings.max_model_len or spec.max_len
     runtime, weights = (0, 0) if model.loaded else (RUNTIME, model.weight_bytes(settings) + draft_bytes(settings))
-    activations = model.step_bytes(settings)
+    if settings.runner == "pooling":
+        return _pooled(model, settings, Forecast(memory=memory, runtime=runtime, weights=weights, wanted=wanted))
+    activations = model.step_bytes(settings) + _pooling_too(model, settings, wanted)
     kv_per_token = KVCache.bytes_per_block(spec, 1, kv_dtype_of(settings.kv_dtype, dtype))
     per_block = max(1, kv_per_token * settings.block_size)
     left = memory - runtime - weights - activations - per_block  # the block that is nobody's
@@ -188,8 +196,23 @@ def _sum(model: _Model, settings: EngineConfig, memory: int) -> Forecast:
     )
 
 
+def _pooled(model: _Model, settings: EngineConfig, found: Forecast) -> Forecast:
+    """The sum of an engine without a cache: a step of whole texts, and one layer's keys and values of them."""
+    tokens = step_tokens(settings, found.wanted)
+    scratch = 8 * (2 * tokens) * max((layer.mixer.kv_width for layer in model.spec.layers), default=0)
+    step = model.step_bytes(replace(settings, max_num_batched_tokens=tokens, runner="pooling"))
+    return replace(found, activations=step + scratch, pooling=True)
+
+
+def _pooling_too(model: _Model, settings: EngineConfig, wanted: int) -> int:
+    """What embeddings take beside generation."""
+    if settings.convert == "none":
+        return 0
+    return _pooled(model, settings, Forecast(memory=0, runtime=0, weights=0, wanted=wanted)).activations
+
+
 def _enough(found: Forecast) -> bool:
-    return found.blocks > 0 and found.total <= found.memory
+    return (found.pooling or found.blocks > 0) and found.total <= found.memory
 
 
 def weight_bytes(spec: ModelSpec, dtype: torch.dtype, quantized: Mapping[str, Format] | str | None = None) -> int:

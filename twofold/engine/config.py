@@ -11,6 +11,9 @@ from ..quant.names import short
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 KvDtype = Literal["auto", "float32", "bfloat16", "int8"]
 Policy = Literal["fcfs", "priority"]
+Kind = Literal["auto", "generate", "pooling"]
+Convert = Literal["none", "embed"]
+Tokens = Literal["auto", "last", "mean", "cls"]
 Method = Literal["ngram", "suffix", "draft_model"]
 
 
@@ -28,7 +31,7 @@ class SpeculativeConfig:
     """Guessed tokens of one request in one step, at most."""
     adaptive: bool = True
     """Choose the number by how often guesses are right and what a longer step costs; otherwise always send all."""
-    prompt_lookup_min: int = 2
+    prompt_lookup_min: int = 1
     """ngram: the fewest last tokens that must have stood somewhere before."""
     prompt_lookup_max: int = 5
     """ngram: the most that are compared."""
@@ -79,6 +82,10 @@ class EngineConfig:
     most; in memory are at most `lora_cache_bytes` of them, and `max_cpu_loras` where that is given.
     `seed` makes unseeded requests of one run repeatable; None draws fresh seeds. `speculative` says who guesses at the
     next tokens.
+    `runner` "pooling" makes vectors and scores and no text, and has no KV cache; "auto" does so for encoders, models
+    with a score head in the language head's place, and those with sentence-transformers' modules.json. `convert`
+    "embed" lets a model that generates make embeddings too. `pooling` says which tokens a vector is made of; "auto" is
+    as the checkpoint says.
 
     Raises:
         ConfigError: a number out of range, or a token budget that cannot hold one token of every running request.
@@ -104,6 +111,9 @@ class EngineConfig:
     lora_cache_bytes: int = 256 << 20
     seed: int | None = None
     speculative: SpeculativeConfig = field(default=SpeculativeConfig(), metadata=_JSON)
+    runner: Kind = "auto"
+    convert: Convert = "none"
+    pooling: Tokens = "auto"
 
     def __post_init__(self) -> None:
         for name, high in (

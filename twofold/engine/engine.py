@@ -11,10 +11,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 from torch import Tensor
 
-from ..core import ConfigError, StateError
+from ..core import ConfigError, RequestError, StateError
 from ..models.adapters import Slots
 from ..models.decoder import Decoder
 from ..models.weights import load_tensors
@@ -27,26 +29,32 @@ from .draft import draft_model
 from .limits import Limits
 from .paged import KVCache
 from .plan import StepPlan
+from .pooler import Pooler
+from .pooling import PoolingEngine
 from .proposer import Proposer
 from .request import Output, Request
 from .runner import Runner
 from .scheduler import Scheduler
 from .speculation import Speculation, lookup
 from .stats import EngineStats
+from .vectors import NO_POOLING, Abilities
 
 
 class Engine:
     """One decoder, its KV cache, and the requests that are using them.
 
     `eos_ids` are the ids that end a text unless a request ignores them. `config.dtype` and `config.device` are for
-    whoever loads the decoder: the cache has the decoder's.
+    whoever loads the decoder: the cache has the decoder's. With a `pooler` requests for vectors are served too, in
+    steps that they share.
 
     Raises:
         ConfigError: a context longer than the decoder was built for, or a reward model, which makes no text.
         CapacityError: the KV cache does not fit this machine; the message says what would.
     """
 
-    def __init__(self, decoder: Decoder, config: EngineConfig, *, eos_ids: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, decoder: Decoder, config: EngineConfig, *, eos_ids: tuple[int, ...] = (), pooler: Pooler | None = None
+    ) -> None:
         decoder.spec.speaking()
         max_model_len = config.max_model_len or decoder.max_len
         if max_model_len > decoder.max_len:
@@ -89,6 +97,7 @@ class Engine:
             kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
             slots=self.slots,
         )
+        self.pooling = PoolingEngine(decoder, config, pooler) if pooler is not None else None
         self.version = 0
         self._half_loaded = False
         self._steps = 0
@@ -104,16 +113,28 @@ class Engine:
             RequestError: malformed, out of the context, or its id is in use.
             CapacityError: it could never fit the cache; the message says what would.
         """
-        self.scheduler.submit(request)
+        if request.pooling is None:
+            self.scheduler.submit(request)
+        elif self.pooling is not None:
+            self.pooling.submit(request)
+        else:
+            raise RequestError(NO_POOLING)
 
     def abort(self, request_id: str) -> None:
         """End a request now and free its blocks; unknown and ended ids are ignored."""
         self.scheduler.abort(request_id)
+        if self.pooling is not None:
+            self.pooling.abort(request_id)
+
+    @property
+    def abilities(self) -> Abilities:
+        """What may be asked of it."""
+        return msgspec.structs.replace(self.pooling.abilities, generates=True) if self.pooling else Abilities()
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do or tell something."""
-        return self.scheduler.has_work
+        return self.scheduler.has_work or (self.pooling is not None and self.pooling.has_work)
 
     def step(self) -> list[Output]:
         """Advance every request that can, by one forward pass, and tell what came of it.
@@ -127,14 +148,25 @@ class Engine:
             raise StateError("the engine sleeps: wake it first")
         started = time.perf_counter()
         self.scheduler.expire()
+        pooled = self._pool()
         plan = self.scheduler.plan()
         if plan.chunks:
             self.scheduler.apply(self.runner.execute(plan))
             self._measure(plan, time.perf_counter() - started)
-        outputs = self.scheduler.take()
+        outputs = pooled + self.scheduler.take()
         if not self.scheduler.has_work:
             self.scheduler.check_integrity()
         return outputs
+
+    def _pool(self) -> list[Output]:
+        """Pooling's part of the step; generation has what is left, and a token for each request at least."""
+        if self.pooling is None:
+            return []
+        config = self.config
+        taken = self.pooling.turn(config.max_num_batched_tokens, alone=not self.scheduler.has_work)
+        if config.enable_chunked_prefill:  # else a prompt needs all of it
+            self.scheduler.budget = max(config.max_num_batched_tokens - taken, config.max_num_seqs)
+        return self.pooling.step(taken)
 
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         tokens = plan.num_tokens
@@ -166,6 +198,8 @@ class Engine:
             self._half_loaded = False
         self.runner.compile()
         self.version = version
+        if self.pooling is not None:
+            self.pooling.renew(self.decoder, version)
 
     def exchange(self, decoder: Decoder, version: int) -> Decoder:
         """Go on with another decoder that has the new weights already; the one it had, to be filled next.
@@ -190,12 +224,16 @@ class Engine:
         self.scheduler.preempt_all()
         self.pool.forget_all()
         self.runner.sleep()
+        if self.pooling is not None:
+            self.pooling.sleep()
         if self.speculation is not None:
             self.speculation.sleep()
 
     def wake(self) -> None:
         """Take the KV cache's memory again."""
         self.runner.wake()
+        if self.pooling is not None:
+            self.pooling.wake()
 
     @property
     def asleep(self) -> bool:
@@ -207,7 +245,7 @@ class Engine:
         scheduler, pool, adapters = self.scheduler, self.pool, self.adapters
         return EngineStats(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=len(scheduler.waiting) + (self.pooling.stats().waiting if self.pooling else 0),
             blocks=pool.num_blocks,
             blocks_used=pool.used,
             blocks_cached=pool.cached,
@@ -228,9 +266,25 @@ class Engine:
             asleep=self.asleep,
             adapters_running=adapters.running,
             adapters_waiting=adapters.waiting,
+            max_adapters=self.config.max_loras if self.slots else 0,
             adapter_bytes=adapters.nbytes,
             adapter_reads=adapters.reads,
         )
+
+
+def open_engine(
+    decoder: Decoder, config: EngineConfig, folder: str | Path, *, eos_ids: tuple[int, ...] = ()
+) -> Engine | PoolingEngine:
+    """The engine that `config` asks for (as `capacity.resolve` decided it), for the checkpoint of `decoder`.
+
+    Raises:
+        ConfigError, CapacityError: as the engine's own.
+        CheckpointError: it pools in a way that Twofold does not do.
+    """
+    if config.runner == "pooling":
+        return PoolingEngine(decoder, config, Pooler.load(decoder, folder, config.pooling))
+    pooler = Pooler.load(decoder, folder, config.pooling) if config.convert == "embed" else None
+    return Engine(decoder, config, eos_ids=eos_ids, pooler=pooler)
 
 
 def speculation_for(

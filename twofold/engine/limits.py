@@ -71,6 +71,28 @@ class Limits:
         shared, blocks = prompt // self.block_size, self.cache_tokens // self.block_size
         return (shared + (blocks - shared) // beams) * self.block_size
 
+    def check_text(self, request: Request, types: int) -> None:
+        """Whether a text can be read whole, its tokens of one of `types` types.
+
+        Raises:
+            RequestError: no tokens, more than the context, or ids or types that are not there.
+        """
+        ids, most = request.prompt_ids, self.max_model_len
+        if not ids:
+            raise RequestError("a text has no tokens: send at least one", "input")
+        if len(ids) > most:
+            raise RequestError(
+                f"a text has {len(ids)} tokens and the context is {most}: send fewer, or truncate_prompt_tokens",
+                "input",
+            )
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self.vocab:
+            wrong = low if low < 0 else high
+            raise RequestError(f"input holds token id {wrong}; the vocabulary is 0 to {self.vocab - 1}", "input")
+        told = request.types
+        if told and (len(told) != len(ids) or not 0 <= min(told) <= max(told) < types):
+            raise RequestError(f"token types are one for each token, from 0 to {types - 1}", "types")
+
     def _check_ids(self, request: Request) -> None:
         params = request.params
         fields: tuple[tuple[str, Iterable[int]], ...] = (

@@ -22,7 +22,8 @@ from ..models.weights import load, read_formats, read_spec
 from ..platforms import free_on
 from .capacity import DTYPES, forecast, resolve
 from .config import EngineConfig
-from .engine import Engine
+from .embedding import TextJudge
+from .engine import open_engine
 from .request import Beam, Output, Request, State, TokenOut
 from .sampling import SamplingParams
 from .words import ban
@@ -63,8 +64,10 @@ class Completion:
     prompt_logprobs: tuple[TokenOut, ...] | None = None
 
 
-class LLM:
+class LLM(TextJudge):
     """A checkpoint, its tokenizer and an engine. Not for use by several threads at once.
+
+    What is asked of texts rather than after them (`embed`, `classify`, `score`) is in `embedding.py`.
 
     `model` is the directory of a checkpoint, `settings` are fields of EngineConfig.
 
@@ -87,7 +90,7 @@ class LLM:
             max_len=config.max_model_len,
             quantization=config.quantization,
         )
-        self.engine = Engine(decoder, config, eos_ids=self.tokenizer.eos_ids)
+        self.engine = open_engine(decoder, config, self.model, eos_ids=self.tokenizer.eos_ids)
         self._names = itertools.count()
 
     @cached_property

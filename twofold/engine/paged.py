@@ -133,6 +133,8 @@ class PagedContext:
             panels = self.cache.panels_of(layer)
             keep(k_TKD, v_TKD, panels, self._spans)
             return paged_attention(q_THD, panels, self._spans, how).to(q_THD.dtype)
+        if not how.causal:
+            raise ConfigError("a cache is looked back over: an encoder's texts go through whole, in a PackedContext")
         keys, values = (self.cache.layers[layer][name] for name in ("keys", "values"))
         keys[self._block_T, :, self._row_T] = k_TKD.to(keys.dtype)
         values[self._block_T, :, self._row_T] = v_TKD.to(values.dtype)

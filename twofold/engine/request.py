@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from ..core import StateError
 from .sampling import SamplingParams
+from .vectors import Pooled, Pooling
 
 
 class State(StrEnum):
@@ -54,7 +55,8 @@ class Request:
     """One sequence: `prompt_ids` then `output_ids`. A resumed request arrives with outputs already in place.
 
     `num_computed` counts the tokens whose keys and values are in the cache; the engine chases `num_tokens` with it.
-    `deadline` is a `time.monotonic()` instant. `salt` keeps tenants' cached prefixes apart.
+    `deadline` is a `time.monotonic()` instant. `salt` keeps tenants' cached prefixes apart. With `pooling` the prompt
+    is not continued but read, its tokens of `types` (0 where there are none).
     """
 
     id: str
@@ -68,6 +70,8 @@ class Request:
     arrival: float = field(default_factory=time.monotonic)
     output_ids: list[int] = field(default_factory=list)
     seed: int = -1
+    pooling: Pooling | None = None
+    types: tuple[int, ...] = ()
     state: State = field(default=State.WAITING, init=False)
     num_computed: int = field(default=0, init=False)
     num_cached: int = field(default=0, init=False)
@@ -95,7 +99,18 @@ class Request:
     def wire(self) -> dict[str, Any]:
         """The fields that cross a process, enough to continue the same text elsewhere; the deadline as seconds left."""
         left = None if self.deadline is None else self.deadline - time.monotonic()
-        names = ("id", "prompt_ids", "params", "sample", "priority", "salt", "adapter", "output_ids", "seed")
+        names: tuple[str, ...] = (
+            "id",
+            "prompt_ids",
+            "params",
+            "sample",
+            "priority",
+            "salt",
+            "adapter",
+            "output_ids",
+            "seed",
+        )
+        names += ("pooling", "types")
         return {name: getattr(self, name) for name in names} | {"seconds_left": left}
 
 
@@ -126,7 +141,7 @@ class Output(msgspec.Struct, frozen=True):
 
     `prompt` holds log-probabilities of the prompt's tokens, the first being None, sent once when they were asked for.
     `stop_reason` is the stop token's id when one ended the request. `version` is that of the weights that made the
-    tokens.
+    tokens. `pooled` is what was asked of a text that is not continued.
     """
 
     request_id: str
@@ -137,6 +152,7 @@ class Output(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
     error: str | None = None
     version: int = 0
+    pooled: Pooled | None = None
     beams: tuple[Beam, ...] = ()
 
     def parts(self, count: int) -> list[Output]:

@@ -11,9 +11,9 @@ class EngineStats:
 
     `waste` is the share of allocated cache slots that held no token, over all steps. `finished` counts ends by state.
     `prompt_tokens` counts prompts whose first token came, cached tokens included. `adapters_running` and
-    `adapters_waiting` are names of adapters that requests have; `adapter_reads` counts how often one came into memory.
-    `drafts` counts the guesses sent, in
-    all `draft_tokens` long, of which `accepted_tokens` were right, `accepted_per_pos` by their place in the guess.
+    `adapters_waiting` are names of adapters that requests have, `max_adapters` at once; `adapter_reads` counts how
+    often one came into memory. `drafts` counts the guesses sent, in all `draft_tokens` long, of which
+    `accepted_tokens` were right, `accepted_per_pos` by their place in the guess.
     """
 
     running: int = 0
@@ -41,6 +41,7 @@ class EngineStats:
 
     adapters_running: tuple[str, ...] = ()
     adapters_waiting: tuple[str, ...] = ()
+    max_adapters: int = 0
     adapter_bytes: int = 0
     adapter_reads: int = 0
 

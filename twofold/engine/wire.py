@@ -14,6 +14,7 @@ import msgspec
 from ..core import WorkerError
 from .request import Request
 from .sampling import SamplingParams
+from .vectors import Pooling
 
 M = TypeVar("M")
 
@@ -36,6 +37,8 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     output_ids: list[int]
     seed: int
     seconds_left: float | None
+    pooling: Pooling | None = None
+    types: tuple[int, ...] = ()
 
     def request(self) -> Request:
         """The sequence as this process's engine takes it."""
@@ -50,6 +53,8 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
             adapter=self.adapter,
             output_ids=self.output_ids,
             seed=self.seed,
+            pooling=self.pooling,
+            types=self.types,
             deadline=None if left is None else time.monotonic() + left,
         )
 

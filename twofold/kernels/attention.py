@@ -1,4 +1,4 @@
-"""Causal attention of whole sequences, as training and scoring see them: the walk of `walk.py`, forward and backward.
+"""Attention of whole sequences, as training and scoring see them: the walk of `walk.py`, forward and backward.
 
 Shapes: T tokens of sequences end to end, H query heads = K key-value heads x G, D head size; B sequences that walk
 together, L tokens of each, M = L·G rows, Z = B·K.
@@ -34,7 +34,7 @@ __all__ = [
 
 @op
 def packed_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int], how: Attend) -> Tensor:
-    """Causal attention inside each of the sequences that lie end to end on T, one sequence at a time: [T, H, D]."""
+    """Attention inside each of the sequences that lie end to end on T, one sequence at a time: [T, H, D]."""
     fits(how, lengths)
     out, at = [], 0
     qkv = _kept(q_THD, k_TKD, v_TKD, how)
@@ -133,6 +133,7 @@ def _backward(
         softcap=how.softcap or 0.0,
         slopes=None if slopes_H is None else slopes_H.data_ptr(),
         sparse=stages.Sparse() if table is None else table.struct(),
+        ahead=not how.causal,
         **{name: x.data_ptr() for name, x in zip(names, (*read, *found), strict=True)},
     )
     stage.step = ctypes.pointer(spans.struct)
@@ -149,7 +150,7 @@ class _Packed(torch.autograd.Function):
         out_THD = torch.empty_like(q_THD)
         saved: list[Tensor] = [q_THD, k_TKD, v_TKD, out_THD]
         ctx.how, ctx.bundles = how, []
-        for index_BL, kept_BL in bundles(lengths, q_THD.device):
+        for index_BL, kept_BL in bundles(lengths, q_THD.device, 1 if not how.causal else KEYS):
             q, k, v = (x[index_BL].float() for x in (q_THD, k_TKD, v_TKD))
             folded, lse = walk(q, k, v, how)
             out_THD[index_BL[kept_BL]] = folded[kept_BL].to(out_THD.dtype)
@@ -171,8 +172,10 @@ class _Packed(torch.autograd.Function):
         return found[0], found[1], found[2], None, None
 
 
-def bundles(lengths: Sequence[int], device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """Sequences that span the same number of key blocks, padded to the longest of them.
+def bundles(lengths: Sequence[int], device: torch.device, alike: int = KEYS) -> list[tuple[Tensor, Tensor]]:
+    """Sequences that span the same number of `alike` tokens (blocks of keys), padded to the longest of them.
+
+    A query that looks ahead would see the padding: such sequences walk together only when they are of one length.
 
     Returns pairs of the token index of each place [B, L] and whether the place is real [B, L].
     """
@@ -183,7 +186,7 @@ def bundles(lengths: Sequence[int], device: torch.device) -> list[tuple[Tensor, 
     by_blocks: dict[int, list[int]] = {}
     for i, length in enumerate(lengths):
         if length:
-            by_blocks.setdefault(-(-length // KEYS), []).append(i)
+            by_blocks.setdefault(-(-length // alike), []).append(i)
     out = []
     for _, members in sorted(by_blocks.items()):
         size = torch.tensor([lengths[i] for i in members], device=device)
@@ -209,10 +212,10 @@ def walk_backward(
         last = min(first + KEYS, L)
         rows = slice(first * G, last * G)
         q, g, lse, delta = q_ZMD[:, rows], grad_ZMD[:, rows], lse_ZM1[:, rows], delta_ZM1[:, rows]
-        for start in blocks_of(first, last, how):
+        for start in blocks_of(first, last, how, L):
             keys = slice(start, min(start + KEYS, L))
             k, v = k_ZLD[:, keys], v_ZLD[:, keys]
-            hidden, gap = tile_mask(first, last, start, k.shape[1], B, how, K, q.device)
+            hidden, gap = tile_mask(first, last, start, k.shape[1], B, how, K, q.device, L)
             raw = torch.bmm(q, k.mT)
             slope = None if how.softcap is None else 1.0 - torch.tanh(raw / how.softcap).square_()
             p = biased(raw, hidden, gap, how).sub_(lse).exp_()

@@ -41,12 +41,16 @@ Formula = Callable[..., tuple[int, int]]
 """(the op's arguments) to FLOPs forward, and backward if its gradient is asked for."""
 
 
-def pairs(lengths: Iterable[int], window: int | None = None) -> int:
-    """Pairs of a query and a key that causal attention looks at: each position sees itself and those before it."""
+def pairs(lengths: Iterable[int], window: int | None = None, causal: bool = True) -> int:
+    """Pairs of a query and a key that attention looks at: each position sees itself and those before it.
+
+    Without `causal` those after it too: as many again, less itself.
+    """
     total = 0
     for length in lengths:
         short = length if window is None else min(length, window)
-        total += short * (short + 1) // 2 + (length - short) * short
+        back = short * (short + 1) // 2 + (length - short) * short
+        total += back if causal else 2 * back - length
     return total
 
 
@@ -60,7 +64,7 @@ def _linear(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None) -> tuple[int, int]:
 
 
 def _attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int], how: Any) -> tuple[int, int]:
-    product = 2 * q_THD.shape[1] * q_THD.shape[2] * pairs(lengths, how.window)
+    product = 2 * q_THD.shape[1] * q_THD.shape[2] * pairs(lengths, how.window, how.causal)
     return 2 * product, 5 * product
 
 

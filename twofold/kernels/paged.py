@@ -184,7 +184,8 @@ def paged_attention(
 ) -> Tensor:
     """Each query looks at its own sequence's past, itself included, in blocks of 128 keys: [T, H, D] in fp32.
 
-    A sink is one more score of each head, without a value. `lse_TH`, when given, receives m + log l.
+    Without `how.causal` it looks ahead too, to the last of its span's tokens, which must be the whole sequence. A sink
+    is one more score of each head, without a value. `lse_TH`, when given, receives m + log l.
     """
     fits(how, (start + count for start, count, _ in spans.spans))
     out_THD = torch.empty(q_THD.shape, dtype=torch.float32)
@@ -217,8 +218,8 @@ def _fold(q_LHD: Tensor, k_KND: Tensor, v_KND: Tensor, start: int, how: Attend, 
     q_KMD = q_LHD.view(L, K, H // K, D).transpose(0, 1).reshape(K, -1, D)
     position_1L = torch.arange(start, start + L)[None]
     folded = Fold.nothing(q_KMD)
-    for first in blocks_of(start, start + L, how):
-        hidden, gap = mask(position_1L, first, KEYS, how, K)
+    for first in blocks_of(start, start + L, how, start + L):
+        hidden, gap = mask(position_1L, first, KEYS, how, K, start + L)
         k, v = (x[:, first : first + KEYS].contiguous() for x in (k_KND, v_KND))
         folded.add(look(v, scores(q_KMD, k, hidden, gap, how)), K)
     return folded
@@ -258,6 +259,7 @@ def _paged(
         scale=how.scale,
         softcap=how.softcap or 0.0,
         sparse=stages.Sparse() if table is None else table.struct(),
+        ahead=not how.causal,
         **{name: x.data_ptr() for name, x in pointers.items() if x is not None},
     )
     look_back.step = ctypes.pointer(spans.struct)

@@ -44,6 +44,7 @@ class Step(Structure):
         ("start", c_void_p),
         ("table", c_void_p),
         ("rows", c_void_p),
+        ("kinds", c_void_p),
     )
 
 
@@ -52,6 +53,7 @@ class Embed(Structure):
         ("step", POINTER(Step)),
         ("table", Numbers),
         ("places", Numbers),
+        ("kinds", Numbers),
         ("width", c_int32),
         ("offset", c_int32),
         ("scale", c_float),
@@ -225,6 +227,8 @@ class Attention(Structure):
         ("sinks", c_void_p),
         ("lse", c_void_p),
         ("sparse", Sparse),
+        ("ahead", c_int32),
+        ("unused", c_int32),
     )
 
 
@@ -248,6 +252,8 @@ class AttentionBackward(Structure):
         ("dk", c_void_p),
         ("dv", c_void_p),
         ("sparse", Sparse),
+        ("ahead", c_int32),
+        ("unused", c_int32),
     )
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core import ConfigError
 from .blocksparse import Sparse
 from .rows import by_rows
 
@@ -33,6 +34,7 @@ class Attend:
     """How one layer looks back: score scale, sliding window, soft cap on scores, and one ALiBi slope a head.
 
     `sparse` says which blocks of keys are there at all, `blocksparse.py`.
+    Without `causal` a query sees what comes after it too, up to its sequence's end or as far as a window reaches back.
     `kept` is what keys and values are kept in where that is narrower than what they come in: bf16, or int8 with a scale
     for each token and head, where queries are rounded alike.
     """
@@ -43,6 +45,13 @@ class Attend:
     slopes: tuple[float, ...] | None = None
     kept: torch.dtype | None = None
     sparse: Sparse | None = None
+    causal: bool = True
+
+    def end(self, last: int, length: int) -> int:
+        """The first key that query `last` - 1 of a sequence of `length` does not see any more."""
+        if self.causal:
+            return last
+        return length if self.window is None else min(length, last + self.window - 1)
 
 
 @dataclass(slots=True)
@@ -117,15 +126,18 @@ def look(v_ZND: Tensor, s_ZMN: Tensor) -> Fold:
     return Fold(m_ZM1, l_ZM1, by_rows(p_ZMN, v_ZND))
 
 
-def mask(qpos_BL: Tensor, start: int, count: int, how: Attend, kv_heads: int) -> tuple[Tensor, Tensor]:
+def mask(qpos_BL: Tensor, start: int, count: int, how: Attend, kv_heads: int, length: int = 0) -> tuple[Tensor, Tensor]:
     """Which of the keys start..start+count-1, all of one block, each query may not see, and the distances k - q.
 
+    `length` is that of the sequences, for queries that look ahead.
     The first is [B, K, L, G, N], or [B, 1, L, 1, N] where all heads are alike; the second [B, L, N].
     """
     kpos_N = torch.arange(start, start + count, device=qpos_BL.device)
     gap_BLN = kpos_N - qpos_BL[:, :, None]
-    hidden_BLN = gap_BLN > 0
+    hidden_BLN = gap_BLN > 0 if how.causal else (kpos_N >= length).expand_as(gap_BLN).clone()
     if how.window is not None:
+        if not how.causal:
+            hidden_BLN |= gap_BLN >= how.window
         hidden_BLN |= gap_BLN <= -how.window
     hidden = hidden_BLN[:, None, :, None]
     if how.sparse is not None:
@@ -153,8 +165,8 @@ def walk(q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, how: Attend) -> tuple[T
         last = min(first + KEYS, L)
         q_ZMD = grouped(q_BLHD[:, first:last], K)
         folded: Fold | None = None
-        for start in blocks_of(first, last, how):
-            hidden, gap = tile_mask(first, last, start, KEYS, B, how, K, q_ZMD.device)
+        for start in blocks_of(first, last, how, L):
+            hidden, gap = tile_mask(first, last, start, KEYS, B, how, K, q_ZMD.device, L)
             block = start // KEYS
             seen = look(v_ZND[block], scores(q_ZMD, k_ZND[block], hidden, gap, how))
             if folded is None:
@@ -168,27 +180,40 @@ def walk(q_BLHD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, how: Attend) -> tuple[T
 
 
 def fits(how: Attend, ends: Iterable[int]) -> None:
-    """Raises ConfigError when a sequence that ends there has positions that the sparse layout was not made for."""
+    """Raises ConfigError when a sequence that ends there has positions that the sparse layout was not made for.
+
+    Layouts are of queries that look back, so one that looks ahead has none.
+    """
+    if how.sparse is not None and not how.causal:
+        raise ConfigError("a sparse layout is of causal attention: leave sparse_attention out of an encoder's config")
     if how.sparse is not None:
         how.sparse.fits(max(ends, default=0))
 
 
-def blocks_of(first: int, last: int, how: Attend) -> Sequence[int]:
-    """Starts of the key blocks of which queries first..last-1 see anything."""
+def blocks_of(first: int, last: int, how: Attend, length: int = 0) -> Sequence[int]:
+    """Starts of the key blocks of which queries first..last-1 of a sequence of `length` see anything."""
     oldest = 0 if how.window is None else max(0, first - how.window + 1)
     if how.sparse is None:
-        return range(oldest - oldest % KEYS, last, KEYS)
+        return range(oldest - oldest % KEYS, how.end(last, length), KEYS)
     return how.sparse.table().starts(first, last, oldest)
 
 
 def tile_mask(
-    first: int, last: int, start: int, count: int, batch: int, how: Attend, kv_heads: int, device: torch.device
+    first: int,
+    last: int,
+    start: int,
+    count: int,
+    batch: int,
+    how: Attend,
+    kv_heads: int,
+    device: torch.device,
+    length: int,
 ) -> tuple[Tensor | None, Tensor | None]:
     """`mask` for queries first..last-1 of every sequence; None where it would hide nothing and no distance counts."""
-    partly = start + count > first + 1 or (how.window is not None and start <= last - 1 - how.window)
+    partly = start + count > how.end(first + 1, length) or (how.window is not None and start <= last - 1 - how.window)
     partly |= how.sparse is not None
     if not partly and how.slopes is None:
         return None, None
     qpos_BL = torch.arange(first, last, device=device).expand(batch, -1)
-    hidden, gap = mask(qpos_BL, start, count, how, kv_heads)
+    hidden, gap = mask(qpos_BL, start, count, how, kv_heads, length)
     return (hidden if partly else None), (gap if how.slopes is not None else None)

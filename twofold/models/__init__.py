@@ -5,6 +5,7 @@ context.py   the one thing the decoder asks of the world around it
 packed.py    the context of whole sequences
 rope.py      the angle of each position
 decoder.py   the model
+tensors.py   its matrices, tables and norms
 scoring.py   score heads: reward models and critics
 memory.py    memory for what was built without
 compile.py   Program: a decoder as one list of stages for the CPU kernels
@@ -30,6 +31,7 @@ calibration.py  a decoder as calibration sees it: blocks, weights, where scales 
 exchange.py  a decoder whose experts are divided among ranks
 shards.py    safetensors through a memory map
 weights.py   load, save, and weights by the checkpoint's names
+sentences.py how a checkpoint makes one vector of a text
 whole.py     a checkpoint's directory as parameters, one whole at a time
 """
 

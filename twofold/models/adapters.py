@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from ..core.errors import CapacityError, CheckpointError, ConfigError
 from ..kernels.slotted import Pairs, Part, Slotted
 from ..quant.linear import QuantLinear
-from .decoder import Decoder, Weight
+from .decoder import Decoder
 from .layout import Slot
 from .lora import chosen, loras, rows_of
 from .lora_config import LoraConfig
 from .peft import SCORE, AdapterDirectory
+from .tensors import Weight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,10 +26,11 @@ from ..quant.config import Recipe
 from ..quant.format import Format
 from ..quant.linear import QuantLinear
 from ..quant.scaling import Fold
-from .decoder import Decoder, Experts, Layer, Normalise, Weight
+from .decoder import Decoder, Experts, Layer
 from .packed import PackedContext
 from .quantized import formats, sites, swap
 from .spec import Gated, Mixture, Parallel, Plain, Pre, Sandwich
+from .tensors import Normalise, Weight
 
 
 def blocks(decoder: Decoder, chosen: Mapping[str, Format]) -> tuple[list[Block], list[Site]]:

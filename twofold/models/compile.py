@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import all_ops, native, stages
+from ..quant.linear import QuantLinear
 from .decoder import Decoder
 from .write import Writer
 
@@ -31,6 +32,7 @@ class Spans:
     """A step's tokens: of each span its first position, how many tokens, and the blocks that hold its sequence.
 
     `slots` are those of the spans' adapters, from 1 on and 0 for none; left out where there are none.
+    `types` are the tokens' types, all 0 when there are none.
     """
 
     ids: Sequence[int]
@@ -38,6 +40,7 @@ class Spans:
     counts: Sequence[int]
     blocks: Sequence[Sequence[int]]
     slots: Sequence[int] = ()
+    types: Sequence[int] = ()
 
 
 def working_bytes(decoder: Decoder, tokens: int, rows: int) -> int:
@@ -65,6 +68,8 @@ def why_not(decoder: Decoder, device: str | None = None) -> str:
             return f"{op.name} is to be served by {op.asked()}"
     if decoder.spec.embedding.project and decoder.spec.embedding.positions:
         return "learned positions behind a projection"
+    if decoder.spec.embedding.types and isinstance(decoder.embed, QuantLinear):
+        return "token types beside a quantized embedding"
     return ""
 
 
@@ -130,6 +135,8 @@ class Program:
         now = self._step
         now.tokens, now.spans, now.table_stride = len(step.ids), len(step.starts), stride
         now.ids, now.positions, now.first, now.start, now.table = (numbers.buffer_info()[0] for numbers in kept)
+        kept.append(array("i", step.types))
+        now.kinds = kept[-1].buffer_info()[0] if step.types else None
         return kept
 
 

@@ -21,11 +21,9 @@ from ..core.errors import ConfigError
 from ..kernels.activation import activate, gated, scaled
 from ..kernels.attention import Attend
 from ..kernels.blocksparse import Sparse
-from ..kernels.entropy import entropy_of, token_entropy
-from ..kernels.linear import linear
-from ..kernels.loss import logprobs_of, tempered, token_logprobs
+from ..kernels.entropy import entropy_of
+from ..kernels.loss import logprobs_of, tempered
 from ..kernels.moe import experts, open_gate, route
-from ..kernels.norm import layer_norm, rms_norm
 from ..kernels.quantized import quantized_experts
 from ..kernels.rope import rotate
 from ..quant.linear import QuantLinear
@@ -40,71 +38,18 @@ from .spec import (
     LayerSpec,
     Mixture,
     ModelSpec,
-    Norm,
     Parallel,
     Plain,
     PostOutput,
-    PostResidual,
+    PostResidual,  # fmt: skip
     Pre,
+    PreFfn,
     Rope,
     Sandwich,
 )
+from .tensors import Normalise, Weight
 
 AnglesOf = dict[Rope, tuple[Tensor, Tensor]]
-
-
-class Weight(nn.Module):
-    """A named tensor with an optional bias: [out, in] as a linear layer, [V, E] as a table, [D] as a norm's scale."""
-
-    def __init__(self, *shape: int, bias: int = 0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape))
-        self.bias = nn.Parameter(torch.empty(bias)) if bias else None
-        self.lora: nn.Module | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = linear(x, self.weight, self.bias)
-        return self.lora(x, y) if self.lora else y
-
-    def rows(self, ids_T: Tensor) -> Tensor:
-        """Rows of a table."""
-        return F.embedding(ids_T, self.weight)
-
-    def floats(self) -> Tensor:
-        """The weight as one can multiply by it."""
-        return self.weight
-
-    def logprobs(self, hidden_RD: Tensor, ids_R: Tensor, head: Head, keep: bool, temperature: float) -> Tensor:
-        """log p [R] of one id for each row, this being the head."""
-        how = head.multiplier, head.softcap, keep, temperature
-        return token_logprobs(hidden_RD, self.weight, self.bias, ids_R, *how)
-
-    def entropy(self, hidden_RD: Tensor, head: Head, temperature: float) -> Tensor:
-        """Entropy [R] of what each row's scores say, this being the head."""
-        return token_entropy(hidden_RD, self.weight, self.bias, head.multiplier, head.softcap, temperature)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.weight.device
-
-
-class Normalise(nn.Module):
-    """A Norm over the last dimension, weights of `shape`."""
-
-    def __init__(self, spec: Norm, *shape: int) -> None:
-        super().__init__()
-        self.spec, self.shape = spec, shape
-        self.weight = nn.Parameter(torch.empty(shape)) if spec.weight else None
-        self.bias = nn.Parameter(torch.empty(shape)) if spec.bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.spec.kind == "rms":
-            return rms_norm(x, self.weight, self.spec.eps, self.spec.offset)
-        return layer_norm(x, self.weight, self.bias, self.spec.eps)
 
 
 class Choice(nn.Module):
@@ -180,9 +125,10 @@ class Layer(nn.Module):
             softcap=mixer.softcap,
             slopes=mixer.position.slopes(mixer.heads) if isinstance(mixer.position, Alibi) else None,
             sparse=Sparse(mixer.sparse, mixer.heads, max_len) if mixer.sparse else None,
+            causal=mixer.causal,
         )
         self._add_ffn(spec.ffn, hidden)
-        for number in range(1, spec.norm_count + 1):
+        for number in spec.norm_numbers:
             self.add_module(f"norm{number}", Normalise(spec.norms.norm, hidden))
 
     def _add_ffn(self, ffn: Ffn, hidden: int) -> None:
@@ -215,6 +161,9 @@ class Layer(nn.Module):
         match self.spec.norms:
             case Pre():
                 x_TD = add(x_TD, attention(x_TD, self.norm1))
+                return add(x_TD, self.ffn(x_TD, ctx, self.norm2))
+            case PreFfn():
+                x_TD = add(x_TD, attention(x_TD))
                 return add(x_TD, self.ffn(x_TD, ctx, self.norm2))
             case Parallel(shared=True):
                 normed_TD = self.norm1(x_TD)
@@ -277,7 +226,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A causal language model over one flat token axis.
+    """A language model or an encoder over one flat token axis.
 
     `max_len` is the context it is built for (the spec's by default); LongRoPE chooses its factors by it.
     On the meta device no memory is taken; `models.weights` fills it from a checkpoint.
@@ -304,6 +253,8 @@ class Decoder(nn.Module):
         self.embed = Weight(spec.vocab, spec.width)
         if embedding.positions:
             self.positions = Weight(embedding.positions.size + embedding.positions.offset, spec.hidden)
+        if embedding.types:
+            self.types = Weight(embedding.types, spec.hidden)
         if embedding.norm:
             self.embed_norm = Normalise(embedding.norm, spec.hidden)
         if embedding.project:
@@ -315,7 +266,12 @@ class Decoder(nn.Module):
         if spec.head and not spec.head.tied:
             self.head = Weight(spec.vocab, spec.width, bias=spec.vocab if spec.head.bias else 0)
         if spec.score:
-            self.score = Weight(spec.score, spec.width)
+            reads, width = spec.score_input, spec.width
+            self.score = Weight(spec.score, width, bias=spec.score if reads.bias else 0)
+            if reads.dense:
+                self.score_dense = Weight(width, width, bias=width if reads.dense_bias else 0)
+            if reads.norm:
+                self.score_norm = Normalise(reads.norm, width)
 
     @property
     def device(self) -> torch.device:
@@ -330,15 +286,15 @@ class Decoder(nn.Module):
         """What activations are kept in: fp32 on the CPU, where narrower weights are widened exactly."""
         return torch.float32 if self.device.type == "cpu" else self.dtype
 
-    def forward(self, ids_T: Tensor, ctx: AttnContext) -> Tensor:
-        """Token ids [T] to the last layer's hidden states [T, D], final norm applied."""
-        x_TD = self.embedded(ids_T, ctx.positions_T)
+    def forward(self, ids_T: Tensor, ctx: AttnContext, types_T: Tensor | None = None) -> Tensor:
+        """Token ids [T] to the last layer's hidden states [T, D], final norm applied; types are 0 where not given."""
+        x_TD = self.embedded(ids_T, ctx.positions_T, types_T)
         angles = {rope: make(ctx.positions_T) for rope, make in self.angles.items()}
         for layer in self.layers:
             x_TD = layer(x_TD, ctx, angles)
         return self.norm(x_TD) if self.spec.norm else x_TD
 
-    def embedded(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
+    def embedded(self, ids_T: Tensor, positions_T: Tensor, types_T: Tensor | None = None) -> Tensor:
         """What enters the first layer: token ids [T] at their positions to [T, D]."""
         embedding = self.spec.embedding
         x = self.embed.rows(ids_T).to(self.compute)
@@ -348,6 +304,8 @@ class Decoder(nn.Module):
             x = self.embed_project(x)
         if embedding.positions:
             x = x + F.embedding(positions_T + embedding.positions.offset, self.positions.weight).to(self.compute)
+        if embedding.types:
+            x = x + (self.types.weight[:1] if types_T is None else self.types.rows(types_T)).to(self.compute)
         if embedding.norm:
             x = self.embed_norm(x)
         return x
@@ -378,7 +336,11 @@ class Decoder(nn.Module):
         """What the score head says of each row: [R, D] to [R, labels], fp32."""
         if not self.spec.score:
             raise ConfigError("this model has no score head: give it one with models.scoring.as_reward or as_critic")
-        scores: Tensor = self.score(self._projected(hidden_RD)).float()
+        x, reads = self._projected(hidden_RD), self.spec.score_input
+        if reads.dense:
+            x = self.score_dense(x)
+            x = torch.tanh(x.contiguous()) if reads.act == "tanh" else activate(x, reads.act)
+        scores: Tensor = self.score(self.score_norm(x) if reads.norm else x).float()
         return scores
 
     def _language_head(self) -> tuple[Weight | QuantLinear, Head]:

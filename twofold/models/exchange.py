@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..core import ConfigError
 from ..parallel.expert import Rows, rows_of, through
-from .decoder import Decoder, Experts, Weight
+from .decoder import Decoder, Experts
+from .tensors import Weight
 
 
 def split_experts(decoder: Decoder, group: dist.ProcessGroup | None) -> None:

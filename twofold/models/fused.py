@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..kernels.attention import Attend
 from .context import AttnContext
-from .decoder import AnglesOf, Decoder, Layer, Normalise
+from .decoder import AnglesOf, Decoder, Layer
 from .spec import Pre, Rope
+from .tensors import Normalise
 
 
 class FusedContext(AttnContext, Protocol):

@@ -21,9 +21,10 @@ from ..core.errors import CheckpointError
 from ..quant.codes import Quantized
 from ..quant.compressed import Part, Stored, is_packed, part_of
 from ..quant.linear import QuantLinear
-from .decoder import Choice, Decoder, Weight
+from .decoder import Choice, Decoder
 from .scoring import TENSOR
 from .spec import Attention, Layout, ModelSpec
+from .tensors import Weight
 
 Index = tuple[int | slice, ...]
 
@@ -150,12 +151,11 @@ class Layouts:
         """The names of the slots that are filled with this one: its own, or those whose place it covers."""
         if self.slots.get(slot.name) == slot:
             return [slot.name]
-        alone = self._whole.get(slot.name) == slot
-        return [
-            name
-            for name, other in self.slots.items()
-            if other.inner == slot.inner and (not alone or (isinstance(other, Piece) and other.at == slot.at))
-        ]
+        there = {name: other for name, other in self.slots.items() if other.inner == slot.inner}
+        alike = [name for name, other in there.items() if other.at == slot.at]
+        if self._whole.get(slot.name) == slot:
+            return [name for name in alike if isinstance(there[name], Piece)]
+        return alike or list(there)
 
     def find(self, name: str, codes: bool = False) -> Slot | None:
         """The slot that a checkpoint's tensor fills; None when it carries no weight of this model: old buffers, and the

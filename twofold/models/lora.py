@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..kernels.linear import linear
 from ..quant.linear import QuantLinear
-from .decoder import Decoder, Weight
+from .decoder import Decoder
 from .layout import Index, Layouts, Slot
 from .lora_config import LoraConfig
 from .quantized import PROJECTIONS
 from .scoring import TENSOR
 from .seeds import source
+from .tensors import Weight
 
 
 class Pair(nn.Module):

@@ -26,8 +26,9 @@ from ..kernels.entropy import Scores, chunks, slopes_of
 from ..kernels.linear import linear
 from ..parallel import comm
 from .cuts import WHOLE, Cut, cuts, local_spec
-from .decoder import Decoder, Layer, Weight
+from .decoder import Decoder, Layer
 from .spec import Alibi, Head, ModelSpec
+from .tensors import Weight
 
 
 class TensorParallel:

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError
 from ..quant.linear import QuantLinear
-from .decoder import Decoder, Weight
+from .decoder import Decoder
 from .layout import Slot
 from .lora import adapt, chosen, config_of, loras, rows_of, take_away, target_of, trained_parameters
 from .lora_config import LoraConfig
 from .scoring import TENSOR
 from .shards import Pending, Shard, write_shard
 from .spec import Mixture
+from .tensors import Weight
 from .weights import read_json, write_json
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."

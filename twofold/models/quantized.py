@@ -17,9 +17,10 @@ from ..core import CheckpointError, ConfigError
 from ..quant.compressed import Stored, read_config, write_config
 from ..quant.format import Format, named
 from ..quant.linear import QuantLinear
-from .decoder import Decoder, Weight
+from .decoder import Decoder
 from .layout import Layouts
 from .shards import Shard
+from .tensors import Weight
 
 PROJECTIONS = ("qkv", "out", "gate_up", "up", "down")
 KEY = "quantization_config"

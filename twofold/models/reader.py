@@ -31,7 +31,8 @@ _BOOKKEEPING = {
         id2label label2id num_labels problem_type finetuning_task task_specific_params output_attentions
         output_hidden_states output_router_logits output_past return_dict use_return_dict tie_last_hidden_states
         summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-        classifier_dropout is_decoder""",
+        classifier_dropout is_decoder sentence_transformers sbert_ce_default_activation_function
+        matryoshka_dimensions is_matryoshka""",
     "training only": """
         initializer_range initializer_factor init_std attention_dropout attention_probs_dropout_prob hidden_dropout
         hidden_dropout_prob dropout activation_dropout layerdrop resid_pdrop embd_pdrop attn_pdrop residual_dropout

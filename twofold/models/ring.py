@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..core.errors import ConfigError
 from ..kernels.attention import Attend
 
 TILE = 512
@@ -35,7 +36,13 @@ class Places(NamedTuple):
 def ring_attention(
     q_LHD: Tensor, k_LKD: Tensor, v_LKD: Tensor, places: Sequence[Places], how: Attend, group: dist.ProcessGroup
 ) -> Tensor:
-    """Causal attention of this rank's tokens over the keys of all ranks, whose tokens stand at `places`: [L, H, D]."""
+    """Causal attention of this rank's tokens over the keys of all ranks, whose tokens stand at `places`: [L, H, D].
+
+    Raises:
+        ConfigError: attention that looks ahead.
+    """
+    if not how.causal:
+        raise ConfigError('the ring is of causal attention: use sp_kind = "ulysses" for an encoder')
     return cast(Tensor, _Ring.apply(q_LHD, k_LKD, v_LKD, places, how, group))
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from ..core.errors import CheckpointError, ConfigError
 from .families import FAMILIES
+from .families.labels import labels_of
 from .reader import Reader
 from .spec import ModelSpec
 
@@ -88,21 +89,12 @@ def scored(spec: ModelSpec, hf: Reader, architecture: str) -> ModelSpec:
         return _with_score(spec, 1) if beside else spec
     if beside:
         raise CheckpointError(f"config.json: {architecture} is a score head already: take '{VALUE}' out")
-    return replace(_with_score(spec, _labels(hf)), architecture=architecture, head=None)
+    return replace(_with_score(spec, labels_of(hf)), architecture=architecture, head=None)
 
 
 def _with_score(spec: ModelSpec, labels: int) -> ModelSpec:
     names = replace(spec.names, table=spec.names.table | {"score": TENSOR.removesuffix(".weight")})
     return replace(spec, score=labels, names=names)
-
-
-def _labels(hf: Reader) -> int:
-    """transformers writes the labels' names and leaves both keys out where there are two."""
-    names, count = hf.get(dict, "id2label", default=None), hf.get(int, "num_labels", default=None)
-    labels = 2 if names is None and count is None else count if names is None else len(names)
-    if labels is None or labels < 1 or (count is not None and count != labels):
-        raise CheckpointError(f"config.json: num_labels is {count}, id2label names {len(names or ())}: make them agree")
-    return labels
 
 
 @dataclass(frozen=True, slots=True)

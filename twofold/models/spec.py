@@ -1,19 +1,21 @@
 """ModelSpec: what a model is, as plain values. Printing a spec shows the model.
 
     ModelSpec
-    ├── embedding   Embedding(scale, positions, norm, project)
+    ├── embedding   Embedding(scale, positions, types, norm, project)
     ├── layers      a LayerSpec each: mixer (Attention), ffn (Gated | Plain | Mixture), placement of the norms
     ├── norm        the last one
     ├── head        Head(tied, bias, multiplier, softcap); None in a reward model
-    └── score       how many numbers a score head gives for each token; None: there is none
+    ├── score       how many numbers a score head gives for each token; None: there is none
+    └── score_input what of a text a score head is for, and what stands before it
 
 Residual styles, x the residual stream, n a norm, A attention, F feed-forward, m the residual multiplier:
 
     Pre           x += m·A(n1 x)            x += m·F(n2 x)
+    PreFfn        x += m·A(x)               x += m·F(n2 x)            where the embedding was normed, ModernBERT's first
     Parallel      x += A(n1 x) + F(n2 x)    n2 is n1 when `shared`
     PostOutput    x += n1 A(x)              x += n2 F(x)              OLMo 2
     Sandwich      x += n2 A(n1 x)           x += n4 F(n3 x)           Gemma 2 and 3
-    PostResidual  x = n1(x + A(x))          x = n2(x + F(x))          the first Transformer, OPT-350m
+    PostResidual  x = n1(x + A(x))          x = n2(x + F(x))          the first Transformer, BERT, OPT-350m
 
 No torch here: a spec can be read, printed and reasoned about in milliseconds, and crosses processes as it is.
 """
@@ -125,7 +127,7 @@ class Attention:
 
     `qk_norm` works on each head (weight [D]), on each head with its own weight (weight [H, D]) or on the full width
     (weight [H*D]). `window` W lets position i see i-W+1 to i; `sparse` leaves out whole blocks of keys. `scale` None is
-    1/sqrt(head_dim).
+    1/sqrt(head_dim). Without `causal` what comes after is seen as well, within the window up to i+W-1: an encoder.
     """
 
     heads: int
@@ -141,6 +143,7 @@ class Attention:
     sparse: SparseLayout | None = None
     softcap: float | None = None
     clip_qkv: float | None = None
+    causal: bool = True
 
     @property
     def q_width(self) -> int:
@@ -199,6 +202,11 @@ class Pre:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PreFfn:
+    norm: Norm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Parallel:
     norm: Norm
     shared: bool
@@ -220,7 +228,7 @@ class PostResidual:
 
 
 Ffn = Gated | Plain | Mixture
-Placement = Pre | Parallel | PostOutput | Sandwich | PostResidual
+Placement = Pre | PreFfn | Parallel | PostOutput | Sandwich | PostResidual
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,11 +239,16 @@ class LayerSpec:
     residual: float = 1.0
 
     @property
-    def norm_count(self) -> int:
-        """How many norms the layer has, apart from those of queries and keys."""
-        if isinstance(self.norms, Sandwich):
-            return 4
-        return 1 if isinstance(self.norms, Parallel) and self.norms.shared else 2
+    def norm_numbers(self) -> tuple[int, ...]:
+        """The numbers of the norms that the layer has, apart from those of queries and keys."""
+        match self.norms:
+            case Sandwich():
+                return 1, 2, 3, 4
+            case Parallel(shared=True):
+                return (1,)
+            case PreFfn():
+                return (2,)
+        return 1, 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,10 +261,14 @@ class Learned:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Embedding:
-    """Token vectors times `scale`, plus learned positions, a norm, a projection from `project` to the hidden size."""
+    """Token vectors times `scale`, plus learned positions, a norm, a projection from `project` to the hidden size.
+
+    `types` is how many token types have a vector of their own, added to each token: which of two texts it is of.
+    """
 
     scale: float = 1.0
     positions: Learned | None = None
+    types: int | None = None
     norm: Norm | None = None
     project: int | None = None
 
@@ -264,6 +281,21 @@ class Head:
     bias: bool = False
     multiplier: float = 1.0
     softcap: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreInput:
+    """What a score head reads of a text: its last token, its first (`cls`), the mean of all, or each of them.
+
+    With `dense` that goes through a square matrix, `act` and `norm` first (BERT's pooler). `bias` is the head's own.
+    """
+
+    of: Literal["last", "cls", "mean", "each"] = "last"
+    dense: bool = False
+    dense_bias: bool = True
+    act: Activation | Literal["tanh"] = "tanh"
+    norm: Norm | None = None
+    bias: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -284,19 +316,30 @@ class ModelSpec:
     embedding: Embedding = field(default_factory=Embedding)
     max_len: int = 2048
     score: int | None = None
+    score_input: ScoreInput = field(default_factory=ScoreInput)
 
     def speaking(self) -> Head:
         """The language head.
 
         Raises:
-            ConfigError: there is none: this is a reward model.
+            ConfigError: there is none: this is a reward model, or an encoder.
         """
+        if self.head is None and self.encoder:
+            raise ConfigError(
+                f"{self.architecture} is an encoder: it makes embeddings or scores of texts, and no text. Give a "
+                "causal model here, and serve this one for /v1/embeddings, /score, /rerank or /classify"
+            )
         if self.head is None:
             raise ConfigError(
                 f"{self.architecture} is a reward model: it scores texts, and has no language head to make any with. "
                 "Give a causal model here, and this one as a reward to `twofold align`"
             )
         return self.head
+
+    @property
+    def encoder(self) -> bool:
+        """Whether tokens see what comes after them, so that a text goes through whole or not at all."""
+        return any(not layer.mixer.causal for layer in self.layers)
 
     @property
     def tied(self) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from ..quant.compressed import Stored
 from ..quant.format import Format
 from ..quant.linear import QuantLinear
 from .decoder import Decoder
-from .families import FAMILIES
+from .families import ENCODERS, FAMILIES
 from .filler import Filler
 from .layout import Layouts, Piece, Slot, held, quantized_modules
 from .lora import loras
@@ -71,12 +71,12 @@ def spec_from(config: Mapping[str, Any]) -> ModelSpec:
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise CheckpointError(f"config.json: 'architectures' must name one architecture, not {names!r}")
     family = CAUSAL.get(names[0], names[0])
-    if family not in FAMILIES:
-        raise CheckpointError("config.json: " + unknown("architecture", names[0], [*FAMILIES, *CAUSAL]))
+    if family not in FAMILIES and family not in ENCODERS:
+        raise CheckpointError("config.json: " + unknown("architecture", names[0], [*FAMILIES, *CAUSAL, *ENCODERS]))
     reader = Reader(config)
     check_config(reader.get(dict, KEY, default=None))
     sparse = reader.get(dict, SPARSE, default=None)
-    spec = scored(FAMILIES[family](reader), reader, names[0])
+    spec = ENCODERS[family](reader) if family in ENCODERS else scored(FAMILIES[family](reader), reader, names[0])
     reader.finish()
     return spec if sparse is None else sparsified(spec, sparse)
 
@@ -85,8 +85,12 @@ def sparsified(spec: ModelSpec, table: Mapping[str, Any]) -> ModelSpec:
     """The spec with block-sparse attention as the table says (`core/sparse.py`), its other layers dense.
 
     Raises:
-        CheckpointError: what is wrong with the table.
+        CheckpointError: what is wrong with the table, or an encoder, for which there are no layouts.
     """
+    if spec.encoder:
+        raise CheckpointError(
+            f"config.json: sparse layouts are of causal attention, and {spec.architecture} looks ahead"
+        )
     try:
         sparse = sparse_attention(table, len(spec.layers))
     except ConfigError as error:
@@ -361,8 +365,12 @@ def _indexed(path: Path) -> list[Shard]:
     return shards
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON table of a checkpoint. Raises CheckpointError: missing, too large, or no table."""
+@overload
+def read_json(path: Path) -> dict[str, Any]: ...
+@overload
+def read_json(path: Path, kind: type[list[Any]]) -> list[Any]: ...
+def read_json(path: Path, kind: type[Any] = dict) -> Any:
+    """A JSON table of a checkpoint, or a list of one. Raises CheckpointError: missing, too large, or none."""
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise CheckpointError(f"{path} is larger than {JSON_LIMIT >> 20} MiB")
@@ -371,8 +379,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} is not a JSON table")
+    if not isinstance(data, kind):
+        raise CheckpointError(f"{path} is not a JSON {'table' if kind is dict else 'list'}")
     return data
 
 

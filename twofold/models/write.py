@@ -23,9 +23,10 @@ from ..kernels.quantized import Packed
 from ..quant.linear import QuantLinear
 from . import adapters
 from .beside import Beside
-from .decoder import Decoder, Layer, Normalise, Weight
+from .decoder import Decoder, Layer
 from .lora import Lora
-from .spec import Gated, Mixture, Parallel, PostOutput, PostResidual, Pre, Rope, Sandwich
+from .spec import Gated, Mixture, Parallel, PostOutput, PostResidual, Pre, PreFfn, Rope, Sandwich
+from .tensors import Normalise, Weight
 from .working import Working
 
 Stages = list[ctypes.Structure]
@@ -52,7 +53,7 @@ class Writer(Working):
         self.hidden_TD = torch.empty(tokens, spec.hidden) if spec.norm else self.x_TD
         self.finite_T = torch.empty(tokens, dtype=torch.uint8)
         self.picked_RD = torch.empty(rows, spec.hidden)
-        self.logits_RV = torch.empty(rows, spec.vocab)
+        self.logits_RV = torch.empty(rows if spec.head else 0, spec.vocab)
         self.rounding = Rounding(max(tokens, rows))
         self.beside = Beside(decoder, tokens)
         self._turns: dict[Rope, tuple[Tensor, Tensor]] = {}
@@ -84,9 +85,11 @@ class Writer(Working):
         return self._written
 
     def head(self) -> Stages:
-        """From the wanted rows' hidden states to logits."""
+        """From the wanted rows' hidden states to logits; nothing where there is no language head."""
         self._written, self._seated = [], False
-        decoder, head = self.decoder, self.decoder.spec.speaking()
+        decoder, head = self.decoder, self.decoder.spec.head
+        if head is None:
+            return self._written
         self._stage(
             stages.Gather(
                 rows=self.wanted,
@@ -126,6 +129,7 @@ class Writer(Working):
                     step=ctypes.pointer(self.step),
                     table=stages.numbers(decoder.embed.weight),
                     places=stages.numbers(vectors),
+                    kinds=stages.numbers(decoder.types.weight if embedding.types else None),
                     width=width,
                     offset=offset,
                     scale=embedding.scale,
@@ -146,6 +150,13 @@ class Writer(Working):
             case Pre():
                 self._norm(layer.norm1, x, h, pending)
                 self._attention(layer, cache, h, y)
+                self._norm(layer.norm2, x, h, (y, m))
+                self._ffn(layer, h, y)
+                return y, m
+            case PreFfn():
+                if pending:
+                    self._add(*pending)
+                self._attention(layer, cache, x, y)
                 self._norm(layer.norm2, x, h, (y, m))
                 self._ffn(layer, h, y)
                 return y, m
@@ -205,6 +216,7 @@ class Writer(Working):
                 softcap=how.softcap or 0.0,
                 slopes=self._keep(torch.tensor(how.slopes)).data_ptr() if how.slopes else None,
                 sparse=self._sparse(how),
+                ahead=not how.causal,
             )
         )
         self._linear(layer.out, self.mixed_T, out)

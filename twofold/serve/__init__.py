@@ -10,8 +10,12 @@ described.py what each route takes and answers
 openai.py    requests: fields, checks, and what is not done
 messages.py  a chat's messages
 bodies.py    a body read as one of these, or the error that names the field
+readings.py  the routes of texts that are read and not continued: embeddings, scores, labels
+reads.py     their requests and answers
+reading.py   one such call: its texts to the engine, and what comes of each
 tools.py     what may be called, and what was
 hearing.py   how a chat's answers are listened to
+adapters.py  those that load adapters, and which there are
 tokens.py    the routes between text and ids
 generate.py  token in, token out
 status.py    the routes that say what is served and how it is
@@ -21,6 +25,8 @@ choice.py    one sequence as text: stops, end
 said.py      what a chat's answer says next, for the APIs with shapes of their own
 responses/   OpenAI's Responses API
 anthropic/   Anthropic's Messages API
+batches/     files, and batches of requests in them
+shared.py    what all models of a server have in common
 shape.py     text and log-probabilities in OpenAI's shapes
 answers.py   those shapes
 stream.py    answers at once or as events, and the client that leaves

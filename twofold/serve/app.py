@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route, Router
@@ -17,10 +17,13 @@ from ..data import Tokenizer
 from ..engine.defaults import sampling_defaults
 from ..engine.limits import Limits
 from ..engine.sampling import SamplingParams
+from ..engine.vectors import Abilities
 from ..engine.words import ban
 from . import openai
+from .adapters import Adapters
 from .answers import json
 from .anthropic import Messages
+from .batches import Batches
 from .bodies import decode
 from .calls import Call
 from .client import EngineClient
@@ -33,36 +36,50 @@ from .messages import plain
 from .metrics import Metrics
 from .openapi import OpenApi
 from .pages import Pages
-from .responses import Responses, Store
+from .readings import Readings
+from .responses import Responses
 from .shape import ChatShape, TextShape
+from .shared import Shared
 from .status import Status
 from .stream import EventStream, whole
 from .texts import Texts
 from .tokens import Tokens
+from .wire import Ready
 
 LONGEST_SECONDS = 24 * 3600.0
 
 
-class Api:
-    """What the routes share. `draining` is set by the server when it is told to leave."""
+class Asked(Protocol):
+    """What every body that generates says of its sequences."""
 
-    def __init__(self, config: ServeConfig, client: EngineClient, texts: Texts) -> None:
+    model: str | None
+    priority: int | None
+    cache_salt: str | None
+
+
+class Api:
+    """What the routes of one model share; `shared` is what it has in common with the server's other models."""
+
+    def __init__(self, config: ServeConfig, client: EngineClient, texts: Texts, shared: Shared | None = None) -> None:
         self.config = config
         self.client = client
         self.texts = texts
         self.metrics = Metrics(config, client)
-        self.store = Store(config.limits)
-        self.draining = False
+        self.adapters = Adapters(self)
+        self.shared = shared or Shared(config, lambda name: client)
         self.defaults = sampling_defaults(config.model) if config.generation_config else {}
 
     def routes(self) -> list[BaseRoute]:
         routes: list[BaseRoute] = [
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
-            *Responses(self, self.store).routes(),
+            *Responses(self).routes(),
             *Messages(self).routes(),
             *Generate(self).routes(),
+            *self.adapters.routes(),
+            *Batches(self).routes(),
             *Tokens(self).routes(),
+            *Readings(self).routes(),
             *Status(self).routes(),
         ]
         if self.config.enable_ui:
@@ -127,28 +144,25 @@ class Api:
         hearing: Hearing | None = None,
     ) -> Call:
         params, tokenizer = ban(params, self.texts.tokenizer), self.texts.tokenizer
-        return self.call(
-            request, prompts, params, priority=body.priority, salt=body.cache_salt, tokenizer=tokenizer, hearing=hearing
-        )
+        return self.call(request, body, prompts, params, tokenizer, hearing)
 
     def call(
         self,
         request: Request,
+        body: Asked,
         prompts: list[list[int]],
         params: SamplingParams,
-        *,
-        priority: int | None,
-        salt: str | None,
         tokenizer: Tokenizer | None,
         hearing: Hearing | None = None,
     ) -> Call:
         """Prompts handed to the engine, with all that the request says of them. Use the call as a context at once."""
         self.check_room(len(prompts) * params.width, sum(map(len, prompts)) * params.width)
         call = Call(self.client, self.metrics, tokenizer, hearing)
-        deadline, kept_apart = self.deadline(request), salted(request, salt)
-        urgency = (priority or 0) + int(request.scope.get("priority", 0))
+        adapter = self.check_model(body.model)  # again: it may have gone while the prompt was made ready
+        deadline, salt = self.deadline(request), salted(request, body.cache_salt)
+        priority = (body.priority or 0) + int(request.scope.get("priority", 0))
         for ids in prompts:
-            call.add(ids, params, self.limits, priority=urgency, deadline=deadline, salt=kept_apart)
+            call.add(ids, params, self.limits, priority=priority, deadline=deadline, salt=salt, adapter=adapter)
         call.submit()
         return call
 
@@ -161,7 +175,7 @@ class Api:
         options = body.stream_options or openai.StreamOptions()
         return {
             "id": f"{prefix}-{body.request_id or request.scope['request_id']}",
-            "model": self.config.name,
+            "model": body.model or self.config.name,
             "tokenizer": self.texts.tokenizer,
             "prompt_logprobs": body.prompt_logprobs,
             "token_ids": bool(body.return_token_ids),
@@ -173,14 +187,18 @@ class Api:
     def _echo(self, prompt: str | list[int], ids: list[int]) -> str:
         return prompt if isinstance(prompt, str) else self.texts.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def check_model(self, name: str | None) -> None:
-        if name not in (None, "", self.config.name):
+    def check_model(self, name: str | None) -> str:
+        """The key of the adapter that a request's `model` names, "" for the model itself; HttpError 404 for neither."""
+        if name in (None, "", self.config.name):
+            return ""
+        if name not in self.adapters.listed:
             raise HttpError(
                 404,
-                f"no model '{name:.80}' here, only '{self.config.name}': see /v1/models",
+                f"no model '{name:.80}' here, only '{self.config.name}' and its adapters: see /v1/models",
                 param="model",
                 code="model_not_found",
             )
+        return self.adapters.listed[name].key
 
     def check_room(self, count: int, tokens: int = 0) -> None:
         try:
@@ -190,10 +208,18 @@ class Api:
             raise HttpError(429, str(error), code="queue_full", retry_after=self.client.retry_after) from None
 
     @property
-    def limits(self) -> Limits:
-        info = self.client.info
-        if info is None:
+    def abilities(self) -> Abilities:
+        return self._info.abilities
+
+    @property
+    def _info(self) -> Ready:
+        if self.client.info is None:
             raise HttpError(503, "the model is still loading: try again soon", code="loading", retry_after=2)
+        return self.client.info
+
+    @property
+    def limits(self) -> Limits:
+        info = self._info
         return Limits(
             max_model_len=info.max_len,
             vocab=info.vocab_size,
@@ -203,7 +229,7 @@ class Api:
         )
 
     def deadline(self, request: Request) -> float:
-        seconds = self.config.request_seconds
+        seconds = float(request.scope.get("seconds", self.config.request_seconds))
         given = request.headers.get("x-request-timeout")
         if given is not None:
             try:
@@ -239,7 +265,8 @@ def build_app(api: Api) -> App:
         scope["app"] = api  # makes Starlette raise its 404 and 405 instead of answering in plain text
         await router(scope, receive, send)
 
-    return Guard(routed, api.config, lambda: api.draining)
+    api.shared.app = routed
+    return Guard(routed, api.config, lambda: api.shared.draining)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

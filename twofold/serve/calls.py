@@ -20,6 +20,7 @@ from ..data import Tokenizer
 from ..engine.limits import Limits
 from ..engine.request import Output, Request
 from ..engine.sampling import SamplingParams
+from ..engine.vectors import NO_TEXT
 from .answers import CompletionTokensDetails, PromptTokensDetails, Usage
 from .choice import Choice, Piece
 from .client import EngineClient
@@ -36,6 +37,8 @@ class Call:
     def __init__(
         self, client: EngineClient, metrics: Metrics, tokenizer: Tokenizer | None, hearing: Hearing | None = None
     ) -> None:
+        if client.info is not None and not client.info.abilities.generates:
+            raise HttpError(400, NO_TEXT, code="no_text")
         self.client = client
         self.metrics = metrics
         self.tokenizer = tokenizer
@@ -51,9 +54,19 @@ class Call:
         self._news = asyncio.Event()
 
     def add(
-        self, ids: list[int], params: SamplingParams, limits: Limits, *, priority: int, deadline: float, salt: str
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        limits: Limits,
+        *,
+        priority: int,
+        deadline: float,
+        salt: str,
+        adapter: str = "",
     ) -> None:
         """Plan `params.n` sequences that continue `ids`, or more to choose the best of. Beams are one request.
+
+        `adapter` is an adapter's key.
 
         Raises:
             RequestError, HttpError: the prompt, the answer or a token id does not fit the model or its cache.
@@ -71,6 +84,7 @@ class Call:
                 priority=priority,
                 deadline=deadline,
                 salt=salt,
+                adapter=adapter,
                 seed=seed,
             )
             seed = request.seed  # samples of one prompt share it and differ in their number

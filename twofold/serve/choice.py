@@ -88,7 +88,7 @@ class Choice:
         piece = Piece(self.index, self.shown, prompt=output.prompt)
         self.cached = max(self.cached, output.cached_tokens)
         if output.finish in (State.ERROR, State.TIMEOUT, State.ABORT):
-            raise _failure(output)
+            raise failure(output)
         ids = [token.id for token in output.tokens]
         # The token that ended a text is not part of it, unless asked for.
         silent = output.finish is State.STOP and not self.request.params.include_stop_str_in_output
@@ -144,7 +144,8 @@ class Choice:
                 piece.finish = "tool_calls"
 
 
-def _failure(output: Output) -> HttpError:
+def failure(output: Output) -> HttpError:
+    """What a client is told of a sequence that came to no good end."""
     if output.finish is State.TIMEOUT:
         return HttpError(504, "the request's time is over: ask for less or allow more", code="timeout")
     if output.finish is State.ABORT:

@@ -378,7 +378,7 @@ class EngineClient:
 
 def add(past: EngineStats, last: EngineStats) -> EngineStats:
     """The counters of two processes together; gauges are left at 0."""
-    names = ("prefix_queries", "prefix_hits", "preemptions", "steps", "computed_tokens")
+    names = ("prefix_queries", "prefix_hits", "preemptions", "steps", "computed_tokens", "adapter_reads")
     drafts = ("drafts", "draft_tokens", "accepted_tokens")
     per_pos = zip_longest(past.accepted_per_pos, last.accepted_per_pos, fillvalue=0)
     return EngineStats(

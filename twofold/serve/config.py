@@ -22,6 +22,8 @@ class Limits:
     Bytes, seconds and counts as the names say. `queue_requests` None means four times what runs at once;
     `queue_tokens` counts the prompt tokens of all accepted requests and so bounds the front's memory. `responses`,
     `response_bytes` and `response_seconds` bound the answers that are kept for /v1/responses, all owners together.
+    `file_bytes` and `file_seconds` bound an upload, `files` and `files_bytes` all that are kept, `batches` how many are
+    remembered and `batch_lines` what one may ask.
     """
 
     connections: int = 1024
@@ -35,10 +37,17 @@ class Limits:
     queue_requests: int | None = None
     queue_tokens: int = 1 << 20
     prompts: int = 64
+    texts: int = 2048
     messages: int = 2048
     responses: int = 4096
     response_bytes: int = 64 * 1024 * 1024
     response_seconds: float = 24 * 3600.0
+    file_bytes: int = 200 * 1024 * 1024
+    file_seconds: float = 600.0
+    files: int = 1000
+    files_bytes: int = 4 * 1024 * 1024 * 1024
+    batches: int = 1000
+    batch_lines: int = 50_000
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -90,6 +99,8 @@ class ServeConfig:
     enable_ui: bool = True
     runs: Path = Path("runs")
     """Where the training page looks for runs: a directory of what `twofold train` writes, or one run's directory."""
+    files_dir: Path | None = None
+    """Where uploaded files and batches are kept, over restarts too (default: a private folder that goes at the end)."""
     generation_config: bool = True
     chat_template: Path | None = None
     skip_tokenizer_init: bool = False
@@ -98,6 +109,12 @@ class ServeConfig:
     """How the model calls tools: auto (by its chat template), none, or a name, as hermes, llama3_json, mistral."""
     reasoning_parser: str = "auto"
     """How the model sets its reasoning apart: auto, none, or a name, as qwen3, deepseek_r1, mistral, granite."""
+    lora_modules: tuple[str, ...] = ()
+    """Adapters to begin with, each as NAME=DIRECTORY; a request's `model` chooses one."""
+    lora_dir: Path | None = None
+    """Adapters may be loaded and unloaded while the server runs, from directories below this one."""
+    allow_lora_loading: bool = False
+    """Clients without a key may do so too, where no keys are set."""
     request_seconds: float = 600.0
     lame_duck_seconds: float = 0.0
     drain_seconds: float = 30.0
@@ -115,6 +132,11 @@ class ServeConfig:
         for name in ("lame_duck_seconds", "drain_seconds"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for module in self.lora_modules:
+            if not all(module.partition("=")):
+                raise ConfigError(f"lora_modules are NAME=DIRECTORY, not {module!r}")
+        if self.lora_dir is not None and not self.lora_dir.is_dir():
+            raise ConfigError(f"lora_dir {self.lora_dir} is no directory: make it first")
         for key in self.api_keys:
             if len(key) < 8 or not key.isascii() or any(c.isspace() for c in key):
                 raise ConfigError("an API key is at least 8 ASCII characters without spaces: choose a longer one")
@@ -123,6 +145,12 @@ class ServeConfig:
     def name(self) -> str:
         """What `/v1/models` calls the model."""
         return self.served_model_name or self.model.resolve().name
+
+    @property
+    def adapters(self) -> tuple[tuple[str, Path], ...]:
+        """Names and directories of the adapters to begin with."""
+        parts = [module.partition("=") for module in self.lora_modules]
+        return tuple((name, Path(path)) for name, _, path in parts)
 
     @property
     def on_loopback(self) -> bool:

@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from . import answers, generate, openai, tokens
+from . import answers, generate, openai, reads, tokens
 from .anthropic import shapes as anthropic
+from .batches import shapes as batches
 from .pages import KINDS
 from .responses import shapes as responses
 
@@ -18,6 +19,9 @@ Schema = dict[str, Any]
 
 NUMBER: Schema = {"type": "integer", "minimum": 0}
 TEXT: Schema = {"type": "string"}
+PAGE: dict[str, Schema] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": 10_000}, "order": {"enum": ["asc", "desc"]}, "after": TEXT
+}  # fmt: skip
 
 
 class Models(msgspec.Struct):
@@ -81,6 +85,42 @@ ROWS: dict[tuple[str, str], Row] = {
     ("POST", "/inference/v1/generate"): Row(
         "Continue token ids.", generate.GenerateRequest, generate.GenerateAnswer, streams=True, more=GENERATION
     ),
+    ("POST", "/v1/files"): Row(
+        "Upload a file for a batch.", answer=batches.FileObject, more=(429,),
+        form={
+            "type": "object", "required": ["purpose", "file"], "additionalProperties": False,
+            "properties": {"purpose": {"const": "batch"}, "file": {"type": "string", "format": "binary"}},
+        },
+    ),
+    ("GET", "/v1/files"): Row("Files, newest first.", answer=batches.FileList, query={**PAGE, "purpose": TEXT}),
+    ("GET", "/v1/files/{name}"): Row("One file.", answer=batches.FileObject, more=(404,)),
+    ("DELETE", "/v1/files/{name}"): Row("Delete a file.", answer=batches.FileDeleted, more=(404, 409)),
+    ("GET", "/v1/files/{name}/content"): Row("A file's bytes.", kinds=("application/octet-stream",), more=(404,)),
+    ("POST", "/v1/batches"): Row(
+        "Answer a file of requests when there is time.", batches.BatchRequest, batches.BatchObject, more=(429,)
+    ),
+    ("GET", "/v1/batches"): Row("Batches, newest first.", answer=batches.BatchList, query=PAGE),
+    ("GET", "/v1/batches/{name}"): Row("One batch.", answer=batches.BatchObject, more=(404,)),
+    ("POST", "/v1/batches/{name}/cancel"): Row("End a batch.", answer=batches.BatchObject, more=(404,)),
+    ("POST", "/v1/embeddings"): Row(
+        "A vector of each text.", reads.EmbeddingRequest, reads.Embeddings, more=GENERATION
+    ),
+    ("POST", "/pooling"): Row(
+        "What the model's head gives, of a text or of each token.", reads.PoolingRequest, reads.Poolings,
+        more=GENERATION,
+    ),
+    **{
+        ("POST", path): Row("Labels of each text.", reads.ClassifyRequest, reads.Classification, more=GENERATION)
+        for path in ("/classify", "/v1/classify")
+    },
+    **{
+        ("POST", path): Row("How well texts go together.", reads.ScoreRequest, reads.Scores, more=GENERATION)
+        for path in ("/score", "/v1/score")
+    },
+    **{
+        ("POST", path): Row("Documents by a query.", reads.RerankRequest, reads.Rerank, more=GENERATION)
+        for path in ("/rerank", "/v1/rerank", "/v2/rerank")
+    },
     ("POST", "/tokenize"): Row("A text's token ids.", tokens.TokenizeRequest, more=(404, 503)),
     ("POST", "/detokenize"): Row("The text of token ids.", tokens.DetokenizeRequest, more=(404, 503)),
     ("GET", "/v1/models"): Row("What is served.", answer=Models),

@@ -203,7 +203,7 @@ class Generate:
         params, prompts = body.sampling_params.params(), body.prompts(api.config.limits.prompts)
         name = body.request_id or request.scope["request_id"]
         shape = IdShape(name, api.config.name, params.logprobs, params.prompt_logprobs)
-        call = api.call(request, prompts, params, priority=body.priority, salt=body.cache_salt, tokenizer=None)
+        call = api.call(request, body, prompts, params, None)
         if body.stream:
             return EventStream(call, shape, api.config.ping_seconds)
         return json(await whole(request, call, shape))

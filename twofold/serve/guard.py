@@ -39,6 +39,8 @@ OPEN = frozenset({"/livez", "/readyz"})
 POLLED = OPEN | {"/health", "/metrics", "/stats", "/runs"}  # asked every few seconds: no line for each
 HOST = re.compile(r"(?P<name>[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}")
+FORMS = "/v1/files"  # the one path that takes a form
+FORM_BYTES = 16 * 1024  # what a form may have around its file
 LINGER_SECONDS = 1.0
 HARDENING = [
     (b"x-content-type-options", b"nosniff"),
@@ -113,10 +115,12 @@ class Guard:
         if scope["method"] == "DELETE" and not _has_body(headers):
             return
         kind = b"".join(_all(headers, b"content-type")).split(b";")[0].strip().lower()
-        if kind != b"application/json":
+        if scope["path"] == FORMS and kind == b"multipart/form-data":
+            self._check_origin(headers)
+        elif kind != b"application/json":
             raise HttpError(415, "send the body with 'Content-Type: application/json'", code="content_type")
         sizes = _all(headers, b"content-length")
-        if sizes and sizes[0].isdigit() and int(sizes[0]) > self.config.limits.body_bytes:
+        if sizes and sizes[0].isdigit() and int(sizes[0]) > exchange.most_bytes:
             raise exchange.too_large()
 
     def _check_host(self, given: list[bytes]) -> None:
@@ -125,6 +129,12 @@ class Guard:
             raise HttpError(400, "exactly one well-formed Host header is needed", code="bad_host")
         if self.hosts is not None and match["name"].lower() not in self.hosts:
             raise HttpError(403, "this Host is not one the server answers for: see allowed_hosts", code="bad_host")
+
+    def _check_origin(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """A browser sends forms to other sites without asking them first: none of those is taken."""
+        origins, host = _all(headers, b"origin"), _all(headers, b"host")[0]
+        if origins and origins[0].partition(b"://")[2].lower() != host.lower():
+            raise HttpError(403, "a form from another site is not taken", code="bad_origin")
 
     def _check_key(self, headers: list[tuple[bytes, bytes]]) -> str:
         given = [_credential(value) for value in _all(headers, b"authorization")] or _all(headers, b"x-api-key")
@@ -155,6 +165,9 @@ class Exchange:
         self.began = time.monotonic()
         self.status: int | None = None
         self.close_after = False
+        form = scope["path"] == FORMS
+        self.most_bytes = self._limits.file_bytes + FORM_BYTES if form else self._limits.body_bytes
+        self._most_seconds = self._limits.file_seconds if form else self._limits.body_seconds
         self._body_bytes = 0
         self._body_ended = scope["method"] in ("GET", "HEAD", "OPTIONS", "DELETE") and not _has_body(scope["headers"])
 
@@ -166,16 +179,16 @@ class Exchange:
         """
         if self._body_ended:
             return await self._receive()
-        left = self.began + self._limits.body_seconds - time.monotonic()
+        left = self.began + self._most_seconds - time.monotonic()
         try:
             message = await asyncio.wait_for(self._receive(), max(left, 0.0))
         except TimeoutError:
             raise HttpError(
-                408, f"the body did not end within {self._limits.body_seconds:g} seconds", code="body_timeout"
+                408, f"the body did not end within {self._most_seconds:g} seconds", code="body_timeout"
             ) from None
         if message["type"] == "http.request":
             self._body_bytes += len(message.get("body", b""))
-            if self._body_bytes > self._limits.body_bytes:
+            if self._body_bytes > self.most_bytes:
                 raise self.too_large()
             self._body_ended = not message.get("more_body", False)
         return message
@@ -213,7 +226,7 @@ class Exchange:
         try:
             async with asyncio.timeout(LINGER_SECONDS):
                 seen = 0
-                while seen < 8 * self._limits.body_bytes:
+                while seen < 8 * self.most_bytes:
                     message = await self._receive()
                     seen += len(message.get("body", b""))
                     if message["type"] == "http.disconnect" or not message.get("more_body", False):
@@ -222,9 +235,7 @@ class Exchange:
             return
 
     def too_large(self) -> HttpError:
-        return HttpError(
-            413, f"the body is more than {self._limits.body_bytes} bytes: send less", code="body_too_large"
-        )
+        return HttpError(413, f"the body is more than {self.most_bytes} bytes: send less", code="body_too_large")
 
     def log(self) -> None:
         """One line for each request: never its content, its query or its key."""

@@ -114,6 +114,21 @@ class Metrics:
         if began is not None:
             self._inference.observe(now - began)
 
+    def texts(self, lengths: Sequence[int]) -> None:
+        """Texts of so many tokens were accepted to be read whole."""
+        for length in lengths:
+            self.prompt_tokens += length
+            self._prompt.inc(length)
+            self._prompt_length.observe(length)
+
+    def texts_ended(self, names: Sequence[str], end: str, arrived: float) -> None:
+        """They were read ("stop"), or came to another end."""
+        self._ends[end].inc(len(names))
+        for name in names:
+            self._left_queue.pop(name, None)
+            if end == "stop":
+                self._whole.observe(time.monotonic() - arrived)
+
     def ended(self, choices: Sequence[Choice], failed: bool) -> None:
         """A call is over; sequences without an end of their own were dropped by the client or failed."""
         for choice in choices:
@@ -151,6 +166,7 @@ class _EngineGauges(Collector):
             "vllm:kv_cache_usage_perc": ("Share of the cache in use, 1 is full.", now.blocks_used / max(total, 1)),
             "twofold:kv_blocks_used": ("Blocks in use.", now.blocks_used),
             "twofold:kv_blocks_cached": ("Free blocks that still hold a known prefix.", now.blocks_cached),
+            "twofold:adapter_bytes": ("Bytes of adapters in memory.", now.adapter_bytes),
             "twofold:ready": ("1 when the model answers.", float(client.ready)),
         }
         for name, (text, value) in gauges.items():
@@ -167,6 +183,7 @@ class _EngineGauges(Collector):
             "vllm:spec_decode_num_accepted_tokens": ("Tokens guessed rightly.", both.accepted_tokens),
             "twofold:engine_restarts": ("Times the model's process was started again.", client.restarts),
             "twofold:engine_steps": ("Steps of the engine.", both.steps),
+            "twofold:adapter_reads": ("Adapters that came into memory.", both.adapter_reads),
         }
         for name, (text, value) in counters.items():
             counter = CounterMetricFamily(name, text, labels=LABELS)
@@ -180,6 +197,12 @@ class _EngineGauges(Collector):
         for position, count in enumerate(both.accepted_per_pos):
             place.add_metric((*self._labels, str(position)), count)
         yield place
+        if now.max_adapters:
+            lists = ",".join(now.adapters_running), ",".join(now.adapters_waiting), str(now.max_adapters)
+            names = ("running_lora_adapters", "waiting_lora_adapters", "max_lora")
+            lora = GaugeMetricFamily("vllm:lora_requests_info", "Adapters that requests have, and when.", labels=names)
+            lora.add_metric(lists, time.time())
+            yield lora
         if client.info is not None:
             config = GaugeMetricFamily(
                 "vllm:cache_config_info", "The cache.", labels=(*LABELS, "block_size", "num_gpu_blocks")

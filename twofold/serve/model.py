@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from ..core import build
 from ..engine.capacity import DTYPES, forecast, resolve
 from ..engine.config import EngineConfig
-from ..engine.engine import Engine
+from ..engine.engine import Engine, open_engine
+from ..engine.pooling import TEXTS, PoolingEngine
 from ..engine.stats import EngineStats
 from ..kernels.op import check_names
 from ..models.weights import load, read_formats, read_spec
@@ -20,17 +23,27 @@ from .worker import Verb
 class LoadedModel:
     """An engine that is ready to step, and what the front must know of it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine | PoolingEngine) -> None:
         self.engine = engine
-        self.verbs: Mapping[str, Verb] = {}
+        self.verbs: Mapping[str, Verb] = {"load_adapter": self._load_adapter, "unload_adapter": self._unload_adapter}
         limits, config = engine.limits, engine.config
         self.ready = wire.Ready(
             max_len=limits.max_model_len,
             vocab_size=limits.vocab,
-            max_running=config.max_num_seqs,
+            max_running=config.max_num_seqs if engine.abilities.generates else max(config.max_num_seqs, TEXTS),
             block_size=config.block_size,
             blocks=limits.cache_tokens // config.block_size,
+            abilities=engine.abilities,
         )
+
+    def _load_adapter(
+        self, name: str, path: str, key: str | None = None, replace: bool = False, listed: bool = True
+    ) -> dict[str, Any]:
+        return msgspec.structs.asdict(self.engine.adapters.load(name, path, key, replace=replace, listed=listed))
+
+    def _unload_adapter(self, key: str) -> dict[str, Any]:
+        self.engine.adapters.unload(key)
+        return {}
 
     def stats(self) -> EngineStats:
         return self.engine.stats()
@@ -56,4 +69,4 @@ def load_model(start: wire.Start) -> LoadedModel:
         max_len=config.max_model_len,
         quantization=config.quantization,
     )
-    return LoadedModel(Engine(decoder, config, eos_ids=start.eos_ids))
+    return LoadedModel(open_engine(decoder, config, start.model, eos_ids=start.eos_ids))

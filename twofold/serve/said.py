@@ -1,4 +1,4 @@
-"""Said: what a chat's one answer says next, for the APIs that chat in shapes of their own.
+"""Steps: what a chat's one answer says next, for the APIs that chat in shapes of their own.
 
 Reasoning, tool calls and text are told apart once, in the shape of OpenAI's chunks; the other APIs read those.
 """
@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
 
-from msgspec import UNSET
-
-from .answers import ChatLogprob, ChunkChoice
+from .answers import ChatLogprob, ChunkChoice, ToolCall
 from .calls import Call
 from .shape import ChatShape, by_choice
 
@@ -27,7 +24,7 @@ class CallDelta:
 
 
 @dataclass(slots=True)
-class Said:
+class Step:
     """One step of an answer. `finish` is OpenAI's reason and comes once, with the last."""
 
     text: str = ""
@@ -38,7 +35,7 @@ class Said:
     stop_reason: int | str | None = None
 
 
-async def spoken(call: Call, shape: ChatShape, patience: float | None = None) -> AsyncIterator[Said | None]:
+async def spoken(call: Call, shape: ChatShape, patience: float | None = None) -> AsyncIterator[Step | None]:
     """What the first choice of a call says, step by step; None after `patience` seconds of silence.
 
     Raises:
@@ -49,29 +46,21 @@ async def spoken(call: Call, shape: ChatShape, patience: float | None = None) ->
             yield None
         for piece in by_choice(batch):
             if shape.worth(piece):
-                yield _said(shape.chunk(call, [piece]).choices[0])
+                for part in shape.parts(piece):
+                    yield _step(shape.chunk(call, [part]).choices[0])
 
 
-def _said(choice: ChunkChoice) -> Said:
-    delta: Any = choice.delta
-    reasoning = getattr(delta, "reasoning_content", UNSET)
-    return Said(
-        text="" if delta.content is UNSET else delta.content or "",
-        reasoning=reasoning if isinstance(reasoning, str) else "",
-        calls=[_call(call) for call in getattr(delta, "tool_calls", UNSET) or ()],
+def _step(choice: ChunkChoice) -> Step:
+    delta = choice.delta
+    return Step(
+        text=delta.content or "",
+        reasoning=delta.reasoning_content or "",
+        calls=[_call(call) for call in delta.tool_calls or ()],
         logprobs=choice.logprobs.content if choice.logprobs else [],
         finish=choice.finish_reason,
         stop_reason=choice.stop_reason,
     )
 
 
-def _call(call: Any) -> CallDelta:
-    function = call.function
-    found = CallDelta(call.index)
-    if isinstance(call.id, str):
-        found.id = call.id
-    if isinstance(function.name, str):
-        found.name = function.name
-    if isinstance(function.arguments, str):
-        found.arguments = function.arguments
-    return found
+def _call(call: ToolCall) -> CallDelta:
+    return CallDelta(call.index or 0, call.id or "", call.function.name or "", call.function.arguments)

@@ -44,6 +44,8 @@ def serve(config: ServeConfig, engine: EngineConfig, *, command: Sequence[str] =
     """
     set_up(config.log)
     config = with_keys(config)
+    if config.lora_modules or config.lora_dir is not None:
+        engine = dataclasses.replace(engine, enable_lora=True)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(config, engine, command))
 
@@ -56,12 +58,15 @@ async def _serve(config: ServeConfig, engine: EngineConfig, command: Sequence[st
     api = Api(config, client, texts)
     server = Server(api, config)
     client.start()
-    loaded = asyncio.create_task(_announce(client, config, sock), name="announce")
+    loaded = asyncio.create_task(_announce(api, config, sock), name="announce")
+    api.shared.start()
     loaded.add_done_callback(lambda task: server.leave() if not task.cancelled() and task.exception() else None)
     try:
         await server.serve(sockets=[sock])
     finally:
+        await api.shared.stop()
         await client.stop()
+        api.shared.close()
         sock.close()
         loaded.cancel()
     error = (await asyncio.gather(loaded, return_exceptions=True))[0]
@@ -70,9 +75,10 @@ async def _serve(config: ServeConfig, engine: EngineConfig, command: Sequence[st
     return 0
 
 
-async def _announce(client: EngineClient, config: ServeConfig, sock: socket.socket) -> None:
+async def _announce(api: Api, config: ServeConfig, sock: socket.socket) -> None:
     """Say where to go, once there is something to find there."""
-    info = await client.first_ready
+    info = await api.client.first_ready
+    await api.adapters.start(config.adapters)
     url = address(config, sock)
     log.info("%s is ready: %d tokens of context, %d at once", config.name, info.max_len, info.max_running)
     if config.enable_ui:
@@ -132,11 +138,12 @@ class Server(uvicorn.Server):
             log.warning("told twice: leaving at once")
             sys.stderr.flush()
             os._exit(1)  # the model's process sees the end of its socket and leaves too
-        self._api.draining = True
+        self._api.shared.draining = True
         self._drain = asyncio.create_task(self._drain_out(), name="drain")
 
     async def _drain_out(self) -> None:
         client, config = self._api.client, self._settings
+        await self._api.shared.stop()
         log.info("going down: %d sequences may finish within %g s", len(client.live), config.drain_seconds)
         began = time.monotonic()
         while (passed := time.monotonic() - began) < config.drain_seconds:

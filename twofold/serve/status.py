@@ -44,11 +44,12 @@ class Status:
         ]
 
     async def models(self, request: Request) -> Response:
-        return json({"object": "list", "data": [self._card()]})
+        return json({"object": "list", "data": [self._card(), *self.api.adapters.cards()]})
 
     async def model(self, request: Request) -> Response:
-        self.api.check_model(request.path_params["name"])
-        return json(self._card())
+        name = request.path_params["name"]
+        self.api.check_model(name)
+        return json(self.api.adapters.card(name) if name in self.api.adapters.listed else self._card())
 
     def _card(self) -> dict[str, Any]:
         info = self.api.client.info
@@ -69,8 +70,8 @@ class Status:
 
     async def readyz(self, request: Request) -> Response:
         """Whether a request sent now would be worked on."""
-        ready = self.api.client.ready and not self.api.draining
-        phase = "draining" if self.api.draining else str(self.api.client.phase)
+        ready = self.api.client.ready and not self.api.shared.draining
+        phase = "draining" if self.api.shared.draining else str(self.api.client.phase)
         return json({"status": "ready" if ready else "late" if phase == "ready" else phase}, 200 if ready else 503)
 
     async def version(self, request: Request) -> Response:
@@ -97,7 +98,7 @@ class Status:
         return json(
             {
                 "model": self.api.config.name,
-                "state": "draining" if self.api.draining else "ready" if client.ready else str(client.phase),
+                "state": "draining" if self.api.shared.draining else "ready" if client.ready else str(client.phase),
                 "uptime_seconds": round(time.time() - self.began, 1),
                 "running": now.running,
                 "waiting": now.waiting + sum(not a.sent for a in client.live.values()),

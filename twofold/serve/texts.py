@@ -99,6 +99,26 @@ class Texts:
         size = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
         return await self.off_loop(size, lambda: [ids(prompt) for prompt in prompts])
 
+    async def read(
+        self, texts: Sequence[str | list[int] | tuple[str, str]], *, most: int | None = None, special: bool = True
+    ) -> list[tuple[list[int], list[int]]]:
+        """Ids and token types of texts that are read whole, and of pairs read as one, cut to `most` tokens each.
+
+        Special tokens that a text spells are plain text; ids are taken as they are.
+        """
+
+        def ids(text: str | list[int] | tuple[str, str]) -> tuple[list[int], list[int]]:
+            if isinstance(text, list):
+                return text[:most], []
+            if isinstance(text, tuple):
+                return self.tokenizer.encode_text(*text, most=most)
+            if special:
+                return self.tokenizer.encode_text(text, most=most)
+            return self.tokenizer.encode(text)[:most], []
+
+        size = sum(sum(map(len, text)) if isinstance(text, tuple) else len(text) for text in texts)
+        return await self.off_loop(size, lambda: [ids(text) for text in texts])
+
     async def chat(
         self,
         messages: Sequence[dict[str, Any]],

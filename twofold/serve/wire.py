@@ -19,6 +19,7 @@ import msgspec
 
 from ..engine.request import Output
 from ..engine.stats import EngineStats
+from ..engine.vectors import Abilities
 from ..engine.wire import HEAD, MAX_FRAME, Submit, length, pack, read
 
 __all__ = ["HEAD", "MAX_FRAME", "Submit", "length", "pack"]  # of engine/wire.py, beside what is said here
@@ -58,6 +59,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
     max_running: int
     block_size: int
     blocks: int
+    abilities: Abilities = Abilities()
 
 
 class Outputs(msgspec.Struct, tag="outputs", frozen=True):

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..models.decoder import Decoder, Normalise, Weight
+from ..models.decoder import Decoder
 from ..models.scoring import TENSOR
 from ..models.seeds import source
+from ..models.tensors import Normalise, Weight
 
 STD = 0.02
 RESIDUAL = ("out", "down")

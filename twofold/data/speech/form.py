@@ -22,7 +22,7 @@ here; OPEN, its name is known; END, it is complete. Readers that know their own 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -56,11 +56,33 @@ ALWAYS: dict[str, Reads] = {"start": "start", "text": "text"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How calls are written when a grammar makes the model call: open before name between arguments after ... close.
+
+    `separator` stands between calls. `needs` is a mark without which the vocabulary does not write so.
+    """
+
+    open: str = ""
+    before: str = ""
+    between: str
+    after: str
+    separator: str = ""
+    close: str = ""
+    pythonic: bool = False
+    needs: str = ""
+
+    def write(self, calls: Sequence[tuple[str, str]]) -> str:
+        """These calls, (name, text of the arguments)."""
+        each = (f"{self.before}{name}{self.between}{arguments}{self.after}" for name, arguments in calls)
+        return f"{self.open}{self.separator.join(each)}{self.close}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Form:
     """One table. Marks are written as the model writes them; those in `looks` are seen and not taken.
 
     What holds in "text" holds in "start" as well. `signs`: each inner tuple is a set of texts of which a chat template
-    that speaks so holds all. `short_ids`: the template takes call ids of nine letters and digits alone.
+    that speaks so holds all. `writes` are ways to write calls that it reads, none where they are not JSON.
     """
 
     name: str
@@ -68,7 +90,7 @@ class Form:
     moves: Mapping[tuple[str, str], Move]
     looks: frozenset[str] = frozenset()
     signs: tuple[tuple[str, ...], ...] = ()
-    short_ids: bool = False
+    writes: tuple[Writing, ...] = ()
     also: tuple[str, ...] = ()
     """Marks that only prompts hold: what users write of them is text, as it is for the others."""
 
@@ -108,7 +130,7 @@ class Thoughts:
             reads={"opened": "space", "thought": "thought"},
             moves={
                 ("start", self.opens): ("opened",),
-                ("opened", self.opens): ("thought",),
+                ("opened", self.opens): ("opened",),
                 ("opened", self.closes): ("start",),
                 ("opened", OTHER): ("thought",),
                 ("thought", self.closes): ("start",),

@@ -14,7 +14,9 @@ internlm      <|action_start|><|plugin|>{"name": "f", "parameters": {"a": 1}}<|a
 
 from __future__ import annotations
 
-from .form import BEGIN, DONE, END, OPEN, OTHER, Form, Thoughts
+from .form import BEGIN, DONE, END, OPEN, OTHER, Form, Thoughts, Writing
+
+_ARGUMENTS = '", "arguments": '
 
 HERMES = Form(
     name="hermes",
@@ -28,6 +30,7 @@ HERMES = Form(
     },
     looks=frozenset({"{"}),
     signs=(("<tool_call>",),),
+    writes=(Writing(before='<tool_call>\n{"name": "', between=_ARGUMENTS, after="}\n</tool_call>", separator="\n"),),
     also=("<tool_response>", "</tool_response>", "<tools>", "</tools>"),
 )
 
@@ -88,6 +91,7 @@ LLAMA3 = Form(
         ("next", "<|python_tag|>"): ("call", BEGIN),
     },
     looks=frozenset({"{"}),
+    writes=(Writing(before='{"name": "', between='", "parameters": ', after="}", separator="; "),),
     signs=(("<|python_tag|>",), ("<|start_header_id|>", '"parameters": ')),
 )
 
@@ -107,7 +111,10 @@ MISTRAL = Form(
     },
     looks=frozenset({"[", "{"}),
     signs=(("[TOOL_CALLS]",),),
-    short_ids=True,
+    writes=(
+        Writing(before="[TOOL_CALLS]", between="[ARGS]", after="", needs="[ARGS]"),
+        Writing(open="[TOOL_CALLS] [", before='{"name": "', between=_ARGUMENTS, after="}", separator=", ", close="]"),
+    ),
     also=("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[INST]", "[/INST]"),
 )
 
@@ -133,6 +140,16 @@ DEEPSEEK_V3 = Form(
         ("between", _CALLS_END): ("start",),
     },
     signs=((_CALLS, "```json"),),
+    writes=(
+        Writing(
+            open=_CALLS,
+            before=f"{_CALL}function{_SEP}",
+            between="\n```json\n",
+            after=f"\n```{_CALL_END}",
+            separator="\n",
+            close=_CALLS_END,
+        ),
+    ),
     also=_DEEPSEEK,
 )
 
@@ -149,6 +166,7 @@ DEEPSEEK_V31 = Form(
         ("between", _CALLS_END): ("start",),
     },
     signs=((_CALLS,),),
+    writes=(Writing(open=_CALLS, before=_CALL, between=_SEP, after=_CALL_END, close=_CALLS_END),),
     also=_DEEPSEEK,
 )
 
@@ -165,6 +183,7 @@ PYTHONIC = Form(
         ("close", "<|tool_call_end|>"): ("start",),
     },
     looks=frozenset({"["}),
+    writes=(Writing(open="[", between="(", after=")", separator=", ", close="]", pythonic=True),),
     signs=(("<|python_start|>",), ("<|tool_call_start|>",), ("func_name1(params_name1=",)),
 )
 
@@ -177,6 +196,9 @@ GRANITE = Form(
         ("calls", DONE): ("start",),
     },
     signs=(("<|tool_call|>",),),
+    writes=(
+        Writing(open="<|tool_call|>[", before='{"name": "', between=_ARGUMENTS, after="}", separator=", ", close="]"),
+    ),
 )
 
 INTERNLM = Form(
@@ -189,6 +211,9 @@ INTERNLM = Form(
         ("close", "<|action_end|>"): ("start",),
     },
     signs=(("<|action_start|>", "<|plugin|>"),),
+    writes=(
+        Writing(before='<|action_start|><|plugin|>{"name": "', between='", "parameters": ', after="}<|action_end|>"),
+    ),
 )
 
 FORMS = {

@@ -7,13 +7,13 @@ that quotes what a user wrote calls nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 from ...core import ConfigError, unknown
-from .form import Form, Thoughts, joined
-from .forms import FORM_ALIASES, FORMS, THOUGHT_ALIASES, THOUGHTS
+from .form import Form, Thoughts, Writing, joined
+from .forms import FORM_ALIASES, FORMS, HERMES, THOUGHT_ALIASES, THOUGHTS
 from .listener import Listener
 
 T = TypeVar("T")
@@ -75,6 +75,14 @@ class Manner:
             most=most,
         )
 
+    @property
+    def forced(self) -> tuple[Manner, Writing]:
+        """How calls are written and heard when a grammar makes the model call: in its own form, or in Hermes' where
+        its own is not JSON."""
+        form = self.calls if self.calls and self.calls.writes else HERMES
+        fits = [way for way in form.writes if not way.needs or way.needs in self.tokens.values()]
+        return replace(self, calls=form), fits[0]
+
     def kept(self, *, calls: bool) -> dict[int, str]:
         """The tokens that must stay in the text for `listen`, with their texts."""
         form = self._whole if calls else self._thinking
@@ -113,10 +121,9 @@ def _form_of(source: str) -> Form | None:
 
 
 def _thoughts_of(source: str, added: Mapping[str, int]) -> Thoughts | None:
-    for row in THOUGHTS.values():
-        if row.closes in source or (row.opens in added and row.closes in added):
-            return row
-    return None
+    """By the template; else by the vocabulary, since some templates speak of no thought and leave it to the model."""
+    written = [row for row in THOUGHTS.values() if row.closes in source]
+    return next(iter(written + [row for row in THOUGHTS.values() if {row.opens, row.closes} <= added.keys()]), None)
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -134,11 +141,11 @@ def _types(function: Mapping[str, Any]) -> dict[str, frozenset[str]]:
 
 
 def _kinds(schema: Any) -> Iterable[str]:
-    if not isinstance(schema, Mapping):
-        return
-    kind = schema.get("type")
-    yield from [kind] if isinstance(kind, str) else [one for one in kind or () if isinstance(one, str)]
-    for choice in ("anyOf", "oneOf"):
-        several = schema.get(choice)
-        for one in several if isinstance(several, list) else ():
-            yield from _kinds(one) if isinstance(one, Mapping) and choice not in one else ()
+    choices = [schema]
+    for name in ("anyOf", "oneOf"):
+        several = schema.get(name) if isinstance(schema, Mapping) else None
+        choices += several if isinstance(several, list) else []
+    for choice in choices:
+        kind = choice.get("type") if isinstance(choice, Mapping) else None
+        kinds = kind if isinstance(kind, list) else [kind]
+        yield from (one for one in kinds if isinstance(one, str))

@@ -101,7 +101,7 @@ def _number(text: str) -> str:
     """A Python number as JSON writes it."""
     if _INTEGER.fullmatch(text):
         return text.lstrip("+").replace("_", "")
-    if not _FLOAT.fullmatch(text) or not math.isfinite(float(text)):
+    if not _FLOAT.fullmatch(text) or not set(text) & set(".eE") or not math.isfinite(float(text)):
         raise Malformed
     return json.dumps(float(text))
 

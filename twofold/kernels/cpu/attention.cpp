@@ -1,4 +1,4 @@
-// Each query looks back over its own sequence's cache; `attention_walk.h` says how, `attention_plan.h` who with whom.
+// Each query looks over its own sequence's cache; `attention_walk.h` says how, `attention_plan.h` who with whom.
 //
 //   a piece of work      rows of one kv head          rows are (query, head of the group), up to ROWS of them
 //   together             rows of several sequences over the blocks that all of them begin with, then each its own
@@ -44,34 +44,34 @@ int gather(const Attention& it, const Plan& plan, const Piece& piece, Desk& desk
   for (int i = 0; i < piece.group.count && base < to; i++) {
     const int32_t span = plan.order[piece.group.first + i];
     const int64_t rows = (step.first[span + 1] - step.first[span]) * per_kv;
+    const int64_t length = step.start[span] + step.first[span + 1] - step.first[span];
     const int64_t first = std::max(from, base), last = std::min(to, base + rows);
     if (first < last) runs[count++] = {span, int(first - from), int(last - from)};
     for (int64_t r = first; r < last; r++) {
       const int64_t query = (r - base) / per_kv;
       const int32_t head = int32_t(piece.head * per_kv + (r - base) % per_kv), position = int32_t(step.start[span] + query);
-      desk.row[r - from] = {step.first[span] + query, head, position, it.sparse.row(head, position)};
+      const Reach reach(it.window, it.ahead, position, length);
+      desk.row[r - from] = {step.first[span] + query, head, position, it.sparse.row(head, position), reach};
     }
     base += rows;
   }
   return count;
 }
 
-int64_t oldest_block(const Attention& it, const Desk& desk, const Run& run) {
-  return it.window ? std::max(0, desk.row[run.first].position - it.window + 1) / KEYS : 0;
-}
+int64_t oldest_block(const Desk& desk, const Run& run) { return desk.row[run.first].reach.from / KEYS; }
 
 const int32_t* table_of(const Step& step, int span) { return step.table + int64_t(span) * step.table_stride; }
 
 template <class T>
 void together(const Attention& it, const Piece& piece, Desk& desk, const Run* runs, int count) {
   int64_t oldest = piece.group.blocks;
-  for (int i = 0; i < count; i++) oldest = std::min(oldest, oldest_block(it, desk, runs[i]));
+  for (int i = 0; i < count; i++) oldest = std::min(oldest, oldest_block(desk, runs[i]));
   const int64_t shared = piece.group.shared * KEYS;
   walk<T>(it, desk, piece.head, table_of(*it.step, runs[0].span), 0, runs[count - 1].last, oldest * KEYS, shared);
   for (int i = 0; i < count; i++) {
-    const int64_t begin = std::max(shared, oldest_block(it, desk, runs[i]) * KEYS);
+    const int64_t begin = std::max(shared, oldest_block(desk, runs[i]) * KEYS);
     walk<T>(it, desk, piece.head, table_of(*it.step, runs[i].span), runs[i].first, runs[i].last, begin,
-            desk.row[runs[i].last - 1].position + 1);
+            desk.row[runs[i].last - 1].reach.to);
   }
 }
 
@@ -105,7 +105,7 @@ bool in_parts(const Attention& it, const Plan& plan, const Piece& piece, Desk& d
   static const Shared shared;
   if (!shared.at) std::abort();
   const Records records(it, plan, piece, shared.at);
-  const int64_t parts = piece.group.parts, end = desk.row[run.last - 1].position + 1;
+  const int64_t parts = piece.group.parts, end = desk.row[run.last - 1].reach.to;
   const View view(desk, 0, run.last);
   const Past past{piece.head, table_of(*it.step, run.span), end, view};
   starts.clear();

@@ -1,4 +1,4 @@
-// Gradients of causal attention over whole sequences, from the saved log-sum-exp, as FlashAttention does (Dao et al. 2022).
+// Gradients of attention over whole sequences, from the saved log-sum-exp, as FlashAttention does (Dao et al. 2022).
 //
 //   a piece of work: one kv head of one sequence      for each block of 128 keys, for each head of the group, for each
 //                                                     tile of 64 queries that sees any of them:
@@ -43,12 +43,12 @@ struct Range {
 
 // A tile of queries of one head against a block of keys; positions within the sequence.
 struct Tile {
-  int64_t query, key;  // the first ones
+  int64_t query, key, length;  // the first ones, and how many the sequence has
   int queries, keys, head;
   unsigned there[QUERIES / PANEL] = {};  // of each sixteen queries, the panels of keys that their layout has
 
   Tile(const AttentionBackward& it, int64_t query, int64_t key, int64_t length, int head)
-      : query(query), key(key), queries(int(std::min<int64_t>(QUERIES, length - query))),
+      : query(query), key(key), length(length), queries(int(std::min<int64_t>(QUERIES, length - query))),
         keys(int(std::min<int64_t>(KEYS, length - key))), head(head) {
     for (int i = 0; i * PANEL < queries; i++) {
       const uint8_t* layout = it.sparse.row(head, query + i * PANEL);
@@ -57,17 +57,20 @@ struct Tile {
   }
   bool empty() const { return std::none_of(there, there + QUERIES / PANEL, [](unsigned panels) { return panels; }); }
 
+  Reach reach(const AttentionBackward& it, int row) const { return {it.window, it.ahead, query + row, length}; }
+
   // Keys that any of the queries [from, to) sees.
   Range seen(const AttentionBackward& it, int from, int to) const {
-    const int first = Sight(it.window, nullptr, query + from, key).first / PANEL * PANEL;
-    const int last = std::min(keys, Sight(it.window, nullptr, query + to - 1, key).last);
+    const int first = Sight(reach(it, from), nullptr, key).first / PANEL * PANEL;
+    const int last = std::min(keys, Sight(reach(it, to - 1), nullptr, key).last);
     unsigned panels = 0;
     for (int i = from / PANEL; i * PANEL < to; i++) panels |= there[i];
     return {first, last, panels & panels_of(first, last)};
   }
   // Queries that see any of the keys [from, to).
-  Range seeing(int from, int to) const {
-    const int64_t first = std::clamp<int64_t>(key + from - query, 0, queries);
+  Range seeing(const AttentionBackward& it, int from, int to) const {
+    const int64_t least = !it.ahead ? key + from : it.window ? key + from - it.window + 1 : 0;
+    const int64_t first = std::clamp<int64_t>(least - query, 0, queries);
     unsigned panels = 0;
     for (int i = 0; i < QUERIES / PANEL; i++) panels |= (there[i] & panels_of(from, to) ? 1u : 0u) << i;
     return {int(first / PANEL * PANEL), queries, panels};
@@ -123,7 +126,7 @@ void soften_back(const AttentionBackward& it, const Tile& tile, Bench& on) {
   const V16 cap = all(it.softcap), one = all(1.0f);
   for (int r = 0; r < tile.queries; r++) {
     const int64_t position = tile.query + r;
-    const Sight sight(it.window, it.sparse.row(tile.head, position), position, tile.key);
+    const Sight sight(tile.reach(it, r), it.sparse.row(tile.head, position), tile.key);
     float *s = on.s + r * S_STRIDE, *dp = on.dp + r * S_STRIDE;
     for (int i = 0; i < KEYS; i += LANES) {
       if (!(sight.panels() >> i / LANES & 1)) {
@@ -186,7 +189,7 @@ void do_tile(const AttentionBackward& it, const Tile& tile, int64_t token, Bench
   products(it, tile, on.q, on.stride, on.key_panels, on.s);
   products(it, tile, on.grad, on.stride, on.value_panels, on.dp);
   soften_back(it, tile, on);
-  const auto seeing = [&](int first, int last) { return tile.seeing(first, last); };
+  const auto seeing = [&](int first, int last) { return tile.seeing(it, first, last); };
   weigh(on.s, 1, S_STRIDE, on.grad, on.stride, tile.keys, it.dim, true, on.dv, seeing);
   weigh(on.dp, 1, S_STRIDE, on.q, on.stride, tile.keys, it.dim, true, on.dk, seeing);
   weigh(on.dp, S_STRIDE, 1, on.k, on.stride, tile.queries, it.dim, false, on.dq,
@@ -213,7 +216,8 @@ void do_sequence(const AttentionBackward& it, int span, int kv_head, Bench& on) 
     std::fill_n(on.dk, KEYS * on.stride, 0.0f);
     std::fill_n(on.dv, KEYS * on.stride, 0.0f);
     for (int64_t g = 0; g < group; g++)
-      for (int64_t query = key; query < length; query += QUERIES) {
+      for (int64_t query = it.ahead ? 0 : key; query < length; query += QUERIES) {
+        if (it.ahead && it.window && query + QUERIES - 1 + it.window - 1 < key) continue;  // they do not see as far
         if (it.window && query - it.window + 1 >= key + keys) break;  // these and all later ones are past these keys
         const Tile tile(it, query, key, length, int(kv_head * group + g));
         if (!tile.empty()) do_tile(it, tile, from + query, on);

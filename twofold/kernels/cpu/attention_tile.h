@@ -200,13 +200,23 @@ inline unsigned panels_of(int first, int last) {
   return ((1u << divide_up(last, PANEL)) - 1) & ~((1u << first / PANEL) - 1);
 }
 
+// The keys [from, to) of its sequence that a row may see: what stands before it, itself, and with `ahead` what comes after;
+// no further than a window reaches.
+struct Reach {
+  int32_t from, to;
+  Reach() = default;
+  Reach(int64_t window, int64_t ahead, int64_t position, int64_t length)
+      : from(window ? int32_t(std::max<int64_t>(0, position - window + 1)) : 0),
+        to(int32_t(!ahead ? position + 1 : window ? std::min(length, position + window) : length)) {}
+};
+
 // Keys of a block that a row sees: those of [first, last) in the panels that are there. `layout` is its row of bytes.
 struct Sight {
   int first, last;
   unsigned there;
-  Sight(int64_t window, const uint8_t* layout, int64_t position, int64_t start) {
-    first = window ? int(std::clamp<int64_t>(position - window + 1 - start, 0, KEYS)) : 0;
-    last = int(std::clamp<int64_t>(position + 1 - start, 0, KEYS));
+  Sight(Reach reach, const uint8_t* layout, int64_t start) {
+    first = int(std::clamp<int64_t>(reach.from - start, 0, KEYS));
+    last = int(std::clamp<int64_t>(reach.to - start, 0, KEYS));
     there = layout ? layout[start / KEYS] : ALL_PANELS;
   }
   unsigned panels() const { return panels_of(first, last) & there; }

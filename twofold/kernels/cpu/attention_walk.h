@@ -27,6 +27,7 @@ struct Row {
   int64_t token;
   int32_t head, position;
   const uint8_t* layout;  // see Sparse; null: every key is there
+  Reach reach;
 };
 
 // What a thread works in.
@@ -116,7 +117,7 @@ struct RowTiles {
       unsigned there = 0;
       first[t] = KEYS, last[t] = 0;
       for (int r = at[t]; r < at[t + 1]; r++) {
-        const Sight sight(it.window, desk.row[r].layout, desk.row[r].position, start);
+        const Sight sight(desk.row[r].reach, desk.row[r].layout, start);
         first[t] = std::min(first[t], sight.first / PANEL * PANEL);
         last[t] = std::max(last[t], sight.last);
         there |= sight.there;
@@ -197,7 +198,7 @@ void score_bytes(const Attention& it, Desk& desk, const RowTiles& tiles, const B
 // Values that are bytes have scales, which go into the weights.
 void soften(const Attention& it, const Row& row, int64_t start, int first, int last, const float* const* value_scale,
             float* s, float* m, float* l) {
-  const Sight sight(it.window, row.layout, row.position, start);
+  const Sight sight(row.reach, row.layout, start);
   const float* slope = it.slopes ? it.slopes + row.head : nullptr;
   V16 top = all(NOTHING);
   for (int i = first; i < last; i += LANES) {
@@ -354,7 +355,7 @@ void walk(const Attention& it, Desk& desk, int head, const int32_t* table, int f
   const View view(desk, first, last);
   const Past past{head, table, end, view};
   for (int64_t start = view.next(begin, end); start < end;) {
-    while (first < last && desk.row[first].position < start) first++;  // they stand before these keys and see none
+    while (first < last && desk.row[first].reach.to <= start) first++;  // they see none of these keys, nor of later ones
     const int64_t next = view.next(start + KEYS, end);
     see_block<T>(it, desk, past, first, last, start, next, {desk.o, desk.o_stride, false});
     start = next;

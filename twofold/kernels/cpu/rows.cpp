@@ -12,6 +12,7 @@ void run(const Embed& it, Crew& crew) {
         V16 x = it.table.load16(int64_t(step.ids[t]) * it.width + i, count);
         if (it.scale != 1.0f) x = x * all(it.scale);
         if (it.places) x = x + it.places.load16(int64_t(step.positions[t] + it.offset) * it.width + i, count);
+        if (it.kinds) x = x + it.kinds.load16(int64_t(step.kinds ? step.kinds[t] : 0) * it.width + i, count);
         store(it.out + t * it.out_stride + i, x, count);
       });
   });

@@ -39,12 +39,13 @@ struct Step {
   const int32_t* start;      // [spans] the position of a span's first token
   const int32_t* table;      // [spans][table_stride] blocks that hold a sequence's positions from 0 on
   const int32_t* rows;       // [wanted] tokens whose logits are wanted
+  const int32_t* kinds;      // [tokens] of which of several texts in one; null: all of the first
 };
 
-// out[t] = scale * table[ids[t]] + places[positions[t] + offset]
+// out[t] = scale * table[ids[t]] + places[positions[t] + offset] + kinds[kinds[t]]
 struct Embed {
   const Step* step;
-  Numbers table, places;
+  Numbers table, places, kinds;
   int32_t width, offset;
   float scale;
   int32_t unused;
@@ -169,7 +170,7 @@ struct Sparse {
   }
 };
 
-// Each query looks back over its own sequence's cache, in blocks of 128 keys.
+// Each query looks back over its own sequence's cache, in blocks of 128 keys; or `ahead` too, where spans are whole sequences.
 struct Attention {
   const Step* step;
   Cache cache;
@@ -183,6 +184,7 @@ struct Attention {
   const float* sinks;    // [heads] or null: a score that takes part in the sum and has no value
   float* lse;            // [tokens][heads] or null
   Sparse sparse;
+  int32_t ahead, unused;
 };
 
 enum class Report : int32_t { none = 0, raw = 1, processed = 2, given = 3, tempered = 4, beam = 5 };
@@ -356,6 +358,7 @@ struct AttentionBackward {
   const float *q, *k, *v, *out, *grad, *lse;
   float *dq, *dk, *dv;
   Sparse sparse;
+  int32_t ahead, unused;
 };
 
 // One stage of a program: the function that does a thread's share of it, and its arguments.

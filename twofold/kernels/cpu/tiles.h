@@ -91,17 +91,18 @@ inline const Tiles tiles;
 // How many panels are multiplied together, of those that are left.
 inline int side_by_side(int m, int left) { return m <= FEW && left >= FOUR ? FOUR : left >= WIDE ? WIDE : 1; }
 
-// Panels side by side, as many as `side_by_side` says, against all rows of the piece. Before each tile, `fetch(i, of)` asks
-// for a part of what is needed next: memory brings it while the tile is multiplied.
+// Panels side by side, as many as `side_by_side` says, against all rows of the piece, in tiles of about equal height: two
+// rows alone take as long as four, since a sum waits for itself. Before each tile, `fetch(i, of)` asks for a part of what
+// is needed next: memory brings it while the tile is multiplied.
 template <class Fetch>
 inline void multiply(const float* a, int64_t a_stride, int m, const float* panel, int64_t panel_stride, int panels, int k,
                      float* sum, int64_t sum_stride, Begin begin, Fetch fetch) {
   const Tile* of_rows = panels == 1 ? tiles.one : panels == FOUR ? tiles.four : tiles.wide;
   const int64_t many = divide_up(m, TILE);
-  for (int row = 0, i = 0; row < m; row += TILE, i++) {
+  for (int64_t i = 0; i < many; i++) {
+    const int64_t row = m * i / many, high = m * (i + 1) / many - row;
     fetch(i, many);
-    of_rows[std::min(TILE, m - row) - 1](a + row * a_stride, a_stride, panel, panel_stride, k, sum + row * sum_stride,
-                                         sum_stride, begin);
+    of_rows[high - 1](a + row * a_stride, a_stride, panel, panel_stride, k, sum + row * sum_stride, sum_stride, begin);
   }
 }
 

@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..attention import packed_attention as whole
 from ..walk import Attend, fits
 from .activation import tanh
 from .available import SPAN
@@ -309,7 +310,12 @@ def attend(
 
 
 def packed_attention(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, lengths: Sequence[int], how: Attend) -> Tensor:
-    """`kernels.attention.packed_attention` on CUDA, with the bits of the same tokens in a cache."""
+    """`kernels.attention.packed_attention` on CUDA, with the bits of the same tokens in a cache.
+
+    Queries that look ahead are no engine's, and go the walk in torch.
+    """
+    if not how.causal:
+        return whole.implementations["together"].run(q_THD, k_TKD, v_TKD, lengths, how)
     fits(how, lengths)
     q_THD, k_TKD, v_TKD = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_THD, k_TKD, v_TKD))
     if k_TKD.stride() != v_TKD.stride():

@@ -1,6 +1,7 @@
 """Families: each reads its config.json into a ModelSpec; none has a forward of its own.
 
-registry.py    the table of architectures
+registry.py    the tables of architectures: causal models, and encoders
+labels.py      how many labels a score head has
 rope.py        rotary settings in every spelling
 llama.py       Llama, Mistral, Granite, and the names that most families share
 qwen.py        Qwen2, Qwen3 and their mixtures of experts
@@ -16,16 +17,38 @@ stablelm.py    StableLM
 starcoder2.py  StarCoder 2
 olmo.py        OLMo 1 and 2
 cohere.py      Command R
+bert.py        BERT, RoBERTa and XLM-RoBERTa: encoders
+modernbert.py  ModernBERT: an encoder
 """
 
-from . import bloom, cohere, ernie, falcon, gemma, gpt, llama, mixtral, olmo, opt, phi, qwen, stablelm, starcoder2
-from .registry import FAMILIES, Family, family
+from . import (
+    bert,
+    bloom,
+    cohere,
+    ernie,
+    falcon,
+    gemma,
+    gpt,
+    llama,
+    mixtral,
+    modernbert,
+    olmo,
+    opt,
+    phi,
+    qwen,
+    stablelm,
+    starcoder2,
+)
+from .registry import ENCODERS, FAMILIES, Family, encoder, family
 
 __all__ = [
+    "ENCODERS",
     "FAMILIES",
     "Family",
+    "bert",
     "bloom",
     "cohere",
+    "encoder",
     "ernie",
     "falcon",
     "family",
@@ -33,6 +56,7 @@ __all__ = [
     "gpt",
     "llama",
     "mixtral",
+    "modernbert",
     "olmo",
     "opt",
     "phi",

@@ -12,3 +12,7 @@ Family = Callable[[Reader], ModelSpec]
 
 FAMILIES: Registry[Family] = Registry("architecture")
 family = FAMILIES.register
+
+ENCODERS: Registry[Family] = Registry("encoder")
+"""Those whose tokens see what comes after them: no language head, and a score head only where the name says so."""
+encoder = ENCODERS.register

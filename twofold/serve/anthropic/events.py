@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from ..answers import Usage
-from ..said import CallDelta, Said
+from ..said import CallDelta, Step
 from .shapes import Answer, ContentBlock, MessagesUsage, TextBlock, ThinkingBlock, ToolUseBlock
 
 Event = dict[str, Any]
@@ -31,12 +31,12 @@ class Blocks:
         self._block: ContentBlock | None = None
         self._call = -1
         self._arguments = ""
-        self._last = Said()
+        self._last = Step()
 
     def opening(self) -> None:
         self._tell({"type": "message_start", "message": self.answer})
 
-    def take(self, said: Said) -> None:
+    def take(self, said: Step) -> None:
         """What the model said next."""
         if said.reasoning:
             block = self._open(ThinkingBlock)
@@ -72,8 +72,8 @@ class Blocks:
 
     def _take_call(self, piece: CallDelta) -> None:
         if not isinstance(self._block, ToolUseBlock) or piece.index != self._call:
-            self._call, self._arguments = piece.index, ""
             self._begin(ToolUseBlock(piece.id or f"toolu_{secrets.token_hex(12)}", piece.name, {}))
+            self._call, self._arguments = piece.index, ""
         if piece.arguments:
             self._arguments += piece.arguments
             self._delta({"type": "input_json_delta", "partial_json": piece.arguments})

@@ -7,6 +7,7 @@ files.py      the files: bounded, on disk, each owner's his own
 lines.py      a batch's lines: checked, indexed, and which of them are done already
 job.py        one batch, from its lines to its files
 inside.py     a request that the server asks itself
+offline.py    a file of requests answered without a server
 desk.py       which batches run, and when they give way
 shapes.py     what clients are told
 routes.py     the routes of both

@@ -163,7 +163,9 @@ def window(given: str) -> int:
     match = WINDOW.fullmatch(given)
     seconds = int(match[1]) * SECONDS[match[2]] if match else 0
     if not 0 < seconds <= LONGEST_WINDOW:
-        raise RequestError(f"completion_window is like 24h, 90m or 7d, at most 30d, not {given!r:.40}", "completion_window")
+        raise RequestError(
+            f"completion_window is like 24h, 90m or 7d, at most 30d, not {given!r:.40}", "completion_window"
+        )
     return seconds
 
 

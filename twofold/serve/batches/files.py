@@ -49,7 +49,9 @@ class Files:
             for each in (self.files, self.batches):
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"files cannot be kept in {folder} ({error.strerror}): choose another --files-dir") from None
+            raise ConfigError(
+                f"files cannot be kept in {folder} ({error.strerror}): choose another --files-dir"
+            ) from None
         self._kept: dict[str, Kept] = {}
         self._bytes = 0
         self._load()
@@ -168,7 +170,7 @@ def new_id() -> str:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Replace a small file at once, so that it is never half of anything."""
-    part = path.with_suffix(".part")
+    part = path.with_suffix(".new")
     with part.open("wb") as stream:
         stream.write(data)
         stream.flush()

@@ -77,7 +77,9 @@ def index(path: Path, endpoints: Sequence[str], most: int) -> tuple[list[Place],
                     errors.append(found)
                 else:
                     model = found.body.get("model")
-                    places.append(Place(number, start, len(raw), found.custom_id, model if isinstance(model, str) else ""))
+                    places.append(
+                        Place(number, start, len(raw), found.custom_id, model if isinstance(model, str) else "")
+                    )
             start += len(raw)
             if len(errors) >= MAX_ERRORS:
                 break

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
@@ -67,7 +67,7 @@ class Batches:
         filename: str | None = None
         with self.files.writing() as writing:
             part: Part | None = None
-            async for chunk in _body(request):
+            async for chunk in request.stream():
                 for found in form.feed(chunk):
                     if isinstance(found, Part):
                         part = found
@@ -153,14 +153,6 @@ def _expiry(fields: dict[str, bytes]) -> int | None:
     if anchor != b"created_at" or not EXPIRY[0] <= whole <= EXPIRY[1]:
         raise RequestError("expires_after is created_at and an hour to 30 days, in seconds", "expires_after")
     return whole
-
-
-async def _body(request: Request) -> AsyncIterator[bytes]:
-    """The body's pieces. Starlette's own stream keeps nothing either, but forgets to say when the client left."""
-    async for chunk in request.stream():
-        yield chunk
-    if await request.is_disconnected():
-        raise ClientDisconnect
 
 
 def _page(request: Request, found: Sequence[Listed]) -> tuple[list[Listed], bool]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..answers import Usage
 from ..errors import HttpError
-from ..said import CallDelta, Said
+from ..said import CallDelta, Step
 from .shapes import (
     FunctionCall,
     Incomplete,
@@ -53,7 +53,7 @@ class Builder:
         self._event("response.created", response=self.response)
         self._event("response.in_progress", response=self.response)
 
-    def take(self, said: Said) -> None:
+    def take(self, said: Step) -> None:
         """What the model said next."""
         if said.reasoning:
             item = self._reasoning()
@@ -74,13 +74,13 @@ class Builder:
         if not self.response.output:
             self._message()  # an answer of nothing is still a message
         self._end_item("incomplete" if cut else "completed")
-        response = self.response
+        response, details = self.response, usage.completion_tokens_details
         response.usage = ResponseUsage(
             usage.prompt_tokens,
             usage.completion_tokens,
             usage.total_tokens,
             InputDetails(usage.prompt_tokens_details.cached_tokens),
-            OutputDetails(),
+            OutputDetails(details.reasoning_tokens if details else 0),
         )
         response.status = "incomplete" if cut else "completed"
         response.incomplete_details = Incomplete("max_output_tokens") if cut else None

@@ -39,11 +39,12 @@ MOST_ITEMS = 100
 
 
 class Responses:
-    """`store` is shared by all models of a server."""
-
-    def __init__(self, api: Api, store: Store) -> None:
+    def __init__(self, api: Api) -> None:
         self.api = api
-        self.store = store
+
+    @property
+    def store(self) -> Store:
+        return self.api.shared.responses
 
     def routes(self) -> list[BaseRoute]:
         one = "/v1/responses/{name}"
