@@ -23,6 +23,7 @@ BENCHMARKS = (
     "serving",
     "kernels",
     "speculation",
+    "beams",
     "sparse",
     "gpu",
     "recompute",
