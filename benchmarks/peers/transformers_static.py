@@ -3,10 +3,10 @@
     python benchmarks/peers/transformers_static.py --model DIR --threads N [--dtype float32|bfloat16]
 
 Asked as protocol.py says, and for "batch", requests at a time (default 16), "order", "arrival" or "sorted", and
-"beams", the width of a beam search (default 1: greedy). A batch runs until its longest output is done, as static batching must;
-each request keeps as many tokens as it asked for. "sorted" puts requests of like output length together, which needs
-the lengths beforehand. A shared prefix is computed once, kept, and copied for each request, as a user of transformers
-would by hand. Needs torch and transformers.
+"beams", the width of a beam search (default 1: greedy). A batch runs until its longest output is done, as static
+batching must; each request keeps as many tokens as it asked for. "sorted" puts requests of like output length together,
+which needs the lengths beforehand. A shared prefix is computed once, kept, and copied for each request, as a user of
+transformers would by hand. Needs torch and transformers.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class CudaCache:
                 part[torch.tensor(list(blocks), dtype=torch.int64, device=part.device)] = 0
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy blocks (from, to), all that are read before any that is written."""
+        """Copy blocks (from, to); none is both."""
         copy_blocks(self.layers, pairs)
 
     def keys(self, layer: int, table_SP: Tensor) -> Keys:
