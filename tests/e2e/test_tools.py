@@ -12,6 +12,7 @@ from unittest import mock
 import httpx
 import openai
 import pytest
+from browser import Browser, missing
 from served import ROOT, Served, served
 
 from tests.unit import call_templates
@@ -172,3 +173,60 @@ def test_thinking_that_the_prompt_opens_or_forbids(client: openai.OpenAI) -> Non
     for field in ({"chat_template_kwargs": {"enable_thinking": False}}, {"reasoning_effort": "none"}):
         closed = say(client, TEXT, extra_body=field).choices[0].message
         assert closed.content == "It is sunny." and "reasoning_content" not in closed.model_dump()
+
+
+def nested(depth: int) -> Any:
+    found: Any = {}
+    for _ in range(depth):
+        found = {"type": "object", "properties": {"a": found}}
+    return found
+
+
+DEEP = '{"a":' * 900 + "1" + "}" * 900
+HOSTILE: list[dict[str, Any]] = [
+    {"tools": [{"type": "function", "function": {"name": "f", "parameters": nested(400)}}]},
+    {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": 5}}}]},
+    {
+        "tools": [
+            {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": [1, {}]}}}}}
+        ]
+    },
+    {"tools": [{"type": "function", "function": {"name": "é"}}]},
+    {"tools": [{"type": "custom", "custom": {"name": "f"}}]},
+    {"tools": {}},
+    {"tools": TOOLS, "tool_choice": {"type": "function"}},
+    {"tools": TOOLS, "tool_choice": 5},
+    {"tools": TOOLS, "tool_choice": ""},
+    {"functions": [{"name": "f"}]},
+    {"messages": [*ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": DEEP}}]}]},
+    {"messages": [*ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}]},
+    {"messages": [*ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "", "arguments": "{"}}] * 50}]},
+    {"messages": [{"role": "tool", "tool_call_id": "\u0000", "content": [{"type": "text", "text": "x"}]}]},
+    {"messages": [{"role": "tool", "tool_call_id": "x"}]},
+    {"messages": [*ASK, {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}]},
+    {"chat_template_kwargs": {"tools": []}},
+    {"reasoning_effort": "extreme"},
+]
+
+
+@pytest.mark.parametrize("fields", HOSTILE, ids=lambda fields: json.dumps(fields)[:60])
+def test_hostile_tools_are_refused_or_text(tools_server: Served, fields: dict[str, Any]) -> None:
+    answer = tools_server.http.post("/v1/chat/completions", json={"messages": ASK, "seed": TEXT, **fields})
+    assert answer.status_code in (200, 400), answer.text
+    assert answer.status_code == 200 or answer.json()["error"]["message"]
+
+
+@pytest.mark.skipif(bool(missing), reason=f"needs Debian's packages: {' '.join(missing)}")
+def test_the_page_folds_reasoning_above_the_answer(window: Browser, tools_server: Served) -> None:
+    window.open(f"{tools_server.url}/").wait("return document.querySelector('#model').value")
+    window.script("const f = document.getElementById('set-seed'); f.focus(); f.select()")
+    window.type(str(BOTH))
+    window.script("document.activeElement.blur()")
+    window.type("/")
+    window.type("Well?", "enter")
+    window.wait("return document.querySelector('.answer')?.getAttribute('aria-busy') === 'false'")
+    assert window.script("return document.querySelector('.thoughts p').textContent") == "They ask for it."
+    assert not window.script("return document.querySelector('.thoughts').open")
+    assert window.text(".body").startswith("Let me look.")
+    assert window.script("return document.querySelector('.token').textContent").strip() in "Let me look."
+    assert window.logs() == []

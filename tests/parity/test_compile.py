@@ -10,7 +10,7 @@ from twofold.engine.paged import KVCache, PagedContext, Span
 from twofold.kernels import native
 from twofold.models.compile import Program, Spans, why_not
 
-FORMATS = (None, "int8", "int4", "int8-g32", "int4-asym", "int4-weight-only")
+FORMATS = (None, "int8", "int4", "int8-g32", "int4-asym", "int4-weight-only", "fp8")
 pytestmark = pytest.mark.skipif(bool(native.missing()), reason="no CPU kernels: nothing is compiled")
 
 

@@ -12,9 +12,9 @@ import pytest
 from twofold.align.rewards import RewardConfig, builtin
 from twofold.align.rewards.builtin import compiles
 from twofold.align.rewards.extract import code_of, fenced, text_of
-from twofold.align.rewards.schema import check_schema, valid
 from twofold.align.rewards.scorers import build_scorer
 from twofold.align.rewards.wire import Batch, Scored, checked
+from twofold.data.schema import check_schema, valid
 
 
 def judge(config: RewardConfig, *completions: Any, prompt: Any = "", tokens: int = 0, **columns: list[Any]) -> Scored:

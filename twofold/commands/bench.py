@@ -35,6 +35,7 @@ BENCHMARKS = (
     "overlap",
     "rollouts",
     "rollout_peers",
+    "embeddings",
 )
 
 

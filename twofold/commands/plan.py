@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..engine.capacity import Forecast, forecast, resolve
 from ..engine.config import EngineConfig
+from ..models.gguf.tensors import LINK
 from ..models.spec import ModelSpec
 from ..models.weights import read_formats, read_spec
 from ..platforms import read_memory
@@ -55,8 +56,9 @@ def lines(
 
 
 def checkpoint_bytes(model: Path) -> int:
-    """Bytes of the tensors in a checkpoint's safetensors files, from their headers."""
-    total = 0
+    """Bytes of the tensors in a checkpoint's safetensors files, from their headers; or of its GGUF file."""
+    linked = model / LINK
+    total = linked.stat().st_size if linked.is_file() else 0
     for path in sorted(model.glob("*.safetensors")):
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")

@@ -1,6 +1,7 @@
 """Text to ids, and back.
 
 tokenizer.py   a checkpoint's tokenizer: encode, decode, end and start tokens
+gguf_vocabulary.py  the tokenizer that a GGUF file describes
 vocabulary.py  the bytes a token stands for, and old GPT-2 vocabularies
 detokenize.py  TextStream: ids to text as they arrive, stop strings held back
 chat.py        ChatTemplate: messages to prompts; special tokens come from the template alone
@@ -22,6 +23,7 @@ wording.py     how rows become ids, for training and rollouts alike
 examples.py    prompts with completions as ids, within limits
 pairs.py       batches of those: pairs, and single ones
 answers.py     which tokens of a chat are the assistant's
+schema.py      JSON Schema: is parsed JSON what a schema says
 guard.py       special tokens that messages spell, hidden while a template runs
 """
 

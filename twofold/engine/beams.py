@@ -220,8 +220,15 @@ class BeamRow(Row):
         return child
 
 
+def row_of(request: Request, eos_ids: tuple[int, ...], **about: int) -> Row:
+    """The row of a request, whatever it asks for."""
+    return BeamRow(request, eos_ids=eos_ids, **about) if request.params.use_beam_search else Row(request, **about)
+
+
 def shared(row: Row, pool: BlockPool) -> bool:
-    """Whether the block that a row writes next is one that others hold too."""
+    """Whether the block that a row writes next is one that others hold too, as only beams may."""
+    if row.head is row:
+        return False
     place = row.request.num_computed // row.block_size
     return place < len(row.blocks) and pool.holders(row.blocks[place]) > 1
 

@@ -26,9 +26,10 @@ from .blocks import BlockPool
 from .capacity import forecast, kv_dtype_of
 from .config import EngineConfig
 from .draft import draft_model
+from .grammar.masks import Grammars
 from .limits import Limits
 from .paged import KVCache
-from .plan import StepPlan
+from .plan import StepPlan, StepResult
 from .pooler import Pooler
 from .pooling import PoolingEngine
 from .proposer import Proposer
@@ -43,7 +44,8 @@ from .vectors import NO_POOLING, Abilities
 class Engine:
     """One decoder, its KV cache, and the requests that are using them.
 
-    `eos_ids` are the ids that end a text unless a request ignores them. `config.dtype` and `config.device` are for
+    `eos_ids` are the ids that end a text unless a request ignores them. `tokenizer` is the folder of the checkpoint's,
+    which only structured outputs need: without it they are refused. `config.dtype` and `config.device` are for
     whoever loads the decoder: the cache has the decoder's. With a `pooler` requests for vectors are served too, in
     steps that they share.
 
@@ -53,7 +55,13 @@ class Engine:
     """
 
     def __init__(
-        self, decoder: Decoder, config: EngineConfig, *, eos_ids: tuple[int, ...] = (), pooler: Pooler | None = None
+        self,
+        decoder: Decoder,
+        config: EngineConfig,
+        *,
+        eos_ids: tuple[int, ...] = (),
+        tokenizer: str | Path | None = None,
+        pooler: Pooler | None = None,
     ) -> None:
         decoder.spec.speaking()
         max_model_len = config.max_model_len or decoder.max_len
@@ -98,6 +106,9 @@ class Engine:
             slots=self.slots,
         )
         self.pooling = PoolingEngine(decoder, config, pooler) if pooler is not None else None
+        self.grammars: Grammars | None = None
+        if tokenizer is not None:
+            self.grammars = Grammars(tokenizer, decoder.spec.vocab, eos_ids, self.scheduler.gated)
         self.version = 0
         self._half_loaded = False
         self._steps = 0
@@ -113,12 +124,14 @@ class Engine:
             RequestError: malformed, out of the context, or its id is in use.
             CapacityError: it could never fit the cache; the message says what would.
         """
-        if request.pooling is None:
-            self.scheduler.submit(request)
-        elif self.pooling is not None:
+        if request.pooling is not None:
+            if self.pooling is None:
+                raise RequestError(NO_POOLING)
             self.pooling.submit(request)
-        else:
-            raise RequestError(NO_POOLING)
+            return
+        if request.params.structured_outputs is not None and self.grammars is None:
+            raise RequestError("this engine was made without a tokenizer, so it knows no forms", "structured_outputs")
+        self.scheduler.submit(request)
 
     def abort(self, request_id: str) -> None:
         """End a request now and free its blocks; unknown and ended ids are ignored."""
@@ -149,10 +162,16 @@ class Engine:
         started = time.perf_counter()
         self.scheduler.expire()
         pooled = self._pool()
+        if self.grammars is not None:
+            self.grammars.poll()
         plan = self.scheduler.plan()
         if plan.chunks:
-            self.scheduler.apply(self.runner.execute(plan))
+            self.scheduler.apply(self._execute(plan))
+            if self.grammars is not None:
+                self.grammars.tell()  # so that it works while the outputs are handed on
             self._measure(plan, time.perf_counter() - started)
+        elif self.grammars is not None and self.scheduler.gated:
+            self.grammars.wait()
         outputs = pooled + self.scheduler.take()
         if not self.scheduler.has_work:
             self.scheduler.check_integrity()
@@ -167,6 +186,12 @@ class Engine:
         if config.enable_chunked_prefill:  # else a prompt needs all of it
             self.scheduler.budget = max(config.max_num_batched_tokens - taken, config.max_num_seqs)
         return self.pooling.step(taken)
+
+    def _execute(self, plan: StepPlan) -> StepResult:
+        if self.grammars is None or not self.scheduler.gated:
+            return self.runner.execute(plan)
+        self.grammars.ask(plan)
+        return self.runner.execute(plan, self.grammars.masks)
 
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         tokens = plan.num_tokens
@@ -284,7 +309,7 @@ def open_engine(
     if config.runner == "pooling":
         return PoolingEngine(decoder, config, Pooler.load(decoder, folder, config.pooling))
     pooler = Pooler.load(decoder, folder, config.pooling) if config.convert == "embed" else None
-    return Engine(decoder, config, eos_ids=eos_ids, pooler=pooler)
+    return Engine(decoder, config, eos_ids=eos_ids, tokenizer=folder, pooler=pooler)
 
 
 def speculation_for(

@@ -18,18 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import RequestError, build
 from ..data import TextStream, Tokenizer
+from ..models.gguf import folder_of
 from ..models.weights import load, read_formats, read_spec
 from ..platforms import free_on
+from .adapters import AdapterPool
 from .capacity import DTYPES, forecast, resolve
 from .config import EngineConfig
 from .embedding import TextJudge
-from .engine import open_engine
+from .engine import Engine, open_engine
+from .grammar.masks import Grammars
 from .request import Beam, Output, Request, State, TokenOut
 from .sampling import SamplingParams
 from .words import ban
 
 if TYPE_CHECKING:
     from ..data import ChatTemplate
+    from .grammar.masks import Grammars
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
@@ -40,7 +44,8 @@ class CompletionOutput:
     """One sample. `token_ids` holds the token that ended it, `text` does not (nor the stop string, unless asked for).
 
     `finish_reason` is stop, length, timeout, abort or error; `stop_reason` the stop string or id, None for EOS. A beam
-    has a score, and in `cumulative_logprob` the sum that its search made.
+    has a score, and in `cumulative_logprob` the sum that its search made. `structured_output_error` says what a form
+    that was not strict could not keep out.
     """
 
     index: int
@@ -52,6 +57,7 @@ class CompletionOutput:
     error: str | None = None
     cumulative_logprob: float | None = None
     beam_score: float | None = None
+    structured_output_error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,8 +84,8 @@ class LLM(TextJudge):
     """
 
     def __init__(self, model: str | Path, **settings: Any) -> None:
-        config = resolve(build(EngineConfig, settings), model)
-        self.model = Path(model)
+        self.model = folder_of(model)
+        config = resolve(build(EngineConfig, settings), self.model)
         held = read_formats(self.model, config.quantization)
         forecast(read_spec(self.model), config, free_on(config.device), formats=held).require()
         self.tokenizer = Tokenizer.load(self.model)
@@ -105,9 +111,12 @@ class LLM(TextJudge):
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | Sequence[str | None] | None = None,
         progress: bool = True,
     ) -> list[Completion]:
         """Continue each prompt, text or ids; one SamplingParams for all or one for each. Results are in order.
+
+        `adapter` names one that `load_adapter` has loaded, for all prompts; or one, or None, for each.
 
         Raises:
             RequestError: a prompt or setting that cannot be served; nothing is left behind in the engine.
@@ -116,17 +125,35 @@ class LLM(TextJudge):
         many = _listed(prompts)
         texts = [prompt if isinstance(prompt, str) else None for prompt in many]
         ids = [self.tokenizer.encode_prompt(p) if isinstance(p, str) else list(p) for p in many]
-        return self._run(texts, ids, params, progress)
+        return self._run(texts, ids, params, progress, adapter)
+
+    def load_adapter(self, name: str, path: str | Path, *, replace: bool = False) -> None:
+        """Know the adapter of a PEFT directory by a name; the model was made with `enable_lora=True`.
+
+        Raises:
+            RequestError: the name is taken (unless `replace`), or no adapters are served.
+            CheckpointError, CapacityError: it is no adapter for this model, or too large a one.
+        """
+        self._adapters.load(name, str(path), replace=replace)
+
+    def unload_adapter(self, name: str) -> None:
+        """Know an adapter no more. Raises RequestError when nobody did."""
+        self._adapters.unload(name)
+
+    @property
+    def _adapters(self) -> AdapterPool:
+        return self.engine.adapters if isinstance(self.engine, Engine) else AdapterPool()
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | Sequence[str | None] | None = None,
         progress: bool = True,
         **template: Any,
     ) -> list[Completion]:
-        """Answer one conversation or several; `template` goes to the checkpoint's chat template.
+        """Answer one conversation or several; `template` goes to the checkpoint's chat template, `adapter` as above.
 
         Raises:
             CheckpointError: the checkpoint has no chat template.
@@ -136,7 +163,7 @@ class LLM(TextJudge):
         talks: Sequence[Any] = [messages] if single else messages
         ids = [self.template.encode(self.tokenizer, talk, **template) for talk in talks]
         texts: list[str | None] = [self.template.render(talk, **template) for talk in talks]
-        return self._run(texts, ids, params, progress)
+        return self._run(texts, ids, params, progress, adapter)
 
     # ------------------------------------------------------------------------------------ the loop
     def _run(
@@ -145,13 +172,15 @@ class LLM(TextJudge):
         ids: Sequence[Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams] | None,
         progress: bool,
+        adapter: str | Sequence[str | None] | None,
     ) -> list[Completion]:
-        wanted = _one_each(params, len(ids))
+        wanted, adapters = _one_each(params, len(ids)), _named(adapter, len(ids))
+        self._check_forms(wanted)
         samples: list[list[_Sample]] = []
         live: dict[str, list[_Sample]] = {}
         try:
-            for prompt, settings in zip(ids, wanted):
-                samples.append(self._samples(tuple(prompt), ban(settings, self.tokenizer)))
+            for prompt, settings, name in zip(ids, wanted, adapters):
+                samples.append(self._samples(tuple(prompt), ban(settings, self.tokenizer), name))
                 for made in samples[-1]:
                     if made.request.id not in live:
                         self.engine.submit(made.request)
@@ -160,6 +189,8 @@ class LLM(TextJudge):
         finally:
             for name in live:
                 self.engine.abort(name)
+        for made in itertools.chain(*samples):
+            self._hold_against_form(made)
         return [
             Completion(
                 prompt=text,
@@ -170,16 +201,33 @@ class LLM(TextJudge):
             for text, prompt, group, settings in zip(texts, ids, samples, wanted)
         ]
 
-    def _samples(self, prompt: tuple[int, ...], params: SamplingParams) -> list[_Sample]:
+    @property
+    def _grammars(self) -> Grammars | None:
+        return self.engine.grammars if isinstance(self.engine, Engine) else None
+
+    def _check_forms(self, wanted: Sequence[SamplingParams]) -> None:
+        """Raises RequestError for a form that cannot be enforced."""
+        grammars = self._grammars
+        for form in dict.fromkeys(each.structured_outputs for each in wanted):
+            if form is not None and grammars is not None:
+                grammars.check(form)
+
+    def _hold_against_form(self, made: _Sample) -> None:
+        """Check a finished text against a schema that no grammar could hold whole."""
+        form, grammars = made.request.params.structured_outputs, self._grammars
+        if form is not None and form.checked_after and grammars is not None and made.reason == "stop":
+            made.form_error = grammars.validate(form, made.text)
+
+    def _samples(self, prompt: tuple[int, ...], params: SamplingParams, adapter: str) -> list[_Sample]:
         """One for each sequence: a request each, or all beams of one."""
         if params.use_beam_search:
-            first = self._sample(prompt, params, 0)
+            first = self._sample(prompt, params, 0, adapter)
             return [first, *(_Sample(first.request, self.tokenizer) for _ in range(1, params.n))]
         if params.width > params.n and params.logprobs is None:
             params = params.with_(logprobs=0)
-        return [self._sample(prompt, params, k) for k in range(params.width)]
+        return [self._sample(prompt, params, k, adapter) for k in range(params.width)]
 
-    def _sample(self, prompt: tuple[int, ...], params: SamplingParams, k: int) -> _Sample:
+    def _sample(self, prompt: tuple[int, ...], params: SamplingParams, k: int, adapter: str) -> _Sample:
         number = next(self._names)
         seed = -1
         if params.seed is None and self.engine.config.seed is not None:
@@ -187,7 +235,7 @@ class LLM(TextJudge):
             seed = int.from_bytes(digest, "little")
         if params.prompt_logprobs is not None and k > 0:
             params = params.with_(prompt_logprobs=None)  # the prompt is the same for all samples
-        request = Request(id=f"llm-{number}", prompt_ids=prompt, params=params, sample=k, seed=seed)
+        request = Request(id=f"llm-{number}", prompt_ids=prompt, params=params, sample=k, seed=seed, adapter=adapter)
         return _Sample(request, self.tokenizer)
 
     def _drive(self, live: dict[str, list[_Sample]], progress: bool) -> None:
@@ -223,10 +271,19 @@ class _Sample:
             min_tokens=params.min_tokens,
         )
         self._finish: tuple[str, int | str | None, str | None] | None = None
+        self.form_error: str | None = None
 
     @property
     def ended(self) -> bool:
         return self._finish is not None
+
+    @property
+    def reason(self) -> str | None:
+        return self._finish[0] if self._finish is not None else None
+
+    @property
+    def text(self) -> str:
+        return self._text.text
 
     def take(self, output: Output) -> None:
         """Add what a step said; a stop string ends the sample in the middle of it."""
@@ -261,6 +318,7 @@ class _Sample:
             error=error,
             cumulative_logprob=None if self.beam is None else self.beam.cumulative_logprob,
             beam_score=None if self.beam is None else self.beam.score,
+            structured_output_error=self.form_error,
         )
 
 
@@ -306,3 +364,11 @@ def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: i
     if len(params) != count:
         raise RequestError(f"{len(params)} SamplingParams for {count} prompts: give one for all or one for each")
     return list(params)
+
+
+def _named(given: str | Sequence[str | None] | None, count: int) -> list[str]:
+    """The adapter of each prompt, "" for none."""
+    each = [given] * count if given is None or isinstance(given, str) else list(given)
+    if len(each) != count:
+        raise RequestError(f"{len(each)} adapters for {count} prompts: give one for all, or one or None for each")
+    return [name or "" for name in each]

@@ -45,8 +45,10 @@ class Rates:
     def chances(self, grades: Sequence[int]) -> list[float]:
         """For each draft the chance that it and all before it are right, as far as that is worth a look."""
         found, chance = list[float](), 1.0
+        of = self._of or self
         for grade in grades:
-            chance *= self.rate(grade)
+            usual = (of._right[grade] + TRUST * PRIOR) / (of._tries[grade] + TRUST)
+            chance *= (self._right[grade] + TRUST * usual) / (self._tries[grade] + TRUST)
             if chance < LEAST:
                 break
             found.append(chance)
@@ -61,33 +63,52 @@ class Cost:
         self._seconds: list[float] = []
         self._keys: list[int] = []
 
+    def curve(self, base: int, count: int) -> list[float]:
+        """Seconds of steps of `base` to `base + count` tokens; straight between two sizes that were seen."""
+        sizes = self._sizes
+        if not sizes:
+            return [1.0] * (count + 1)
+        after = bisect_right(sizes, base)
+        begin, each = self._line(after)
+        found = list[float]()
+        for tokens in range(base, base + count + 1):
+            if after < len(sizes) and sizes[after] <= tokens:
+                after = bisect_right(sizes, tokens)
+                begin, each = self._line(after)
+            found.append(begin + each * tokens)
+        return found
+
+    def _line(self, after: int) -> tuple[float, float]:
+        """Seconds at no tokens and for each one, on the line that ends at the size number `after`."""
+        sizes, seconds = self._sizes, self._seconds
+        if 0 < after < len(sizes):
+            each = (seconds[after] - seconds[after - 1]) / (sizes[after] - sizes[after - 1])
+            return seconds[after - 1] - each * sizes[after - 1], each
+        end = 0 if after == 0 else -1
+        each = SLOPE * seconds[end] / sizes[end]
+        if after and len(sizes) > 1:
+            each = max(0.0, (seconds[-1] - seconds[0]) / (sizes[-1] - sizes[0]))
+        return seconds[end] - each * sizes[end], each
+
     def saw(self, tokens: int, seconds: float) -> None:
-        """A step is noisy upwards: one that took twice what was expected counts as twice."""
+        """Noise only ever adds: what takes longer than expected counts as twice at most, and moves the curve slowly."""
         key = tokens if tokens <= 16 else int(8.0 * tokens.bit_length() + 8.0 * tokens / (1 << tokens.bit_length()))
         at = bisect_left(self._keys, key)
         if at == len(self._keys) or self._keys[at] != key:
             self._keys.insert(at, key)
+            thought = self.of(tokens) if self._sizes else seconds
             self._sizes.insert(at, float(tokens))
-            self._seconds.insert(at, seconds)
+            self._seconds.insert(at, min(seconds, 2.0 * thought))
             return
         usual = self._seconds[at]
-        moved = 0.15 * (min(seconds, 2.0 * usual) - usual)
+        moved = (0.3 if seconds < usual else 0.08) * (min(seconds, 2.0 * usual) - usual)
         self._seconds[at] += moved
         self._sizes[at] += 0.15 * (tokens - self._sizes[at])
         drift = 1.0 + 0.2 * moved / usual  # what slows one size down, a longer context or a neighbour, slows all
         self._seconds = [each * drift if place != at else each for place, each in enumerate(self._seconds)]
 
     def of(self, tokens: int) -> float:
-        sizes, seconds = self._sizes, self._seconds
-        if not sizes:
-            return 1.0
-        after = bisect_right(sizes, tokens)
-        if after == 0 or after == len(sizes):
-            end = 0 if after == 0 else -1
-            return max(0.0, seconds[end] * (1.0 + SLOPE * (tokens - sizes[end]) / sizes[end]))
-        low, high = sizes[after - 1], sizes[after]
-        share = (tokens - low) / (high - low)
-        return seconds[after - 1] + share * (seconds[after] - seconds[after - 1])
+        return self.curve(tokens, 0)[0]
 
 
 class Pace:
@@ -102,17 +123,18 @@ class Pace:
         self._idle = 0
         self._turn = 0
 
-    def lengths(self, graded: Sequence[tuple[int, Sequence[int]]], base: int, room: int) -> list[int]:
+    def lengths(self, graded: Sequence[tuple[int, Sequence[int]]], base: int, room: int, *, drawing: int) -> list[int]:
         """How many drafts to send for each (serial, grades of its guess), in a step of `base` tokens without them.
 
-        `room` is how many there may be in all.
+        `room` is how many there may be in all, `drawing` how many rows the step gives a token to at any rate.
         """
         if not self.adaptive:
             return _shares([len(grades) for _, grades in graded], room)
         chances = [self.rates(serial).chances(grades) for serial, grades in graded]
         # drafts by their chances: a row's own come in order, since each is less likely than the one before it
-        order = sorted(((-chance, depth, at) for at, row in enumerate(chances) for depth, chance in enumerate(row)))
-        sent, wanted = self._best(order[:room], base, max(1, len(graded))), [0] * len(graded)
+        order = [(-chance, depth, at) for at, row in enumerate(chances) for depth, chance in enumerate(row)]
+        order.sort()
+        sent, wanted = self._best(order[:room], base, drawing), [0] * len(graded)
         for _, _, at in order[:sent]:
             wanted[at] += 1
         if sent:
@@ -128,16 +150,14 @@ class Pace:
 
     def _best(self, order: Sequence[tuple[float, int, int]], base: int, rows: int) -> int:
         """How many of the likeliest drafts to send."""
-        best, sent, gain, depth = rows / self.cost.of(base), 0, float(rows), 0
-        stride = 1
-        for count, (chance, row_depth, _) in enumerate(order, 1):
+        seconds = self.cost.curve(base, len(order))
+        best, sent, gain, deepest = rows / seconds[0], 0, float(rows), 0
+        for count, (chance, depth, _) in enumerate(order, 1):
             gain -= chance
-            depth = max(depth, row_depth + 1)
-            if count % stride == 0 or count == len(order):
-                rate = gain / (self.cost.of(base + count) + self.per_pass * depth)
-                if rate > best:
-                    best, sent = rate, count
-                stride = max(1, count // 8)
+            deepest = depth if depth > deepest else deepest
+            rate = gain / (seconds[count] + self.per_pass * (deepest + 1))
+            if rate > best:
+                best, sent = rate, count
         return sent
 
     def rates(self, serial: int) -> Rates:

@@ -7,10 +7,16 @@ A plan holds all that its execution needs, so a runner keeps nothing but weights
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import msgspec
 
 from .request import TokenOut
 from .sampling import SamplingParams
+
+Masks = Callable[[], Mapping[int, Sequence[bytes]]]
+"""Asked between a step's forward pass and its draws: by serial, a mask for each draw that a row with a grammar may make
+now, in order; none for a row that must wait. A row that is not named draws freely."""
 
 
 class Draw(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +84,7 @@ class ChunkResult(msgspec.Struct, frozen=True, kw_only=True):
     although some were to be drawn means: not in this step, compute the last known token again. `redo` says that the
     drafts ruined what the cache held from that position on: compute it anew, and draft no more. A beam's one token
     holds the alternatives in `top`, with edited log-probabilities, and `thoughts` the model's own of each if asked.
+    `param` is the field of the request that is to blame for `error`.
     """
 
     serial: int
@@ -86,6 +93,7 @@ class ChunkResult(msgspec.Struct, frozen=True, kw_only=True):
     thoughts: tuple[TokenOut, ...] = ()
     error: str | None = None
     redo: int | None = None
+    param: str | None = None
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -141,7 +141,8 @@ class Output(msgspec.Struct, frozen=True):
 
     `prompt` holds log-probabilities of the prompt's tokens, the first being None, sent once when they were asked for.
     `stop_reason` is the stop token's id when one ended the request. `version` is that of the weights that made the
-    tokens. `pooled` is what was asked of a text that is not continued.
+    tokens. `pooled` is what was asked of a text that is not continued. `param` is the request's field at fault for an
+    `error`, when it is the request's own.
     """
 
     request_id: str
@@ -153,6 +154,7 @@ class Output(msgspec.Struct, frozen=True):
     error: str | None = None
     version: int = 0
     pooled: Pooled | None = None
+    param: str | None = None
     beams: tuple[Beam, ...] = ()
 
     def parts(self, count: int) -> list[Output]:

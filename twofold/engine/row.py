@@ -9,6 +9,7 @@ import msgspec
 
 from ..core import StateError
 from .blocks import BlockPool, Name, block_name, root_digest
+from .gate import Gate
 from .plan import Chunk, Draw
 from .request import Request, State, TokenOut
 
@@ -18,8 +19,9 @@ class Row:
 
     `published` blocks are computed and named, up to `promised` they are being computed and others may wait for them.
     `room` is how many tokens may come out; `found` how many tokens the last admission got from the prefix cache;
-    `drafting` whether its next tokens may be guessed at; `slot` is that of its adapter while it runs, from 1 on. `head`
-    is the row that stands in the queues for this one: itself, unless it is a beam's (beams.py).
+    `drafting` whether its next tokens may be guessed at; `slot` is that of its adapter while it runs, from 1 on; `gate`
+    what its grammar says, if it has one. `head` is the row that stands in the queues for this one: itself, unless it is
+    a beam's (beams.py).
     """
 
     __slots__ = (
@@ -29,6 +31,7 @@ class Row:
         "chain",
         "drafting",
         "found",
+        "gate",
         "head",
         "promised",
         "published",
@@ -57,6 +60,7 @@ class Row:
         self.found = 0
         self.drafting = True
         self.head: Row = self
+        self.gate = Gate() if request.params.structured_outputs is not None else None
         self.waits_for: bytes | None = None
         self.slot = 0
         self.scores: list[TokenOut] = []
@@ -100,6 +104,16 @@ class Row:
     def guessable(self) -> int:
         """How many drafts can be of use: one less than the tokens that may still come."""
         return self.room - len(self.request.output_ids) - 1 if self.drafting else 0
+
+    @property
+    def forced(self) -> tuple[int, ...]:
+        """What its grammar makes it go on with."""
+        return self.gate.drafts(len(self.request.output_ids)) if self.gate is not None else ()
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing can be drawn before its grammar has been heard of."""
+        return self.gate is not None and self.gate.held and self.remaining == 1
 
     @property
     def readable(self) -> int:
@@ -215,8 +229,9 @@ class Row:
                 return drawn[:count], end
         return drawn, None
 
-    def prompt_scores(self) -> tuple[TokenOut, ...] | None:
-        """The prompt's scores, once, when they are complete; nothing comes before the first token, so it has none."""
+    def prompt_scores(self, more: tuple[TokenOut, ...]) -> tuple[TokenOut, ...] | None:
+        """With some more, the prompt's scores, once, when they are complete; nothing comes before the first token."""
+        self.scores.extend(more)
         prompt = self.request.prompt_ids
         if self.scored or len(self.scores) < len(prompt) - 1:
             return None

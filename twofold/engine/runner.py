@@ -7,12 +7,13 @@ Shapes: T tokens of the step, D hidden size, R rows whose logits are wanted, V v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
 from torch import Tensor
 
+from ..kernels.sample import NOTHING_LEFT
 from ..models.adapters import Slots
 from ..models.compile import Program, Spans, why_not
 from ..models.decoder import Decoder
@@ -20,7 +21,7 @@ from .capacity import rows_at_once
 from .cuda import CudaCache
 from .graphs import CudaForward
 from .paged import KVCache, PagedContext, Span
-from .plan import Chunk, ChunkResult, Draw, StepPlan, StepResult
+from .plan import Chunk, ChunkResult, Draw, Masks, StepPlan, StepResult
 from .request import TokenOut
 from .sampler import sample, score
 
@@ -93,15 +94,15 @@ class Runner:
         self._written = ()
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Run the plan's tokens and answer each of its chunks."""
+    def execute(self, plan: StepPlan, masks: Masks | None = None) -> StepResult:
+        """Run the plan's tokens and answer each of its chunks; `masks` is asked when the forward pass is done."""
         assert self.cache is not None, "the engine does not step while it sleeps"
         chunks = plan.chunks
         if plan.copies:
             self.cache.copy(plan.copies)
         hidden_TD = self._forward(chunks, self.cache)
         broken = self._broken(chunks, hidden_TD, self.cache)
-        drawn = self._draw(chunks, hidden_TD, broken)
+        drawn = self._draw(chunks, hidden_TD, broken, masks() if masks is not None else {})
         rows, at = [], 0
         for number, chunk in enumerate(chunks):
             if number in broken:
@@ -111,9 +112,12 @@ class Runner:
                 error = tokens if isinstance(tokens, str) else None
                 scores = () if error else self._score(chunk, at, hidden_TD)
                 said = () if isinstance(tokens, str) else tokens
+                param = blame(chunk.draws[0]) if error == NOTHING_LEFT else None
                 thoughts = self._think(chunk, at, said, hidden_TD)
                 rows.append(
-                    ChunkResult(serial=chunk.serial, tokens=said, scores=scores, thoughts=thoughts, error=error)
+                    ChunkResult(
+                        serial=chunk.serial, tokens=said, scores=scores, thoughts=thoughts, error=error, param=param
+                    )
                 )
             at += len(chunk.ids)
         return StepResult(step=plan.step, rows=tuple(rows))
@@ -173,22 +177,29 @@ class Runner:
             at += count
         return broken
 
-    def _draw(self, chunks: tuple[Chunk, ...], hidden_TD: Tensor, broken: set[int]) -> list[list[TokenOut | str]]:
-        """What each chunk's draws choose, or why one has nothing to choose from."""
+    def _draw(
+        self, chunks: tuple[Chunk, ...], hidden_TD: Tensor, broken: set[int], masks: Mapping[int, Sequence[bytes]]
+    ) -> list[list[TokenOut | str]]:
+        """What each chunk's draws choose, or why one has nothing to choose from; one with masks makes that many."""
         wanted: list[int] = []
         draws: list[Draw] = []
+        allowed: list[bytes | None] = []
+        counts: list[int] = []
         at = 0
         for number, chunk in enumerate(chunks):
             at += len(chunk.ids)
-            if chunk.draws and number not in broken:
-                wanted += range(at - len(chunk.draws), at)
-                draws += chunk.draws
+            mine = () if number in broken else masks.get(chunk.serial, (None,) * len(chunk.draws))
+            counts.append(min(len(mine), len(chunk.draws)))
+            wanted += range(at - len(chunk.draws), at - len(chunk.draws) + counts[-1])
+            draws += chunk.draws[: counts[-1]]
+            allowed += mine[: counts[-1]]
         out: list[TokenOut | str] = []
         rows = self._rows_at_once
         for start in range(0, len(draws), rows):
-            out += sample(self._logits(wanted[start : start + rows], hidden_TD), draws[start : start + rows])
+            now = slice(start, start + rows)
+            out += sample(self._logits(wanted[now], hidden_TD), draws[now], allowed[now])
         chosen = iter(out)
-        return [list(islice(chosen, 0 if n in broken else len(chunk.draws))) for n, chunk in enumerate(chunks)]
+        return [list(islice(chosen, count)) for count in counts]
 
     def _score(self, chunk: Chunk, at: int, hidden_TD: Tensor) -> tuple[TokenOut, ...]:
         """Scores of the prompt tokens that follow the first tokens of a chunk, which begins `at` the step's tokens."""
@@ -217,6 +228,11 @@ class Runner:
     @property
     def _rows_at_once(self) -> int:
         return rows_at_once(self.tokens, self.decoder.spec.vocab)
+
+
+def blame(draw: Draw) -> str:
+    """The field that leaves no token to choose."""
+    return "allowed_token_ids" if draw.params.structured_outputs is None else "structured_outputs"
 
 
 def agreed(drafts: Sequence[int], drawn: Sequence[TokenOut | str]) -> tuple[TokenOut, ...] | str:

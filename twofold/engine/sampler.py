@@ -17,6 +17,7 @@ from torch import Tensor
 from ..kernels import sample as kernel
 from .plan import Draw
 from .request import TokenOut
+from .sampling import SamplingParams
 
 NUMBERS_AT_ONCE = 1 << 22
 """Logits of one tile of rows; bounds the sampler's scratch memory to about 100 MB."""
@@ -28,12 +29,18 @@ def uniform(seed: int, sample: int, position: int) -> float:
     return (int.from_bytes(blake2b(key, digest_size=8, person=b"twofold.draw").digest(), "little") >> 11) * 2.0**-53
 
 
-def sample(logits_RV: Tensor, draws: Sequence[Draw]) -> list[TokenOut | str]:
-    """Choose a token for each row of fp32 logits [R, V]; a string says why a row has none."""
+def sample(
+    logits_RV: Tensor, draws: Sequence[Draw], masks: Sequence[bytes | None] | None = None
+) -> list[TokenOut | str]:
+    """Choose a token for each row of fp32 logits [R, V]; a string says why a row has none.
+
+    A mask has one bit for each id, in words of 32, lowest first: only ids whose bit is set can be chosen.
+    """
+    masks = masks if masks is not None else [None] * len(draws)
     rows = max(1, NUMBERS_AT_ONCE // max(1, logits_RV.shape[1]))
     out: list[TokenOut | str] = []
     for start in range(0, len(draws), rows):
-        choices = [_choice(draw) for draw in draws[start : start + rows]]
+        choices = _choices(draws[start : start + rows], masks[start : start + rows])
         for chosen in kernel.choose(logits_RV[start : start + rows], choices):
             out.append(chosen if isinstance(chosen, str) else TokenOut(*chosen))
     return out
@@ -44,7 +51,19 @@ def score(logits_RV: Tensor, targets: Sequence[int], num_top: int) -> list[Token
     return [TokenOut(*chosen) for chosen in kernel.score(logits_RV, targets, num_top)]
 
 
-def _choice(draw: Draw) -> kernel.Choice:
+def _choices(draws: Sequence[Draw], masks: Sequence[bytes | None]) -> list[kernel.Choice]:
+    """What the kernel is asked; the same object for places of one greedy request that differ in nothing."""
+    out = list[kernel.Choice]()
+    before: SamplingParams | None = None
+    for draw, mask in zip(draws, masks, strict=True):
+        plain = mask is None and not (draw.banned or draw.output_ids or draw.prompt_ids)
+        alike = draw.params if plain else None
+        out.append(out[-1] if alike is not None and alike is before else _choice(draw, mask))
+        before = alike if alike is not None and alike.greedy else None
+    return out
+
+
+def _choice(draw: Draw, mask: bytes | None) -> kernel.Choice:
     params = draw.params
     history = (*draw.prompt_ids, *draw.output_ids) if params.repetition_penalty != 1.0 else ()
     return kernel.Choice(
@@ -58,6 +77,7 @@ def _choice(draw: Draw) -> kernel.Choice:
         presence=params.presence_penalty,
         seen=history,
         counted=draw.output_ids,
+        mask=mask,
         allowed=params.allowed_token_ids,
         bias=params.logit_bias,
         banned=draw.banned,

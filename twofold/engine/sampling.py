@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..core import RequestError
+from .structured import StructuredOutputs
 
 LogprobsMode = Literal["raw", "tempered", "processed"]
 EarlyStopping = bool | Literal["never"]
@@ -33,7 +34,7 @@ class SamplingParams:
     Temperature 0 is greedy. `top_k` 0 or -1 is off. `logprobs` asks for that many alternatives besides the sampled
     token (0: that one alone). `logprobs_mode` "raw" reports the model's distribution, "tempered" that one at the
     temperature, before any edit or cut, "processed" the one sampled from. `seed` None lets `Request` draw one.
-    `max_tokens` None means: up to the model's context.
+    `max_tokens` None means: up to the model's context. `structured_outputs` is the form that the text must have.
 
     `best_of` makes that many samples and keeps the `n` with the highest mean log-probability. `bad_words` may not come;
     whoever has the tokenizer turns them into `bad_words_ids`, which is what the engine reads: each of these sequences
@@ -77,6 +78,7 @@ class SamplingParams:
     beam_width: int | None = None
     length_penalty: float = 1.0
     early_stopping: EarlyStopping = False
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):  # the API takes one string or a list
@@ -164,6 +166,11 @@ class SamplingParams:
             raise RequestError(
                 f"temperature is {self.temperature:g} and beams are not drawn: send 0, or no use_beam_search",
                 "temperature",
+            )
+        if self.structured_outputs is not None:
+            raise RequestError(
+                "a beam search follows no grammar: send one of use_beam_search and structured outputs",
+                "use_beam_search",
             )
         if self.stop:
             raise RequestError("beams end at token ids, not at text: send stop_token_ids instead of stop", "stop")

@@ -19,7 +19,6 @@ somebody else's long prompt. What keeps it from thrashing:
 
 from __future__ import annotations
 
-import heapq
 import time
 from bisect import bisect_left, insort
 from collections import Counter
@@ -28,15 +27,17 @@ from typing import Any
 
 from ..core import RequestError, StateError
 from .adapters import AdapterPool
-from .beams import BeamRow, shared, unshare
+from .beams import BeamRow, row_of, shared, unshare
 from .blocks import BlockPool
 from .config import Policy
+from .deadlines import Deadlines
 from .limits import Limits
 from .plan import Chunk, ChunkResult, StepPlan, StepResult
 from .promises import Promises
 from .request import Output, Request, State
 from .row import Row, check_queues
 from .speculation import Speculation
+from .waste import Waste
 
 
 class Scheduler:
@@ -74,6 +75,7 @@ class Scheduler:
         self.step = 0
         self.running: list[Row] = []
         self.waiting: list[Row] = []
+        self.gated: dict[int, Row] = {}  # by serial: the rows with a grammar
         self.finished: Counter[State] = Counter()
         self.preemptions = 0
         self.prompt_tokens = 0
@@ -82,11 +84,11 @@ class Scheduler:
         self._rows: dict[str, Row] = {}
         self._planned: dict[int, tuple[Row, Chunk]] = {}
         self._copies: dict[int, tuple[int, int]] = {}
+        self._forced: set[int] = set()  # serials of the last plan whose drafts are their grammar's
         self._promises = Promises(pool)
-        self._deadlines: list[tuple[float, int, str]] = []
+        self._deadlines = Deadlines()
         self._outbox: list[Output] = []
-        self._slots_allocated = 0
-        self._slots_empty = 0
+        self._waste = Waste()
 
     # ------------------------------------------------------------------------------------ in and out
     def submit(self, request: Request) -> None:
@@ -101,16 +103,15 @@ class Scheduler:
         room = self.limits.room(request)
         urgency = request.priority if self.policy == "priority" else 0
         request.adapter = self.adapters.enter(request.adapter)
-        about = {"serial": self._next_serial(), "urgency": urgency, "room": room, "block_size": self.pool.block_size}
-        row = (
-            BeamRow(request, eos_ids=self.eos_ids, **about) if request.params.use_beam_search else Row(request, **about)
-        )
+        size, serial = self.pool.block_size, self._next_serial()
+        row = row_of(request, self.eos_ids, serial=serial, urgency=urgency, room=room, block_size=size)
         self._rows[request.id] = row
+        if row.gate is not None:
+            self.gated[row.serial] = row
         if self.pool.caching:
             row.rename(self.version)
         insort(self.waiting, row)
-        if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, row.serial, request.id))
+        self._deadlines.add(row)
         if request.output_ids and (end := row.end(self.eos_ids, self.clock())):
             self._finish(row, end[0], stop_reason=end[1])
 
@@ -126,9 +127,7 @@ class Scheduler:
 
     def expire(self) -> None:
         """End every request whose deadline has passed."""
-        now = self.clock()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, serial, request_id = heapq.heappop(self._deadlines)
+        for request_id, serial in self._deadlines.passed(self.clock()):
             row = self._rows.get(request_id)
             if row is not None and row.serial == serial:  # else it ended long ago, and another may have its id
                 self._finish(row, State.TIMEOUT)
@@ -144,9 +143,10 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------ plan
     def plan(self) -> StepPlan:
-        """Choose the next step's tokens and allocate their blocks; empty only when there is nothing to do."""
+        """Choose the next step's tokens and allocate their blocks; empty only where all of them wait for a grammar."""
         self.step += 1
         self._planned, self._copies = {}, {}
+        self._pass_gates()
         before = self.preemptions
         left = self.budget
         if not self.chunked:
@@ -155,16 +155,16 @@ class Scheduler:
                 return StepPlan(step=self.step, chunks=tuple(chunk for _, chunk in self._planned.values()))
         for decoding in (True, False):
             for row in [part for queued in self.running for part in queued.parts]:
-                running = row.head.request.state is State.RUNNING
-                if running and (row.remaining == 1) is decoding and left > 0:
+                runs = row.head.request.state is State.RUNNING
+                if runs and (row.remaining == 1) is decoding and not row.held and left > 0:
                     left -= self._continue(row, left)
                     if self.preemptions != before:
                         left = self.budget - sum(len(chunk.ids) for _, chunk in self._planned.values())
         if self.chunked and self.preemptions == before:
             left = self._admit(left)
-        if self.speculation is not None and left > 0:
-            self._guess(self.speculation, left)
-        if self._rows and not self._planned:
+        if left > 0 and (self.speculation is not None or self.gated):
+            self._guess(left)
+        if self._rows and not self._planned and not any(row.held for row in self.gated.values()):
             raise StateError(f"{len(self._rows)} requests and none can advance: {self.pool.available} blocks available")
         chunks = tuple(chunk for _, chunk in self._planned.values())
         return StepPlan(step=self.step, chunks=chunks, copies=tuple(self._copies.values()))
@@ -173,8 +173,7 @@ class Scheduler:
         """Plan a running row's next tokens, making room for them if need be; how many, 0 if it had to give way."""
         count = min(row.remaining, left)
         need = self.pool.blocks_for(row.request.num_computed + count) - len(row.blocks)
-        need_too = int(row.head is not row and shared(row, self.pool))
-        while need + need_too > self.pool.available:
+        while need + shared(row, self.pool) > self.pool.available:
             victim = max(self.running, key=lambda r: (r.urgency, -r.loss, r.serial))
             for part in victim.parts:
                 self._planned.pop(part.serial, None)
@@ -186,7 +185,7 @@ class Scheduler:
         return count
 
     def _plan_chunk(self, row: Row, count: int, need: int) -> None:
-        if row.head is not row and shared(row, self.pool):
+        if shared(row, self.pool):
             self._copies[row.serial] = unshare(row, self.pool)
         if need > 0:
             row.grow(self.pool.allocate(need))
@@ -199,7 +198,7 @@ class Scheduler:
         pool = self.pool
         parts = [part for row in self.running for part in row.parts]
         owed = sum(max(0, pool.blocks_for(part.request.num_tokens) - len(part.blocks)) for part in parts)
-        place, seats = 0, self._seats
+        place, seats = 0, sum(row.seats for row in self.running)
         self.adapters.begin()
         while place < len(self.waiting) and left > 0:
             row = self.waiting[place]
@@ -227,18 +226,28 @@ class Scheduler:
             left -= count
         return left
 
-    @property
-    def _seats(self) -> int:
-        return sum(row.seats for row in self.running)
+    def _pass_gates(self) -> None:
+        """End the rows whose text is complete by their grammar, and those that it cannot lead on."""
+        for row in tuple(self.gated.values()):
+            assert row.gate is not None
+            end = row.gate.end(len(row.request.output_ids), row.request.params.min_tokens)
+            if end is not None and (end[1] or row.request.state is State.RUNNING):
+                self._finish(row, end[0], error=end[1], param=end[1] and "structured_outputs")
 
-    def _guess(self, speculation: Speculation, left: int) -> None:
-        """Put drafts behind the last tokens of rows, as far as budget and idle blocks reach."""
-        pool = self.pool
+    def _guess(self, left: int) -> None:
+        """Put drafts behind the last tokens of rows, as far as budget and idle blocks reach: what a grammar forces,
+        else what speculation guesses."""
+        pool, seats = self.pool, sum(row.seats for row in self.running)
         rows = [row for row, chunk in self._planned.values() if chunk.draws and row.scored]
-        for serial, guessed in speculation.guess(rows, self.budget - left, left).items():
+        guesses = {row.serial: row.forced for row in rows if row.forced}
+        self._forced = set(guesses)
+        if self.speculation is not None:
+            rows = [row for row in rows if row.serial not in guesses]
+            guesses |= self.speculation.guess(rows, self.budget - left, left)
+        for serial, guessed in guesses.items():
             row, chunk = self._planned[serial]
             known, held = row.request.num_tokens, len(row.blocks)
-            idle = max(0, pool.available - self._seats)  # everybody may need one for his next token
+            idle = max(0, pool.available - seats)  # everybody may need one for his next token
             drafts = guessed[: min(left, row.guessable, (held + idle) * pool.block_size - known)]
             if drafts:
                 row.grow(pool.allocate(max(0, pool.blocks_for(known + len(drafts)) - held)))
@@ -275,18 +284,18 @@ class Scheduler:
         now = self.clock()
         for got in result.rows:
             row, chunk = planned[got.serial]
-            if row.head.request.state is State.RUNNING:
-                if isinstance(row.head, BeamRow):
-                    self._search(row.head, row, chunk, got)
-                else:
-                    self._advance(row, chunk, got, now)
-        self._measure_waste()
+            if row.head.request.state is not State.RUNNING:
+                continue
+            if got.error is not None:
+                self._finish(row.head, State.ERROR, error=got.error, param=got.param)
+            elif isinstance(row.head, BeamRow):
+                self._search(row.head, row, chunk, got)
+            else:
+                self._advance(row, chunk, got, now)
+        self._waste.saw(self.pool, self.running)
 
     def _advance(self, row: Row, chunk: Chunk, got: ChunkResult, now: float) -> None:
         request = row.request
-        if got.error is not None:
-            self._finish(row, State.ERROR, error=got.error)
-            return
         if got.redo is not None:
             request.num_computed, row.drafting = got.redo, False
             return
@@ -297,9 +306,8 @@ class Scheduler:
         self.generation_tokens += len(tokens)
         request.num_computed += len(tokens) if chunk.draws else 0
         self._promises.publish(row)
-        row.scores.extend(got.scores)
-        prompt = row.prompt_scores()
-        if self.speculation is not None and got.tokens:
+        prompt = row.prompt_scores(got.scores)
+        if self.speculation is not None and got.tokens and row.serial not in self._forced:
             self.speculation.told(row, got.tokens, len(chunk.draws) - 1)
         if end is not None:
             self._finish(row, end[0], stop_reason=end[1], tokens=tokens, prompt=prompt)
@@ -308,20 +316,16 @@ class Scheduler:
 
     def _search(self, row: BeamRow, part: Row, chunk: Chunk, got: ChunkResult) -> None:
         """`_advance` of one part of a beam search, which says nothing before its end."""
-        if got.error is not None:
-            self._finish(row, State.ERROR, error=got.error)
-            return
         part.request.num_computed = chunk.start + len(chunk.ids) - (len(chunk.draws) - len(got.tokens))
         self._promises.publish(part)
-        row.scores.extend(got.scores)
-        if (prompt := row.prompt_scores()) is not None:
+        if (prompt := row.prompt_scores(got.scores)) is not None:
             self._tell(row, prompt=prompt)
         if got.tokens and part is row and not row.request.output_ids:
             self.prompt_tokens += len(row.request.prompt_ids)
         if row.take(part, got, self.pool, self._next_serial):
-            beams = tuple(row.search.done[: row.request.params.n])
-            self.generation_tokens += sum(len(beam.tokens) for beam in beams)
-            self._finish(row, beams[0].finish, stop_reason=beams[0].stop_reason, beams=beams)
+            best = tuple(row.search.done[: row.request.params.n])
+            self.generation_tokens += sum(len(beam.tokens) for beam in best)
+            self._finish(row, best[0].finish, stop_reason=best[0].stop_reason, beams=best)
 
     # ------------------------------------------------------------------------------------ giving back
     def _leave(self, row: Row) -> None:
@@ -361,9 +365,11 @@ class Scheduler:
                 row.rename(version)
 
     def _finish(self, row: Row, state: State, **what: Any) -> None:
+        """End a row; `what` is what its last Output says besides."""
         request = row.request
         self._leave(row)
         del self._rows[request.id]
+        self.gated.pop(row.serial, None)
         self.adapters.leave(request.adapter)
         if self.speculation is not None:
             self.speculation.forget(row)
@@ -372,20 +378,14 @@ class Scheduler:
         self._tell(row, finish=state, **what)
 
     def _tell(self, row: Row, **what: Any) -> None:
-        request = row.request
-        said = Output(request_id=request.id, cached_tokens=request.num_cached, version=self.version, **what)
-        self._outbox.append(said)
+        cached = row.request.num_cached
+        self._outbox.append(Output(row.request.id, cached_tokens=cached, version=self.version, **what))
 
     # ------------------------------------------------------------------------------------ truth
-    def _measure_waste(self) -> None:
-        size = self.pool.block_size
-        self._slots_allocated += self.pool.used * size
-        self._slots_empty += sum(row.empty for row in self.running)
-
     @property
     def waste(self) -> float:
         """The share of allocated cache slots that held no token, over all steps so far."""
-        return self._slots_empty / self._slots_allocated if self._slots_allocated else 0.0
+        return self._waste.share
 
     def check_integrity(self) -> None:
         """Check blocks, queues and promises against each other.

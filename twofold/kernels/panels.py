@@ -49,6 +49,7 @@ class Rounding:
         self.rows = rows
         self._made: dict[tuple[int, int], tuple[stages.Rounded, tuple[Tensor, ...]]] = {}
         self._wide: dict[int, Tensor] = {}
+        self._reordered: dict[int, Tensor] = {}
 
     def of(self, w: Packed) -> stages.Rounded:
         """Where activations for products with `w` go."""
@@ -68,6 +69,10 @@ class Rounding:
         """Room for gates and ups side by side, where their panels overlap."""
         return self._wide.setdefault(width, torch.empty(self.rows, width))
 
+    def reordered(self, width: int) -> Tensor:
+        """Room for rows in the order of a weight's groups."""
+        return self._reordered.setdefault(width, torch.empty(self.rows, width))
+
 
 def inputs_of(w: Packed) -> int:
     """K as the panels have it, filled up."""
@@ -80,11 +85,13 @@ def panels_of(w: Packed) -> stages.Panels:
     return stages.Panels(
         codes=w.codes.data_ptr(),
         scales=stages.numbers(w.scales),
-        zeros=None if w.zeros is None else w.zeros.data_ptr(),
+        zeros=None if w.zeros is None or w.offset else w.zeros.data_ptr(),
+        offsets=w.zeros.data_ptr() if w.zeros is not None and w.offset else None,
         bits=w.bits,
         group=w.group or inputs,
         inputs=inputs,
         groups=groups,
+        floats=w.codes.is_floating_point(),
     )
 
 
@@ -98,12 +105,17 @@ def stages_for(
     *,
     act: str = "none",
     gated: bool = False,
+    order_K: Tensor | None = None,
 ) -> list[ctypes.Structure]:
-    """The stages of out = act(a Wᵀ + b), as `linear.stage_of` for a weight in panels.
+    """The stages of out = act(a Wᵀ + b), as `linear.stage_of` for a weight in panels; `order_K` is its inputs' order.
 
     `rows` is the address of the row count, read when the stages run, at most `rounding.rows`. `gated`: w holds the
     gates' rows and then the ups', and out = act(gate) · up.
     """
+    if order_K is not None:
+        mine = rounding.reordered(w.k)
+        after = stages_for(mine, w, b_N, out, rows, rounding, act=act, gated=gated)
+        return [reorder_stage(a_TK, order_K, mine, rows), *after]
     if gated and w.n // 2 % 16:
         wide = rounding.wide(w.n)
         return [*stages_for(a_TK, w, b_N, wide, rows, rounding), wide_gate(wide, out, rows, act)]
@@ -135,6 +147,19 @@ def quantize_stage(a_TK: Tensor, w: Packed, rows: int, rounding: Rounding) -> st
         a=a_TK.data_ptr(),
         a_stride=a_TK.stride(0),
         out=rounding.of(w),
+    )
+
+
+def reorder_stage(x_TK: Tensor, order_K: Tensor, out: Tensor, rows: int) -> stages.Reorder:
+    """The stage that puts each row's numbers into the order of a weight's groups."""
+    return stages.Reorder(
+        rows=rows,
+        order=order_K.data_ptr(),
+        width=len(order_K),
+        source=x_TK.data_ptr(),
+        source_stride=x_TK.stride(0),
+        out=out.data_ptr(),
+        out_stride=out.stride(0),
     )
 
 
@@ -197,7 +222,7 @@ def rows_of(ids_T: Tensor, w: Packed) -> Tensor:
 def can_round(w: Tensor, into: Packed) -> bool:
     """Whether `round_into` takes these."""
     here = w.device.type == "cpu" and w.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return here and fits(into) and not native.missing()
+    return here and fits(into) and not native.missing() and into.whole
 
 
 def round_into(w_NK: Tensor, into: Packed) -> bool:

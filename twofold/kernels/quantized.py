@@ -1,6 +1,9 @@
 """Products with quantized weights, w = scale · (code − zero): the exact arithmetic, and the panels it is computed from.
 
-    codes of a panel of 16 outputs      int8  [N/16][K/4][16 outputs][4 inputs]   s8
+Two kinds of weights that other tools make are kept as they are too, for float activations: codes that are themselves
+small floats (e4m3), and zeros that are floats, which are then added: w = scale · code + zero.
+
+    codes of a panel of 16 outputs      int8  [N/16][K/4][16 outputs][4 inputs]   s8, or e4m3
                                         int4  [N/16][K/8][16 outputs][4 bytes]    inputs 0-3 in the low halves of the
                                                                                   bytes, inputs 4-7 in the high ones
     scales, zeros                             [N/16][groups][16 outputs]
@@ -36,7 +39,8 @@ _TIE, _BELOW = 0x1000_0000, 0x1FFF_FFFF  # the 29 bits that fp32 drops from an f
 
 
 class Packed(NamedTuple):
-    """A quantized weight in panels: `codes` int8, or uint8 with two int4 each; `scales`; `zeros`, None when symmetric.
+    """A quantized weight in panels: `codes` int8 or e4m3, or uint8 with two int4 each; `scales`; `zeros`, None when
+    symmetric.
 
     `group` is how many inputs share a scale, 0 for all; `dynamic` says that activations are rounded to int8 by row and
     group. Experts have one more dimension in front.
@@ -52,7 +56,17 @@ class Packed(NamedTuple):
 
     @property
     def bits(self) -> int:
-        return 8 if self.codes.dtype == torch.int8 else 4
+        return 4 if self.codes.dtype == torch.uint8 else 8
+
+    @property
+    def offset(self) -> bool:
+        """Whether zeros are floats that are added."""
+        return self.zeros is not None and self.zeros.is_floating_point()
+
+    @property
+    def whole(self) -> bool:
+        """Whether codes and zeros are whole numbers."""
+        return not self.offset and not self.codes.is_floating_point()
 
     @property
     def nbytes(self) -> int:
@@ -65,7 +79,7 @@ class Packed(NamedTuple):
 
 
 class Logical(NamedTuple):
-    """The same weight as numbers one can read: codes [N, K] (int8, or uint8 of 0..15), scale [N, G], zero [N, G]."""
+    """The same weight as numbers one can read: codes [N, K] (int8, e4m3, uint8 of 0..15), scale [N, G], zero [N, G]."""
 
     codes: Tensor
     scale: Tensor
@@ -74,7 +88,12 @@ class Logical(NamedTuple):
 
 def neutral(codes: Tensor) -> int:
     """The zero of a symmetric weight: 0 for int8, 8 for int4."""
-    return 0 if codes.dtype == torch.int8 else 8
+    return 8 if codes.dtype == torch.uint8 else 0
+
+
+def plain(w: Packed) -> bool:
+    """Whether every kernel takes this weight: whole numbers in groups of 32 or more. The others are widened first."""
+    return w.whole and w.group != 16
 
 
 # -------------------------------------------------------------------------------------------------- panels
@@ -83,17 +102,20 @@ def pack(logical: Logical, group: int, dynamic: bool) -> Packed:
     codes_NK, scale_NG, zero_NG = logical
     n, k = codes_NK.shape[-2:]
     idle = neutral(codes_NK)
+    kind = codes_NK.dtype
+    codes_NK = codes_NK.view(torch.int8) if codes_NK.is_floating_point() else codes_NK
     wide = -k % (group or EVEN)
-    if wide and zero_NG is not None:
+    offset = zero_NG is not None and zero_NG.is_floating_point()
+    if wide and zero_NG is not None and not offset:
         codes_NK = torch.cat((codes_NK, zero_NG[..., -1:].expand(*zero_NG.shape[:-1], wide)), -1)
     elif wide:
         codes_NK = F.pad(codes_NK, (0, wide), value=idle)
     rows = -n % LANES
     codes_NK = F.pad(codes_NK, (0, 0, 0, rows), value=idle)
     scale_NG = F.pad(scale_NG, (0, 0, 0, rows))
-    zero_NG = F.pad(zero_NG, (0, 0, 0, rows), value=idle) if zero_NG is not None else None
+    zero_NG = F.pad(zero_NG, (0, 0, 0, rows), value=0.0 if offset else idle) if zero_NG is not None else None
     return Packed(
-        codes=_codes_to_panels(codes_NK),
+        codes=_codes_to_panels(codes_NK).view(kind),
         scales=_by_lanes(scale_NG),
         zeros=_by_lanes(zero_NG) if zero_NG is not None else None,
         n=n,
@@ -137,8 +159,11 @@ def dequantize(logical: Logical, group: int) -> Tensor:
     """The weights as fp32 [..., N, K]; exact for scales of bf16 and fp16."""
     codes_NK, scale_NG, zero_NG = logical
     k = codes_NK.shape[-1]
+    scale_NK = _spread(scale_NG.float(), group, k)
+    if zero_NG is not None and zero_NG.is_floating_point():
+        return codes_NK.float() * scale_NK + _spread(zero_NG, group, k)
     zero = neutral(codes_NK) if zero_NG is None else _spread(zero_NG.float(), group, k)
-    return (codes_NK.float() - zero) * _spread(scale_NG.float(), group, k)
+    return (codes_NK.float() - zero) * scale_NK
 
 
 def _spread(x_NG: Tensor, group: int, k: int) -> Tensor:
@@ -229,7 +254,8 @@ def quantized_rows(ids_T: Tensor, w: Packed) -> Tensor:
     """Rows of a table in panels, widened to fp32: [T] to [T, K]."""
     panel_T, lane_T = ids_T // LANES, ids_T % LANES
     zeros = w.zeros[panel_T, :, lane_T] if w.zeros is not None else None
-    codes = w.codes[panel_T, :, lane_T]  # [T, K/4, 4] or, two to a byte, [T, K/8, 4]
+    kind = torch.int8 if w.codes.is_floating_point() else w.codes.dtype
+    codes = w.codes.view(kind)[panel_T, :, lane_T].view(w.codes.dtype)  # [T, K/4, 4] or, two to a byte, [T, K/8, 4]
     codes_TK = codes.flatten(-2) if w.bits == 8 else torch.stack((codes & 15, codes >> 4), -2).flatten(-3)
     return dequantize(Logical(codes_TK[:, : w.k], w.scales[panel_T, :, lane_T], zeros), w.group)
 

@@ -1,8 +1,8 @@
 """From logits to tokens in one fixed order, each row by itself.
 
-    logits ─▶ allowed ids ─▶ bias ─▶ bans ─▶ repetition ─▶ frequency ─▶ presence ─▶ greedy: argmax
-                                                                                └▶ temperature
-         token ◀─ inverse CDF at u ◀─ top-p, of what is left ◀─ top-k ◀─ min-p ◀─ softmax ◀────┘
+    logits ─▶ mask ─▶ allowed ids ─▶ bias ─▶ bans ─▶ repetition ─▶ frequency ─▶ presence ─▶ greedy: argmax
+                                                                                         └▶ temperature
+                  token ◀─ inverse CDF at u ◀─ top-p, of what is left ◀─ top-k ◀─ min-p ◀─ softmax ◀────┘
 
 - A cut keeps every token that is as likely as the last one kept, so ties never depend on how a sort went.
 - Equal logits: greedy takes the lowest id, and `top` lists lower ids first.
@@ -32,12 +32,13 @@ STRIP = 256
 """Tokens whose mass is summed first when one is drawn: a running sum over a whole vocabulary is slow."""
 
 NOT_FINITE = "the model's logits are not finite"
-NOTHING_LEFT = "no token is left to choose: allowed_token_ids are all banned by min_tokens"
+NOTHING_LEFT = "no token is left to choose: the grammar, allowed_token_ids and min_tokens leave none in common"
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """How one row's token is chosen. Temperature 0 is greedy; `u` in [0, 1) decides a draw; `top_k` 0 is off.
 
+    `mask` has a bit for each id that may come, in little-endian words of 32; None: every id may.
     `seen` are the ids that the repetition penalty touches, `counted` those that frequency and presence count.
     `report` asks for log-probabilities, with `tops` alternatives.
     """
@@ -52,6 +53,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     presence: float = 0.0
     seen: Sequence[int] = ()
     counted: Sequence[int] = ()
+    mask: bytes | None = None
     allowed: Sequence[int] | None = None
     bias: Mapping[int, float] = msgspec.field(default_factory=dict)
     banned: Sequence[int] = ()
@@ -142,7 +144,7 @@ def _rows(x_RV: Tensor, rows: list[int]) -> Tensor:
 
 # ---------------------------------------------------------------------------------- logits, row by row where asked for
 def _edited(logits_RV: Tensor, choices: Sequence[Choice]) -> Tensor:
-    """Logits after allowed ids, bias, bans and penalties; the same tensor when no row asks for any."""
+    """Logits after masks, allowed ids, bias, bans and penalties; the same tensor when no row asks for any."""
     out = logits_RV
     for row, choice in enumerate(choices):
         edits = [edit for wanted, edit in _EDITS if wanted(choice)]
@@ -161,6 +163,11 @@ def _for_beams(logits_RV: Tensor, choices: Sequence[Choice]) -> Tensor:
     out_RV = logits_RV.clone()
     out_RV[rows] = torch.log_softmax(logits_RV[rows], -1)
     return out_RV
+
+
+def _mask(x_V: Tensor, choice: Choice) -> None:
+    bits = torch.frombuffer(bytearray(choice.mask or b""), dtype=torch.uint8)[:, None] >> torch.arange(8)
+    x_V[(bits & 1).view(-1)[: x_V.shape[0]].to(x_V.device) == 0] = -torch.inf
 
 
 def _allow(x_V: Tensor, choice: Choice) -> None:
@@ -193,6 +200,7 @@ def _frequency_and_presence(x_V: Tensor, choice: Choice) -> None:
 
 
 _EDITS: tuple[tuple[Callable[[Choice], bool], Callable[[Tensor, Choice], None]], ...] = (
+    (lambda choice: choice.mask is not None, _mask),
     (lambda choice: choice.allowed is not None, _allow),
     (lambda choice: bool(choice.bias), _bias),
     (lambda choice: bool(choice.banned), _ban),

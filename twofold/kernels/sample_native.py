@@ -45,6 +45,7 @@ class _Row(Structure):
         ("banned", c_void_p),
         ("seen", c_void_p),
         ("counted", c_void_p),
+        ("mask", c_void_p),
         ("bias", c_void_p),
         ("top_values", c_void_p),
         ("top_ids", c_void_p),
@@ -74,7 +75,7 @@ class _Lists:
     """Arrays that a stage points into, kept alive for as long as it may run."""
 
     def __init__(self) -> None:
-        self._kept: list[array[int] | array[float]] = []
+        self._kept: list[array[int] | array[float] | bytes] = []
 
     def ids(self, ids: Iterable[int] | None) -> tuple[int, int]:
         """Address and length of a copy in int32."""
@@ -82,6 +83,13 @@ class _Lists:
 
     def numbers(self, numbers: Iterable[float]) -> int:
         return self._keep(array("f", numbers))[0]
+
+    def bits(self, mask: bytes, vocab: int) -> int:
+        """Address of a mask, which has a bit for every id."""
+        if len(mask) < -(-vocab // 32) * 4:
+            raise IndexError(f"a mask of {8 * len(mask)} bits for a vocabulary of {vocab}")
+        self._kept.append(mask)
+        return ctypes.cast(ctypes.c_char_p(mask), c_void_p).value or 0
 
     def _keep(self, made: array[int] | array[float]) -> tuple[int, int]:
         self._kept.append(made)
@@ -96,10 +104,15 @@ def choose_rows(logits_RV: Tensor, choices: Sequence[Choice]) -> list[Chosen | s
     """
     rows, lists = (_Row * len(choices))(), _Lists()
     tops = _Tops([choice.tops if choice.report else 0 for choice in choices])
-    for row, choice in zip(rows, choices):
+    for number, (row, choice) in enumerate(zip(rows, choices)):
+        if number and choice is choices[number - 1]:
+            rows[number] = rows[number - 1]
+            continue
         row.temperature, row.top_p, row.u = choice.temperature, choice.top_p, choice.u
         row.top_k, row.min_p, row.report = max(0, choice.top_k), choice.min_p, REPORTS[choice.report]
         row.repetition, row.frequency, row.presence = choice.repetition, choice.frequency, choice.presence
+        if choice.mask is not None:
+            row.mask = lists.bits(choice.mask, logits_RV.shape[1])
         if choice.allowed is not None:
             row.allowed, row.allows = lists.ids(choice.allowed)
         if choice.bias:

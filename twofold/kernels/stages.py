@@ -130,6 +130,19 @@ class Gather(Structure):
     )
 
 
+class Reorder(Structure):
+    _fields_ = (
+        ("rows", c_void_p),
+        ("order", c_void_p),
+        ("width", c_int32),
+        ("unused", c_int32),
+        ("source", c_void_p),
+        ("source_stride", c_int64),
+        ("out", c_void_p),
+        ("out_stride", c_int64),
+    )
+
+
 class Finite(Structure):
     _fields_ = (
         ("rows", c_void_p),
@@ -264,10 +277,13 @@ class Panels(Structure):
         ("codes", c_void_p),
         ("scales", Numbers),
         ("zeros", c_void_p),
+        ("offsets", c_void_p),
         ("bits", c_int32),
         ("group", c_int32),
         ("inputs", c_int32),
         ("groups", c_int32),
+        ("floats", c_int32),
+        ("unused", c_int32),
     )
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError
 from ..quant.codes import Quantized
-from ..quant.compressed import Stored
 from ..quant.linear import QuantLinear
+from ..quant.stored import Stored
 from .decoder import Decoder
 from .layout import Layouts, Piece, Slot, held, quantized_modules
 from .scoring import SAME, Exchange
@@ -35,7 +35,7 @@ class Filler:
         self._filled: set[str] = set()
         counts: dict[str, int] = {}
         for slot in self.layouts.slots.values():
-            counts[slot.inner] = counts.get(slot.inner, 0) + 1
+            counts[slot.inner] = counts.get(slot.inner, 0) + (not isinstance(slot, Piece) or slot.needed)
         self._staged = {
             f"{place}.weight": Staged(module, counts[f"{place}.weight"])
             for place, module in quantized_modules(decoder).items()
@@ -48,10 +48,10 @@ class Filler:
             CheckpointError: a left-over or repeated tensor, or one of another shape or dtype.
         """
         spare = name in self._exchange.spare
-        slot = None if spare else self.layouts.find(name, codes=not dtype.is_floating_point)
+        slot = None if spare else self.layouts.find(name, codes=dtype.itemsize < 2 or not dtype.is_floating_point)
         if slot is None:
             return None
-        if shape != slot.shape:
+        if shape != slot.shape and not (isinstance(slot, Piece) and not slot.needed):
             raise CheckpointError(f"tensor '{name}' has shape {list(shape)}; config.json asks for {list(slot.shape)}")
         self._check_kind(name, slot, dtype)
         if self.is_tied_head(name):
@@ -64,8 +64,8 @@ class Filler:
 
     def _check_kind(self, name: str, slot: Slot, dtype: torch.dtype) -> None:
         if isinstance(slot, Piece):
-            wanted = slot.stored.dtype(slot.part)
-            if dtype != wanted and not (slot.part == "shape" and dtype == torch.int32):
+            if dtype not in slot.dtypes:
+                wanted = " or ".join(map(str, slot.dtypes))
                 raise CheckpointError(f"tensor '{name}' is {dtype}; config.json asks for {wanted}")
         elif not dtype.is_floating_point or dtype.itemsize < 2:
             raise CheckpointError(
@@ -116,6 +116,7 @@ class Filler:
             CheckpointError: naming the missing tensors.
         """
         empty = [slot for name, slot in self.layouts.slots.items() if name not in self._filled]
+        empty = [slot for slot in empty if not isinstance(slot, Piece) or slot.needed]
         missing = [slot.name for slot in empty if slot.inner not in self._exchange.lacking]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -124,28 +125,50 @@ class Filler:
 
 
 class Staged:
-    """A quantized weight whose parts come one by one; it goes into its panels when all `missing` are there."""
+    """A quantized weight whose parts come one by one; it goes into its panels when all `missing` are there.
+
+    Parts of one matrix are decoded together, and the matrices put together as the decoder has them.
+    """
 
     def __init__(self, module: QuantLinear, missing: int) -> None:
         self.module = module
         self._missing = self._all = missing
+        self._parts: dict[str, dict[str, Tensor]] = {}
         self._held: dict[str, Tensor] = {}
 
     def put(self, name: str, slot: Slot, tensor: Tensor, worth: int) -> None:
         """One tensor, that counts for `worth` parts."""
         if not isinstance(slot, Piece):
             slot.write(self._room("float", tensor.dtype, self.module.k), tensor)
-        elif slot.part == "shape":
-            if tensor.tolist() != list(slot.whole.shape):
-                raise CheckpointError(f"'{name}' says {tensor.tolist()}; config.json asks for {slot.whole.shape}")
+        elif not slot.needed:
+            if why := slot.stored.spare(slot.part, tensor):
+                raise CheckpointError(f"tensor '{name}': {why}")
+            return
         else:
-            format = self.module.format
-            width = self.module.k if slot.part == "codes" else format.groups(self.module.k)
-            dtype = format.scale_dtype if slot.part == "scale" else format.code_dtype
-            slot.put(self._room(slot.part, dtype, width), tensor)
+            parts = self._parts.setdefault(slot.whole.name, {})
+            parts[slot.part] = tensor.clone()
+            names = slot.stored.parts(slot.whole.name, *slot.whole.shape)
+            if all(key in parts for key, part in names.items() if part.needed):
+                self._decode(name, slot, self._parts.pop(slot.whole.name))
         self._missing -= worth
         if not self._missing:
             self._close(name)
+
+    def _decode(self, name: str, slot: Piece, parts: dict[str, Tensor]) -> None:
+        """The parts of one matrix into its place among the codes, scales and zeros."""
+        try:
+            found = slot.stored.decode(parts, *slot.whole.shape).cast(self.module.format)
+        except CheckpointError as error:
+            raise CheckpointError(f"around tensor '{name}': {error}") from None
+        for key, numbers in (("codes", found.codes), ("scale", found.scale), ("zero", found.zero)):
+            if numbers is not None:
+                slot.whole.write(self._room(key, numbers.dtype, numbers.shape[-1]), numbers)
+        if found.order is not None:
+            first = self._held.setdefault("order", found.order)
+            if not torch.equal(first, found.order):
+                raise CheckpointError(
+                    f"around tensor '{name}': matrices that are multiplied as one have their inputs in different orders"
+                )
 
     def _room(self, part: str, dtype: torch.dtype, width: int) -> Tensor:
         if part not in self._held:
@@ -160,7 +183,8 @@ class Staged:
         if "float" in held:
             self.module.round(held["float"])
         else:
-            self.module.put(Quantized(held["codes"], held["scale"], held.get("zero"), format))
+            parts = held["codes"], held["scale"], held.get("zero")
+            self.module.put(Quantized(*parts, format, held.get("order")))
 
     def agrees(self, tensor: Tensor) -> bool:
         """Whether float weights are what these codes were rounded from, as far as a step allows."""

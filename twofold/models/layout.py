@@ -5,7 +5,7 @@
     ....mlp.experts.5.w1.weight           [52, 48]    <->   layers.3.experts.gate_up.weight[5, 0:52]
 
 A Slot is one such line. The map is strict: each slot must be filled once, and nothing else may be in the checkpoint.
-Where the decoder holds a quantized weight, its slots are pieces: codes, scales and zeros, each cut as the weight is.
+Where the decoder holds a quantized weight, its slots are pieces: codes, scales and zeros, as their writer has them.
 Float weights are understood there too when reading, and rounded when the last of them is there.
 """
 
@@ -15,12 +15,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError
 from ..quant.codes import Quantized
-from ..quant.compressed import Part, Stored, is_packed, part_of
+from ..quant.compressed import Compressed, is_packed, written
+from ..quant.disk import CACHE_SCALES
 from ..quant.linear import QuantLinear
+from ..quant.stored import Stored
 from .decoder import Choice, Decoder
 from .scoring import TENSOR
 from .spec import Attention, Layout, ModelSpec
@@ -85,18 +88,23 @@ class Piece(Slot):
     """One part of a quantized weight on disk. `whole` is the slot that the weight would have as floats, [n, k]."""
 
     whole: Slot
-    part: Part
+    part: str
     stored: Stored
-
-    def put(self, staged: Tensor, source: Tensor) -> None:
-        """Decode a checkpoint's tensor into its place among the staged codes, scales or zeros of the weight."""
-        self.whole.write(staged, self.stored.decode(self.part, source, *self.whole.shape))
+    dtypes: tuple[torch.dtype, ...]
+    needed: bool = True
 
     def take(self, quantized: Quantized) -> Tensor:
-        """The tensor as the checkpoint has it."""
-        numbers = part_of(quantized, self.part)
-        rows, width = self.whole.shape[0], numbers.shape[-1]
-        return self.stored.encode(self.part, replace(self.whole, shape=(rows, width)).read(numbers))
+        """The tensor as the checkpoint that we write has it."""
+        assert isinstance(self.stored, Compressed)
+        n = self.whole.shape[0]
+
+        def own(numbers: Tensor) -> Tensor:
+            return replace(self.whole, shape=(n, numbers.shape[-1])).read(numbers)
+
+        zero = None if quantized.zero is None else own(quantized.zero)
+        order = quantized.order if quantized.order is None or not self.at else quantized.order[self.at[:-1]]
+        mine = Quantized(own(quantized.codes), own(quantized.scale), zero, quantized.format, order)
+        return self.stored.encode(self.part, mine, n)
 
 
 class Layouts:
@@ -120,6 +128,7 @@ class Layouts:
         heads = (names["head"] for names in (self.names.table, self.names.also) if "head" in names)
         self.tied_heads = {f"{head}.weight" for head in heads} if spec.tied else set()
         self._deaf = {TENSOR} if spec.score is None else set()
+        self._stored = bool(stored)
         self._add_quantized(decoder, stored or {})
         self.embed = next(name for name, slot in self._floats().items() if slot.inner == "embed.weight")
 
@@ -127,18 +136,26 @@ class Layouts:
         held = quantized_modules(decoder)
         usual = is_packed(module.format for module in held.values())
         for place, module in held.items():
-            how = stored.get(place) or Stored(module.format, usual or place == "embed")
+            how = stored.get(place) or written(module.format, usual or place == "embed")
             inner = f"{place}.weight"
             for slot in _slots(decoder.spec, self.names.also, inner, module.shape):
                 self._also[slot.name] = slot
             for slot in _slots(decoder.spec, self.names.table, inner, module.shape):
                 self._whole[slot.name] = slot
                 whole = slot if slot.layout != "transposed" else replace(slot, layout="plain", shape=slot.shape[::-1])
-                for part, suffix in how.parts().items():
-                    name, shape = slot.name + suffix, how.shape(part, *whole.shape)
-                    self.slots[name] = Piece(
-                        name=name, shape=shape, inner=inner, at=slot.at, whole=whole, part=part, stored=how
-                    )
+                for key, part in how.parts(slot.name, *whole.shape).items():
+                    if part.needed or (stored and part.name not in self.slots):
+                        self.slots[part.name] = Piece(
+                            name=part.name,
+                            shape=part.shape,
+                            inner=inner,
+                            at=slot.at,
+                            whole=whole,
+                            part=key,
+                            stored=how,
+                            dtypes=part.dtypes,
+                            needed=part.needed,
+                        )
 
     def _floats(self) -> dict[str, Slot]:
         return {name: slot for name, slot in self.slots.items() if not isinstance(slot, Piece)} | self._whole
@@ -151,7 +168,11 @@ class Layouts:
         """The names of the slots that are filled with this one: its own, or those whose place it covers."""
         if self.slots.get(slot.name) == slot:
             return [slot.name]
-        there = {name: other for name, other in self.slots.items() if other.inner == slot.inner}
+        there = {
+            name: other
+            for name, other in self.slots.items()
+            if other.inner == slot.inner and (not isinstance(other, Piece) or other.needed)
+        }
         alike = [name for name, other in there.items() if other.at == slot.at]
         if self._whole.get(slot.name) == slot:
             return [name for name in alike if isinstance(there[name], Piece)]
@@ -174,7 +195,7 @@ class Layouts:
                 return slot
             if candidate in self.tied_heads:
                 return self._floats()[self.embed]
-        if name.endswith(self.names.ignore) or name in self._deaf:
+        if name.endswith(self.names.ignore) or name in self._deaf or (self._stored and name.endswith(CACHE_SCALES)):
             return None
         raise CheckpointError(
             f"left-over tensor '{name}': this model has no place for it; does config.json belong to these weights?"

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import CheckpointError, ConfigError
-from ..quant.compressed import Stored, read_config, write_config
-from ..quant.format import Format, named
+from ..quant.blocks import together
+from ..quant.compressed import write_config
+from ..quant.disk import stored_weights
+from ..quant.format import SCALES, Format, named
 from ..quant.linear import QuantLinear
+from ..quant.stored import Find, Stored
 from .decoder import Decoder
 from .layout import Layouts
 from .shards import Shard
@@ -35,14 +38,15 @@ def sites(decoder: Decoder) -> dict[str, Weight | QuantLinear]:
     for name, module in decoder.named_modules():
         if isinstance(module, Weight | QuantLinear):
             parent, _, last = name.rpartition(".")
-            if name == table or (parent.startswith("layers.") and last in PROJECTIONS):
+            mine = name == table or (name == "embed" and isinstance(module, QuantLinear))
+            if mine or (parent.startswith("layers.") and last in PROJECTIONS):
                 found[name] = module
     return found
 
 
 def table_format(layers: Format) -> Format:
     """The format of the head, and of an embedding that is the head: one int8 scale a row."""
-    return replace(layers, bits=8, group=0, symmetric=True)
+    return replace(layers, bits=8, group=0, symmetric=True, numbers="int", tensor=False, offset=False, ordered=False)
 
 
 def formats(decoder: Decoder, name: str, *, table: bool = True) -> dict[str, Format]:
@@ -59,7 +63,7 @@ def formats(decoder: Decoder, name: str, *, table: bool = True) -> dict[str, For
 def check_config(told: Mapping[str, Any] | None) -> None:
     """Refuse a `quantization_config` that Twofold does not build. Raises CheckpointError naming the setting."""
     if told:
-        read_config(told, ())
+        stored_weights(told, ())
 
 
 def stored_formats(decoder: Decoder, config: Mapping[str, Any], shards: list[Shard]) -> dict[str, Stored]:
@@ -77,31 +81,47 @@ def stored_formats(decoder: Decoder, config: Mapping[str, Any], shards: list[Sha
         for slot in Layouts(decoder).slots.values()
         if slot.inner.removesuffix(".weight") in places and slot.inner != "embed.weight"
     }
-    by_module, embedding = read_config(told, modules)
-    scales = {name: entry.dtype for shard in shards for name, entry in shard.entries.items() if name.endswith("_scale")}
+    where = {name: shard for shard in shards for name in shard.entries}
+
+    def find(name: str) -> Tensor | None:
+        return where[name].tensor(name) if name in where else None
+
+    by_module, embedding = stored_weights(told, modules, find)
     found: dict[str, Stored] = {}
-    for module, place in modules.items():
-        stored = by_module.get(module)
-        stored = _with_scale(stored, scales.get(f"{module}.weight_scale")) if stored else None
-        first = next(name for name, its in modules.items() if its == place)
-        if module == first and stored is not None:
-            found[place] = stored
-        elif found.get(place) != stored:
-            raise CheckpointError(
-                f"'{first}' and '{module}' are multiplied as one and must be quantized alike; they are not"
-            )
+    for place in dict.fromkeys(modules.values()):
+        first, *others = (module for module, its in modules.items() if its == place)
+        ways = {
+            f"{module}.weight": _with_scale(by_module[module], f"{module}.weight", find)
+            for module in (first, *others)
+            if module in by_module
+        }
+        alike = set(ways.values()) if told.get("quant_method") != "gguf" else set()
+        for module in others:
+            if len(alike) > 1 or (f"{module}.weight" in ways) != (f"{first}.weight" in ways):
+                raise CheckpointError(
+                    f"'{first}' and '{module}' are multiplied as one and must be quantized alike; they are not"
+                )
+        if ways:
+            found[place] = together(ways)
+            if ".experts." in place and found[place].format.ordered:
+                raise CheckpointError(f"{place}: experts whose inputs are in an order of their own are not read")
     if embedding is not None:
-        if not decoder.spec.tied:
-            raise CheckpointError("config.json: only an embedding that is also the head can be quantized")
-        found["embed"] = _with_scale(embedding, scales.get(Layouts(decoder).embed + "_scale"))
+        found["embed"] = _with_scale(embedding, Layouts(decoder).embed, find)
     return found
 
 
-def _with_scale(stored: Stored, dtype: torch.dtype | None) -> Stored:
-    scale = str(dtype).removeprefix("torch.")
-    if scale not in ("float32", "float16"):
-        return stored  # bf16; another dtype is refused when the tensor is claimed
-    return replace(stored, format=replace(stored.format, scale="float32" if scale == "float32" else "float16"))
+S = TypeVar("S", bound=Stored)
+
+
+def _with_scale(stored: S, name: str, find: Find) -> S:
+    """The same with the dtype that its scales have; one that they cannot have is refused when the tensor is claimed."""
+    parts = stored.parts(name, 1024, 1024)
+    scale = find(parts["scale"].name) if "scale" in parts else None
+    if scale is None or scale.dtype not in SCALES.values():
+        return stored
+    kept: Any = next(word for word, dtype in SCALES.items() if dtype == scale.dtype)
+    changed: Any = stored
+    return cast(S, replace(changed, format=replace(stored.format, scale=kept)))
 
 
 def prepare(decoder: Decoder, formats: Formats) -> None:
@@ -110,7 +130,9 @@ def prepare(decoder: Decoder, formats: Formats) -> None:
         weight = decoder.get_submodule(place)
         if isinstance(weight, Weight):
             shape = tuple(weight.weight.shape)
-            swap(decoder, place, QuantLinear(format.empty(*shape, device=weight.weight.device), format, weight.bias))
+            device = weight.weight.device
+            order = torch.empty(shape[-1], dtype=torch.int32, device=device) if format.ordered else None
+            swap(decoder, place, QuantLinear(format.empty(*shape, device=device), format, weight.bias, order))
 
 
 def swap(decoder: Decoder, place: str, module: nn.Module) -> None:

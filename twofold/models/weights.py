@@ -23,16 +23,19 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError, ConfigError, unknown
 from ..core.sparse import sparse_attention
-from ..quant.compressed import Stored
+from ..quant.compressed import check_written
 from ..quant.format import Format
 from ..quant.linear import QuantLinear
+from ..quant.stored import Stored
 from .decoder import Decoder
 from .families import ENCODERS, FAMILIES
 from .filler import Filler
+from .gguf.file import GgufFile
+from .gguf.tensors import LINK, GgufShard
 from .layout import Layouts, Piece, Slot, held, quantized_modules
 from .lora import loras
 from .memory import give_memory
-from .quantized import KEY, check_config, config_of, formats, prepare, stored_formats
+from .quantized import KEY, check_config, config_of, formats, formats_of, prepare, stored_formats
 from .reader import Reader
 from .scoring import CAUSAL, Exchange, scored
 from .shards import Pending, Shard, write_shard
@@ -250,6 +253,7 @@ def save(
         raise CheckpointError(
             "save: config describes another model than the decoder; give the config it was built from"
         )
+    check_written(formats_of(decoder).values())
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     files = plan_files(decoder, shard_bytes, dtype=dtype)
@@ -314,7 +318,7 @@ def _pending(
         if isinstance(slot, Piece):
             module = quantized[slot.inner.removesuffix(".weight")]
             take = partial(_take, slot, module)
-            yield Pending(name=name, dtype=slot.stored.dtype(slot.part), shape=slot.shape, values=take)
+            yield Pending(name=name, dtype=slot.dtypes[0], shape=slot.shape, values=take)
         else:
             parameter = parameters[slot.inner].detach()
             values = partial(_read, slot, whole or {slot.inner: parameter}.__getitem__)
@@ -340,6 +344,8 @@ def open_shards(path: Path) -> list[Shard]:
         return [Shard(path / SINGLE)]
     if (path / INDEX).exists():
         return _indexed(path)
+    if (path / LINK).exists():
+        return [GgufShard(GgufFile(path / LINK))]
     pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
     if pickled:
         raise CheckpointError(

@@ -19,14 +19,13 @@ from ..kernels.moe import gate_stage, route_stage
 from ..kernels.norm import stage_of as norm_stage
 from ..kernels.panels import Rounding, embed_stage, wide_gate
 from ..kernels.panels import stages_for as panel_stages
-from ..kernels.quantized import Packed
 from ..quant.linear import QuantLinear
 from . import adapters
 from .beside import Beside
 from .decoder import Decoder, Layer
 from .lora import Lora
 from .spec import Gated, Mixture, Parallel, PostOutput, PostResidual, Pre, PreFfn, Rope, Sandwich
-from .tensors import Normalise, Weight
+from .tensors import Normalise, Weight, each_expert
 from .working import Working
 
 Stages = list[ctypes.Structure]
@@ -260,7 +259,7 @@ class Writer(Working):
         how = mixing.weights_TC, mixing.chosen_TC, self.tokens, layer.choice.bias[0] if ffn.biased else None
         self._stage(route_stage(logits_TE, ffn.renormalise, *how))
         gate_up, down = (
-            Matrices(_each_expert(module), gated=gated)
+            Matrices(each_expert(module), gated=gated)
             for module, gated in ((layer.experts.gate_up, True), (layer.experts.down, False))
         )
         self._kept += [gate_up, down]
@@ -310,7 +309,8 @@ class Writer(Working):
     ) -> None:
         if isinstance(module, QuantLinear):
             w, rounding = module.packed, self.rounding
-            self._written += panel_stages(source, w, module.bias, out, rows, rounding, act=act, gated=gated)
+            b, order = module.bias, module.order
+            self._written += panel_stages(source, w, b, out, rows, rounding, act=act, gated=gated, order_K=order)
         else:
             self._stage(linear_stage(source, module.weight, module.bias, out, rows, act=act, gated=gated))
 
@@ -389,10 +389,3 @@ class Writer(Working):
 
 def _width(ffn: object) -> int:
     return int(getattr(ffn, "width", 1))
-
-
-def _each_expert(module: Weight | QuantLinear) -> Sequence[Tensor] | Sequence[Packed]:
-    if isinstance(module, QuantLinear):
-        packed = module.packed
-        return [packed.expert(i) for i in range(len(packed.codes))]
-    return module.weight.detach().unbind()

@@ -4,7 +4,12 @@ names.py   the formats' names, free of torch
 format.py  Format: its bytes, arithmetic, panels and cuts
 codes.py   Quantized: codes, scales and zeros, and how they are chosen
 linear.py  QuantLinear: a layer whose weight is kept in panels
-compressed.py  quantized weights on disk, as compressed-tensors has them
+stored.py  Stored: how a quantized weight lies in a checkpoint
+compressed.py  as compressed-tensors has them: read and written
+words.py   as GPTQ's and AWQ's tools have them
+blocks.py  as GGUF has them, in blocks
+fp8.py     e4m3 numbers with scales
+disk.py    what a checkpoint says of its own quantization
 config.py  Recipe: how a model is quantized
 calibrate.py  a model quantized layer by layer on real text
 observe.py what passes through a layer

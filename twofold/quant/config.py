@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..core import ConfigError
-from .names import GROUPS, MEANING, name_of, short
+from .names import GROUPS, MEANING, short
 
 Method = Literal["rtn", "gptq", "awq", "smoothquant"]
 
@@ -20,13 +20,15 @@ class Recipe:
     """
 
     format: str = "int4"
-    """int8, int4, or a whole name such as int4-g64-asym-weight-only; the next three change parts of it."""
+    """int8, int4, fp8, or a whole name such as int4-g64-asym-weight-only; the next four change parts of it."""
     group: int | None = None
     """Inputs that share a scale: 32, 64, 128, or 0 for all (by default 0 for int8, 32 for int4)."""
     asymmetric: bool = False
     """A zero for each scale, for weights that lean to one side."""
     weight_only: bool = False
-    """Activations stay float; else they are rounded to int8 as they come."""
+    """Activations stay float; else they are rounded to int8 as they come, by row (token) and group."""
+    per_tensor: bool = False
+    """One scale for a whole matrix, for int8 and fp8."""
     method: Method = "rtn"
     """rtn rounds to nearest; gptq, awq and smoothquant look at what passes through each layer."""
     alpha: float = 0.5
@@ -40,14 +42,20 @@ class Recipe:
 
     def __post_init__(self) -> None:
         name = short(self.format)
-        bits = MEANING[name][0]
+        meaning = MEANING[name]
         if self.group is not None and self.group not in GROUPS:
             raise ConfigError(f"group must be {', '.join(map(str, GROUPS))}, not {self.group}")
         if not 0.0 <= self.alpha <= 1.0:
             raise ConfigError(f"alpha must be in [0, 1], not {self.alpha}")
         if not 0.0 < self.damp <= 1.0:
             raise ConfigError(f"damp must be in (0, 1], not {self.damp}")
-        if bits == 4 and self.method == "smoothquant":
+        if meaning.kind == "int4" and self.per_tensor:
+            raise ConfigError("one scale for a whole matrix is too coarse for int4: use int8 or fp8")
+        if meaning.kind == "fp8" and (self.asymmetric or self.method == "smoothquant"):
+            raise ConfigError("fp8 has no zeros, and activations stay float: leave asymmetric and smoothquant out")
+        if (self.per_tensor or meaning.tensor) and self.group:
+            raise ConfigError("one scale for a whole matrix leaves no groups: give per_tensor or group")
+        if meaning.kind == "int4" and self.method == "smoothquant":
             raise ConfigError("smoothquant moves outliers into weights, which int4 cannot hold: use awq or gptq")
         if self.weight_only and self.method == "smoothquant":
             raise ConfigError("smoothquant serves rounded activations, and weight-only has none: use awq or gptq")
@@ -55,9 +63,14 @@ class Recipe:
     @property
     def name(self) -> str:
         """The whole name of the layers' format."""
-        bits, group, symmetric, dynamic = MEANING[short(self.format)]
-        chosen = group if self.group is None else self.group
-        return name_of(bits, chosen, symmetric and not self.asymmetric, dynamic and not self.weight_only)
+        meaning = MEANING[short(self.format)]
+        tensor = self.per_tensor or meaning.tensor
+        return meaning._replace(
+            group=0 if tensor else meaning.group if self.group is None else self.group,
+            symmetric=meaning.symmetric and not self.asymmetric,
+            dynamic=meaning.dynamic and not self.weight_only,
+            tensor=tensor,
+        ).name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

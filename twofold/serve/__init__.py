@@ -8,6 +8,8 @@ app.py       the routes
 openapi.py   the OpenAPI document
 described.py what each route takes and answers
 openai.py    requests: fields, checks, and what is not done
+forms.py     what an answer must look like: response_format, structured_outputs
+judge.py     whether that can be enforced, known before the request is accepted
 messages.py  a chat's messages
 bodies.py    a body read as one of these, or the error that names the field
 readings.py  the routes of texts that are read and not continued: embeddings, scores, labels
@@ -15,6 +17,7 @@ reads.py     their requests and answers
 reading.py   one such call: its texts to the engine, and what comes of each
 tools.py     what may be called, and what was
 hearing.py   how a chat's answers are listened to
+enforced.py  the form of answers that must call
 adapters.py  those that load adapters, and which there are
 tokens.py    the routes between text and ids
 generate.py  token in, token out
@@ -26,6 +29,8 @@ said.py      what a chat's answer says next, for the APIs with shapes of their o
 responses/   OpenAI's Responses API
 anthropic/   Anthropic's Messages API
 batches/     files, and batches of requests in them
+fleet.py     several models, and which of them are in memory
+switch.py    a request's way to the model that it names
 shared.py    what all models of a server have in common
 shape.py     text and log-probabilities in OpenAI's shapes
 answers.py   those shapes

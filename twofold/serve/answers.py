@@ -67,6 +67,7 @@ class TextChoice(msgspec.Struct):
     logprobs: TextLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    structured_output_error: str | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
@@ -117,6 +118,7 @@ class ChatChoice(msgspec.Struct):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    structured_output_error: str | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
     cumulative_logprob: float | UnsetType = UNSET
     beam_score: float | UnsetType = UNSET
@@ -148,6 +150,7 @@ class ChunkChoice(msgspec.Struct):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    structured_output_error: str | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
 
 

@@ -26,6 +26,7 @@ from .choice import Choice, Piece
 from .client import EngineClient
 from .errors import HttpError
 from .hearing import Hearing
+from .judge import Judge
 from .metrics import Metrics
 
 _numbers = itertools.count()
@@ -35,11 +36,17 @@ class Call:
     """All sequences of one API call. Use as an async context: leaving it, however, frees everything in the engine."""
 
     def __init__(
-        self, client: EngineClient, metrics: Metrics, tokenizer: Tokenizer | None, hearing: Hearing | None = None
+        self,
+        client: EngineClient,
+        metrics: Metrics,
+        tokenizer: Tokenizer | None,
+        hearing: Hearing | None = None,
+        judge: Judge | None = None,
     ) -> None:
         if client.info is not None and not client.info.abilities.generates:
             raise HttpError(400, NO_TEXT, code="no_text")
         self.client = client
+        self.judge = judge
         self.metrics = metrics
         self.tokenizer = tokenizer
         self.hearing = hearing
@@ -136,8 +143,17 @@ class Call:
                     piece = self._take(choice, part)
                     if piece is not None:
                         batch.append(piece)
+            for piece in batch:
+                await self._check(piece)
             if batch:
                 yield batch
+
+    async def _check(self, piece: Piece) -> None:
+        """Hold a finished text against the schema that no grammar could hold whole."""
+        choice = self.choices[piece.index]
+        form = choice.request.params.structured_outputs
+        if piece.finish == "stop" and choice.checked is not None and form is not None and self.judge is not None:
+            piece.form_error = await self.judge.validate(form, "".join(choice.checked))
 
     def _take(self, choice: Choice, output: Output) -> Piece | None:
         if choice.finish is not None:

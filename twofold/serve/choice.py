@@ -29,6 +29,7 @@ class Piece:
     prompt: tuple[TokenOut, ...] | None = None
     finish: str | None = None
     stop_reason: int | str | None = None
+    form_error: str | None = None
     said: list[Event] | None = None
     beam: Beam | None = None
 
@@ -50,18 +51,21 @@ class _Wordless:
 
 
 class Choice:
-    """One sequence: its request, the text so far, and how it ended. Without a tokenizer the text stays empty."""
+    """One sequence: its request, the text so far, and how it ended. `checked` is the text, when it is to be looked at
+    in the end. Without a tokenizer the text stays empty.
+    """
 
     def __init__(
         self, index: int, request: Request, tokenizer: Tokenizer | None, hearing: Hearing | None = None
     ) -> None:
-        params = request.params
+        params, form = request.params, request.params.structured_outputs
         self.index = index
         self.request = request
         self.tokens = 0
         self.cached = 0
         self.shown = 0
         self.logprob = 0.0
+        self.checked: list[str] | None = [] if form is not None and form.checked_after else None
         self.thoughts = 0
         self.finish: str | None = None
         self.first_token: float | None = None
@@ -109,6 +113,8 @@ class Choice:
                 piece.stop_reason = self._stream.stopped or output.stop_reason
         self.tokens += len(piece.tokens)
         self.logprob += sum(token.logprob or 0.0 for token in piece.tokens)
+        if self.checked is not None:
+            self.checked.append(piece.text)
         self.finish = piece.finish
         if piece.finish is not None:
             self._conclude(piece)
@@ -150,4 +156,6 @@ def failure(output: Output) -> HttpError:
         return HttpError(504, "the request's time is over: ask for less or allow more", code="timeout")
     if output.finish is State.ABORT:
         return HttpError(503, output.error or "the request was stopped", code="aborted", retry_after=2)
+    if output.param is not None:
+        return HttpError(400, output.error or "the request cannot be followed", param=output.param)
     return HttpError(500, output.error or "the engine gave the request up", code="engine_error")

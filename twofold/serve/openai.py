@@ -13,6 +13,7 @@ import msgspec
 
 from ..core import RequestError
 from ..engine.sampling import EarlyStopping, LogprobsMode, SamplingParams
+from .forms import Forms
 from .messages import Message
 from .tools import Named, Tool, Tools, asked
 
@@ -22,8 +23,6 @@ MAX_TEXT = 256  # characters of an id, a salt or a name
 NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
     "functions": (([],), "send tools"),
     "function_call": (("none", "auto"), "send tool_choice"),
-    "response_format": (({"type": "text"},), "ask for the format in a message"),
-    "structured_outputs": ((), "ask for the format in a message"),
     "modalities": ((["text"],), "only text is done"),
     "audio": ((), "only text is done"),
     "prediction": ((), ""),
@@ -64,7 +63,7 @@ def check_stream(asked: Ranked) -> None:
         )
 
 
-class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Common(Forms, kw_only=True, forbid_unknown_fields=True):
     """What completions and chats share; None means the default of SamplingParams."""
 
     model: str | None = None
@@ -113,8 +112,6 @@ class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     # in NOT_DONE
     store: Any = None
     service_tier: Any = None
-    response_format: Any = None
-    structured_outputs: Any = None
     mm_processor_kwargs: Any = None
     kv_transfer_params: Any = None
 
@@ -147,6 +144,8 @@ class Common(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         if self.use_beam_search:  # nothing is drawn, so what the checkpoint says about drawing does not apply
             defaults = {name: value for name, value in defaults.items() if name == "repetition_penalty"}
             found.setdefault("temperature", 0.0)
+        if (form := self.form()) is not None:
+            found["structured_outputs"] = form
         return {**defaults, **found} | {name: value for name, value in extra.items() if value is not None}
 
 

@@ -92,12 +92,12 @@ class Shape:
         return bool(says or piece.finish or piece.prompt is not None or (needs_tokens and piece.tokens))
 
     def parts(self, piece: Piece) -> list[Piece]:
-        """A piece as the events of a stream that it becomes: one thing said each, the end with the last."""
+        """A piece as the events of a stream that it becomes: one thing said each, tokens and the end with the last."""
         said = piece.said or []
         if len(said) < 2:
             return [piece]
         parts = [replace(piece, tokens=[], prompt=None, finish=None, stop_reason=None, said=[one]) for one in said]
-        parts[0].tokens, parts[0].prompt = piece.tokens, piece.prompt
+        parts[0].prompt, parts[-1].tokens = piece.prompt, piece.tokens
         parts[-1].finish, parts[-1].stop_reason = piece.finish, piece.stop_reason
         return parts
 
@@ -133,6 +133,7 @@ class TextShape(Shape):
         text = "" if self.scores_only else piece.text
         found = a.TextChoice(piece.index, (echo if first else "") + text, finish_reason=piece.finish)
         found.stop_reason = piece.stop_reason
+        found.structured_output_error = piece.form_error or UNSET
         if self.scores_only and piece.finish:
             found.finish_reason = "length"
         if self.logprobs is not None:
@@ -177,6 +178,7 @@ class ChatShape(Shape):
         for parts in pieces:
             piece = merge(parts)
             choice = a.ChatChoice(piece.index, _message(piece), self._scores(piece), piece.finish, piece.stop_reason)
+            choice.structured_output_error = piece.form_error or UNSET
             if self.token_ids:
                 choice.token_ids = [token.id for token in piece.tokens]
             _tell_beam(choice, piece)
@@ -200,6 +202,7 @@ class ChatShape(Shape):
         for piece in pieces:
             choice = a.ChunkChoice(piece.index, _delta(piece), self._scores(piece))
             choice.finish_reason, choice.stop_reason = piece.finish, piece.stop_reason
+            choice.structured_output_error = piece.form_error or UNSET
             if self.token_ids:
                 choice.token_ids = [token.id for token in piece.tokens]
             chunk.choices.append(choice)
@@ -277,6 +280,7 @@ def merge(pieces: Sequence[Piece]) -> Piece:
         next((piece.prompt for piece in pieces if piece.prompt is not None), None),
         last.finish,
         last.stop_reason,
+        last.form_error,
         None if first.said is None and last.said is None else [one for piece in pieces for one in piece.said or ()],
         last.beam,
     )

@@ -9,7 +9,6 @@ scorers.py     a config as a function that scores a batch
 function.py    a Python function from a file or a module, in TRL's, verl's or OpenRLHF's shape
 endpoint.py    an HTTP endpoint
 builtin.py     regex, length, equals, json_schema, python_parses
-schema.py      JSON Schema: the keywords in common use
 extract.py     text, code and JSON out of a completion
 passes.py      python_passes_tests: one court for each completion
 court/         where a candidate's code meets its tests

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
+from ...data.schema import valid
 from .config import RewardConfig
 from .extract import code_of, json_of, text_of
-from .schema import valid
 from .wire import Batch, Fault, Scored, checked
 
 Row = Mapping[str, Any]  # prompt, completion, ids, and the row's columns

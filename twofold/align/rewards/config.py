@@ -10,7 +10,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ...core import ConfigError, unknown
-from .schema import check_schema
+from ...data.schema import check_schema
 
 _ALL = ("kind", "name", "weight", "timeout", "start")
 FIELDS: dict[str, tuple[str, ...]] = {

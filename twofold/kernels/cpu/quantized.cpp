@@ -62,26 +62,33 @@ struct WholeTiles {
 };
 const WholeTiles whole_tiles;
 
-// Codes of one step, 64 bytes of a panel, widened: 4 inputs of int8, 8 of int4.
-template <int BITS, int... J>
-inline void widen_step(const uint8_t* codes, I16 zero, V16 scale, float* to, std::integer_sequence<int, J...>) {
+// Codes of one step, 64 bytes of a panel, widened: 4 inputs of 8 bits, 8 of int4.
+enum class Codes { whole, offset, floats };
+
+template <int BITS, Codes KIND, int... J>
+inline void widen_step(const uint8_t* codes, I16 zero, V16 offset, V16 scale, float* to, std::integer_sequence<int, J...>) {
   const I16 words = load_words(codes);
-  if constexpr (BITS == 8) (store(to + J * LANES, to_float(code_in<8, 8 * J>(words) - zero) * scale), ...);
+  if constexpr (KIND == Codes::floats) (store(to + J * LANES, fp8_in<8 * J>(words) * scale), ...);
+  else if constexpr (KIND == Codes::offset && BITS == 8)
+    (store(to + J * LANES, to_float(code_in<8, 8 * J>(words)) * scale + offset), ...);
+  else if constexpr (KIND == Codes::offset)
+    (store(to + J * LANES, to_float(code_in<4, (J % 4) * 8 + (J / 4) * 4>(words)) * scale + offset), ...);
+  else if constexpr (BITS == 8) (store(to + J * LANES, to_float(code_in<8, 8 * J>(words) - zero) * scale), ...);
   else (store(to + J * LANES, to_float(code_in<4, (J % 4) * 8 + (J / 4) * 4>(words) - zero) * scale), ...);
 }
 
-template <int BITS>
+template <int BITS, Codes KIND>
 void widen_panel(const Panels& w, int64_t panel, int k0, int k, float* to) {
   constexpr int inner = BITS == 8 ? 4 : 8;
   const uint8_t* codes = w.codes + (panel * w.inputs + k0) * 2 * BITS;
   for (int i = k0; i < k0 + k;) {
     const int64_t at = (panel * w.groups + i / w.group) * LANES;
     const I16 zero = w.zeros ? load_whole_s8(w.zeros + at) : all_whole(BITS == 8 ? 0 : 8);
-    const V16 scale = w.scales.load16(at);
+    const V16 scale = w.scales.load16(at), offset = KIND == Codes::offset ? load(w.offsets + at) : all(0.0f);
     const int end = std::min(k0 + k, (i / w.group + 1) * w.group);
     for (; i < end; i += inner, codes += 64, to += inner * LANES) {
       prefetch(codes + AHEAD);
-      widen_step<BITS>(codes, zero, scale, to, std::make_integer_sequence<int, inner>());
+      widen_step<BITS, KIND>(codes, zero, offset, scale, to, std::make_integer_sequence<int, inner>());
     }
   }
 }
@@ -143,8 +150,11 @@ int64_t rows_of_block(const Rounded& x) {
 }
 
 void widen_panel(const Panels& w, int64_t panel, int k0, int k, float* to) {
-  if (w.bits == 8) widen_panel<8>(w, panel, k0, k, to);
-  else widen_panel<4>(w, panel, k0, k, to);
+  if (w.floats) widen_panel<8, Codes::floats>(w, panel, k0, k, to);
+  else if (w.offsets && w.bits == 8) widen_panel<8, Codes::offset>(w, panel, k0, k, to);
+  else if (w.offsets) widen_panel<4, Codes::offset>(w, panel, k0, k, to);
+  else if (w.bits == 8) widen_panel<8, Codes::whole>(w, panel, k0, k, to);
+  else widen_panel<4, Codes::whole>(w, panel, k0, k, to);
 }
 
 namespace {
@@ -185,7 +195,11 @@ void widen_row(const Panels& w, int64_t row, int width, float* to) {
         code[j] = w.bits == 8 ? int8_t(codes[j]) : codes[j] & 15;
         code[4 + j] = codes[j] >> 4;
       }
-      for (int j = 0; j < std::min(inner, end - i); j++) to[i + j] = float(code[j] - zero) * scale;
+      for (int j = 0; j < std::min(inner, end - i); j++) {
+        if (w.floats) to[i + j] = widen_fp8(codes[j]) * scale;
+        else if (w.offsets) to[i + j] = float(code[j]) * scale + w.offsets[at];
+        else to[i + j] = float(code[j] - zero) * scale;
+      }
     }
   }
 }

@@ -71,6 +71,15 @@ void run(const Gather& it, Crew& crew) {
   });
 }
 
+void run(const Reorder& it, Crew& crew) {
+  by_rows(crew, *it.rows, it.width, [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; r++) {
+      const float* from = it.in + r * it.in_stride;
+      for (int i = 0; i < it.width; i++) it.out[r * it.out_stride + i] = from[it.order[i]];
+    }
+  });
+}
+
 // Of finite numbers x - x is zero, and of others it is not a number.
 void run(const Finite& it, Crew& crew) {
   by_rows(crew, *it.rows, it.width, [&](int64_t first, int64_t last) {
@@ -88,4 +97,5 @@ TF_STAGE(Norm)
 TF_STAGE(Add)
 TF_STAGE(Pointwise)
 TF_STAGE(Gather)
+TF_STAGE(Reorder)
 TF_STAGE(Finite)

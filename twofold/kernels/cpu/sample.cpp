@@ -1,6 +1,6 @@
 // From a row of logits to a token, without sorting the vocabulary.
 //
-//   logits ─▶ allowed ─▶ bias ─▶ bans ─▶ penalties ─▶ greedy: the largest, lowest id
+//   logits ─▶ mask ─▶ allowed ─▶ bias ─▶ bans ─▶ penalties ─▶ greedy: the largest, lowest id
 //                                              └▶ / temperature ─▶ weights ─▶ min-p ─▶ top-k ─▶ top-p ─▶ inverse CDF at u
 //
 // Cuts are floors under z = (logit - largest) / temperature, found on a ladder: RUNGS of equal height from z = 0 down, each
@@ -83,7 +83,17 @@ void penalise(float* x, const Choice& it, int32_t* times) {
 }
 
 bool edits(const Choice& it) {
-  return it.allows || it.biases || it.bans || it.seens || it.counts;
+  return it.mask || it.allows || it.biases || it.bans || it.seens || it.counts;
+}
+
+// -infinity where a bit of the mask is not set.
+void block(float* x, int64_t vocab, const uint32_t* mask) {
+  for (int64_t at = 0; at < vocab; at += 32) {
+    const uint32_t word = mask[at / 32];
+    if (word == ~0u) continue;
+    const int64_t end = std::min<int64_t>(at + 32, vocab);
+    for (int64_t i = at; i < end; i++) x[i] = word >> (i - at) & 1 ? x[i] : -INFINITY;
+  }
 }
 
 // The row's logits after its edits: the row itself where it has none.
@@ -95,6 +105,7 @@ const float* edited(const float* logits, int64_t vocab, const Choice& it, const 
   } else {
     std::memcpy(room.x, logits, sizeof(float) * vocab);
   }
+  if (it.mask) block(room.x, vocab, it.mask);
   for (int32_t i = 0; i < it.biases; i++) room.x[it.bias_ids[i]] = room.x[it.bias_ids[i]] + it.bias[i];
   for (int32_t i = 0; i < it.bans; i++) room.x[it.banned[i]] = -INFINITY;
   penalise(room.x, it, room.times);

@@ -71,6 +71,17 @@ static inline float widen_fp16(uint16_t half) {
   return value;
 }
 
+// e4m3: the bits of a number are those of a float that is 2^120 times too small, subnormals too. There is no infinity, and
+// what stands for no number (0x7f) is never written.
+constexpr float FP8_LIFT = 1329227995784915872903807060280344576.0f;  // 2^120
+
+static inline float widen_fp8(uint8_t byte) {
+  const uint32_t bits = uint32_t(byte & 0x80) << 24 | uint32_t(byte & 0x7f) << 20;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value * FP8_LIFT;
+}
+
 static inline V16 load_fp16(const uint16_t* from, int count) {
   alignas(64) float part[LANES] = {};
 #if defined(__F16C__)

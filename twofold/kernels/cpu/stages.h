@@ -108,6 +108,17 @@ struct Gather {
   int64_t out_stride;
 };
 
+// out[row][i] = in[row][order[i]]
+struct Reorder {
+  const int32_t* rows;
+  const int32_t* order;
+  int32_t width, unused;
+  const float* in;
+  int64_t in_stride;
+  float* out;
+  int64_t out_stride;
+};
+
 // out[row] = 1 when every number of x[row] is finite, else 0.
 struct Finite {
   const int32_t* rows;
@@ -199,6 +210,7 @@ struct Choice {
                   // beam: edits are made to log-probabilities, and reported are these as they are
   int32_t allows, biases, bans, seens, counts;
   const int32_t *allowed, *bias_ids, *banned, *seen, *counted;
+  const uint32_t* mask;  // a bit for each id that may come; none: every id may
   const float* bias;
   float* top_values;  // [tops]
   int32_t* top_ids;
@@ -217,15 +229,17 @@ struct Sample {
   Choice* choices;  // [rows] of choice_size bytes
 };
 
-// A quantized weight in panels of sixteen outputs: w = scale * (code - zero). `group` inputs share a scale, of `inputs` in
-// all (k filled up with codes equal to zero's).
+// A quantized weight in panels of sixteen outputs: w = scale * (code - zero), or scale * code + offset. `group` inputs share
+// a scale, of `inputs` in all (k filled up with codes equal to zero's).
 //   codes          int8 [n/16][inputs/4][16][4]; int4 [n/16][inputs/8][16][4], two to a byte
 //   scales, zeros  [n/16][groups][16]; no zeros: 0 for int8, 8 for int4
+//   floats         codes of 8 bits are e4m3 numbers; these and offsets have float activations only
 struct Panels {
   const uint8_t* codes;
   Numbers scales;
   const int8_t* zeros;
-  int32_t bits, group, inputs, groups;
+  const float* offsets;
+  int32_t bits, group, inputs, groups, floats, unused;
 };
 
 // Activations rounded to int8 by row and group: codes [rows] each `stride` bytes, zero from k to `inputs`; scales and sums

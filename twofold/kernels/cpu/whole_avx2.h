@@ -44,6 +44,17 @@ static inline I16 code_in(I16 x) {
   else return {_mm256_srli_epi32(lo, down), _mm256_srli_epi32(hi, down)};
 }
 
+// The byte of each lane from bit FIRST on, an e4m3 number: its bits are those of a float that is 2^120 times too small.
+template <int FIRST>
+static inline V16 fp8_in(I16 x) {
+  const auto part = [](__m256i all) {
+    const __m256i top = _mm256_slli_epi32(all, 24 - FIRST), sign = _mm256_and_si256(top, _mm256_set1_epi32(1u << 31));
+    const __m256i rest = _mm256_srli_epi32(_mm256_and_si256(top, _mm256_set1_epi32(0x7f << 24)), 4);
+    return _mm256_mul_ps(_mm256_castsi256_ps(_mm256_or_si256(sign, rest)), _mm256_set1_ps(FP8_LIFT));
+  };
+  return {part(x.lo), part(x.hi)};
+}
+
 static inline __m256i load_bytes(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
 static inline __m256i spread4(const int8_t* from) {  // four bytes, in each 32-bit lane
   int32_t four;

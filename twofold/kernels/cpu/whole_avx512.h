@@ -35,6 +35,14 @@ static inline I16 code_in(I16 x) {
   else return {_mm512_srli_epi32(top, 32 - BITS)};
 }
 
+// The byte of each lane from bit FIRST on, an e4m3 number: its bits are those of a float that is 2^120 times too small.
+template <int FIRST>
+static inline V16 fp8_in(I16 x) {
+  const __m512i top = _mm512_slli_epi32(x.v, 24 - FIRST), sign = _mm512_and_si512(top, _mm512_set1_epi32(1u << 31));
+  const __m512i rest = _mm512_srli_epi32(_mm512_and_si512(top, _mm512_set1_epi32(0x7f << 24)), 4);
+  return {_mm512_mul_ps(_mm512_castsi512_ps(_mm512_or_si512(sign, rest)), _mm512_set1_ps(FP8_LIFT))};
+}
+
 // GCC 12 copies registers around the intrinsic, whose sum comes in and goes out; said in assembly it stays in place.
 static inline void add_dots(__m512i& sum, __m512i codes, const int8_t* four) {
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*reinterpret_cast<const int32_t(*)[1]>(four)));

@@ -42,6 +42,12 @@ static inline I16 code_in(I16 x) {
   });
 }
 
+// The byte of each lane from bit FIRST on, an e4m3 number.
+template <int FIRST>
+static inline V16 fp8_in(I16 x) {
+  return each([&](int i) { return widen_fp8(uint8_t(uint32_t(x.lane[i]) >> FIRST)); });
+}
+
 template <int BITS, int M>
 static inline void whole_sums(I16 (&c)[M], const int8_t* a, int64_t stride, const uint8_t* w, int inputs) {
   constexpr int inner = BITS == 8 ? 4 : 8;

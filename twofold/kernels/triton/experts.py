@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..quantized import Packed
+from ..quantized import Packed, plain
+from ..quantized import quantized_experts as experts_by_widening
 from .activation import gated
 from .linear import activations, noise_product
 from .product import Matrix, Runs, multiply
@@ -133,6 +134,8 @@ def quantized_experts(
     x_TD: Tensor, gate_up: Packed, down: Packed, weights_TC: Tensor, experts_TC: Tensor, act: str
 ) -> Tensor:
     """`kernels.quantized.quantized_experts` on CUDA."""
+    if not (plain(gate_up) and plain(down)):
+        return experts_by_widening.reference(x_TD, gate_up, down, weights_TC, experts_TC, act)
     return _experts(x_TD, Matrix.of(gate_up), Matrix.of(down), weights_TC, experts_TC, act)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..quantized import LANES, Packed
+from ..quantized import LANES, Packed, plain
+from ..quantized import quantized_linear as quantized_linear_by_widening
 from .product import Matrix, multiply
 from .quantize import quantize_rows
 from .tiles import Kind, Tile, choose
@@ -21,6 +22,8 @@ def linear(x_TK: Tensor, w_NK: Tensor, b_N: Tensor | None = None) -> Tensor:
 
 def quantized_linear(x_TK: Tensor, w: Packed, b_N: Tensor | None = None) -> Tensor:
     """`kernels.quantized.quantized_linear` on CUDA. With float activations, these keep their own dtype."""
+    if not plain(w):
+        return quantized_linear_by_widening.reference(x_TK, w, b_N)
     return _through(x_TK, Matrix.of(w), b_N)
 
 

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..quantized import LANES, SMALLEST, Packed
+from ..quantized import LANES, SMALLEST, Packed, plain
+from ..quantized import quantized_rows as rows_by_widening
 
 _AT_ONCE = 4096
 
@@ -100,6 +101,8 @@ def quantize_rows(x_TK: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 def quantized_rows(ids_T: Tensor, w: Packed) -> Tensor:
     """`kernels.quantized.quantized_rows` on CUDA: rows of a table in panels, fp32."""
+    if not plain(w):
+        return rows_by_widening.reference(ids_T, w)
     assert LANES == 16, "the kernel has the width of a panel built in"
     out_TK = torch.empty(len(ids_T), w.k, dtype=torch.float32, device=w.codes.device)
     if out_TK.numel():

@@ -5,24 +5,26 @@ Formats are not checked (as the standard allows), and `$ref` reaches only into t
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...core import unknown
+from ..core import RequestError, unknown
 
 Check = Callable[[Any, Any, Mapping[str, Any], Any], bool]  # the keyword's value, the instance, its schema, the root
 
 _SAID = {
     *("$schema", "$id", "$comment", "title", "description", "default", "examples", "format", "deprecated"),
     *("$defs", "definitions", "then", "else", "readOnly", "writeOnly"),
+    *("contentEncoding", "contentMediaType", "contentSchema"),
 }
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda value: isinstance(value, dict),
     "array": lambda value: isinstance(value, list),
     "string": lambda value: isinstance(value, str),
     "number": lambda value: _number(value),
-    "integer": lambda value: _number(value) and value == int(value),
+    "integer": lambda value: _number(value) and (isinstance(value, int) or value.is_integer()),
     "boolean": lambda value: isinstance(value, bool),
     "null": lambda value: value is None,
 }
@@ -36,6 +38,45 @@ def valid(instance: Any, schema: Any, root: Any = None) -> bool:
     return all(_CHECKS[word](value, instance, schema, root) for word, value in schema.items() if word in _CHECKS)
 
 
+def schema_error(text: str, schema: str) -> str | None:
+    """What is wrong with a text that should be JSON of this schema (a text too); None when nothing is.
+
+    Raises:
+        RequestError: the schema has a keyword that is not checked here.
+    """
+    rules = json.loads(schema)
+    try:
+        check_schema(rules)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"structured_outputs.json cannot be checked: {error}", "structured_outputs.json") from None
+    try:
+        instance = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return f"the answer is not JSON: {error!s:.200}"
+    try:
+        return _fault(instance, rules, rules, "answer")
+    except (OverflowError, RecursionError):
+        return "the answer holds numbers or a depth that cannot be checked"
+
+
+def _fault(instance: Any, schema: Any, root: Any, where: str) -> str | None:
+    """The deepest place where a keyword is broken, and by which."""
+    if isinstance(schema, bool):
+        return None if schema else f"{where}: nothing is allowed here"
+    for word, value in schema.items():
+        if word not in _CHECKS or _CHECKS[word](value, instance, schema, root):
+            continue
+        if word == "properties":
+            inside = (_fault(instance[n], part, root, f"{where}.{n}") for n, part in value.items() if n in instance)
+            return next(filter(None, inside), None)
+        if word == "items":
+            first = len(schema.get("prefixItems", ()))
+            rest = enumerate(instance[first:], first)
+            return next(filter(None, (_fault(item, value, root, f"{where}[{at}]") for at, item in rest)), None)
+        return f"{where}: breaks {word!r}"
+    return None
+
+
 def check_schema(schema: Any, root: Any = None, where: str = "schema") -> None:
     """Raises ValueError for a schema with a keyword, type, pattern or reference that means nothing here."""
     root = schema if root is None else root
@@ -47,18 +88,18 @@ def check_schema(schema: Any, root: Any = None, where: str = "schema") -> None:
         if word not in _CHECKS and word not in _SAID:
             raise ValueError(f"'{where}': " + unknown("keyword", word, [*_CHECKS, *_SAID]))
         _check_value(word, value, root, f"{where}.{word}")
-        if word in _ONE:
+        if word in ONE:
             check_schema(value, root, f"{where}.{word}")
-        elif word in _MANY:
+        elif word in MANY:
             for number, part in enumerate(value):
                 check_schema(part, root, f"{where}.{word}[{number}]")
-        elif word in _NAMED:
+        elif word in NAMED:
             for name, part in value.items():
                 check_schema(part, root, f"{where}.{word}.{name}")
 
 
 def _check_value(word: str, value: Any, root: Any, where: str) -> None:
-    kinds = {**dict.fromkeys(_MANY, list), **dict.fromkeys(_NAMED, dict), **_VALUES}
+    kinds = {**dict.fromkeys(MANY, list), **dict.fromkeys(NAMED, dict), **_VALUES}
     if word in kinds and (not isinstance(value, kinds[word]) or (isinstance(value, bool) and kinds[word] is not bool)):
         raise ValueError(f"'{where}' cannot be {value!r}")
     if word == "multipleOf" and value <= 0:
@@ -136,7 +177,26 @@ def _prefix_items(value: Any, instance: Any, schema: Mapping[str, Any], root: An
 
 
 def _contains(value: Any, instance: Any, schema: Mapping[str, Any], root: Any) -> bool:
-    return not isinstance(instance, list) or any(valid(item, value, root) for item in instance)
+    if not isinstance(instance, list):
+        return True
+    count = sum(valid(item, value, root) for item in instance)
+    return bool(schema.get("minContains", 1) <= count <= schema.get("maxContains", len(instance)))
+
+
+def _dependent_required(value: Any, instance: Any, schema: Mapping[str, Any], root: Any) -> bool:
+    if not isinstance(instance, dict):
+        return True
+    return all(other in instance for name, others in value.items() if name in instance for other in others)
+
+
+def _dependent_schemas(value: Any, instance: Any, schema: Mapping[str, Any], root: Any) -> bool:
+    if not isinstance(instance, dict):
+        return True
+    return all(valid(instance, part, root) for name, part in value.items() if name in instance)
+
+
+def _property_names(value: Any, instance: Any, schema: Mapping[str, Any], root: Any) -> bool:
+    return not isinstance(instance, dict) or all(valid(name, value, root) for name in instance)
 
 
 def _unique(value: Any, instance: Any, schema: Mapping[str, Any], root: Any) -> bool:
@@ -174,13 +234,17 @@ _CHECKS: dict[str, Check] = {
     "properties": _properties,
     "patternProperties": _pattern_properties,
     "additionalProperties": _additional,
-    "propertyNames": _bound(dict, lambda instance, value: all(valid(name, value) for name in instance)),
+    "propertyNames": _property_names,
+    "dependentRequired": _dependent_required,
+    "dependentSchemas": _dependent_schemas,
     "required": _bound(dict, lambda instance, value: all(name in instance for name in value)),
     "minProperties": _bound(dict, lambda instance, value: len(instance) >= value),
     "maxProperties": _bound(dict, lambda instance, value: len(instance) <= value),
     "items": _items,
     "prefixItems": _prefix_items,
     "contains": _contains,
+    "minContains": lambda value, instance, schema, root: True,  # with contains
+    "maxContains": lambda value, instance, schema, root: True,
     "minItems": _bound(list, lambda instance, value: len(instance) >= value),
     "maxItems": _bound(list, lambda instance, value: len(instance) <= value),
     "uniqueItems": _unique,
@@ -199,11 +263,17 @@ _CHECKS: dict[str, Check] = {
     "if": _if,
     "$ref": lambda value, instance, schema, root: valid(instance, _follow(value, root), root),
 }
-_ONE = ("additionalProperties", "propertyNames", "items", "contains", "not", "if", "then", "else")
-_MANY = ("allOf", "anyOf", "oneOf", "prefixItems")
-_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+# Where schemas stand within a schema: one, a list of them, or a table of them.
+ONE = ("additionalProperties", "propertyNames", "items", "contains", "not", "if", "then", "else")
+MANY = ("allOf", "anyOf", "oneOf", "prefixItems")
+NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
+_COUNTS = (
+    *("minProperties", "maxProperties", "minItems", "maxItems", "minLength", "maxLength", "minContains"),
+    "maxContains",
+)
 _VALUES: dict[str, Any] = {
-    **dict.fromkeys(("minProperties", "maxProperties", "minItems", "maxItems", "minLength", "maxLength"), int),
+    "dependentRequired": dict,
+    **dict.fromkeys(_COUNTS, int),
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), (int, float)),
     **dict.fromkeys(("required", "enum"), list),
     **dict.fromkeys(("pattern", "$ref"), str),

@@ -1,0 +1,12 @@
+"""From the form that an answer must have to masks over the vocabulary, in a process of its own.
+
+source.py      StructuredOutputs as the grammar text that llguidance reads
+tags.py        structural tags as Lark: free text with forms inside
+tools.py       tools_grammar: the structural tag that makes calls of tools well formed
+vocabulary.py  a checkpoint's tokenizer as llguidance wants it
+matchers.py    compiled grammars, where each request stands in its own, and the masks from there
+messages.py    what is said to the grammar process and back
+child.py       the process: lanes of work, a watchdog, a limit on memory
+process.py     one run of it, and the socket to it
+masks.py       the engine's end: masks for the sampler, forced tokens for the scheduler
+"""
