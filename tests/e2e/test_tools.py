@@ -175,6 +175,33 @@ def test_thinking_that_the_prompt_opens_or_forbids(client: openai.OpenAI) -> Non
         assert closed.content == "It is sunny." and "reasoning_content" not in closed.model_dump()
 
 
+def test_the_other_apis_hear_the_same(tools_server: Served, client: openai.OpenAI) -> None:
+    schemas = [{"name": tool["function"]["name"], "input_schema": PARAMETERS} for tool in TOOLS]
+    body = {"model": "tiny", "max_tokens": 200, "messages": ASK, "tools": schemas}
+    answer = tools_server.http.post("/v1/messages", json=body).json()
+    assert [block["type"] for block in answer["content"]] == ["thinking", "text", "tool_use", "tool_use"]
+    assert answer["content"][2]["input"] == {"city": "Paris"} and answer["stop_reason"] == "tool_use"
+    given: list[Any] = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    said = client.responses.create(model="tiny", input="How is it?", tools=given, store=False)
+    called = [(item.name, json.loads(item.arguments)) for item in said.output if item.type == "function_call"]
+    assert called == [("weather", {"city": "Paris"}), ("now", {})] and said.output_text == "Let me look."
+
+
+def test_langchain_hears_the_calls(tools_server: Served) -> None:
+    from langchain_openai import ChatOpenAI
+
+    url = tools_server.url + "/v1"
+    model = ChatOpenAI(base_url=url, api_key="none", model="tiny", seed=BOTH).bind_tools(TOOLS)  # type: ignore[arg-type]
+    whole = model.invoke("How is it?")
+    first, *rest = model.stream("How is it?")
+    for piece in rest:
+        first += piece  # type: ignore[assignment]
+    for message in (whole, first):
+        assert message.content == "Let me look."
+        found = [(call["name"], call["args"]) for call in message.tool_calls]  # type: ignore[attr-defined]
+        assert found == [("weather", {"city": "Paris"}), ("now", {})]
+
+
 def nested(depth: int) -> Any:
     found: Any = {}
     for _ in range(depth):

@@ -16,6 +16,7 @@ BENCHMARKS = (
     "scenarios",
     "splitfuse",
     "inject",
+    "hostile",
     "start",
     "limits",
     "quality",

@@ -25,7 +25,7 @@ import torch
 from ..core import CapacityError
 from ..kernels import native, triton
 from ..kernels.attention import KEYS
-from ..models.adapters import Slots
+from ..models.adapters import Slots, bytes_beside
 from ..models.compile import why_not, working_bytes
 from ..models.decoder import Decoder
 from ..models.quantized import formats, prepare
@@ -157,7 +157,8 @@ class _Model:
     def step_bytes(self, settings: EngineConfig) -> int:
         """What a step works in: what a compiled program holds, or a bound where layers run one kernel at a time."""
         if self.program is None or settings.device != "cpu":
-            return step_bytes(self.spec, settings) + _beside(self.spec, settings)
+            rank = settings.max_lora_rank if settings.enable_lora else 0
+            return step_bytes(self.spec, settings) + bytes_beside(self.spec, settings.max_num_batched_tokens, rank)
         fixed, token, row = self.program
         tokens = settings.max_num_batched_tokens
         rows = 1 if settings.runner == "pooling" else rows_at_once(tokens, self.spec.vocab)
@@ -306,16 +307,6 @@ def _feed_forward(layer: LayerSpec, T: int, hidden: int) -> int:
             return 6 * T * ffn.width + T * hidden
         case ffn:
             return 5 * T * ffn.width + T * hidden
-
-
-def _beside(spec: ModelSpec, settings: EngineConfig) -> int:
-    """Bytes that adapters add to a step of single kernels: one product's outputs and inputs again, and its ranks."""
-    if not settings.enable_lora:
-        return 0
-    widths = [layer.mixer.q_width + 2 * layer.mixer.kv_width for layer in spec.layers]
-    for layer in spec.layers:
-        widths += [2 * (getattr(layer.ffn, name, None) or 0) for name in ("width", "shared_width")]
-    return 4 * settings.max_num_batched_tokens * (3 * max(widths, default=0) + 4 * settings.max_lora_rank)
 
 
 def _masks(layers: set[LayerSpec], T: int, steps: int) -> int:

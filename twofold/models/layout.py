@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError
+from ..quant.blocks import Mixed
 from ..quant.codes import Quantized
 from ..quant.compressed import Compressed, is_packed, written
 from ..quant.disk import CACHE_SCALES
@@ -142,8 +143,9 @@ class Layouts:
                 self._also[slot.name] = slot
             for slot in _slots(decoder.spec, self.names.table, inner, module.shape):
                 self._whole[slot.name] = slot
+                mine = how.of(slot.name) if isinstance(how, Mixed) else how
                 whole = slot if slot.layout != "transposed" else replace(slot, layout="plain", shape=slot.shape[::-1])
-                for key, part in how.parts(slot.name, *whole.shape).items():
+                for key, part in mine.parts(slot.name, *whole.shape).items():
                     if part.needed or (stored and part.name not in self.slots):
                         self.slots[part.name] = Piece(
                             name=part.name,
@@ -152,7 +154,7 @@ class Layouts:
                             at=slot.at,
                             whole=whole,
                             part=key,
-                            stored=how,
+                            stored=mine,
                             dtypes=part.dtypes,
                             needed=part.needed,
                         )

@@ -31,6 +31,7 @@ anthropic/   Anthropic's Messages API
 batches/     files, and batches of requests in them
 fleet.py     several models, and which of them are in memory
 switch.py    a request's way to the model that it names
+reload.py    keys and limits read again while it runs
 shared.py    what all models of a server have in common
 shape.py     text and log-probabilities in OpenAI's shapes
 answers.py   those shapes

@@ -43,6 +43,7 @@ from .metrics import Metrics
 from .openapi import OpenApi
 from .pages import Pages
 from .readings import Readings
+from .reload import Reloads
 from .responses import Responses
 from .shape import ChatShape, TextShape
 from .shared import Shared
@@ -87,6 +88,7 @@ class Api:
             *Generate(self).routes(),
             *self.adapters.routes(),
             *Batches(self).routes(),
+            *Reloads(self).routes(),
             *Tokens(self).routes(),
             *Readings(self).routes(),
             *Status(self).routes(),
@@ -296,7 +298,9 @@ def routed(api: Api) -> App:
 def build_app(api: Api, fleet: Fleet | None = None) -> App:
     """The whole ASGI application, the guard outermost; with a `fleet` a request's model chooses among its members."""
     api.shared.app = routed(api) if fleet is None else Switch(fleet)
-    return Guard(api.shared.app, api.config, lambda: api.shared.draining)
+    guard = Guard(api.shared.app, api.config, lambda: api.shared.draining)
+    api.shared.reload.told.append(guard.renew)
+    return guard
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

@@ -95,6 +95,10 @@ class ServeConfig:
     port: int = 8000
     served_model_name: str | None = None
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    api_keys_file: Path | None = None
+    """More keys, one a line; read again by SIGHUP and POST /reload."""
+    config: Path | None = None
+    """A TOML file of limits and times over those of the command line; read again by SIGHUP and POST /reload."""
     allowed_hosts: tuple[str, ...] = ()
     enable_ui: bool = True
     runs: Path = Path("runs")

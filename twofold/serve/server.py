@@ -23,7 +23,7 @@ import uvicorn
 
 from ..core import ConfigError, TwofoldError
 from ..engine.config import EngineConfig
-from . import wire
+from . import reload, wire
 from .app import Api, build_app, routed
 from .client import EngineClient
 from .config import ServeConfig
@@ -46,15 +46,16 @@ def serve(config: ServeConfig, engine: EngineConfig, *, command: Sequence[str] =
         CheckpointError, CapacityError: the model cannot be loaded, found before or after its process has started.
     """
     set_up(config.log)
-    config = with_keys(config)
+    base = with_keys(config)
+    config = reload.read(base)
     if config.lora_modules or config.lora_dir is not None:
         engine = dataclasses.replace(engine, enable_lora=True)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_serve(config, engine, command))
+        return runner.run(_serve(config, base, engine, command))
 
 
-async def _serve(config: ServeConfig, engine: EngineConfig, command: Sequence[str]) -> int:
-    shared = Shared(config)
+async def _serve(config: ServeConfig, base: ServeConfig, engine: EngineConfig, command: Sequence[str]) -> int:
+    shared = Shared(config, base)
     for one in config.each():
         texts = Texts.load(one)
         start = wire.Start(str(one.model), dataclasses.asdict(engine), texts.eos_ids)
@@ -108,7 +109,7 @@ def with_keys(config: ServeConfig) -> ServeConfig:
     if not config.api_keys:
         keys = tuple(key.strip() for key in os.environ.get("TWOFOLD_API_KEY", "").split(",") if key.strip())
         config = dataclasses.replace(config, api_keys=keys)
-    if not config.api_keys and not config.on_loopback:
+    if not config.api_keys and config.api_keys_file is None and not config.on_loopback:
         log.warning("whoever reaches %s:%d may use this server: set api_keys", config.host, config.port)
     return config
 
@@ -117,10 +118,11 @@ class Server(uvicorn.Server):
     """uvicorn's server with our own way out: its own closes the door at once and exits 143."""
 
     def __init__(self, app: App, shared: Shared, config: ServeConfig) -> None:
+        self._protocol = guarded(config.limits)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=guarded(config.limits),
+                http=self._protocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -134,16 +136,24 @@ class Server(uvicorn.Server):
         self._shared = shared
         self._settings = config
         self._drain: asyncio.Task[None] | None = None
+        shared.reload.told.append(self._renew)
+
+    def _renew(self, config: ServeConfig) -> None:
+        """Other limits for connections that come; times of the way out for all."""
+        self._settings = config
+        self._protocol.limits = config.limits
+        self.config.timeout_keep_alive = max(int(config.limits.keep_alive_seconds), 1)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told)
+        loop.add_signal_handler(signal.SIGHUP, self._shared.reload.by_signal)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def leave(self) -> None:

@@ -10,6 +10,7 @@ from .batches.desk import spare
 from .config import ServeConfig
 from .guard import App, Receive, Scope, Send
 from .metrics import render
+from .reload import Reload, overlay
 from .responses import Store
 
 if TYPE_CHECKING:
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
 class Shared:
     """`apis` are the models, the first the default; `app` is what stands behind the guard.
 
+    `base` holds the settings of the command line, over which files may say otherwise.
     `draining` is set by the server when it is told to leave.
     """
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, base: ServeConfig | None = None) -> None:
         self.config = config
+        self.reload = Reload(base or config, config)
+        self.reload.told.append(self._renew)
         self.draining = False
         self.app: App | None = None
         self.responses = Store(config.limits)
@@ -50,6 +54,14 @@ class Shared:
     @cached_property
     def desk(self) -> Desk:
         return Desk(self.files, Inside(self._ask), spare(lambda name: self.api(name).client))
+
+    def _renew(self, new: ServeConfig) -> None:
+        self.config = new
+        self.responses.limits = new.limits
+        if "files" in vars(self):
+            self.files.limits = new.limits
+        for api in self.apis:
+            api.config = api.client.config = overlay(api.config, new)
 
     def start(self) -> None:
         """Go on with the batches that an earlier server left in the operator's folder."""
