@@ -57,6 +57,12 @@ def test_every_route_is_described(operations: dict[tuple[str, str], Any]) -> Non
     assert set(operations) == set(ROWS)
 
 
+def test_the_page_lists_every_route() -> None:
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    missing = [(method, path) for method, path in ROWS if f"| {method} `{path}` |" not in page]
+    assert not missing, "add a row to the table in docs/serve.md"
+
+
 @pytest.mark.parametrize(("method", "path", "mode"), ASKED, ids=lambda value: str(getattr(value, "value", value)))
 def test_answers_are_documented(
     fast: Served, operations: dict[tuple[str, str], APIOperation], method: str, path: str, mode: GenerationMode

@@ -191,5 +191,5 @@ def _text(pooled: Pooled) -> str:
     return b64encode(pooled.data).decode()
 
 
-def _shaped(pooled: Pooled) -> list[float] | list[list[float]]:
-    return pooled.rows() if len(pooled.shape) == 2 else pooled.numbers()
+def _shaped(pooled: Pooled) -> list[float | list[float]]:
+    return [*pooled.rows()] if len(pooled.shape) == 2 else [*pooled.numbers()]
