@@ -85,9 +85,8 @@ class Writer(Working):
 
     def head(self) -> Stages:
         """From the wanted rows' hidden states to logits; nothing where there is no language head."""
-        self._written, self._seated = [], False
-        decoder, head = self.decoder, self.decoder.spec.head
-        if head is None:
+        self._written, self._seated, decoder = [], False, self.decoder
+        if (head := decoder.spec.head) is None:
             return self._written
         self._stage(
             stages.Gather(
