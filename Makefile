@@ -12,7 +12,7 @@ JOBS   ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || 
 VENV := .venv
 BIN  := $(VENV)/bin
 
-.PHONY: serve test setup setup-test test-gpu check peers clean
+.PHONY: serve test fuzz setup setup-test test-gpu check peers clean
 .DEFAULT_GOAL := serve
 
 serve: setup
@@ -20,6 +20,10 @@ serve: setup
 
 test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# Thousands of requests that the OpenAPI document allows or forbids, over every route.
+fuzz: setup-test
+	EXAMPLES=100 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e/test_openapi.py
 
 # On a machine with a CUDA device whose python has torch and Triton already, that one runs them.
 test-gpu:

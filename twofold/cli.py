@@ -26,19 +26,19 @@ def serve(flags: Flags) -> Run:
     from .engine.config import EngineConfig
     from .serve.config import ServeConfig
 
-    flags.positional("model", "checkpoint directory (default: the bundled model)", required=False)
+    flags.positional("model", "checkpoint directory, or several as NAME=DIR (default: the bundled model)", many=True)
     flags.add("kernels", KERNELS)
-    flags.settings(ServeConfig, skip=["model"])
+    flags.settings(ServeConfig, skip=["model", "models"])
     flags.settings(EngineConfig)
 
     def run(given: Given) -> int:
-        from .commands.model import model_dir
+        from .commands.model import served_models
         from .serve.server import serve
 
         if given.kernels is not None:  # for the model's process, which looks whether there are such
             os.environ["TWOFOLD_KERNELS"] = given.kernels
         key = os.environ.get("TWOFOLD_API_KEY")
-        config = given.settings(ServeConfig, model=model_dir(given.model), api_keys=(key,) if key else ())
+        config = given.settings(ServeConfig, **served_models(given.model), api_keys=(key,) if key else ())
         return serve(config, given.settings(EngineConfig))
 
     return run

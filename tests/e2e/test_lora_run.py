@@ -16,6 +16,10 @@ from tiny_recipe import bits, kill_after, write_recipe
 
 from twofold.commands.checkpoint import checkpoint
 from twofold.core import CheckpointError, ConfigError
+from twofold.engine.config import EngineConfig
+from twofold.engine.engine import Engine
+from twofold.engine.request import Request
+from twofold.engine.sampling import SamplingParams
 from twofold.models import load, load_adapter, read_config, save
 from twofold.models.lora import merge
 from twofold.models.quantized import formats, quantize_weights
@@ -67,6 +71,26 @@ def test_adapters_learn_and_the_model_is_the_base_with_them_merged(recipe: Path,
     before = dict(load(base).named_parameters())
     moved = {name for name, parameter in decoder.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved == {f"layers.{i}.{part}.weight" for i in (0, 1) for part in ("qkv", "out", "gate_up", "down")}
+
+
+def test_a_runs_adapter_is_served_as_it_is(recipe: Path, whole: Path) -> None:
+    """What training wrote, beside the base in an engine, has the bits that it has in training."""
+    base, ids = recipe.parent / "base" / "model", tuple(range(5, 25))
+
+    def scores(trained: bool) -> list[float | None]:
+        decoder = load(base)
+        if trained:
+            load_adapter(decoder, whole / "adapter")
+        engine = Engine(decoder, EngineConfig(num_blocks=8, enable_lora=not trained))
+        if not trained:
+            engine.adapters.load("run", str(whole / "adapter"))
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0)
+        engine.submit(Request(id="r", prompt_ids=ids, params=params, adapter="" if trained else "run"))
+        (output,) = engine.step()
+        assert output.prompt is not None
+        return [token.logprob for token in output.prompt]
+
+    assert scores(trained=True) == scores(trained=False)
 
 
 def test_a_checkpoint_is_a_directory_of_adapters_alone(recipe: Path, whole: Path) -> None:

@@ -25,7 +25,7 @@ from served import ROOT, Served, served
 
 from twofold.serve.described import ROWS
 
-EXAMPLES = int(os.environ.get("EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("EXAMPLES", "4"))
 ENGINE = [sys.executable, str(ROOT / "tests" / "unit" / "fake_engine.py")]
 # Numbers' bounds are not in the document, so what it allows may be refused; and what it forbids may be read as it was
 # meant (a field sent twice in a query, a number as text), so neither is a mistake.
@@ -55,6 +55,12 @@ def operations(fast: Served) -> dict[tuple[str, str], APIOperation]:
 
 def test_every_route_is_described(operations: dict[tuple[str, str], Any]) -> None:
     assert set(operations) == set(ROWS)
+
+
+def test_the_page_lists_every_route() -> None:
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    missing = [(method, path) for method, path in ROWS if f"| {method} `{path}` |" not in page]
+    assert not missing, "add a row to the table in docs/serve.md"
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), ASKED, ids=lambda value: str(getattr(value, "value", value)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -170,3 +171,29 @@ def test_what_is_wrong_is_named(server: Served, fields: Made, param: str) -> Non
 
 def test_an_input_is_needed(server: Served) -> None:
     assert server.http.post("/v1/responses", json={}).status_code == 400
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["a", "b"]}, "sure": {"type": "boolean"}},
+    "required": ["kind", "sure"],
+    "additionalProperties": False,
+}
+
+
+def test_a_form_is_kept_to_in_every_shape(client: openai.OpenAI, server: Served) -> None:
+    text: Any = {"format": {"type": "json_schema", "name": "judgement", "schema": SCHEMA, "strict": True}}
+    said = create(client, text=text, max_output_tokens=200)
+    found = json.loads(said.output_text)
+    assert said.status == "completed" and found["kind"] in ("a", "b") and isinstance(found["sure"], bool)
+    assert said.text.format.schema_ == SCHEMA
+    events = list(create(client, text=text, max_output_tokens=200, stream=True))
+    assert events[-1].response.output_text == said.output_text
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 200}
+    body |= {"output_format": {"type": "json_schema", "schema": SCHEMA}}
+    answer = server.http.post("/v1/messages", json=body).json()
+    assert set(json.loads(answer["content"][0]["text"])) == {"kind", "sure"} and answer["stop_reason"] == "end_turn"
+    wrong: Any = {"format": {"type": "json_schema", "name": "x", "schema": {"type": "nothing"}}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(client, text=wrong)
+    assert (caught.value.param or "").startswith("text.format")

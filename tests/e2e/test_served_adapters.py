@@ -88,6 +88,11 @@ def test_an_adapter_is_a_model_beside_the_model(door: Served, folder: Path) -> N
     assert said == {choice.index: choice.message.content for choice in whole.choices}
 
 
+def test_texts_are_not_read_with_adapters(door: Served) -> None:
+    answer = door.http.post("/v1/embeddings", json={"model": "one", "input": "x"})
+    assert answer.status_code == 400 and "adapters" in answer.json()["error"]["message"]
+
+
 def test_loaded_and_unloaded_live(door: Served) -> None:
     assert ask(door, "load", lora_name="two", lora_path="two").text == "Success: LoRA adapter 'two' added successfully."
     try:

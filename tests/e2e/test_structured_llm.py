@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import msgspec
 import pytest
+from hostile_grammars import GRAMMARS
 
 from tests.unit.schema_table import cases
 from twofold.core import RequestError
+from twofold.engine.engine import Engine
 from twofold.engine.llm import LLM, Completion
 from twofold.engine.proposer import Guess
 from twofold.engine.request import Request
@@ -248,3 +251,30 @@ def test_what_is_not_strict_is_checked_in_the_end(llm: LLM) -> None:
         assert said.structured_output_error == "answer: breaks 'uniqueItems'"
     (fine,) = answers(llm, [tight(json={**schema, "maxItems": 1, "minItems": 1}, strict=False)])
     assert fine.outputs[0].structured_output_error is None
+
+
+def test_a_grammar_that_hangs_is_ended_alone(tiny: Path) -> None:
+    """The watchdog ends its process; the others' places are found again, and their texts are as if nothing had been."""
+    llm = LLM(tiny, num_blocks=256, max_num_seqs=8, max_num_batched_tokens=256)
+    grammars, engine = llm.engine.grammars, llm.engine
+    assert grammars is not None and isinstance(engine, Engine)
+    wanted = {"fine": tight(json=PERSON), "other": StructuredOutputs(regex="(ab|cd){40}x")}
+    alone = {name: answers(llm, [form])[0].outputs[0].token_ids for name, form in wanted.items()}
+    grammars.close()
+    grammars.opening = msgspec.structs.replace(grammars.opening, compile_seconds=0.3)
+    wanted["hangs"] = StructuredOutputs(grammar=GRAMMARS["GBNF many rules"])
+    prompt = tuple(llm.tokenizer.encode_prompt("hello"))
+    for name, form in wanted.items():
+        params = SamplingParams(structured_outputs=form, max_tokens=100, seed=3)
+        engine.submit(Request(id=name, prompt_ids=prompt, params=params))
+    said: dict[str, list[int]] = {name: [] for name in wanted}
+    ends = {}
+    while engine.has_work:
+        for output in engine.step():
+            said[output.request_id] += [token.id for token in output.tokens]
+            if output.finish is not None:
+                ends[output.request_id] = output
+    assert "too costly" in str(ends["hangs"].error) and ends["hangs"].param == "structured_outputs"
+    assert grammars.restarts == 1
+    assert {name: tuple(said[name]) for name in alone} == alone
+    grammars.close()

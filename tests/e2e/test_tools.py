@@ -12,6 +12,7 @@ from unittest import mock
 import httpx
 import openai
 import pytest
+from browser import Browser, missing
 from served import ROOT, Served, served
 
 from tests.unit import call_templates
@@ -172,3 +173,113 @@ def test_thinking_that_the_prompt_opens_or_forbids(client: openai.OpenAI) -> Non
     for field in ({"chat_template_kwargs": {"enable_thinking": False}}, {"reasoning_effort": "none"}):
         closed = say(client, TEXT, extra_body=field).choices[0].message
         assert closed.content == "It is sunny." and "reasoning_content" not in closed.model_dump()
+
+
+def test_the_other_apis_hear_the_same(tools_server: Served, client: openai.OpenAI) -> None:
+    schemas = [{"name": tool["function"]["name"], "input_schema": PARAMETERS} for tool in TOOLS]
+    body = {"model": "tiny", "max_tokens": 200, "messages": ASK, "tools": schemas}
+    answer = tools_server.http.post("/v1/messages", json=body).json()
+    assert [block["type"] for block in answer["content"]] == ["thinking", "text", "tool_use", "tool_use"]
+    assert answer["content"][2]["input"] == {"city": "Paris"} and answer["stop_reason"] == "tool_use"
+    given: list[Any] = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    said = client.responses.create(model="tiny", input="How is it?", tools=given, store=False)
+    called = [(item.name, json.loads(item.arguments)) for item in said.output if item.type == "function_call"]
+    assert called == [("weather", {"city": "Paris"}), ("now", {})] and said.output_text == "Let me look."
+
+
+def test_langchain_hears_the_calls(tools_server: Served) -> None:
+    from langchain_openai import ChatOpenAI
+
+    url = tools_server.url + "/v1"
+    model = ChatOpenAI(base_url=url, api_key="none", model="tiny", seed=BOTH).bind_tools(TOOLS)  # type: ignore[arg-type]
+    whole = model.invoke("How is it?")
+    first, *rest = model.stream("How is it?")
+    for piece in rest:
+        first += piece  # type: ignore[assignment]
+    for message in (whole, first):
+        assert message.content == "Let me look."
+        found = [(call["name"], call["args"]) for call in message.tool_calls]  # type: ignore[attr-defined]
+        assert found == [("weather", {"city": "Paris"}), ("now", {})]
+
+
+def nested(depth: int) -> Any:
+    found: Any = {}
+    for _ in range(depth):
+        found = {"type": "object", "properties": {"a": found}}
+    return found
+
+
+DEEP = '{"a":' * 900 + "1" + "}" * 900
+HOSTILE: list[dict[str, Any]] = [
+    {"tools": [{"type": "function", "function": {"name": "f", "parameters": nested(400)}}]},
+    {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": 5}}}]},
+    {
+        "tools": [
+            {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": [1, {}]}}}}}
+        ]
+    },
+    {"tools": [{"type": "function", "function": {"name": "é"}}]},
+    {"tools": [{"type": "custom", "custom": {"name": "f"}}]},
+    {"tools": {}},
+    {"tools": TOOLS, "tool_choice": {"type": "function"}},
+    {"tools": TOOLS, "tool_choice": 5},
+    {"tools": TOOLS, "tool_choice": ""},
+    {"functions": [{"name": "f"}]},
+    {"messages": [*ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": DEEP}}]}]},
+    {"messages": [*ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}]},
+    {"messages": [*ASK, {"role": "assistant", "tool_calls": [{"function": {"name": "", "arguments": "{"}}] * 50}]},
+    {"messages": [{"role": "tool", "tool_call_id": "\u0000", "content": [{"type": "text", "text": "x"}]}]},
+    {"messages": [{"role": "tool", "tool_call_id": "x"}]},
+    {"messages": [*ASK, {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}]},
+    {"chat_template_kwargs": {"tools": []}},
+    {"reasoning_effort": "extreme"},
+]
+
+
+@pytest.mark.parametrize("fields", HOSTILE, ids=lambda fields: json.dumps(fields)[:60])
+def test_hostile_tools_are_refused_or_text(tools_server: Served, fields: dict[str, Any]) -> None:
+    answer = tools_server.http.post("/v1/chat/completions", json={"messages": ASK, "seed": TEXT, **fields})
+    assert answer.status_code in (200, 400), answer.text
+    assert answer.status_code == 200 or answer.json()["error"]["message"]
+
+
+@pytest.mark.skipif(bool(missing), reason=f"needs Debian's packages: {' '.join(missing)}")
+def test_the_page_folds_reasoning_above_the_answer(window: Browser, tools_server: Served) -> None:
+    window.open(f"{tools_server.url}/").wait("return document.querySelector('#model').value")
+    window.script("const f = document.getElementById('set-seed'); f.focus(); f.select()")
+    window.type(str(BOTH))
+    window.script("document.activeElement.blur()")
+    window.type("/")
+    window.type("Well?", "enter")
+    window.wait("return document.querySelector('.answer')?.getAttribute('aria-busy') === 'false'")
+    assert window.script("return document.querySelector('.thoughts p').textContent") == "They ask for it."
+    assert not window.script("return document.querySelector('.thoughts').open")
+    assert window.text(".body").startswith("Let me look.")
+    assert window.script("return document.querySelector('.token').textContent").strip() in "Let me look."
+    assert window.logs() == []
+
+
+def test_responses_and_messages_hear_the_same(client: openai.OpenAI, tools_server: Served) -> None:
+    given = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    more: Any = {"model": "tiny", "input": ASK, "tools": given, "extra_body": {"seed": BOTH}}
+    said = client.responses.create(**more)
+    assert [item.type for item in said.output] == ["reasoning", "message", "function_call", "function_call"]
+    assert said.output_text == "Let me look." and said.status == "completed"
+    found = [(item.name, json.loads(item.arguments)) for item in said.output if item.type == "function_call"]
+    assert found == [("weather", {"city": "Paris"}), ("now", {})]
+    last = list(client.responses.create(**more, stream=True))[-1].response
+    assert [item.type for item in last.output] == [item.type for item in said.output]
+    result: Any = {"type": "function_call_output", "call_id": said.output[2].call_id, "output": "sunny"}  # type: ignore[union-attr]
+    after = client.responses.create(
+        model="tiny", previous_response_id=said.id, input=[result], tools=given, extra_body={"seed": TEXT}
+    )
+    assert after.output_text == "It is sunny." and after.usage.input_tokens > said.usage.input_tokens  # type: ignore[union-attr]
+    tools = [{"name": "weather", "input_schema": PARAMETERS}, {"name": "now", "input_schema": {"type": "object"}}]
+    body = {"messages": ASK, "tools": tools, "max_tokens": 200, "seed": BOTH}
+    answer = tools_server.http.post("/v1/messages", json=body).json()
+    assert [block["type"] for block in answer["content"]] == ["thinking", "text", "tool_use", "tool_use"]
+    assert answer["content"][2]["input"] == {"city": "Paris"} and answer["stop_reason"] == "tool_use"
+    results = [{"type": "tool_result", "tool_use_id": block["id"], "content": "x"} for block in answer["content"][2:]]
+    turns = [*ASK, {"role": "assistant", "content": answer["content"]}, {"role": "user", "content": results}]
+    body |= {"messages": turns, "seed": TEXT}
+    assert tools_server.http.post("/v1/messages", json=body).json()["content"][0]["text"] == "It is sunny."

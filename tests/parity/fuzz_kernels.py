@@ -222,6 +222,9 @@ def tokens(draw: Draw) -> Iterable[Any]:
     def ids(most: int) -> list[int]:
         return draw.sample(range(V), min(V, draw.randrange(most)))
 
+    def bits() -> bytes:
+        return bytes(draw.choice((0, 255, draw.randrange(256))) for _ in range(-(-V // 32) * 4))
+
     choices = [
         Choice(
             temperature=draw.choice((0.0, 1e-3, 0.7, 1.0, 5.0)),
@@ -234,6 +237,7 @@ def tokens(draw: Draw) -> Iterable[Any]:
             presence=draw.choice((0.0, -0.5)),
             seen=ids(20),
             counted=ids(20) * 2,
+            mask=draw.choice((None, bits(), bits(), b"\xff" * (-(-V // 32) * 4))),
             allowed=ids(20) or None,
             bias=dict.fromkeys(ids(5), 3.0),
             banned=ids(5),

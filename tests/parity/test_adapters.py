@@ -155,6 +155,16 @@ def test_two_threads_have_the_bits_of_one(base, paths) -> None:
     assert said[0] == said[1]
 
 
+def test_guesses_change_nothing(base, paths) -> None:
+    def requests() -> list[Request]:
+        return [asked(i, who, temperature=0.0, max_tokens=40, logprobs=1) for i, who in enumerate(WHO)]
+
+    calm = tiny.run(served(base, paths), *requests())
+    guessing = served(base, paths, speculative={"method": "ngram", "adaptive": False, "num_speculative_tokens": 5})
+    assert tiny.run(guessing, *requests()) == calm
+    assert guessing.stats().draft_tokens > 0
+
+
 # ------------------------------------------------------------------------------------------------ merged
 def logits_of(decoder: Decoder, ids: Tensor) -> Tensor:
     with torch.no_grad():

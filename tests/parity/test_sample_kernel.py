@@ -19,8 +19,13 @@ VOCABS = (1, 2, 15, 16, 17, 255, 257, 1023, 1024, 1025, 4099, 50_001)
 
 def some_choice(rng: random.Random, vocab: int) -> Choice:
     ids = [rng.randrange(vocab) for _ in range(30)]
+    temperature = rng.choice([0.0, 0.2, 1.0, 1.9])
+    words = -(-vocab // 32)
+    bits = bytearray(rng.choice((0, 255, rng.randrange(256))) for _ in range(4 * words))
+    for token in (*ids[:9], 0):
+        bits[token >> 3] |= 1 << (token & 7)
     return Choice(
-        temperature=rng.choice([0.0, 0.2, 1.0, 1.9]),
+        temperature=temperature,
         top_p=rng.choice([1.0, 1.0, 0.95, 0.5, 0.01, 0.9999]),
         top_k=rng.choice([0, 0, 1, 3, 40, vocab - 1, vocab + 7]),
         min_p=rng.choice([0.0, 0.0, 0.02, 0.7, 1.0]),
@@ -30,10 +35,11 @@ def some_choice(rng: random.Random, vocab: int) -> Choice:
         presence=rng.choice([0.0, 0.0, 1.1]),
         seen=ids,
         counted=ids[:12],
+        mask=rng.choice([None, None, bytes(bits)]),
         allowed=rng.choice([None, None, None, tuple({*ids, 0})]),
         bias=rng.choice([{}, {}, {ids[0]: 3.0}]),
         banned=rng.choice([(), (), tuple(ids[3:5])]),
-        report=rng.choice([None, "raw", "tempered", "processed"]),
+        report=rng.choice([None, "raw", "tempered", "processed", "beam" if temperature == 0.0 else "raw"]),
         tops=rng.choice([0, 1, 5, 20]),
     )
 
@@ -55,7 +61,7 @@ def agrees(ours: Chosen | str, theirs: Chosen | str, logits: torch.Tensor, choic
     if isinstance(ours, str) or isinstance(theirs, str):
         assert ours == theirs
         return
-    if ours.id != theirs.id:
+    if ours.id != theirs.id and choice.report != "beam":  # a beam's are log-probabilities, rounded in both
         assert choice.temperature > 0, "a greedy token is exact"
         assert min(abs(border - choice.u) for border in borders(logits, choice)) < 2e-6, choice
         return
@@ -124,6 +130,28 @@ def test_faults_stay_in_their_row() -> None:
             choose_rows(logits[:1], [Choice(**wrong)])
     with pytest.raises(IndexError):
         score_rows(logits[:1], [700], 0)
+
+
+@pytest.mark.parametrize("choose", [kernel.choose.reference, choose_rows])
+def test_only_tokens_of_the_mask_are_chosen_and_the_models_own_numbers_are_reported(choose) -> None:  # type: ignore[no-untyped-def]
+    logits = torch.randn(1, 70, generator=torch.Generator().manual_seed(0))
+    best = int(logits.argmax())
+    for token in (0, 31, 32, 63, 64, 69):
+        mask = bytearray(12)
+        mask[token >> 3] = 1 << (token & 7)
+        for temperature in (0.0, 1.0):
+            how = {"temperature": temperature, "u": 0.7, "tops": 2, "mask": bytes(mask)}
+            (raw,) = choose(logits, [Choice(report="raw", **how)])
+            (drawn,) = choose(logits, [Choice(report="processed", **how)])
+            assert raw.id == drawn.id == token and raw.top[0][0] == best
+            assert raw.logprob == pytest.approx(float(torch.log_softmax(logits[0], -1)[token]), abs=1e-6)
+            assert drawn.logprob == 0.0 and drawn.top == ((token, 0.0),)
+    assert choose(logits, [Choice(mask=bytes(12))]) == [NOTHING_LEFT]
+
+
+def test_a_mask_has_a_bit_for_every_token() -> None:
+    with pytest.raises(IndexError, match="a mask of 64 bits for a vocabulary of 70"):
+        choose_rows(torch.zeros(1, 70), [Choice(mask=bytes(8))])
 
 
 def test_nothing_to_choose_is_no_work() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -14,9 +14,16 @@ from twofold.kernels import flops
 from twofold.kernels.attention import Attend, packed_attention
 from twofold.kernels.blocksparse import Sparse
 
-LENGTHS = (300, 1, 130, 128, 17, 300)
+LENGTHS = (260, 1, 130, 128, 17, 260)
 WINDOWS = (None, 1, 9, 65, 200)
 WAYS = ("reference", "native", "together")
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def draw(lengths: Sequence[int] = LENGTHS, heads: int = 6, kv_heads: int = 3, dim: int = 20) -> tuple[Tensor, ...]:

@@ -13,20 +13,34 @@ import hashlib
 import os
 import sys
 import time
+from array import array
 
 from twofold.core import errors
 from twofold.engine.request import Output, Request, State, TokenOut
 from twofold.engine.stats import EngineStats
+from twofold.engine.vectors import Abilities, Pooled, Pooling
 from twofold.serve import wire, worker
 
 VOCAB = 500
 MAX_LEN = 512
 BLOCK = 16
+WIDTH = 3
+LABELS = ("bad", "fair", "good")
+TASKS = ("embed", "classify", "token_embed", "token_classify")
 
 
 def next_token(request: Request) -> int:
     key = f"{request.seed}:{request.sample}:{request.num_tokens}:{request.token_ids[-1]}"
     return 1 + int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) % (VOCAB - 1)
+
+
+def pooled(request: Request, asked: Pooling) -> Pooled:
+    """A vector, or one of each token, of what the ids hash to."""
+    width = asked.dimensions or WIDTH
+    rows = len(request.prompt_ids) if asked.task.startswith("token") else 1
+    key = hashlib.sha256(repr(request.prompt_ids).encode()).digest()
+    numbers = array("f", [key[i % 32] / 255 for i in range(rows * width)])
+    return Pooled((rows, width) if rows > 1 or asked.task.startswith("token") else (width,), numbers.tobytes())
 
 
 class FakeEngine:
@@ -58,6 +72,9 @@ class FakeEngine:
             os._exit(9)
         if request.state is State.WAITING:
             request.move(State.RUNNING)
+        if request.pooling is not None:
+            del self.running[request.id]
+            return Output(request.id, finish=State.STOP, pooled=pooled(request, request.pooling))
         token = next_token(request)
         request.output_ids.append(token)
         limit = request.params.max_tokens or MAX_LEN - len(request.prompt_ids)
@@ -81,7 +98,8 @@ class Loaded:
             "names": lambda: {"names": self.names, "pid": os.getpid()},
             "strange": lambda: {"what": object()},
         }
-        self.ready = wire.Ready(max_len=MAX_LEN, vocab_size=VOCAB, max_running=8, block_size=BLOCK, blocks=64)
+        self.ready = wire.Ready(max_len=MAX_LEN, vocab_size=VOCAB, max_running=8, block_size=BLOCK, blocks=64,
+                                abilities=Abilities(tasks=TASKS, width=WIDTH, labels=LABELS))  # fmt: skip
 
     def fail(self, kind: str) -> dict[str, object]:
         raise getattr(errors, kind, RuntimeError)(f"no {kind} today")

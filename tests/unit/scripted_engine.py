@@ -1,6 +1,7 @@
 """A model's process that says what it is told: request with seed N, sample S says answer N + S of the file $SCRIPT.
 
-The file is a JSON list of lists of ids, each answer's last being an end of text; three ids come a step.
+The file is a JSON list of lists of ids, each answer's last being an end of text; three ids come a step. Beyond its end
+(a request without a seed, which gets one by chance) the first is said.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class ScriptedEngine:
     def advance(self, request: Request) -> Output:
         if request.state is State.WAITING:
             request.move(State.RUNNING)
-        answer = self.answers[request.seed + request.sample]
+        number = request.seed + request.sample
+        answer = self.answers[number if number < len(self.answers) else 0]
         said = len(request.output_ids)
         limit = request.params.max_tokens or MAX_LEN
         new = answer[said : min(said + STEP, limit)]

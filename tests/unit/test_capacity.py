@@ -13,6 +13,7 @@ from twofold.engine.paged import KVCache
 from twofold.engine.plan import Chunk, Draw, StepPlan
 from twofold.engine.runner import Runner
 from twofold.engine.sampling import SamplingParams
+from twofold.models.adapters import Slots
 from twofold.models.decoder import Decoder
 from twofold.models.spec import (
     Attention,
@@ -29,6 +30,7 @@ from twofold.models.spec import (
     Pre,
     Rope,
 )
+from twofold.models.weights import spec_from
 
 MIB = 2**20
 RMS = Norm(kind="rms", eps=1e-6)
@@ -86,6 +88,18 @@ def test_a_step_stays_below_its_bound(
     assert measured <= bound <= 8 * measured
 
 
+def test_adapters_and_their_step_are_counted() -> None:
+    named = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 500, "hidden_size": 128}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 16, "intermediate_size": 300}
+    spec = spec_from(named | heads | {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5})
+    settings = EngineConfig(max_num_batched_tokens=256, max_num_seqs=1, num_blocks=64, enable_lora=True)
+    found, plain = (
+        forecast(spec, each, 2**40).activations for each in (settings, replace(settings, enable_lora=False))
+    )
+    measured = peak_of_step(spec, settings, 768, 256)
+    assert plain < measured <= found - settings.lora_cache_bytes <= 8 * measured
+
+
 def peak_of_step(spec: ModelSpec, settings: EngineConfig, start: int, count: int) -> int:
     """Bytes that torch held at once, beyond what it held before, in making a runner and one forward with sampling.
 
@@ -94,14 +108,17 @@ def peak_of_step(spec: ModelSpec, settings: EngineConfig, start: int, count: int
     decoder = Decoder(spec)
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
+    lora = settings.enable_lora
     draw = Draw(params=SamplingParams(temperature=0.8, top_k=5), seed=1, sample=0, position=start + count)
     chunks = [
-        Chunk(serial=i, start=start, ids=(0,) * count, blocks=tuple(range(64)), draws=(draw,))
+        Chunk(serial=i, start=start, ids=(0,) * count, blocks=tuple(range(64)), draws=(draw,), adapter=int(lora))
         for i in range(settings.max_num_seqs)
     ]
 
     def step() -> None:
-        runner = Runner(decoder, num_blocks=64, block_size=16, tokens=settings.max_num_batched_tokens)
+        slots = Slots(decoder, settings.max_loras, settings.max_lora_rank) if lora else None
+        tokens = settings.max_num_batched_tokens
+        runner = Runner(decoder, num_blocks=64, block_size=16, tokens=tokens, slots=slots)
         runner.execute(StepPlan(step=0, chunks=tuple(chunks)))
 
     step()  # row counts are measured at a shape's first use

@@ -11,6 +11,7 @@ import pytest
 from twofold import __version__, cli
 from twofold.commands.flags import Flags, field_docs
 from twofold.core import ConfigError
+from twofold.engine.config import EngineConfig, SpeculativeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,3 +131,16 @@ def test_python_m_twofold() -> None:
     done = run("-m", "twofold", "nonsense")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_settings_may_come_as_one_json_object_and_single_flags_win() -> None:
+    flags = Flags("toy")
+    flags.settings(EngineConfig)
+    whole = '{"method": "ngram", "num_speculative_tokens": 5, "adaptive": false}'
+    given = flags.parse(["--speculative-config", whole, "--speculative.num-speculative-tokens", "9"])
+    wanted = SpeculativeConfig(method="ngram", num_speculative_tokens=9, adaptive=False)
+    assert given.settings(EngineConfig).speculative == wanted == given.options(EngineConfig)["speculative"]
+    for wrong, message in (("{", "--speculative-config is not JSON"), ("[1]", "must be a JSON object"),
+                           ('{"methods": 1}', "did you mean '--speculative.method'")):  # fmt: skip
+        with pytest.raises(ConfigError, match=message):
+            flags.parse(["--speculative-config", wrong]).settings(EngineConfig)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +271,7 @@ def test_what_a_grammar_makes_a_model_write_is_heard(form: Any) -> None:
         speaker, way = Manner(form, None, tokens).forced
         city = "city='x'" if way.pythonic else '{"city": "x"}'
         text = way.write([("weather", city), ("now", "" if way.pythonic else "{}")])
-        listener = speaker.listen(tools=TOOLS, spelled=True)
+        listener = replace(speaker, tokens={}).listen(tools=TOOLS)
         assert called(heard(listener, *text)) == [("weather", {"city": "x"}), ("now", {})] and listener.complete
 
 

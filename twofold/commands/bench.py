@@ -16,6 +16,7 @@ BENCHMARKS = (
     "scenarios",
     "splitfuse",
     "inject",
+    "hostile",
     "start",
     "limits",
     "quality",
@@ -23,6 +24,7 @@ BENCHMARKS = (
     "serving",
     "kernels",
     "speculation",
+    "beams",
     "sparse",
     "gpu",
     "recompute",
@@ -34,6 +36,7 @@ BENCHMARKS = (
     "overlap",
     "rollouts",
     "rollout_peers",
+    "embeddings",
 )
 
 

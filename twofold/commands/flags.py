@@ -84,8 +84,12 @@ class Flags:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    def positional(self, name: str, help: str, *, required: bool = True, choices: Sequence[str] | None = None) -> None:
-        self._parser.add_argument(name, help=help, nargs=None if required else "?", metavar=name.upper())
+    def positional(
+        self, name: str, help: str, *, required: bool = True, many: bool = False, choices: Sequence[str] | None = None
+    ) -> None:
+        """One word of the command line, or with `many` a list of any number of them."""
+        nargs = "*" if many else None if required else "?"
+        self._parser.add_argument(name, help=help, nargs=nargs, metavar=name.upper())
         if choices is not None:
             self._choices = (name, choices)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,21 @@ def generate_defaults(model: Path) -> dict[str, Any]:
     if said.get("max_new_tokens") is not None:
         found["max_tokens"] = said["max_new_tokens"]
     return found
+
+
+def served_models(given: Sequence[str]) -> dict[str, Any]:
+    """What `twofold serve` was told to serve, as fields of ServeConfig: one directory, or several as NAME=DIR.
+
+    Raises:
+        ConfigError: several without names, or a directory that is none.
+    """
+    named = [word for word in given if "=" in word and not Path(word).is_dir()]
+    if not named:
+        if len(given) > 1:
+            raise ConfigError(f"several models need names: twofold serve a={given[0]} b={given[1]}")
+        return {"model": model_dir(given[0] if given else None)}
+    if len(named) < len(given):
+        raise ConfigError(f"several models are NAME=DIR each: '{next(w for w in given if w not in named)}' has no name")
+    parts = [word.partition("=") for word in named]
+    models = tuple(f"{name}={model_dir(path)}" for name, _, path in parts)
+    return {"model": Path(models[0].partition("=")[2]), "models": models}

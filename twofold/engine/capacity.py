@@ -25,6 +25,7 @@ import torch
 from ..core import CapacityError
 from ..kernels import native, triton
 from ..kernels.attention import KEYS
+from ..models.adapters import Slots, bytes_beside
 from ..models.compile import why_not, working_bytes
 from ..models.decoder import Decoder
 from ..models.quantized import formats, prepare
@@ -77,7 +78,8 @@ def resolve(config: EngineConfig, folder: str | Path) -> EngineConfig:
 class Forecast:
     """Bytes that a model would take under some settings, and what fits in `memory`.
 
-    `kv_per_token` and `kv_bytes` are the cache's, `blocks` what the engine would allocate, 0 when nothing fits.
+    `activations` are what a step works in, and the room for adapters. `kv_per_token` and `kv_bytes` are the cache's,
+    `blocks` what the engine would allocate, 0 when nothing fits.
     `context` is the longest request that fits (at most `wanted`), `concurrency` how many of that length at once. Where
     texts are pooled (`pooling`) there is no cache, and a step of the longest text either fits or does not.
     `fix` is empty when it fits, else what to do about it.
@@ -160,7 +162,8 @@ class _Model:
     def step_bytes(self, settings: EngineConfig) -> int:
         """What a step works in: what a compiled program holds, or a bound where layers run one kernel at a time."""
         if self.program is None or settings.device != "cpu":
-            return step_bytes(self.spec, settings)
+            rank = settings.max_lora_rank if settings.enable_lora else 0
+            return step_bytes(self.spec, settings) + bytes_beside(self.spec, settings.max_num_batched_tokens, rank)
         fixed, token, row = self.program
         tokens = settings.max_num_batched_tokens
         rows = 1 if settings.runner == "pooling" else rows_at_once(tokens, self.spec.vocab)
@@ -176,6 +179,7 @@ def _sum(model: _Model, settings: EngineConfig, memory: int) -> Forecast:
     if settings.runner == "pooling":
         return _pooled(model, settings, Forecast(memory=memory, runtime=runtime, weights=weights, wanted=wanted))
     activations = model.step_bytes(settings) + _pooling_too(model, settings, wanted)
+    activations += settings.lora_cache_bytes if settings.enable_lora else 0
     kv_per_token = KVCache.bytes_per_block(spec, 1, kv_dtype_of(settings.kv_dtype, dtype))
     per_block = max(1, kv_per_token * settings.block_size)
     left = memory - runtime - weights - activations - per_block  # the block that is nobody's
@@ -258,6 +262,8 @@ def program_bytes(
     decoder = _empty(spec, DTYPES[settings.dtype], quantized, settings.max_model_len)
     if settings.device != "cpu" or why_not(decoder, "cpu"):
         return None
+    if settings.enable_lora:
+        Slots(decoder, settings.max_loras, settings.max_lora_rank)
     least, token, row = (working_bytes(decoder, *size) for size in ((1, 1), (2, 1), (2, 2)))
     return 2 * least - row, token - least, row - token
 

@@ -111,7 +111,7 @@ class NGram:
                     break
             if best >= 0:
                 grade = text.alike(best, text.tokens, GRADES - 1)
-                grades = tuple(min(GRADES - 1, grade + ahead) for ahead in range(count))
+                grades = (*range(grade, min(GRADES, grade + count)), *[GRADES - 1] * (grade + count - GRADES))
                 found[row.serial] = Guess(tuple(text.onwards(best, count)), grades)
         return found
 
@@ -126,7 +126,7 @@ class NGram:
 
 
 class Outputs:
-    """What ended requests have said, the latest `requests` of them or a little more, at most `tokens` tokens."""
+    """What ended requests have said: of the latest `requests` at least half, at most `tokens` tokens."""
 
     def __init__(self, run: int, requests: int, tokens: int = 1 << 18) -> None:
         self._run, self._requests, self._tokens = run, max(1, requests // 2), tokens // 2
@@ -134,10 +134,11 @@ class Outputs:
         self._held = 0
 
     def add(self, output: Sequence[int]) -> None:
-        if self._held >= self._requests or len(self.texts[0].tokens) >= self._tokens:
+        said = [*output[-self._tokens + 1 :], BORDER]
+        if self._held >= self._requests or len(self.texts[0].tokens) + len(said) > self._tokens:
             self.texts.appendleft(Text(self._run))  # the older half goes as a whole
             self._held = 0
-        self.texts[0].extend([*output[-self._tokens :], BORDER])
+        self.texts[0].extend(said)
         self._held += 1
 
 

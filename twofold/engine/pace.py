@@ -9,7 +9,6 @@ length alone, never about a token.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from .proposer import GRADES
@@ -17,6 +16,7 @@ from .proposer import GRADES
 PRIOR = 0.6  # of a grade that was never seen
 TRUST = 2.0  # tries of a request that weigh as much as what all requests have shown
 FADE = 0.9  # what a request's figure keeps of itself at each new try; the figure of all keeps 0.99
+FADE_STEP = 0.98  # what the line keeps of what it knew at each new step
 SLOPE = 0.25  # share of a step that as many tokens again are thought to cost before it was measured
 PROBE = 48  # steps without a draft after which two are sent, to see whether that is still right
 LEAST = 0.02  # a draft of less chance is not looked at
@@ -45,8 +45,10 @@ class Rates:
     def chances(self, grades: Sequence[int]) -> list[float]:
         """For each draft the chance that it and all before it are right, as far as that is worth a look."""
         found, chance = list[float](), 1.0
+        of = self._of or self
         for grade in grades:
-            chance *= self.rate(grade)
+            usual = (of._right[grade] + TRUST * PRIOR) / (of._tries[grade] + TRUST)
+            chance *= (self._right[grade] + TRUST * usual) / (self._tries[grade] + TRUST)
             if chance < LEAST:
                 break
             found.append(chance)
@@ -54,40 +56,36 @@ class Rates:
 
 
 class Cost:
-    """Seconds of a step by its number of tokens, from the steps seen: a curve through means of similar sizes."""
+    """Seconds of a step by its number of tokens: the line through the steps seen of late, which are of about the sizes
+    that are asked for. One slow step says little, and sizes that were never tried have the slope of those that were.
+    """
 
     def __init__(self) -> None:
-        self._sizes: list[float] = []
-        self._seconds: list[float] = []
-        self._keys: list[int] = []
+        self._weight = self._size = self._seconds = 0.0
+        self._spread = self._together = 0.0  # of the sizes, and of sizes with seconds
 
     def saw(self, tokens: int, seconds: float) -> None:
-        """A step is noisy upwards: one that took twice what was expected counts as twice."""
-        key = tokens if tokens <= 16 else int(8.0 * tokens.bit_length() + 8.0 * tokens / (1 << tokens.bit_length()))
-        at = bisect_left(self._keys, key)
-        if at == len(self._keys) or self._keys[at] != key:
-            self._keys.insert(at, key)
-            self._sizes.insert(at, float(tokens))
-            self._seconds.insert(at, seconds)
-            return
-        usual = self._seconds[at]
-        moved = 0.15 * (min(seconds, 2.0 * usual) - usual)
-        self._seconds[at] += moved
-        self._sizes[at] += 0.15 * (tokens - self._sizes[at])
-        drift = 1.0 + 0.2 * moved / usual  # what slows one size down, a longer context or a neighbour, slows all
-        self._seconds = [each * drift if place != at else each for place, each in enumerate(self._seconds)]
+        if self._weight:
+            seconds = min(seconds, 2.0 * self.of(tokens))
+        self._weight = FADE_STEP * self._weight + 1.0
+        share = 1.0 / self._weight
+        off, off_seconds = tokens - self._size, seconds - self._seconds
+        self._size += share * off
+        self._seconds += share * off_seconds
+        self._spread = (1.0 - share) * (self._spread + share * off * off)
+        self._together = (1.0 - share) * (self._together + share * off * off_seconds)
+
+    def line(self) -> tuple[float, float, float]:
+        """The mean size, the seconds of a step of it, and seconds for each token more."""
+        if not self._weight:
+            return 1.0, 1.0, 0.0
+        most, doubt = self._seconds / self._size, 0.03 * self._size
+        each = (self._together + doubt * SLOPE * most) / (self._spread + doubt)
+        return self._size, self._seconds, min(max(0.0, each), most)  # a token more costs its full share at most
 
     def of(self, tokens: int) -> float:
-        sizes, seconds = self._sizes, self._seconds
-        if not sizes:
-            return 1.0
-        after = bisect_right(sizes, tokens)
-        if after == 0 or after == len(sizes):
-            end = 0 if after == 0 else -1
-            return max(0.0, seconds[end] * (1.0 + SLOPE * (tokens - sizes[end]) / sizes[end]))
-        low, high = sizes[after - 1], sizes[after]
-        share = (tokens - low) / (high - low)
-        return seconds[after - 1] + share * (seconds[after] - seconds[after - 1])
+        size, seconds, each = self.line()
+        return seconds + each * (tokens - size)
 
 
 class Pace:
@@ -102,17 +100,18 @@ class Pace:
         self._idle = 0
         self._turn = 0
 
-    def lengths(self, graded: Sequence[tuple[int, Sequence[int]]], base: int, room: int) -> list[int]:
+    def lengths(self, graded: Sequence[tuple[int, Sequence[int]]], base: int, room: int, *, drawing: int) -> list[int]:
         """How many drafts to send for each (serial, grades of its guess), in a step of `base` tokens without them.
 
-        `room` is how many there may be in all.
+        `room` is how many there may be in all, `drawing` how many rows the step gives a token to at any rate.
         """
         if not self.adaptive:
             return _shares([len(grades) for _, grades in graded], room)
         chances = [self.rates(serial).chances(grades) for serial, grades in graded]
         # drafts by their chances: a row's own come in order, since each is less likely than the one before it
-        order = sorted(((-chance, depth, at) for at, row in enumerate(chances) for depth, chance in enumerate(row)))
-        sent, wanted = self._best(order[:room], base, max(1, len(graded))), [0] * len(graded)
+        order = [(-chance, depth, at) for at, row in enumerate(chances) for depth, chance in enumerate(row)]
+        order.sort()
+        sent, wanted = self._best(order[:room], base, drawing), [0] * len(graded)
         for _, _, at in order[:sent]:
             wanted[at] += 1
         if sent:
@@ -128,16 +127,14 @@ class Pace:
 
     def _best(self, order: Sequence[tuple[float, int, int]], base: int, rows: int) -> int:
         """How many of the likeliest drafts to send."""
-        best, sent, gain, depth = rows / self.cost.of(base), 0, float(rows), 0
-        stride = 1
-        for count, (chance, row_depth, _) in enumerate(order, 1):
+        seconds, each = self.cost.of(base), self.cost.line()[2]
+        best, sent, gain, deepest = rows / seconds, 0, float(rows), 0
+        for count, (chance, depth, _) in enumerate(order, 1):
             gain -= chance
-            depth = max(depth, row_depth + 1)
-            if count % stride == 0 or count == len(order):
-                rate = gain / (self.cost.of(base + count) + self.per_pass * depth)
-                if rate > best:
-                    best, sent = rate, count
-                stride = max(1, count // 8)
+            deepest = depth if depth > deepest else deepest
+            rate = gain / (seconds + each * count + self.per_pass * (deepest + 1))
+            if rate > best:
+                best, sent = rate, count
         return sent
 
     def rates(self, serial: int) -> Rates:

@@ -12,6 +12,7 @@ P pages (blocks) of one walk step.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -89,9 +90,28 @@ class KVCache:
             for part in layer.values():
                 plain(part)[index] = 0
 
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks (from, to); none is both."""
+        copy_blocks(self.layers, pairs)
+
     def panels_of(self, layer: int) -> Panels:
         """One layer's keys and values for the CPU kernels."""
         return Panels(**self.layers[layer])
+
+
+def copy_blocks(layers: Iterable[dict[str, Tensor]], pairs: Sequence[tuple[int, int]]) -> None:
+    """Copy blocks (from, to) of every layer, whatever a layer keeps: the first dimension of each part is blocks.
+
+    A block is one run of memory of a few kilobytes: on the host, starting threads for that takes longer than the copy.
+    """
+    for part in (part for layer in layers for part in layer.values()):
+        if part.device.type == "cpu":
+            at, size = part.data_ptr(), part.stride(0) * part.itemsize
+            for source, target in pairs:
+                ctypes.memmove(at + target * size, at + source * size, size)
+        else:
+            places = torch.tensor(pairs, dtype=torch.int64, device=part.device)
+            part[places[:, 1]] = part[places[:, 0]]
 
 
 def _walk_shapes(

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..kernels import sample as kernel
 from .plan import Draw
 from .request import TokenOut
+from .sampling import SamplingParams
 
 NUMBERS_AT_ONCE = 1 << 22
 """Logits of one tile of rows; bounds the sampler's scratch memory to about 100 MB."""
@@ -39,7 +40,7 @@ def sample(
     rows = max(1, NUMBERS_AT_ONCE // max(1, logits_RV.shape[1]))
     out: list[TokenOut | str] = []
     for start in range(0, len(draws), rows):
-        choices = [_choice(draw, mask) for draw, mask in zip(draws[start : start + rows], masks[start : start + rows])]
+        choices = _choices(draws[start : start + rows], masks[start : start + rows])
         for chosen in kernel.choose(logits_RV[start : start + rows], choices):
             out.append(chosen if isinstance(chosen, str) else TokenOut(*chosen))
     return out
@@ -48,6 +49,18 @@ def sample(
 def score(logits_RV: Tensor, targets: Sequence[int], num_top: int) -> list[TokenOut]:
     """The raw log-probability of each row's target, its rank, and the `num_top` best alternatives."""
     return [TokenOut(*chosen) for chosen in kernel.score(logits_RV, targets, num_top)]
+
+
+def _choices(draws: Sequence[Draw], masks: Sequence[bytes | None]) -> list[kernel.Choice]:
+    """What the kernel is asked; the same object for places of one greedy request that differ in nothing."""
+    out = list[kernel.Choice]()
+    before: SamplingParams | None = None
+    for draw, mask in zip(draws, masks, strict=True):
+        plain = mask is None and not (draw.banned or draw.output_ids or draw.prompt_ids)
+        alike = draw.params if plain else None
+        out.append(out[-1] if alike is not None and alike is before else _choice(draw, mask))
+        before = alike if alike is not None and alike.greedy else None
+    return out
 
 
 def _choice(draw: Draw, mask: bytes | None) -> kernel.Choice:
@@ -68,6 +81,6 @@ def _choice(draw: Draw, mask: bytes | None) -> kernel.Choice:
         allowed=params.allowed_token_ids,
         bias=params.logit_bias,
         banned=draw.banned,
-        report=None if params.logprobs is None else params.logprobs_mode,
-        tops=params.logprobs or 0,
+        report="beam" if draw.beams else None if params.logprobs is None else params.logprobs_mode,
+        tops=draw.beams or params.logprobs or 0,
     )

@@ -45,14 +45,14 @@ class Speculation:
         wanted = [(row, count) for row in rows if (count := min(self.most, row.guessable)) > 0]
         if self.proposer.costs:
             graded = [(row.serial, tuple(min(at, GRADES - 1) for at in range(count))) for row, count in wanted]
-            counts = self.pace.lengths(graded, base, room)
+            counts = self.pace.lengths(graded, base, room, drawing=len(rows))
             asked = [(row, count) for (row, _), count in zip(wanted, counts) if count]
             self._guesses = self.proposer.propose(asked) if asked else {}
             sent = {serial: guess.tokens for serial, guess in self._guesses.items()}
         else:
             self._guesses = self.proposer.propose(wanted)
             graded = [(serial, guess.grades) for serial, guess in self._guesses.items()]
-            counts = self.pace.lengths(graded, base, room) if graded else []
+            counts = self.pace.lengths(graded, base, room, drawing=len(rows)) if graded else []
             sent = {serial: self._guesses[serial].tokens[:count] for (serial, _), count in zip(graded, counts)}
         self._seconds = self._clock() - began
         deepest = max((len(tokens) for tokens in sent.values()), default=0)

@@ -33,6 +33,7 @@ class WholeTexts:
 
     def compile(self) -> None:
         """Write the program, where there is to be one; anew after weights were replaced."""
+        self.program = None
         if why_not(self.decoder):
             return
         blocks = self.tokens // SIZE + self.texts

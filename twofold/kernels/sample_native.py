@@ -16,7 +16,7 @@ from torch import Tensor
 from . import native
 from .sample import NOT_FINITE, NOTHING_LEFT, Choice, Chosen
 
-REPORTS = {None: 0, "raw": 1, "processed": 2, "tempered": 4}
+REPORTS = {None: 0, "raw": 1, "processed": 2, "tempered": 4, "beam": 5}
 GIVEN = 3
 FAULTS = {1: NOT_FINITE, 2: NOTHING_LEFT}
 UNKNOWN_ID = 3
@@ -104,7 +104,10 @@ def choose_rows(logits_RV: Tensor, choices: Sequence[Choice]) -> list[Chosen | s
     """
     rows, lists = (_Row * len(choices))(), _Lists()
     tops = _Tops([choice.tops if choice.report else 0 for choice in choices])
-    for row, choice in zip(rows, choices):
+    for number, (row, choice) in enumerate(zip(rows, choices)):
+        if number and choice is choices[number - 1]:
+            rows[number] = rows[number - 1]
+            continue
         row.temperature, row.top_p, row.u = choice.temperature, choice.top_p, choice.u
         row.top_k, row.min_p, row.report = max(0, choice.top_k), choice.min_p, REPORTS[choice.report]
         row.repetition, row.frequency, row.presence = choice.repetition, choice.frequency, choice.presence

@@ -22,6 +22,7 @@ gguf/        GGUF files, read as the checkpoints that they were made from
 families/    config.json to spec, one short file for each family
 layout.py    where each tensor of a checkpoint lies in the decoder
 filler.py    tensors put into their places one at a time, and what is still missing
+inject/      init_inference: a transformers model whose operations are swapped for ours
 lora.py      low-rank adapters beside a decoder's frozen weights
 lora_config.py  their settings
 adapters.py  many adapters beside a served decoder, in slots

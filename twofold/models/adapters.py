@@ -26,6 +26,7 @@ from .layout import Slot
 from .lora import chosen, loras, rows_of
 from .lora_config import LoraConfig
 from .peft import SCORE, AdapterDirectory
+from .spec import ModelSpec
 from .tensors import Weight
 
 
@@ -147,6 +148,16 @@ class Beside(nn.Module):
 
     def forward(self, x_TK: Tensor, y_TN: Tensor) -> Tensor:
         return self.slotted.add(x_TK, y_TN, self.slots.tokens) if self.slots.tokens else y_TN
+
+
+def bytes_beside(spec: ModelSpec, tokens: int, rank: int) -> int:
+    """A bound on what adapters up to `rank` (0: none) add to a step of single kernels: one product's outputs and inputs
+    once more, and its ranks.
+    """
+    widths = [layer.mixer.q_width + 2 * layer.mixer.kv_width for layer in spec.layers]
+    for layer in spec.layers:
+        widths += [2 * (getattr(layer.ffn, name, None) or 0) for name in ("width", "shared_width")]
+    return 4 * tokens * (3 * max(widths, default=0) + 4 * rank) if rank else 0
 
 
 def _pairs(read: Sequence[tuple[int, Tensor, Tensor]], scale: float) -> Pairs:

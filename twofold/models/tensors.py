@@ -5,6 +5,8 @@ Shapes: T tokens, R rows, V vocabulary, D hidden size, E embedding size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from ..kernels.entropy import token_entropy
 from ..kernels.linear import linear
 from ..kernels.loss import token_logprobs
 from ..kernels.norm import layer_norm, rms_norm
+from ..kernels.quantized import Packed
+from ..quant.linear import QuantLinear
 from .spec import Head, Norm
 
 
@@ -68,3 +72,11 @@ class Normalise(nn.Module):
         if self.spec.kind == "rms":
             return rms_norm(x, self.weight, self.spec.eps, self.spec.offset)
         return layer_norm(x, self.weight, self.bias, self.spec.eps)
+
+
+def each_expert(module: Weight | QuantLinear) -> Sequence[Tensor] | Sequence[Packed]:
+    """A stack of experts' weights, one by one."""
+    if isinstance(module, QuantLinear):
+        packed = module.packed
+        return [packed.expert(i) for i in range(len(packed.codes))]
+    return module.weight.detach().unbind()

@@ -19,14 +19,13 @@ from ..kernels.moe import gate_stage, route_stage
 from ..kernels.norm import stage_of as norm_stage
 from ..kernels.panels import Rounding, embed_stage, wide_gate
 from ..kernels.panels import stages_for as panel_stages
-from ..kernels.quantized import Packed
 from ..quant.linear import QuantLinear
 from . import adapters
 from .beside import Beside
 from .decoder import Decoder, Layer
 from .lora import Lora
 from .spec import Gated, Mixture, Parallel, PostOutput, PostResidual, Pre, PreFfn, Rope, Sandwich
-from .tensors import Normalise, Weight
+from .tensors import Normalise, Weight, each_expert
 from .working import Working
 
 Stages = list[ctypes.Structure]
@@ -86,9 +85,8 @@ class Writer(Working):
 
     def head(self) -> Stages:
         """From the wanted rows' hidden states to logits; nothing where there is no language head."""
-        self._written, self._seated = [], False
-        decoder, head = self.decoder, self.decoder.spec.head
-        if head is None:
+        self._written, self._seated, decoder = [], False, self.decoder
+        if (head := decoder.spec.head) is None:
             return self._written
         self._stage(
             stages.Gather(
@@ -260,7 +258,7 @@ class Writer(Working):
         how = mixing.weights_TC, mixing.chosen_TC, self.tokens, layer.choice.bias[0] if ffn.biased else None
         self._stage(route_stage(logits_TE, ffn.renormalise, *how))
         gate_up, down = (
-            Matrices(_each_expert(module), gated=gated)
+            Matrices(each_expert(module), gated=gated)
             for module, gated in ((layer.experts.gate_up, True), (layer.experts.down, False))
         )
         self._kept += [gate_up, down]
@@ -390,10 +388,3 @@ class Writer(Working):
 
 def _width(ffn: object) -> int:
     return int(getattr(ffn, "width", 1))
-
-
-def _each_expert(module: Weight | QuantLinear) -> Sequence[Tensor] | Sequence[Packed]:
-    if isinstance(module, QuantLinear):
-        packed = module.packed
-        return [packed.expert(i) for i in range(len(packed.codes))]
-    return module.weight.detach().unbind()

@@ -17,8 +17,10 @@ reads.py     their requests and answers
 reading.py   one such call: its texts to the engine, and what comes of each
 tools.py     what may be called, and what was
 hearing.py   how a chat's answers are listened to
+enforced.py  the form of answers that must call
 adapters.py  those that load adapters, and which there are
 tokens.py    the routes between text and ids
+generate.py  token in, token out
 status.py    the routes that say what is served and how it is
 texts.py     prompts and chats to ids
 calls.py     one API call as the sequences it is made of
@@ -27,6 +29,9 @@ said.py      what a chat's answer says next, for the APIs with shapes of their o
 responses/   OpenAI's Responses API
 anthropic/   Anthropic's Messages API
 batches/     files, and batches of requests in them
+fleet.py     several models, and which of them are in memory
+switch.py    a request's way to the model that it names
+reload.py    keys and limits read again while it runs
 shared.py    what all models of a server have in common
 shape.py     text and log-probabilities in OpenAI's shapes
 answers.py   those shapes

@@ -151,8 +151,8 @@ class Adapters:
         Raises:
             TwofoldError: a name that is taken or cannot be, or no adapter for this model there.
         """
-        if name == self.api.config.name:
-            raise RequestError(f"'{name}' is the model's own name: choose another")
+        if name == self.api.config.name or any(a is not self.api and a.knows(name) for a in self.api.shared.apis):
+            raise RequestError(f"'{name}' is a model's own name here: choose another")
         async with self._one_at_a_time:
             client, what = self.api.client, {"name": name, "path": str(path)}
             told = await client.ask("load_adapter", **what, replace=replace)

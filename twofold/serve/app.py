@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route, Router
 
 from ..core import CapacityError, RequestError
+from ..data import Tokenizer
 from ..engine.defaults import sampling_defaults
 from ..engine.grammar import messages as m
 from ..engine.grammar.messages import opening
 from ..engine.limits import Limits
 from ..engine.sampling import SamplingParams
 from ..engine.vectors import Abilities
+from ..engine.words import ban
 from . import openai
 from .adapters import Adapters
 from .answers import json
@@ -28,8 +30,11 @@ from .bodies import decode
 from .calls import Call
 from .client import EngineClient
 from .config import ServeConfig
+from .enforced import enforce
 from .errors import HttpError
+from .fleet import Fleet
 from .forms import Forms
+from .generate import Generate
 from .guard import App, Guard, Receive, Scope, Send
 from .hearing import Hearing
 from .judge import Judge
@@ -38,16 +43,26 @@ from .metrics import Metrics
 from .openapi import OpenApi
 from .pages import Pages
 from .readings import Readings
+from .reload import Reloads
 from .responses import Responses
 from .shape import ChatShape, TextShape
 from .shared import Shared
 from .status import Status
 from .stream import EventStream, whole
+from .switch import Switch
 from .texts import Texts
 from .tokens import Tokens
 from .wire import Ready
 
 LONGEST_SECONDS = 24 * 3600.0
+
+
+class Asked(Protocol):
+    """What every body that generates says of its sequences."""
+
+    model: str | None
+    priority: int | None
+    cache_salt: str | None
 
 
 class Api:
@@ -59,8 +74,9 @@ class Api:
         self.texts = texts
         self.metrics = Metrics(config, client)
         self.adapters = Adapters(self)
-        self.shared = shared or Shared(config, lambda name: client)
         self.judge = Judge(self._opening)
+        self.shared = shared or Shared(config)
+        self.shared.apis.append(self)
         self.defaults = sampling_defaults(config.model) if config.generation_config else {}
 
     def routes(self) -> list[BaseRoute]:
@@ -69,8 +85,10 @@ class Api:
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
             *Responses(self).routes(),
             *Messages(self).routes(),
+            *Generate(self).routes(),
             *self.adapters.routes(),
             *Batches(self).routes(),
+            *Reloads(self).routes(),
             *Tokens(self).routes(),
             *Readings(self).routes(),
             *Status(self).routes(),
@@ -86,7 +104,7 @@ class Api:
         body.check()
         self.check_model(body.model)
         params, prompts = body.params(self.defaults), body.prompts(self.config.limits.prompts)
-        self.check_room(len(prompts) * params.n)
+        self.check_room(len(prompts) * params.width)
         await self.check_form(body, params)
         found = await self.texts.prompts(prompts, special=body.add_special_tokens is not False)
         ids = [truncate(each, body, self.limits, params) for each in found]
@@ -108,7 +126,7 @@ class Api:
         body.check()
         self.check_model(body.model)
         params, messages = body.params(self.defaults), plain(body.messages, self.config.limits.messages)
-        self.check_room(params.n)
+        self.check_room(params.width)
         await self.check_form(body, params)
         ids = await self.chat_ids(body, messages)
         hearing = self.texts.hearing(
@@ -117,6 +135,8 @@ class Api:
             continued=messages[-1]["content"] if body.continue_final_message else None,
             silent=body.include_reasoning is False,
         )
+        if hearing is not None:
+            params, hearing = await enforce(self.judge, hearing, params)
         shape = ChatShape(**self._shape(prefix, request, body), logprobs=params.logprobs)
         return self._submit(request, body, [truncate(ids, body, self.limits, params)], params, hearing), shape
 
@@ -138,13 +158,26 @@ class Api:
         params: SamplingParams,
         hearing: Hearing | None = None,
     ) -> Call:
-        call = Call(self.client, self.metrics, self.texts.tokenizer, hearing, self.judge)
+        params, tokenizer = ban(params, self.texts.tokenizer), self.texts.tokenizer
+        return self.call(request, body, prompts, params, tokenizer, hearing)
+
+    def call(
+        self,
+        request: Request,
+        body: Asked,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        tokenizer: Tokenizer | None,
+        hearing: Hearing | None = None,
+    ) -> Call:
+        """Prompts handed to the engine, with all that the request says of them. Use the call as a context at once."""
+        self.check_room(len(prompts) * params.width, sum(map(len, prompts)) * params.width)
+        call = Call(self.client, self.metrics, tokenizer, hearing, self.judge)
         adapter = self.check_model(body.model)  # again: it may have gone while the prompt was made ready
-        deadline, salt = self.deadline(request), f"{request.scope['owner']}:{body.cache_salt or ''}".strip(":")
+        deadline, salt = self.deadline(request), salted(request, body.cache_salt)
         priority = (body.priority or 0) + int(request.scope.get("priority", 0))
         for ids in prompts:
             call.add(ids, params, self.limits, priority=priority, deadline=deadline, salt=salt, adapter=adapter)
-        self.check_room(len(call.choices), sum(map(len, prompts)) * params.n)
         call.submit()
         return call
 
@@ -169,17 +202,18 @@ class Api:
     def _echo(self, prompt: str | list[int], ids: list[int]) -> str:
         return prompt if isinstance(prompt, str) else self.texts.tokenizer.decode(ids, skip_special_tokens=True)
 
+    def knows(self, name: str) -> bool:
+        """Whether requests for this name are for this model, or an adapter of it."""
+        return name == self.config.name or name in self.adapters.listed
+
     def check_model(self, name: str | None) -> str:
         """The key of the adapter that a request's `model` names, "" for the model itself; HttpError 404 for neither."""
-        if name in (None, "", self.config.name):
+        if not name or name == self.config.name:
             return ""
         if name not in self.adapters.listed:
-            raise HttpError(
-                404,
-                f"no model '{name:.80}' here, only '{self.config.name}' and its adapters: see /v1/models",
-                param="model",
-                code="model_not_found",
-            )
+            known = "', '".join(api.config.name for api in self.shared.apis)
+            message = f"no model '{name:.80}' here, only '{known}' and adapters: see /v1/models"
+            raise HttpError(404, message, param="model", code="model_not_found")
         return self.adapters.listed[name].key
 
     def check_room(self, count: int, tokens: int = 0) -> None:
@@ -198,7 +232,7 @@ class Api:
                 raise RequestError(str(error), body.field(error.param)) from None
 
     def _opening(self) -> m.Open:
-        return opening(self.config.model, self.limits.vocab, self.texts.tokenizer.eos_ids)
+        return opening(self.config.model, self.limits.vocab, self.texts.eos_ids)
 
     @property
     def abilities(self) -> Abilities:
@@ -213,7 +247,13 @@ class Api:
     @property
     def limits(self) -> Limits:
         info = self._info
-        return Limits(max_model_len=info.max_len, vocab=info.vocab_size, cache_tokens=info.blocks * info.block_size)
+        return Limits(
+            max_model_len=info.max_len,
+            vocab=info.vocab_size,
+            cache_tokens=info.blocks * info.block_size,
+            block_size=info.block_size,
+            max_seqs=info.max_running,
+        )
 
     def deadline(self, request: Request) -> float:
         seconds = float(request.scope.get("seconds", self.config.request_seconds))
@@ -229,6 +269,11 @@ class Api:
         return time.monotonic() + seconds
 
 
+def salted(request: Request, salt: str | None) -> str:
+    """What keeps the cached prefixes of owners, and of salts within one, apart."""
+    return f"{request.scope['owner']}:{salt or ''}".strip(":")
+
+
 def truncate(ids: list[int], body: openai.Common, limits: Limits, params: SamplingParams) -> list[int]:
     """`truncate_prompt_tokens`: keep the last so many (or the first, with truncation_side "right"); -1: what fits."""
     most = body.truncate_prompt_tokens
@@ -239,16 +284,23 @@ def truncate(ids: list[int], body: openai.Common, limits: Limits, params: Sampli
     return ids[:most] if body.truncation_side == "right" else ids[-most:]
 
 
-def build_app(api: Api) -> App:
-    """The whole ASGI application, the guard outermost."""
+def routed(api: Api) -> App:
+    """One model's routes."""
     router = Router(api.routes(), redirect_slashes=False, default=_not_found)
 
-    async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = api  # makes Starlette raise its 404 and 405 instead of answering in plain text
         await router(scope, receive, send)
 
-    api.shared.app = routed
-    return Guard(routed, api.config, lambda: api.shared.draining)
+    return app
+
+
+def build_app(api: Api, fleet: Fleet | None = None) -> App:
+    """The whole ASGI application, the guard outermost; with a `fleet` a request's model chooses among its members."""
+    api.shared.app = routed(api) if fleet is None else Switch(fleet)
+    guard = Guard(api.shared.app, api.config, lambda: api.shared.draining)
+    api.shared.reload.told.append(guard.renew)
+    return guard
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

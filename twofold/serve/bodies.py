@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 
 import msgspec
 
-from ..core import nearest
+from ..core import RequestError, nearest
 from .errors import HttpError
 
 T = TypeVar("T", bound=msgspec.Struct)
+E = TypeVar("E", RequestError, HttpError, RequestError | HttpError)
 
 _FIELD = re.compile(r"unknown field `(?P<name>[^`]{0,200})")
 _MISSING = re.compile(r"missing required field `(?P<name>[^`]*)`")
@@ -40,6 +42,16 @@ def converted(kind: type[T], data: Any) -> T:
         return msgspec.convert(data, kind)
     except (msgspec.ValidationError, RecursionError) as error:
         raise _explain(kind, str(error)) from None
+
+
+def renamed(error: E, names: Mapping[str, str]) -> E:
+    """The same error with the field's name in another API: the longest beginning that is among `names` is replaced."""
+    param = error.param or ""
+    for name in sorted(names, key=len, reverse=True):
+        if param == name or param.startswith((f"{name}.", f"{name}[")):
+            error.param = names[name] + param[len(name) :]
+            break
+    return error
 
 
 def _explain(kind: type, message: str) -> HttpError:

@@ -96,6 +96,9 @@ class EngineClient:
     # -- the front's verbs ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        """Start the process, for the first time or after `stop`."""
+        if self.first_ready.done():
+            self.first_ready, self.phase = asyncio.get_running_loop().create_future(), Phase.STARTING
         self._task = asyncio.create_task(self._supervise(), name="model-supervisor")
         self._task.add_done_callback(self._supervisor_ended)
 
@@ -117,6 +120,7 @@ class EngineClient:
         self.asks.lost("the server is going down", unsent=True)
         if not self.first_ready.done():
             self.first_ready.cancel()
+        self.past, self.stats = add(self.past, self.stats), EngineStats()
 
     @property
     def ready(self) -> bool:
@@ -211,7 +215,7 @@ class EngineClient:
             deaths = 0 if self._useful else deaths + 1
             self._why = fatal.message
             log.error("the model's process is gone: %s", fatal.message, extra={"requests": len(self.live)})
-            if (self.info is None and fatal.kind in HOPELESS) or deaths >= self.config.watch.tries:
+            if (not self.first_ready.done() and fatal.kind in HOPELESS) or deaths >= self.config.watch.tries:
                 self._give_up(fatal)
                 return
             self._mourn()
@@ -290,7 +294,7 @@ class EngineClient:
 
     def _mourn(self) -> None:
         """Keep what the dead process had counted, and mark its requests to be sent again."""
-        self.phase = Phase.RESTARTING if self.info else Phase.STARTING
+        self.phase = Phase.RESTARTING if self.first_ready.done() else Phase.STARTING
         self.restarts += 1
         self.past = add(self.past, self.stats)
         self.stats = EngineStats()

@@ -6,7 +6,7 @@ Every limit is a number that somebody, somewhere, has already been attacked or s
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -95,14 +95,26 @@ class ServeConfig:
     port: int = 8000
     served_model_name: str | None = None
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    api_keys_file: Path | None = None
+    """More keys, one a line; read again by SIGHUP and POST /reload."""
+    config: Path | None = None
+    """A TOML file of limits and times over those of the command line; read again by SIGHUP and POST /reload."""
     allowed_hosts: tuple[str, ...] = ()
     enable_ui: bool = True
     runs: Path = Path("runs")
     """Where the training page looks for runs: a directory of what `twofold train` writes, or one run's directory."""
+    models: tuple[str, ...] = ()
+    """Several models behind one server, NAME=DIR each; a request's `model` chooses, the first is the default."""
+    max_resident: int | None = None
+    """So many models are in memory at once (default: as many as fit)."""
+    idle_seconds: float | None = None
+    """A model that nobody has used for so long leaves the memory (default: only when another needs the room)."""
     files_dir: Path | None = None
     """Where uploaded files and batches are kept, over restarts too (default: a private folder that goes at the end)."""
     generation_config: bool = True
     chat_template: Path | None = None
+    skip_tokenizer_init: bool = False
+    """Serve ids alone (/inference/v1/generate), from a checkpoint that need not have a tokenizer."""
     tool_call_parser: str = "auto"
     """How the model calls tools: auto (by its chat template), none, or a name, as hermes, llama3_json, mistral."""
     reasoning_parser: str = "auto"
@@ -130,6 +142,12 @@ class ServeConfig:
         for name in ("lame_duck_seconds", "drain_seconds"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("max_resident", "idle_seconds"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ConfigError(f"{name} must be above 0, not {value}")
+        names = [each.partition("=")[0] for each in self.models]
+        if len(set(names)) < len(names) or not all(all(each.partition("=")) for each in self.models):
+            raise ConfigError(f"models are NAME=DIR each, every name once, not {' '.join(self.models)}")
         for module in self.lora_modules:
             if not all(module.partition("=")):
                 raise ConfigError(f"lora_modules are NAME=DIRECTORY, not {module!r}")
@@ -138,6 +156,12 @@ class ServeConfig:
         for key in self.api_keys:
             if len(key) < 8 or not key.isascii() or any(c.isspace() for c in key):
                 raise ConfigError("an API key is at least 8 ASCII characters without spaces: choose a longer one")
+
+    def each(self) -> list[ServeConfig]:
+        """The settings of each model by itself."""
+        parts = [each.partition("=") for each in self.models]
+        found = [replace(self, model=Path(path), served_model_name=name, models=()) for name, _, path in parts]
+        return [*found[:1], *(replace(one, lora_modules=()) for one in found[1:])] or [self]
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from . import answers, openai, reads, tokens
+from . import adapters, answers, generate, openai, reads, reload, tokens
 from .anthropic import shapes as anthropic
 from .batches import shapes as batches
 from .pages import KINDS
@@ -82,6 +82,9 @@ ROWS: dict[tuple[str, str], Row] = {
     ("POST", "/v1/messages/count_tokens"): Row(
         "How many tokens a chat has.", anthropic.CountRequest, anthropic.Count, more=(404, 503)
     ),
+    ("POST", "/inference/v1/generate"): Row(
+        "Continue token ids.", generate.GenerateRequest, generate.GenerateAnswer, streams=True, more=GENERATION
+    ),
     ("POST", "/v1/files"): Row(
         "Upload a file for a batch.", answer=batches.FileObject, more=(429,),
         form={
@@ -120,6 +123,13 @@ ROWS: dict[tuple[str, str], Row] = {
     },
     ("POST", "/tokenize"): Row("A text's token ids.", tokens.TokenizeRequest, more=(404, 503)),
     ("POST", "/detokenize"): Row("The text of token ids.", tokens.DetokenizeRequest, more=(404, 503)),
+    ("POST", "/v1/load_lora_adapter"): Row(
+        "Load an adapter.", adapters.LoadRequest, kinds=("text/plain",), more=(404, 429)
+    ),
+    ("POST", "/v1/unload_lora_adapter"): Row(
+        "Forget an adapter.", adapters.UnloadRequest, kinds=("text/plain",), more=(404, 429)
+    ),
+    ("POST", "/reload"): Row("Read keys and limits again.", answer=reload.Reloaded),
     ("GET", "/v1/models"): Row("What is served.", answer=Models),
     ("GET", "/v1/models/{name}"): Row("One model.", more=(404,)),
     ("GET", "/health"): Row("Whether a request sent now would be worked on.", more=(503,)),

@@ -74,8 +74,12 @@ class Guard:
 
     def __init__(self, app: App, config: ServeConfig, draining: Callable[[], bool]) -> None:
         self.app = app
-        self.config = config
         self.draining = draining
+        self.renew(config)
+
+    def renew(self, config: ServeConfig) -> None:
+        """Other settings from the next request on; those under way keep theirs."""
+        self.config = config
         self.keys = Keys(config.api_keys)
         self.hosts = config.hosts
 

@@ -19,15 +19,21 @@ class Hearing:
     tools: Tools
     start: str = "start"
     silent: bool = False
+    enforced: bool = False
+    """Whether a grammar makes the calls, in the form that has one."""
 
     @property
     def marks(self) -> Mapping[int, str]:
         """The tokens that stay in the text so that the listener sees them."""
-        return self.manner.kept(calls=bool(self.tools))
+        return self._speaker.kept(calls=bool(self.tools))
+
+    @property
+    def _speaker(self) -> Manner:
+        return self.manner.forced[0] if self.enforced else self.manner
 
     def listener(self) -> Listener:
         given: Any = self.tools.given if self.tools else None
-        return self.manner.listen(tools=given, start=self.start, most=self.tools.most, spelled=self.tools.forced)
+        return self._speaker.listen(tools=given, start=self.start, most=self.tools.most)
 
 
 def check(manner: Manner, tools: Tools, *, takes_tools: bool) -> None:

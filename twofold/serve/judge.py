@@ -79,9 +79,12 @@ class Judge:
             self._ticker.cancel()
             self._ticker = None
         self._leave()
+        self._tell_waiting(WorkerError("the server is going down"))
+
+    def _tell_waiting(self, error: WorkerError) -> None:
         for case in (*self._asked.values(), *self._waiting):
             if not case.answer.done():
-                case.answer.set_exception(WorkerError("the server is going down"))
+                case.answer.set_exception(error)
         self._asked.clear()
         self._waiting.clear()
 
@@ -118,7 +121,11 @@ class Judge:
         opening = self.opening()
         self._seconds = 2 * opening.compile_seconds + 1.0
         self._opened = False
-        self._process = GrammarProcess(opening)
+        try:
+            self._process = GrammarProcess(opening)
+        except OSError as error:
+            self._tell_waiting(WorkerError(f"no grammar process can be started: {error}"))
+            return
         loop = asyncio.get_running_loop()
         loop.add_reader(self._process.fileno(), self._hear)
         if self._ticker is None:

@@ -66,10 +66,6 @@ class Metrics:
         self.registry.register(_EngineGauges(client, self.labels))
         client.on_started = lambda accepted, seconds: self._started(accepted.request.id, seconds)
 
-    def render(self) -> bytes:
-        """The text that Prometheus scrapes."""
-        return generate_latest(self.registry)
-
     # -- what happens -----------------------------------------------------------------------------------------------
 
     def accepted(self, choices: Sequence[Choice]) -> None:
@@ -209,3 +205,25 @@ class _EngineGauges(Collector):
             )
             config.add_metric((*self._labels, str(client.info.block_size), str(client.info.blocks)), 1.0)
             yield config
+
+
+class _Together:
+    """Several registries as one: each name once, with the samples of all."""
+
+    def __init__(self, registries: Sequence[CollectorRegistry]) -> None:
+        self._registries = registries
+
+    def collect(self) -> Iterator[Metric]:
+        found: dict[str, Metric] = {}
+        for registry in self._registries:
+            for metric in registry.collect():
+                if metric.name in found:
+                    found[metric.name].samples.extend(metric.samples)
+                else:
+                    found[metric.name] = metric
+        yield from found.values()
+
+
+def render(metrics: Sequence[Metrics]) -> bytes:
+    """The text that Prometheus scrapes, of several models; labels tell them apart."""
+    return generate_latest(_Together([each.registry for each in metrics]))

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from ..core import build
+from ..engine.adapters import AdapterPool
 from ..engine.capacity import DTYPES, forecast, resolve
 from ..engine.config import EngineConfig
 from ..engine.engine import Engine, open_engine
@@ -25,10 +26,7 @@ class LoadedModel:
 
     def __init__(self, engine: Engine | PoolingEngine) -> None:
         self.engine = engine
-        self.verbs: Mapping[str, Verb] = {}
-        if isinstance(engine, Engine):
-            self._adapters = engine.adapters
-            self.verbs = {"load_adapter": self._load_adapter, "unload_adapter": self._unload_adapter}
+        self.verbs: Mapping[str, Verb] = verbs_of(engine.adapters) if isinstance(engine, Engine) else {}
         limits, config = engine.limits, engine.config
         self.ready = wire.Ready(
             max_len=limits.max_model_len,
@@ -39,17 +37,23 @@ class LoadedModel:
             abilities=engine.abilities,
         )
 
-    def _load_adapter(
-        self, name: str, path: str, key: str | None = None, replace: bool = False, listed: bool = True
-    ) -> dict[str, Any]:
-        return msgspec.structs.asdict(self._adapters.load(name, path, key, replace=replace, listed=listed))
-
-    def _unload_adapter(self, key: str) -> dict[str, Any]:
-        self._adapters.unload(key)
-        return {}
-
     def stats(self) -> EngineStats:
         return self.engine.stats()
+
+
+def verbs_of(adapters: AdapterPool) -> dict[str, Verb]:
+    """What the front may ask of an engine's adapters."""
+
+    def load_adapter(
+        name: str, path: str, key: str | None = None, replace: bool = False, listed: bool = True
+    ) -> dict[str, Any]:
+        return msgspec.structs.asdict(adapters.load(name, path, key, replace=replace, listed=listed))
+
+    def unload_adapter(key: str) -> dict[str, Any]:
+        adapters.unload(key)
+        return {}
+
+    return {"load_adapter": load_adapter, "unload_adapter": unload_adapter}
 
 
 def load_model(start: wire.Start) -> LoadedModel:

@@ -150,7 +150,8 @@ class Readings:
         asked: Pooling,
     ) -> tuple[list[Pooled], reads.Usage]:
         body.check()
-        self.api.check_model(body.model)
+        if self.api.check_model(body.model):
+            raise RequestError("texts are not read with adapters: ask the model itself", "model")
         self._able().check(asked)
         if any(not part for text in texts if isinstance(text, tuple) for part in text):
             raise RequestError("a text is empty: send at least one character", "text_2")
@@ -190,5 +191,5 @@ def _text(pooled: Pooled) -> str:
     return b64encode(pooled.data).decode()
 
 
-def _shaped(pooled: Pooled) -> list[float] | list[list[float]]:
-    return pooled.rows() if len(pooled.shape) == 2 else pooled.numbers()
+def _shaped(pooled: Pooled) -> list[float | list[float]]:
+    return [*pooled.rows()] if len(pooled.shape) == 2 else [*pooled.numbers()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -144,7 +145,7 @@ class Embeddings(msgspec.Struct):
 
 class PoolingData(msgspec.Struct):
     index: int
-    data: list[float] | list[list[float]] | str
+    data: Sequence[float | Sequence[float]] | str
     object: str = "pooling"
 
 

@@ -23,13 +23,16 @@ import uvicorn
 
 from ..core import ConfigError, TwofoldError
 from ..engine.config import EngineConfig
-from . import wire
-from .app import Api, build_app
+from . import reload, wire
+from .app import Api, build_app, routed
 from .client import EngineClient
 from .config import ServeConfig
+from .fleet import Fleet, Member
+from .guard import App
 from .log import set_up
 from .process import COMMAND
 from .protocol import guarded
+from .shared import Shared
 from .texts import Texts
 
 log = logging.getLogger("twofold.serve")
@@ -43,31 +46,41 @@ def serve(config: ServeConfig, engine: EngineConfig, *, command: Sequence[str] =
         CheckpointError, CapacityError: the model cannot be loaded, found before or after its process has started.
     """
     set_up(config.log)
-    config = with_keys(config)
+    base = with_keys(config)
+    config = reload.read(base)
     if config.lora_modules or config.lora_dir is not None:
         engine = dataclasses.replace(engine, enable_lora=True)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_serve(config, engine, command))
+        return runner.run(_serve(config, base, engine, command))
 
 
-async def _serve(config: ServeConfig, engine: EngineConfig, command: Sequence[str]) -> int:
-    texts = Texts.load(config)
+async def _serve(config: ServeConfig, base: ServeConfig, engine: EngineConfig, command: Sequence[str]) -> int:
+    shared = Shared(config, base)
+    for one in config.each():
+        texts = Texts.load(one)
+        start = wire.Start(str(one.model), dataclasses.asdict(engine), texts.eos_ids)
+        Api(one, EngineClient(one, start, command), texts, shared)
     sock = listen(config)
-    start = wire.Start(str(config.model), dataclasses.asdict(engine), texts.tokenizer.eos_ids)
-    client = EngineClient(config, start, command)
-    api = Api(config, client, texts)
-    server = Server(api, config)
-    client.start()
-    loaded = asyncio.create_task(_announce(api, config, sock), name="announce")
-    api.shared.start()
+    first = shared.apis[0]
+    fleet = Fleet([Member(api, routed(api)) for api in shared.apis], config) if config.models else None
+    server = Server(build_app(first, fleet), shared, config)
+    if fleet is None:
+        first.client.start()
+    else:
+        fleet.start()
+    loaded = asyncio.create_task(_announce(first, config, sock, alone=fleet is None), name="announce")
+    shared.start()
     loaded.add_done_callback(lambda task: server.leave() if not task.cancelled() and task.exception() else None)
     try:
         await server.serve(sockets=[sock])
     finally:
-        await api.shared.stop()
-        await client.stop()
-        api.shared.close()
-        api.judge.stop()
+        await shared.stop()
+        if fleet is not None:
+            await fleet.stop()
+        await asyncio.gather(*(api.client.stop() for api in shared.apis))
+        shared.close()
+        for api in shared.apis:
+            api.judge.stop()
         sock.close()
         loaded.cancel()
     error = (await asyncio.gather(loaded, return_exceptions=True))[0]
@@ -76,15 +89,19 @@ async def _serve(config: ServeConfig, engine: EngineConfig, command: Sequence[st
     return 0
 
 
-async def _announce(api: Api, config: ServeConfig, sock: socket.socket) -> None:
-    """Say where to go, once there is something to find there."""
-    info = await api.client.first_ready
-    await api.adapters.start(config.adapters)
-    url = address(config, sock)
-    log.info("%s is ready: %d tokens of context, %d at once", config.name, info.max_len, info.max_running)
+async def _announce(first: Api, config: ServeConfig, sock: socket.socket, *, alone: bool) -> None:
+    """Say where to go, once there is something to find there; one model of several may fail by itself."""
+    try:
+        info = await first.client.first_ready
+        await first.adapters.start(config.adapters)
+        log.info("%s is ready: %d tokens of context, %d at once", first.config.name, info.max_len, info.max_running)
+    except TwofoldError:
+        if alone:
+            raise
+    url, names = address(config, sock), ", ".join(repr(api.config.name) for api in first.shared.apis)
     if config.enable_ui:
         print(f"Chat page: {url}/", flush=True)
-    print(f"OpenAI API: {url}/v1  (model {config.name!r})", flush=True)
+    print(f"OpenAI API: {url}/v1  (model{'' if alone else 's'} {names})", flush=True)
 
 
 def with_keys(config: ServeConfig) -> ServeConfig:
@@ -92,7 +109,7 @@ def with_keys(config: ServeConfig) -> ServeConfig:
     if not config.api_keys:
         keys = tuple(key.strip() for key in os.environ.get("TWOFOLD_API_KEY", "").split(",") if key.strip())
         config = dataclasses.replace(config, api_keys=keys)
-    if not config.api_keys and not config.on_loopback:
+    if not config.api_keys and config.api_keys_file is None and not config.on_loopback:
         log.warning("whoever reaches %s:%d may use this server: set api_keys", config.host, config.port)
     return config
 
@@ -100,11 +117,12 @@ def with_keys(config: ServeConfig) -> ServeConfig:
 class Server(uvicorn.Server):
     """uvicorn's server with our own way out: its own closes the door at once and exits 143."""
 
-    def __init__(self, api: Api, config: ServeConfig) -> None:
+    def __init__(self, app: App, shared: Shared, config: ServeConfig) -> None:
+        self._protocol = guarded(config.limits)
         super().__init__(
             uvicorn.Config(
-                build_app(api),
-                http=guarded(config.limits),
+                app,
+                http=self._protocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -115,19 +133,27 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=2,
             )
         )
-        self._api = api
+        self._shared = shared
         self._settings = config
         self._drain: asyncio.Task[None] | None = None
+        shared.reload.told.append(self._renew)
+
+    def _renew(self, config: ServeConfig) -> None:
+        """Other limits for connections that come; times of the way out for all."""
+        self._settings = config
+        self._protocol.limits = config.limits
+        self.config.timeout_keep_alive = max(int(config.limits.keep_alive_seconds), 1)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told)
+        loop.add_signal_handler(signal.SIGHUP, self._shared.reload.by_signal)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def leave(self) -> None:
@@ -139,19 +165,19 @@ class Server(uvicorn.Server):
             log.warning("told twice: leaving at once")
             sys.stderr.flush()
             os._exit(1)  # the model's process sees the end of its socket and leaves too
-        self._api.shared.draining = True
+        self._shared.draining = True
         self._drain = asyncio.create_task(self._drain_out(), name="drain")
 
     async def _drain_out(self) -> None:
-        client, config = self._api.client, self._settings
-        await self._api.shared.stop()
-        log.info("going down: %d sequences may finish within %g s", len(client.live), config.drain_seconds)
+        shared, config = self._shared, self._settings
+        await shared.stop()
+        log.info("going down: %d sequences may finish within %g s", shared.live, config.drain_seconds)
         began = time.monotonic()
         while (passed := time.monotonic() - began) < config.drain_seconds:
-            if not client.live and passed >= config.lame_duck_seconds:
+            if not shared.live and passed >= config.lame_duck_seconds:
                 break
             await asyncio.sleep(0.05)
-        await client.stop()
+        await asyncio.gather(*(api.client.stop() for api in shared.apis))
         left = config.drain_seconds - (time.monotonic() - began)
         self.config.timeout_graceful_shutdown = max(math.ceil(left), 2)  # for clients that still read their last words
         self.leave()

@@ -44,33 +44,37 @@ class Status:
         ]
 
     async def models(self, request: Request) -> Response:
-        return json({"object": "list", "data": [self._card(), *self.api.adapters.cards()]})
+        cards = [[self._card(api), *api.adapters.cards()] for api in self.api.shared.apis]
+        return json({"object": "list", "data": [card for some in cards for card in some]})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        self.api.check_model(name)
-        return json(self.api.adapters.card(name) if name in self.api.adapters.listed else self._card())
+        api = self.api.shared.api(name)
+        api.check_model(name)
+        return json(api.adapters.card(name) if name in api.adapters.listed else self._card(api))
 
-    def _card(self) -> dict[str, Any]:
-        info = self.api.client.info
+    def _card(self, api: Api) -> dict[str, Any]:
+        info = api.client.info
         return {
-            "id": self.api.config.name,
+            "id": api.config.name,
             "object": "model",
             "created": int(self.began),
             "owned_by": "twofold",
-            "root": self.api.config.name,
+            "root": api.config.name,
             "parent": None,
             "max_model_len": info.max_len if info else None,
         }
 
     async def livez(self, request: Request) -> Response:
-        """Whether it is worth keeping this process: not when the model could not be kept running."""
-        alive = self.api.client.phase is not Phase.FAILED
+        """Whether it is worth keeping this process: not when no model could be kept running."""
+        alive = any(api.client.phase is not Phase.FAILED for api in self.api.shared.apis)
         return json({"status": "alive" if alive else "failed"}, 200 if alive else 503)
 
     async def readyz(self, request: Request) -> Response:
-        """Whether a request sent now would be worked on."""
-        ready = self.api.client.ready and not self.api.shared.draining
+        """Whether a request sent now would be worked on; a model that is out of memory is fetched for it."""
+        apis = self.api.shared.apis
+        some = any(api.client.ready or (len(apis) > 1 and api.client.phase is Phase.STOPPED) for api in apis)
+        ready = some and not self.api.shared.draining
         phase = "draining" if self.api.shared.draining else str(self.api.client.phase)
         return json({"status": "ready" if ready else "late" if phase == "ready" else phase}, 200 if ready else 503)
 
@@ -78,7 +82,7 @@ class Status:
         return json({"version": __version__})
 
     async def prometheus(self, request: Request) -> Response:
-        return Response(self.api.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(self.api.shared.render_metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def stats(self, request: Request) -> Response:
         """What the page's live view shows; counts and times, never content."""
@@ -107,6 +111,11 @@ class Status:
                 "prefix_cache_hit_rate": hits / max(queries, 1),
                 "prompt_tokens_total": self.api.metrics.prompt_tokens,
                 "generation_tokens_total": self.api.metrics.generation_tokens,
+                "speculation": {
+                    "drafts": past.drafts + now.drafts,
+                    "draft_tokens": past.draft_tokens + now.draft_tokens,
+                    "accepted_tokens": past.accepted_tokens + now.accepted_tokens,
+                },
                 "preemptions_total": past.preemptions + now.preemptions,
                 "engine_restarts_total": client.restarts,
                 "requests": rows,

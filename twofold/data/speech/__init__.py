@@ -11,7 +11,7 @@ manner.py    which tables a checkpoint speaks by
 """
 
 from .cursor import Argued, Called, Event, Said, Thought
-from .form import Form, Thoughts
+from .form import Form, Thoughts, Writing
 from .forms import FORMS, PROMPT_MARKS, THOUGHTS
 from .listener import Heard, Listener
 from .manner import Manner
@@ -30,4 +30,5 @@ __all__ = [
     "Said",
     "Thought",
     "Thoughts",
+    "Writing",
 ]

@@ -61,15 +61,14 @@ class Manner:
         tools: Sequence[Mapping[str, Any]] | None = None,
         start: str = "start",
         most: int | None = None,
-        spelled: bool = False,
     ) -> Listener:
-        """A listener for one answer. Without `tools` calls are text; `spelled` takes marks in text for marks as well.
+        """A listener for one answer. Without `tools` calls are text.
 
         `tools` are JSON schemas of functions, as clients send them.
         """
         return Listener(
             self._whole if tools is not None else self._thinking,
-            exact=frozenset() if spelled else frozenset(self.tokens.values()),
+            exact=frozenset(self.tokens.values()),
             tools={str(_function(tool)["name"]): _types(_function(tool)) for tool in tools or ()},
             start=start,
             most=most,

@@ -144,7 +144,7 @@ class Child:
         def job() -> m.Checked:
             if isinstance(message, m.Validate):
                 return m.Checked(message.id, schema_error(message.text, str(message.wanted.json)))
-            self.matchers.matcher(message.wanted)
+            Stand(self.matchers, message.wanted, ()).next()  # a grammar may compile and fail at its first token
             if message.wanted.checked_after:
                 schema_error("null", str(message.wanted.json))  # raises for a schema that nothing can be checked by
             return m.Checked(message.id)

@@ -176,13 +176,17 @@ class Grammars:
         until = time.monotonic() + OPEN_SECONDS + 2 * self.opening.compile_seconds
         while message.id not in self._checked:
             self._receive(0.05)
-            if time.monotonic() > until or self.restarts > deaths:
+            if self._process is None or time.monotonic() > until or self.restarts > deaths:
                 return m.Checked(message.id, "the grammar is too costly: the process that compiled it is gone")
         return self._checked.pop(message.id)
 
     def _send(self, message: m.ToChild) -> None:
         if self._process is None:
-            self._process, self._opened = GrammarProcess(self.opening), False
+            try:
+                self._process, self._opened = GrammarProcess(self.opening), False
+            except OSError as error:
+                self._fail(f"no grammar process can be started: {error}")
+                return
             self._started = time.monotonic()
         self._process.send(message)
 

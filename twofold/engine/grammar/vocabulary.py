@@ -26,10 +26,10 @@ class Vocabulary:
         tokenizer = Tokenizer.load(folder)
         self.size = size
         count = max(size, tokenizer.vocab_size)
-        self.eos_ids = tuple(end for end in eos_ids if end < count)
-        ends = list(self.eos_ids) or [_stand_in(tokenizer, count)]
+        self.eos_ids = tuple(end for end in eos_ids if end < tokenizer.vocab_size)
+        ends = list(self.eos_ids) or [_stand_in(tokenizer)]
         self.never = () if self.eos_ids else (ends[0],)
-        self._special = {text: token for text, token in tokenizer.special_tokens.items() if token < size}
+        self._special = {text: token for text, token in tokenizer.control_tokens.items() if token < size}
         try:
             self.tokens = LLTokenizer(tokenizer.serialized(), n_vocab=count, eos_token=ends)
         except ValueError:  # a way to spell bytes that llguidance does not read from tokenizer.json
@@ -41,21 +41,17 @@ class Vocabulary:
 
     def mask(self, bits: bytes) -> bytes:
         """One bit for each id the model has, in words of 32, from llguidance's own mask."""
-        out = bytearray(bits[: -(-self.size // 32) * 4])
-        for token in self.never:
-            if token < self.size:
+        size = -(-self.size // 32) * 4
+        out = bytearray(bits[:size].ljust(size, b"\0"))
+        for token in (*self.never, *range(self.size, 8 * size)):
+            if token < 8 * size:
                 out[token >> 3] &= ~(1 << (token & 7)) & 255
-        beyond = -self.size % 32
-        for token in range(self.size, self.size + beyond):
-            out[token >> 3] &= ~(1 << (token & 7)) & 255
         return bytes(out)
 
 
-def _stand_in(tokenizer: Tokenizer, count: int) -> int:
-    """An id that no text needs: one that the tokenizer lacks, else a special one, else the last."""
-    if count > tokenizer.vocab_size:
-        return count - 1
-    return min(tokenizer.special_ids, default=count - 1)
+def _stand_in(tokenizer: Tokenizer) -> int:
+    """An id that no text needs: a special one, else the last."""
+    return min(tokenizer.special_ids, default=tokenizer.vocab_size - 1)
 
 
 class _Pieces:

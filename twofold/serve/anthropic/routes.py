@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 
 from ...core import RequestError
 from ..answers import json
-from ..bodies import decode
+from ..bodies import decode, renamed
 from ..calls import Call
 from ..errors import HttpError
 from ..guard import Receive, Scope, Send
@@ -27,7 +27,7 @@ from .shapes import Answer, Count, CountRequest, MessagesRequest, MessagesUsage
 if TYPE_CHECKING:
     from ..app import Api
 
-NAMES = {"stop": "stop_sequences", "response_format": "output_format", "max_completion_tokens": "max_tokens"}
+NAMES = {"stop": "stop_sequences", "response_format.json_schema": "output_format", "response_format": "output_format"}
 
 
 class Messages:
@@ -45,9 +45,8 @@ class Messages:
         asked.check()
         try:
             call, shape = await self.api.open_chat(request, as_chat(asked), "msg")
-        except RequestError as error:
-            error.param = NAMES.get(error.param or "", error.param)
-            raise
+        except (RequestError, HttpError) as error:
+            raise renamed(error, NAMES) from None
         answer = Answer(shape.id.replace("-", "_"), shape.model, MessagesUsage(len(call.prompts[0]), 0), [])
         if asked.stream:
             return MessageStream(call, shape, answer, self.api.config.ping_seconds)

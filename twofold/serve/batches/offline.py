@@ -58,6 +58,7 @@ async def answer_file(
         return work.counts
     finally:
         await client.stop()
+        api.judge.stop()
         api.shared.close()
 
 

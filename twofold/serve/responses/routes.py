@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 
 from ...core import RequestError
 from ..answers import json
-from ..bodies import decode
+from ..bodies import decode, renamed
 from ..calls import Call
 from ..errors import HttpError
 from ..shape import ChatShape
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 # What a chat calls it, and what this API does.
 NAMES = {
-    "messages": "input",
     "prompt": "input",
     "max_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",
+    "response_format.json_schema": "text.format",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
     "verbosity": "text.verbosity",
@@ -152,16 +152,10 @@ class Responses:
             except (RequestError, HttpError) as error:
                 fits = getattr(error, "code", None) != "context_length_exceeded"
                 if asked.truncation != "auto" or fits or len(kept) < 2:
-                    raise _renamed(error) from None
+                    if (error.param or "").startswith("messages"):
+                        error.param = "input"  # which item was which message is not kept
+                    raise renamed(error, NAMES) from None
                 drop = max(2 * drop, 1) if 2 * drop < len(said) else len(said) - 1
-
-
-def _renamed(error: RequestError | HttpError) -> RequestError | HttpError:
-    """The same error with the field's name in this API."""
-    head, mark, rest = (error.param or "").partition("[")
-    if head in NAMES:
-        error.param = NAMES[head] + ("" if head == "messages" else mark + rest)
-    return error
 
 
 def _response(asked: ResponseRequest, call: Call, model: str) -> Response:

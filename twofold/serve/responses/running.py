@@ -63,10 +63,11 @@ class Run:
         """Events number `after` + 1 and on, to the last; a comment after `ping` seconds of silence."""
         place = after + 1
         while True:
-            if place < len(self.log):
-                yield b"".join(self.log[place:])
-                place = len(self.log)
-            elif self._task.done():
+            if new := self.log[place:]:
+                place += len(new)
+                yield b"".join(new)  # and look again: more may have come while this was sent
+                continue
+            if self._task.done():
                 return
             self._news.clear()
             try:

@@ -31,6 +31,7 @@ export class Answer {
     this.last = null;
     this.usage = null;
     this.end = null;
+    this.fold = null;
     this.kept = 0; // blocks that are final, and where the text after them starts
     this.tail = 0;
     this.timer = 0;
@@ -57,14 +58,26 @@ export class Answer {
     if (!choice) return;
     const tokens = choice.logprobs?.content ?? [];
     const text = choice.delta?.content ?? "";
-    if (text || tokens.length) {
+    const thought = choice.delta?.reasoning_content ?? "";
+    if (text || thought || tokens.length) {
       this.last = performance.now();
       this.first ??= this.last;
     }
-    this.tokens.push(text, tokens);
+    if (thought) this.think(thought);
+    else if (text && !this.text && this.fold) this.fold.open = false;
+    this.tokens.push(text, thought ? [] : tokens);
     this.end = choice.finish_reason ?? this.end;
     // one very long block is drawn again and again: the longer that takes, the longer the pause
     this.timer ||= setTimeout(() => this.render(), Math.max(FRAME_MS, SHARE * this.cost));
+  }
+
+  /** Reasoning stands above the answer, and folds once that begins. */
+  think(text) {
+    if (!this.fold) {
+      this.fold = el("details", { class: "thoughts", open: true }, el("summary", {}, "Reasoning"), el("p"));
+      this.node.prepend(this.fold);
+    }
+    this.fold.lastChild.append(text);
   }
 
   /** The stream is over; `end` overrides the reason that the server gave. */
