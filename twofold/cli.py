@@ -111,7 +111,7 @@ def generate(flags: Flags) -> Run:
 
 
 def quantize(flags: Flags) -> Run:
-    """Round a model's weights to int8 or int4, calibrated on text, and say what it costs."""
+    """Round a model's weights to int8, int4 or fp8, calibrated on text, and say what it costs."""
     from .quant.config import Reading, Recipe
 
     flags.positional("model", "directory of a float checkpoint (default: the bundled model)", required=False)
