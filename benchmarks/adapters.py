@@ -1,6 +1,6 @@
 """What do adapters cost a served model?
 
-    twofold bench adapters [--model quick|reference] [--format fp32|bf16|int8|int4] [--rank N] [--quick] [--json FILE]
+    twofold bench adapters [--model quick|reference] [--format fp32|bf16|int8|int4] [--layers N] [--rank N] [--busy]
 
 Four engines on the same weights take turns, a step each, A B C D A B C D: no adapters, eight loaded and none asked for,
 one that every request has, and eight of mixed ranks. Decode steps of 1, 16 and 64 requests, and a prompt of 512 tokens
@@ -42,6 +42,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=sorted(models.MODELS), default="reference")
     parser.add_argument("--format", choices=("fp32", "bf16", "int8", "int4"), default="bf16")
     parser.add_argument("--rank", type=int, default=16, help="of the one adapter that all requests have (default 16)")
+    parser.add_argument("--layers", type=int, help="of the model, fewer than it has; the head counts for more then")
+    parser.add_argument("--busy", action="store_true", help="one thread and its own seconds, for a machine with others")
     parser.add_argument("--rounds", type=int, default=60, help="steps of each engine and workload (default 60)")
     parser.add_argument("--threads", type=int, default=usable_cores(), help="default: all cores")
     parser.add_argument("--quick", action="store_true", help="the small model and a few rounds")
@@ -49,12 +51,15 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.quick:
         args.model, args.rounds = "quick", min(args.rounds, 8)
+    if args.busy:
+        args.threads = 1
     return args
 
 
-def decoder_of(name: str, form: str) -> Decoder:
+def decoder_of(name: str, form: str, layers: int | None = None) -> Decoder:
     """Random weights of a model's shape, in a number format."""
-    spec = spec_from(models.MODELS[name])
+    config = models.MODELS[name]
+    spec = spec_from(config | {"num_hidden_layers": layers or config["num_hidden_layers"]})
     decoder = Decoder(spec, dtype=torch.float32 if form == "fp32" else torch.bfloat16, max_len=1024)
     init_weights(decoder, 0)
     decoder.requires_grad_(False)
@@ -79,8 +84,10 @@ def write_adapter(decoder: Decoder, path: Path, rank: int, seed: int) -> Path:
 class Bench:
     """The engines, and who has which adapter in each."""
 
-    def __init__(self, decoder: Decoder, folder: Path, rank: int, kv_dtype: str) -> None:
-        self._number = 0
+    def __init__(
+        self, decoder: Decoder, folder: Path, rank: int, kv_dtype: str, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._number, self._clock, self._vocab = 0, clock, decoder.spec.vocab
         one = write_adapter(decoder, folder / "one", rank, 100)
         mixed = [write_adapter(decoder, folder / str(i), r, i) for i, r in enumerate(MIXED)]
         names = [path.name for path in mixed]
@@ -100,7 +107,7 @@ class Bench:
     def submit(self, name: str, count: int, prompt: int, tokens: int) -> None:
         for i in range(count):
             self._number += 1
-            ids = tuple((self._number * 7919 + j * 104_729) % 30_000 + 1 for j in range(prompt))
+            ids = tuple((self._number * 7919 + j * 104_729) % self._vocab for j in range(prompt))
             params = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
             self.engines[name].submit(
                 Request(id=f"{name}/{self._number}", prompt_ids=ids, params=params, adapter=self.who[name](i))
@@ -133,10 +140,10 @@ class Bench:
         found: dict[str, list[float]] = {name: [] for name in self.engines}
         for round_ in range(rounds + warm):
             for name, engine in self.engines.items():
-                began = time.perf_counter()
+                began = self._clock()
                 run(engine)
                 if round_ >= warm:
-                    found[name].append(time.perf_counter() - began)
+                    found[name].append(self._clock() - began)
         return found
 
 
@@ -168,7 +175,9 @@ def main() -> int:
     kv_dtype = "float32" if args.format == "fp32" else "bfloat16"
     record: dict[str, Any] = {"model": args.model, "format": args.format, "threads": args.threads, "rank": args.rank}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        bench = Bench(decoder_of(args.model, args.format), Path(folder), args.rank, kv_dtype)
+        clock = time.process_time if args.busy else time.perf_counter
+        decoder = decoder_of(args.model, args.format, args.layers)
+        bench = Bench(decoder, Path(folder), args.rank, kv_dtype, clock)
         works = {f"decode, {batch}": bench.decode(batch, args.rounds) for batch in BATCHES}
         works[f"prompt of {PROMPT}"] = bench.prefill(args.rounds)
     print(f"{args.model}, {args.format}, {args.threads} threads: time over that without adapters (quartiles)")

@@ -2,10 +2,11 @@
 
     python benchmarks/peers/transformers_static.py --model DIR --threads N [--dtype float32|bfloat16]
 
-Asked as protocol.py says, and for "batch", requests at a time (default 16), and "order", "arrival" or "sorted". A batch
-runs until its longest output is done, as static batching must; each request keeps as many tokens as it asked for.
-"sorted" puts requests of like output length together, which needs the lengths beforehand. A shared prefix is computed
-once, kept, and copied for each request, as a user of transformers would by hand. Needs torch and transformers.
+Asked as protocol.py says, and for "batch", requests at a time (default 16), "order", "arrival" or "sorted", and
+"beams", the width of a beam search (default 1: greedy). A batch runs until its longest output is done, as static
+batching must; each request keeps as many tokens as it asked for. "sorted" puts requests of like output length together,
+which needs the lengths beforehand. A shared prefix is computed once, kept, and copied for each request, as a user of
+transformers would by hand. Needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -47,14 +48,15 @@ def run(model: Any, question: Question) -> Tokens:
     batch = question.get("batch", 16)
     for start in range(0, len(places), batch):
         chosen = places[start : start + batch]
-        rows = generate(model, [prompts[i] for i in chosen], max(outputs[i] for i in chosen), question.get("shared", 0))
+        new, shared = max(outputs[i] for i in chosen), question.get("shared", 0)
+        rows = generate(model, [prompts[i] for i in chosen], new, shared, question.get("beams", 1))
         for i, row in zip(chosen, rows, strict=True):
             found[i] = row[: outputs[i]]
     return found
 
 
-def generate(model: Any, prompts: Tokens, new: int, shared: int) -> Tokens:
-    """`new` greedy tokens for each prompt of one left-padded batch, EOS ignored."""
+def generate(model: Any, prompts: Tokens, new: int, shared: int, beams: int) -> Tokens:
+    """`new` greedy tokens for each prompt of one left-padded batch, or its best of so many beams; EOS ignored."""
     import torch
     from transformers import GenerationConfig
 
@@ -64,7 +66,7 @@ def generate(model: Any, prompts: Tokens, new: int, shared: int) -> Tokens:
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.tensor(prompt)
         mask[i, width - len(prompt) :] = 1
-    how = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0, use_cache=True)
+    how = GenerationConfig(max_new_tokens=new, do_sample=False, num_beams=beams, pad_token_id=0, use_cache=True)
     with torch.inference_mode():
         more = {"past_key_values": prefix_cache(model, prompts[0][:shared], len(prompts))} if shared else {}
         out = model.generate(input_ids=ids, attention_mask=mask, generation_config=how, **more)

@@ -172,3 +172,34 @@ def test_importing_twofold_is_free_of_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = twofold.nothing
+
+
+def test_beams_come_best_first_and_the_best_of_samples_are_kept(llm):
+    beams = llm.generate(["hello", "def f"], params(use_beam_search=True, beam_width=4, n=3), progress=False)
+    for answer in beams:
+        scores = [one.beam_score for one in answer.outputs]
+        assert scores == sorted(scores, reverse=True) and len({one.token_ids for one in answer.outputs}) == 3
+        assert [one.index for one in answer.outputs] == [0, 1, 2] and answer.outputs[0].logprobs is None
+        assert all(one.beam_score == pytest.approx(one.cumulative_logprob / 12) for one in answer.outputs)
+        assert answer.outputs[0].text == llm.tokenizer.decode(answer.outputs[0].token_ids)
+    how = {"temperature": 1.0, "seed": 3, "logprobs": 0}
+    every = llm.generate("hello", params(n=6, **how), progress=False)[0].outputs
+    best = llm.generate("hello", params(n=2, best_of=6, **how), progress=False)[0].outputs
+    ranked = sorted(every, key=lambda one: -sum(token.logprob for token in one.logprobs))
+    assert [one.token_ids for one in best] == [one.token_ids for one in ranked[:2]]
+    assert [one.index for one in best] == [0, 1]
+
+
+def test_bad_words_are_banned_at_their_last_token(llm):
+    ids = text_of(llm, "hello", max_tokens=60).token_ids
+    words = [(at, llm.tokenizer.decode(ids[at : at + 2])) for at in range(58)]
+    at, word = next((at, w) for at, w in words if w.strip() == w and tuple(llm.tokenizer.encode(w)) == ids[at : at + 2])
+    found = text_of(llm, "hello", max_tokens=60, bad_words=[word]).token_ids
+    assert found[: at + 1] == ids[: at + 1] and found[at + 1] != ids[at + 1]
+    assert all(found[place : place + 2] != ids[at : at + 2] for place in range(59))
+
+
+def test_what_beams_cannot_do_is_said(llm):
+    for wrong in ({"temperature": 0.5}, {"stop": "x"}, {"beam_width": 1, "n": 2}):
+        with pytest.raises(RequestError):
+            llm.generate("hello", params(use_beam_search=True, **wrong), progress=False)

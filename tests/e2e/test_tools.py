@@ -257,3 +257,29 @@ def test_the_page_folds_reasoning_above_the_answer(window: Browser, tools_server
     assert window.text(".body").startswith("Let me look.")
     assert window.script("return document.querySelector('.token').textContent").strip() in "Let me look."
     assert window.logs() == []
+
+
+def test_responses_and_messages_hear_the_same(client: openai.OpenAI, tools_server: Served) -> None:
+    given = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    more: Any = {"model": "tiny", "input": ASK, "tools": given, "extra_body": {"seed": BOTH}}
+    said = client.responses.create(**more)
+    assert [item.type for item in said.output] == ["reasoning", "message", "function_call", "function_call"]
+    assert said.output_text == "Let me look." and said.status == "completed"
+    found = [(item.name, json.loads(item.arguments)) for item in said.output if item.type == "function_call"]
+    assert found == [("weather", {"city": "Paris"}), ("now", {})]
+    last = list(client.responses.create(**more, stream=True))[-1].response
+    assert [item.type for item in last.output] == [item.type for item in said.output]
+    result: Any = {"type": "function_call_output", "call_id": said.output[2].call_id, "output": "sunny"}  # type: ignore[union-attr]
+    after = client.responses.create(
+        model="tiny", previous_response_id=said.id, input=[result], tools=given, extra_body={"seed": TEXT}
+    )
+    assert after.output_text == "It is sunny." and after.usage.input_tokens > said.usage.input_tokens  # type: ignore[union-attr]
+    tools = [{"name": "weather", "input_schema": PARAMETERS}, {"name": "now", "input_schema": {"type": "object"}}]
+    body = {"messages": ASK, "tools": tools, "max_tokens": 200, "seed": BOTH}
+    answer = tools_server.http.post("/v1/messages", json=body).json()
+    assert [block["type"] for block in answer["content"]] == ["thinking", "text", "tool_use", "tool_use"]
+    assert answer["content"][2]["input"] == {"city": "Paris"} and answer["stop_reason"] == "tool_use"
+    results = [{"type": "tool_result", "tool_use_id": block["id"], "content": "x"} for block in answer["content"][2:]]
+    turns = [*ASK, {"role": "assistant", "content": answer["content"]}, {"role": "user", "content": results}]
+    body |= {"messages": turns, "seed": TEXT}
+    assert tools_server.http.post("/v1/messages", json=body).json()["content"][0]["text"] == "It is sunny."

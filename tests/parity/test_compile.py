@@ -14,7 +14,7 @@ FORMATS = (None, "int8", "int4", "int8-g32", "int4-asym", "int4-weight-only", "f
 pytestmark = pytest.mark.skipif(bool(native.missing()), reason="no CPU kernels: nothing is compiled")
 
 
-@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("name", tiny.SPECS)
 def test_a_program_has_the_bits_of_the_layers_one_by_one(name: str, format: str | None, kv_dtype: torch.dtype) -> None:

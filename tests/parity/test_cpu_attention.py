@@ -26,7 +26,7 @@ from twofold.kernels.walk import Attend
 pytestmark = pytest.mark.skipif(native.library() is None, reason=f"no CPU kernels: {native.missing()}")
 
 LENGTHS = (300, 17, 0, 1, 128, 129, 650)
-KEPT = (torch.float32, torch.bfloat16, torch.int8)
+KEPT = (torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def textbook(case: Case) -> Tensor:
     """What the kernel should give, in fp64 and from what the cache holds."""
     how, out, at = case.kind.how, [], 0
     q = case.q * how.scale
-    if case.panels.key_scales is not None:
+    if case.panels.values.dtype == torch.int8:
         codes, scale = to_bytes(q)
         q = codes * scale[..., None]
     for n, own in zip(LENGTHS, case.blocks, strict=True):
@@ -178,7 +178,7 @@ def test_a_long_context_in_parts_is_as_the_walk_in_one(kept: torch.dtype) -> Non
             assert torch.equal(*found), (how, count)
 
 
-@pytest.mark.parametrize("kept", [torch.float32, torch.int8], ids=str)
+@pytest.mark.parametrize("kept", [torch.float32, torch.int8, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("window", [None, 700])
 @pytest.mark.parametrize("size", [16, 48, 128])
 def test_sharing_a_prefix_changes_no_bit(size: int, window: int | None, kept: torch.dtype) -> None:
@@ -234,7 +234,7 @@ def test_numbers_that_are_not_finite_are_seen(which: str, kept: torch.dtype) -> 
     assert out[: LENGTHS[0]].isfinite().all() and out[LENGTHS[0] + LENGTHS[1] :].isfinite().all()
 
 
-@pytest.mark.parametrize("kept", [None, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("kept", [None, torch.bfloat16, torch.int8, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("kind", ["window", "usual"])
 def test_a_trainers_forward_is_the_engines(kind: str, kept: torch.dtype | None) -> None:
     case = Case(KINDS[kind], kept or torch.float32)

@@ -26,16 +26,18 @@ MODELS = {name: (spec, torch.float32, "auto") for name, spec in tiny.SPECS.items
     "llama-int4-floats": (tiny.SPECS["llama"], "int4-weight-only", "auto"),
     "sparse-int8": (tiny.SPECS["sparse"], "int8", "bfloat16"),
     "llama-kv-int8": (tiny.SPECS["llama"], torch.bfloat16, "int8"),
+    "llama-fp8-kv-fp8": (tiny.SPECS["llama"], "fp8", "fp8"),
+    "gemma2-kv-fp8": (tiny.SPECS["gemma2"], torch.float32, "fp8"),
     "gemma2-int4-kv-int8": (tiny.SPECS["gemma2"], "int4", "int8"),
 }
-KEPT = {"auto": None, "bfloat16": torch.bfloat16, "int8": torch.int8}
+KEPT = {"auto": None, "bfloat16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request):
     spec, format, kv_dtype = MODELS[request.param]
-    if kv_dtype == "int8" and native.missing():
-        pytest.skip(f"an int8 cache needs the CPU kernels: {native.missing()}")
+    if kv_dtype in ("int8", "fp8") and native.missing():
+        pytest.skip(f"an {kv_dtype} cache needs the CPU kernels: {native.missing()}")
     if isinstance(format, str):
         made = tiny.rounded(tiny.decoder(spec), format)
     else:

@@ -29,6 +29,18 @@ def expected(prompt: tuple[int, ...], count: int) -> list[int]:
     return history[len(prompt) :]
 
 
+def options(history: list[int], count: int) -> tuple[tuple[int, float], ...]:
+    """What may follow, best first, as a beam's row is told: no two values alike."""
+    digest = blake2b(repr(("beam", history)).encode(), digest_size=64).digest()
+    ranked = sorted(
+        {(-(byte + place / 64) / 50 - 0.1, byte % VOCAB) for place, byte in enumerate(digest)}, reverse=True
+    )
+    best = dict[int, float]()
+    for value, token in ranked:
+        best.setdefault(token, value)
+    return tuple(best.items())[:count]
+
+
 class FakeRunner:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.size = block_size
@@ -40,6 +52,9 @@ class FakeRunner:
 
     def execute(self, plan: StepPlan) -> StepResult:
         rows = []
+        read = [self.slots[a * self.size : (a + 1) * self.size] for a, _ in plan.copies]
+        for (_, to), content in zip(plan.copies, read):
+            self.slots[to * self.size : (to + 1) * self.size] = content
         for chunk in plan.chunks:
             for place, token in enumerate(chunk.ids, chunk.start):
                 self.slots[self.slot(chunk.blocks, place)] = token
@@ -53,7 +68,8 @@ class FakeRunner:
                 assert draw.position == known
                 if tokens and tokens[-1].id != history[known - 1]:
                     break
-                tokens.append(TokenOut(next_token(history[:known])))
+                top = options(history[:known], draw.beams)
+                tokens.append(TokenOut(top[0][0] if top else next_token(history[:known]), top=top))
             scores = tuple(TokenOut(target) for target in chunk.targets)
             rows.append(ChunkResult(serial=chunk.serial, tokens=tuple(tokens), scores=scores))
         return StepResult(step=plan.step, rows=tuple(rows))
@@ -66,7 +82,13 @@ class Bench:
         self, *, num_blocks=64, block_size=4, max_model_len=200, caching=True, max_num_seqs=8, budget=32, **kw
     ):
         self.pool = BlockPool(num_blocks, block_size, caching=caching)
-        limits = Limits(max_model_len=max_model_len, vocab=VOCAB, cache_tokens=num_blocks * block_size)
+        limits = Limits(
+            max_model_len=max_model_len,
+            vocab=VOCAB,
+            cache_tokens=num_blocks * block_size,
+            block_size=block_size,
+            max_seqs=max_num_seqs,
+        )
         self.scheduler = Scheduler(self.pool, limits, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, **kw)
         self.runner = FakeRunner(num_blocks, block_size)
         self.outputs: dict[str, list[Output]] = {}

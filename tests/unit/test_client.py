@@ -258,3 +258,25 @@ def test_stopping_ends_what_runs_and_leaves_no_process() -> None:
             os.kill(pid, 0)
 
     with_client(test, seconds=0.01)
+
+
+def test_one_that_was_stopped_starts_again_and_its_counters_go_on() -> None:
+    async def test(client: EngineClient) -> None:
+        said = []
+        for _ in range(2):
+            heard, asked = Heard(), request("r")
+            client.submit([asked], heard)
+            await heard.done.wait()
+            said.append(heard.tokens["r"])
+            while client.stats.running or not client.stats.steps:
+                await asyncio.sleep(0.01)
+            before = client.past.steps + client.stats.steps
+            await client.stop()
+            assert client.phase is Phase.STOPPED and client.past.steps == before
+            with pytest.raises(WorkerError):
+                client.submit([request("s")], Heard())
+            client.start()
+            await asyncio.wait_for(client.first_ready, 20)
+        assert said[0] == said[1] and client.restarts == 0
+
+    with_client(test)

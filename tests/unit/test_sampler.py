@@ -3,6 +3,7 @@
 import math
 import random
 
+import msgspec
 import pytest
 import torch
 
@@ -179,6 +180,21 @@ def test_processed_logprobs_are_those_drawn_from():
     greedy = draw(temperature=0.0, logprobs=0, logprobs_mode="processed", logit_bias={5: 50.0})
     (token,) = sample(logits, [greedy])
     assert token.id == 5 and token.logprob == pytest.approx(0.0, abs=1e-4) and token.top == ()
+
+
+def test_a_beam_is_told_edited_logprobs_as_they_are():
+    """As transformers' processors edit them: after the softmax, and nothing is normalised again."""
+    logits, given = torch.randn(1, V, generator=torch.Generator().manual_seed(2)) * 2, {"logit_bias": {3: 2.0}}
+    plain = draw(temperature=0.0, banned=(9,), output=(5, 6), repetition_penalty=1.5, presence_penalty=0.5, **given)
+    (found,) = sample(logits, [msgspec.structs.replace(plain, beams=6)])
+    x = torch.log_softmax(logits[0].double(), -1)
+    x[3] += 2.0
+    x[9] = -math.inf
+    x[[5, 6]] = x[[5, 6]] * 1.5 - 0.5
+    values, ids = x.topk(6)
+    assert [token for token, _ in found.top] == ids.tolist() and found.id == found.top[0][0]
+    assert [value for _, value in found.top] == pytest.approx(values.tolist(), abs=1e-5)
+    assert found.logprob == found.top[0][1] and found.rank == 1
 
 
 def test_logprobs_are_given_only_when_asked():

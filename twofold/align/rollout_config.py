@@ -35,7 +35,7 @@ class RolloutConfig:
     block_size: int = 16
     num_blocks: int | None = None
     """Blocks of the KV cache; left out, as many as a step's answers need, if the machine can spare them."""
-    kv_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    kv_dtype: Literal["float32", "bfloat16", "int8", "fp8"] = "float32"
     """Other than float32 makes rollouts off-policy."""
     quantization: str | None = None
     """Roll out with weights rounded to this number format (int8, int4, ...): off-policy, from a copy."""

@@ -24,6 +24,7 @@ BENCHMARKS = (
     "serving",
     "kernels",
     "speculation",
+    "beams",
     "sparse",
     "gpu",
     "recompute",

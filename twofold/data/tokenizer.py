@@ -88,9 +88,9 @@ class Tokenizer:
             backend = Backend.from_str(source)
         except Exception as error:  # the backend raises bare Exceptions
             raise CheckpointError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
-        config, generation = read_json(folder / "config.json"), read_json(folder / "generation_config.json")
+        config = read_json(folder / "config.json")
         ends = [backend.token_to_id(names["eos_token"])] if names["eos_token"] else []
-        ends += _ids(generation.get("eos_token_id", config.get("eos_token_id")))
+        ends += end_ids(folder)
         bos = backend.token_to_id(names["bos_token"]) if names["bos_token"] else None
         if bos is None and "bos_token" not in settings:
             bos = next(iter(_ids(config.get("bos_token_id"))), None)
@@ -299,6 +299,12 @@ def _shares(lengths: Sequence[int], room: int) -> list[int]:
     half = room // 2
     kept = min(a, max(room - half, room - b))
     return [kept, room - kept]
+
+
+def end_ids(folder: str | Path) -> tuple[int, ...]:
+    """The end tokens that a model folder's generation_config.json (else config.json) names, without its tokenizer."""
+    config, generation = (read_json(Path(folder) / f"{name}.json") for name in ("config", "generation_config"))
+    return tuple(_ids(generation.get("eos_token_id", config.get("eos_token_id"))))
 
 
 def _source(folder: Path, settings: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ grammar/        from such a form to masks, in a process of its own
 config.py       EngineConfig, every dial
 limits.py       what a request may be on this engine
 capacity.py     the sum of bytes: what fits this machine
+words.py        bad words as token sequences
 blocks.py       BlockPool: who holds which block, and the prefix cache
 adapters.py     which adapters there are, in memory and in slots
 gate.py         what a row's grammar says of its next tokens
@@ -18,6 +19,7 @@ lookup.py       guesses found in text: n-grams, suffixes
 draft.py        guesses of a smaller model
 pace.py         how many tokens to guess at
 speculation.py  a proposer, its pace, and what came of it
+beams.py        beam search: rows that share blocks, one request outside
 scheduler.py    Scheduler: which tokens go into the next step
 plan.py         StepPlan and StepResult, what passes between scheduler and runner
 paged.py        KVCache, and attention over block tables

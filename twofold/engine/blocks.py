@@ -146,6 +146,10 @@ class BlockPool:
         """How many of `blocks` nobody holds; acquiring those lowers `available`."""
         return sum(self._holders[block] == 0 for block in blocks)
 
+    def holders(self, block: int) -> int:
+        """How many block tables hold a block."""
+        return self._holders[block]
+
     def publish(self, block: int, name: Name) -> None:
         """Name a full block whose keys and values are in place. A second block of the same name stays nameless."""
         if self.caching and self._named[block] is None and name[0] not in self._index:

@@ -41,7 +41,12 @@ RUNTIME = 320 * 2**20  # interpreter, torch, tokenizer and server, resident befo
 HALF = 0.5
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": torch.float32}
 LOGITS_AT_ONCE = 1 << 24
-KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+KV_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
+}
 
 
 def kv_dtype_of(wanted: str, weights: torch.dtype) -> torch.dtype:

@@ -9,7 +9,7 @@ from ..core import ConfigError
 from ..quant.names import short
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-KvDtype = Literal["auto", "float32", "bfloat16", "int8"]
+KvDtype = Literal["auto", "float32", "bfloat16", "int8", "fp8"]
 Policy = Literal["fcfs", "priority"]
 Kind = Literal["auto", "generate", "pooling"]
 Convert = Literal["none", "embed"]

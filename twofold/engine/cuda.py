@@ -22,7 +22,7 @@ from torch import Tensor
 from ..kernels.attention import Attend
 from ..kernels.triton import SPAN, missing
 from ..models.spec import ModelSpec
-from .paged import Span
+from .paged import Span, copy_blocks
 
 if TYPE_CHECKING:
     from ..kernels.triton.attention import Keys, Queries
@@ -66,6 +66,10 @@ class CudaCache:
         for layer in self.layers:
             for part in layer.values():
                 part[torch.tensor(list(blocks), dtype=torch.int64, device=part.device)] = 0
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks (from, to); none is both."""
+        copy_blocks(self.layers, pairs)
 
     def keys(self, layer: int, table_SP: Tensor) -> Keys:
         """One layer of some sequences, as the attention kernel takes it."""

@@ -76,8 +76,9 @@ class Engine:
         self.speculation = speculation_for(decoder, config, num_blocks=blocks, eos_ids=tuple(eos_ids))
         self.decoder = decoder
         self.config = config
+        size, seqs, vocab = config.block_size, config.max_num_seqs, decoder.spec.vocab
         self.limits = Limits(
-            max_model_len=max_model_len, vocab=decoder.spec.vocab, cache_tokens=blocks * config.block_size
+            max_model_len=max_model_len, vocab=vocab, cache_tokens=blocks * size, block_size=size, max_seqs=seqs
         )
         self.pool = BlockPool(blocks, config.block_size, caching=config.enable_prefix_caching)
         self.slots = Slots(decoder, config.max_loras, config.max_lora_rank) if config.enable_lora else None

@@ -27,8 +27,9 @@ from .config import EngineConfig
 from .embedding import TextJudge
 from .engine import Engine, open_engine
 from .grammar.masks import Grammars
-from .request import Output, Request, State, TokenOut
+from .request import Beam, Output, Request, State, TokenOut
 from .sampling import SamplingParams
+from .words import ban
 
 if TYPE_CHECKING:
     from ..data import ChatTemplate
@@ -42,8 +43,9 @@ Prompt = str | Sequence[int]
 class CompletionOutput:
     """One sample. `token_ids` holds the token that ended it, `text` does not (nor the stop string, unless asked for).
 
-    `finish_reason` is stop, length, timeout, abort or error; `stop_reason` the stop string or id, None for EOS.
-    `structured_output_error` says what a form that was not strict could not keep out.
+    `finish_reason` is stop, length, timeout, abort or error; `stop_reason` the stop string or id, None for EOS. A beam
+    has a score, and in `cumulative_logprob` the sum that its search made. `structured_output_error` says what a form
+    that was not strict could not keep out.
     """
 
     index: int
@@ -53,6 +55,8 @@ class CompletionOutput:
     stop_reason: int | str | None = None
     logprobs: tuple[TokenOut, ...] | None = None
     error: str | None = None
+    cumulative_logprob: float | None = None
+    beam_score: float | None = None
     structured_output_error: str | None = None
 
 
@@ -173,13 +177,14 @@ class LLM(TextJudge):
         wanted, adapters = _one_each(params, len(ids)), _named(adapter, len(ids))
         self._check_forms(wanted)
         samples: list[list[_Sample]] = []
-        live: dict[str, _Sample] = {}
+        live: dict[str, list[_Sample]] = {}
         try:
             for prompt, settings, name in zip(ids, wanted, adapters):
-                samples.append([self._sample(tuple(prompt), settings, k, name) for k in range(settings.n)])
+                samples.append(self._samples(tuple(prompt), ban(settings, self.tokenizer), name))
                 for made in samples[-1]:
-                    self.engine.submit(made.request)
-                    live[made.request.id] = made
+                    if made.request.id not in live:
+                        self.engine.submit(made.request)
+                    live.setdefault(made.request.id, []).append(made)
             self._drive(live, progress)
         finally:
             for name in live:
@@ -190,10 +195,10 @@ class LLM(TextJudge):
             Completion(
                 prompt=text,
                 prompt_token_ids=tuple(prompt),
-                outputs=tuple(made.result() for made in group),
+                outputs=_best(group, settings),
                 prompt_logprobs=group[0].prompt,
             )
-            for text, prompt, group in zip(texts, ids, samples)
+            for text, prompt, group, settings in zip(texts, ids, samples, wanted)
         ]
 
     @property
@@ -213,6 +218,15 @@ class LLM(TextJudge):
         if form is not None and form.checked_after and grammars is not None and made.reason == "stop":
             made.form_error = grammars.validate(form, made.text)
 
+    def _samples(self, prompt: tuple[int, ...], params: SamplingParams, adapter: str) -> list[_Sample]:
+        """One for each sequence: a request each, or all beams of one."""
+        if params.use_beam_search:
+            first = self._sample(prompt, params, 0, adapter)
+            return [first, *(_Sample(first.request, self.tokenizer) for _ in range(1, params.n))]
+        if params.width > params.n and params.logprobs is None:
+            params = params.with_(logprobs=0)
+        return [self._sample(prompt, params, k, adapter) for k in range(params.width)]
+
     def _sample(self, prompt: tuple[int, ...], params: SamplingParams, k: int, adapter: str) -> _Sample:
         number = next(self._names)
         seed = -1
@@ -224,18 +238,17 @@ class LLM(TextJudge):
         request = Request(id=f"llm-{number}", prompt_ids=prompt, params=params, sample=k, seed=seed, adapter=adapter)
         return _Sample(request, self.tokenizer)
 
-    def _drive(self, live: dict[str, _Sample], progress: bool) -> None:
+    def _drive(self, live: dict[str, list[_Sample]], progress: bool) -> None:
         """Step until every sample has ended, taking each out of `live` as it does."""
         total, tokens = len(live), 0
         with _bar(total) if progress else nullcontext(lambda ended, tokens: None) as tell:
             while live:
                 for output in self.engine.step():
-                    made = live.get(output.request_id)
-                    if made is None:
-                        continue  # what an earlier call left behind when it was interrupted
-                    tokens += len(output.tokens)
-                    made.take(output)
-                    if made.ended:
+                    group = live.get(output.request_id, [])  # none: left behind by a call that was interrupted
+                    for made, part in zip(group, output.parts(len(group))):
+                        tokens += len(part.tokens)
+                        made.take(part)
+                    if group and group[0].ended:
                         self.engine.abort(output.request_id)  # a stop string: the engine does not know
                         del live[output.request_id]
                 tell(total - len(live), tokens)
@@ -247,6 +260,7 @@ class _Sample:
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
         params = request.params
         self.request = request
+        self.beam: Beam | None = None
         self.tokens: list[TokenOut] = []
         self.prompt: tuple[TokenOut, ...] | None = None
         self._text = TextStream(
@@ -274,6 +288,7 @@ class _Sample:
     def take(self, output: Output) -> None:
         """Add what a step said; a stop string ends the sample in the middle of it."""
         self.prompt = output.prompt or self.prompt
+        self.beam = next(iter(output.beams), None)
         ids = [token.id for token in output.tokens]
         silent = output.finish is State.STOP and not self.request.params.include_stop_str_in_output
         self._text.push(ids[:-1] if silent else ids)
@@ -286,19 +301,32 @@ class _Sample:
         elif output.finish is not None:
             self._finish = (output.finish.value, output.stop_reason, output.error)
 
-    def result(self) -> CompletionOutput:
+    @property
+    def mean_logprob(self) -> float:
+        return sum(token.logprob or 0.0 for token in self.tokens) / max(len(self.tokens), 1)
+
+    def result(self, index: int, params: SamplingParams) -> CompletionOutput:
         assert self._finish is not None, "every sample has ended"
         reason, stop, error = self._finish
         return CompletionOutput(
-            index=self.request.sample,
+            index=index,
             text=self._text.text,
             token_ids=tuple(token.id for token in self.tokens),
             finish_reason=reason,
             stop_reason=stop,
-            logprobs=tuple(self.tokens) if self.request.params.logprobs is not None else None,
+            logprobs=tuple(self.tokens) if params.logprobs is not None else None,
             error=error,
+            cumulative_logprob=None if self.beam is None else self.beam.cumulative_logprob,
+            beam_score=None if self.beam is None else self.beam.score,
             structured_output_error=self.form_error,
         )
+
+
+def _best(group: list[_Sample], params: SamplingParams) -> tuple[CompletionOutput, ...]:
+    """The `n` sequences asked for: of more samples those with the highest mean log-probability, best first."""
+    if len(group) > params.n:
+        group = sorted(group, key=lambda made: -made.mean_logprob)[: params.n]
+    return tuple(made.result(index, params) for index, made in enumerate(group))
 
 
 @contextmanager

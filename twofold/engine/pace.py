@@ -9,7 +9,6 @@ length alone, never about a token.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from .proposer import GRADES
@@ -17,6 +16,7 @@ from .proposer import GRADES
 PRIOR = 0.6  # of a grade that was never seen
 TRUST = 2.0  # tries of a request that weigh as much as what all requests have shown
 FADE = 0.9  # what a request's figure keeps of itself at each new try; the figure of all keeps 0.99
+FADE_STEP = 0.98  # what the line keeps of what it knew at each new step
 SLOPE = 0.25  # share of a step that as many tokens again are thought to cost before it was measured
 PROBE = 48  # steps without a draft after which two are sent, to see whether that is still right
 LEAST = 0.02  # a draft of less chance is not looked at
@@ -56,59 +56,36 @@ class Rates:
 
 
 class Cost:
-    """Seconds of a step by its number of tokens, from the steps seen: a curve through means of similar sizes."""
+    """Seconds of a step by its number of tokens: the line through the steps seen of late, which are of about the sizes
+    that are asked for. One slow step says little, and sizes that were never tried have the slope of those that were.
+    """
 
     def __init__(self) -> None:
-        self._sizes: list[float] = []
-        self._seconds: list[float] = []
-        self._keys: list[int] = []
-
-    def curve(self, base: int, count: int) -> list[float]:
-        """Seconds of steps of `base` to `base + count` tokens; straight between two sizes that were seen."""
-        sizes = self._sizes
-        if not sizes:
-            return [1.0] * (count + 1)
-        after = bisect_right(sizes, base)
-        begin, each = self._line(after)
-        found = list[float]()
-        for tokens in range(base, base + count + 1):
-            if after < len(sizes) and sizes[after] <= tokens:
-                after = bisect_right(sizes, tokens)
-                begin, each = self._line(after)
-            found.append(begin + each * tokens)
-        return found
-
-    def _line(self, after: int) -> tuple[float, float]:
-        """Seconds at no tokens and for each one, on the line that ends at the size number `after`."""
-        sizes, seconds = self._sizes, self._seconds
-        if 0 < after < len(sizes):
-            each = (seconds[after] - seconds[after - 1]) / (sizes[after] - sizes[after - 1])
-            return seconds[after - 1] - each * sizes[after - 1], each
-        end = 0 if after == 0 else -1
-        each = SLOPE * seconds[end] / sizes[end]
-        if after and len(sizes) > 1:
-            each = max(0.0, (seconds[-1] - seconds[0]) / (sizes[-1] - sizes[0]))
-        return seconds[end] - each * sizes[end], each
+        self._weight = self._size = self._seconds = 0.0
+        self._spread = self._together = 0.0  # of the sizes, and of sizes with seconds
 
     def saw(self, tokens: int, seconds: float) -> None:
-        """Noise only ever adds: what takes longer than expected counts as twice at most, and moves the curve slowly."""
-        key = tokens if tokens <= 16 else int(8.0 * tokens.bit_length() + 8.0 * tokens / (1 << tokens.bit_length()))
-        at = bisect_left(self._keys, key)
-        if at == len(self._keys) or self._keys[at] != key:
-            self._keys.insert(at, key)
-            thought = self.of(tokens) if self._sizes else seconds
-            self._sizes.insert(at, float(tokens))
-            self._seconds.insert(at, min(seconds, 2.0 * thought))
-            return
-        usual = self._seconds[at]
-        moved = (0.3 if seconds < usual else 0.08) * (min(seconds, 2.0 * usual) - usual)
-        self._seconds[at] += moved
-        self._sizes[at] += 0.15 * (tokens - self._sizes[at])
-        drift = 1.0 + 0.2 * moved / usual  # what slows one size down, a longer context or a neighbour, slows all
-        self._seconds = [each * drift if place != at else each for place, each in enumerate(self._seconds)]
+        if self._weight:
+            seconds = min(seconds, 2.0 * self.of(tokens))
+        self._weight = FADE_STEP * self._weight + 1.0
+        share = 1.0 / self._weight
+        off, off_seconds = tokens - self._size, seconds - self._seconds
+        self._size += share * off
+        self._seconds += share * off_seconds
+        self._spread = (1.0 - share) * (self._spread + share * off * off)
+        self._together = (1.0 - share) * (self._together + share * off * off_seconds)
+
+    def line(self) -> tuple[float, float, float]:
+        """The mean size, the seconds of a step of it, and seconds for each token more."""
+        if not self._weight:
+            return 1.0, 1.0, 0.0
+        most, doubt = self._seconds / self._size, 0.03 * self._size
+        each = (self._together + doubt * SLOPE * most) / (self._spread + doubt)
+        return self._size, self._seconds, min(max(0.0, each), most)  # a token more costs its full share at most
 
     def of(self, tokens: int) -> float:
-        return self.curve(tokens, 0)[0]
+        size, seconds, each = self.line()
+        return seconds + each * (tokens - size)
 
 
 class Pace:
@@ -150,12 +127,12 @@ class Pace:
 
     def _best(self, order: Sequence[tuple[float, int, int]], base: int, rows: int) -> int:
         """How many of the likeliest drafts to send."""
-        seconds = self.cost.curve(base, len(order))
-        best, sent, gain, deepest = rows / seconds[0], 0, float(rows), 0
+        seconds, each = self.cost.of(base), self.cost.line()[2]
+        best, sent, gain, deepest = rows / seconds, 0, float(rows), 0
         for count, (chance, depth, _) in enumerate(order, 1):
             gain -= chance
             deepest = depth if depth > deepest else deepest
-            rate = gain / (seconds[count] + self.per_pass * (deepest + 1))
+            rate = gain / (seconds + each * count + self.per_pass * (deepest + 1))
             if rate > best:
                 best, sent = rate, count
         return sent

@@ -12,6 +12,7 @@ P pages (blocks) of one walk step.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ..core import ConfigError
 from ..kernels import native, paged
-from ..kernels.paged import KV_TYPES, Panels, cache_shapes, keep, paged_attention
+from ..kernels.paged import KV_TYPES, SCALED, Panels, cache_shapes, keep, paged_attention, plain
 from ..kernels.walk import KEYS, Attend, Fold, blocks_of, grouped, look, mask, scores, ungrouped
 from ..models.spec import ModelSpec
 from ..platforms.pages import zeros
@@ -59,8 +60,9 @@ class KVCache:
             raise ValueError(f"block_size is {block_size}; it must divide {KEYS}: choose 16, 32, 64 or 128")
         self.num_blocks, self.block_size, self.dtype = num_blocks, block_size, dtype
         self.panels = torch.device(device).type == "cpu" and dtype in KV_TYPES and not native.missing()
-        if dtype == torch.int8 and not self.panels:
-            raise ConfigError(f"kv_dtype int8 needs the CPU kernels: {native.missing() or device}; use bfloat16")
+        if dtype in SCALED and not self.panels:
+            name = "int8" if dtype == torch.int8 else "fp8"
+            raise ConfigError(f"kv_dtype {name} needs the CPU kernels: {native.missing() or device}; use bfloat16")
         shapes = cache_shapes if self.panels else _walk_shapes
         self.layers = [
             {
@@ -74,7 +76,7 @@ class KVCache:
 
     @staticmethod
     def bytes_per_block(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
-        scales = sum(2 * 4 * layer.mixer.kv_heads for layer in spec.layers) if dtype == torch.int8 else 0
+        scales = sum(2 * 4 * layer.mixer.kv_heads for layer in spec.layers) if dtype in SCALED else 0
         return (spec.kv_width * dtype.itemsize + scales) * block_size
 
     @property
@@ -86,11 +88,30 @@ class KVCache:
         index = torch.tensor(list(blocks), dtype=torch.int64)
         for layer in self.layers:
             for part in layer.values():
-                part[index] = 0
+                plain(part)[index] = 0
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks (from, to); none is both."""
+        copy_blocks(self.layers, pairs)
 
     def panels_of(self, layer: int) -> Panels:
         """One layer's keys and values for the CPU kernels."""
         return Panels(**self.layers[layer])
+
+
+def copy_blocks(layers: Iterable[dict[str, Tensor]], pairs: Sequence[tuple[int, int]]) -> None:
+    """Copy blocks (from, to) of every layer, whatever a layer keeps: the first dimension of each part is blocks.
+
+    A block is one run of memory of a few kilobytes: on the host, starting threads for that takes longer than the copy.
+    """
+    for part in (part for layer in layers for part in layer.values()):
+        if part.device.type == "cpu":
+            at, size = part.data_ptr(), part.stride(0) * part.itemsize
+            for source, target in pairs:
+                ctypes.memmove(at + target * size, at + source * size, size)
+        else:
+            places = torch.tensor(pairs, dtype=torch.int64, device=part.device)
+            part[places[:, 1]] = part[places[:, 0]]
 
 
 def _walk_shapes(

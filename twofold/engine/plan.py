@@ -23,7 +23,7 @@ class Draw(msgspec.Struct, frozen=True, kw_only=True):
     """How to choose the token at `position` (its index in prompt and output together).
 
     `banned` are the ids that may not come yet (`min_tokens`). The histories are filled in only for penalties, and hold
-    the drafts before this draw.
+    the drafts before this draw. `beams` asks for that many alternatives, as a beam search ranks them.
     """
 
     params: SamplingParams
@@ -33,6 +33,7 @@ class Draw(msgspec.Struct, frozen=True, kw_only=True):
     banned: tuple[int, ...] = ()
     prompt_ids: tuple[int, ...] = ()
     output_ids: tuple[int, ...] = ()
+    beams: int = 0
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,10 +63,14 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """One forward pass: decodes first, then pieces of prompts, at most a token budget together."""
+    """One forward pass: decodes first, then pieces of prompts, at most a token budget together.
+
+    `copies` are blocks (from, to) whose content is copied before it: two beams are about to write different tokens.
+    """
 
     step: int
     chunks: tuple[Chunk, ...] = ()
+    copies: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -77,13 +82,15 @@ class ChunkResult(msgspec.Struct, frozen=True, kw_only=True):
 
     `tokens` are the model's own choices, up to and including the first that differs from its draft. None of them
     although some were to be drawn means: not in this step, compute the last known token again. `redo` says that the
-    drafts ruined what the cache held from that position on: compute it anew, and draft no more. `param` is the field of
-    the request that is to blame for `error`.
+    drafts ruined what the cache held from that position on: compute it anew, and draft no more. A beam's one token
+    holds the alternatives in `top`, with edited log-probabilities, and `thoughts` the model's own of each if asked.
+    `param` is the field of the request that is to blame for `error`.
     """
 
     serial: int
     tokens: tuple[TokenOut, ...] = ()
     scores: tuple[TokenOut, ...] = ()
+    thoughts: tuple[TokenOut, ...] = ()
     error: str | None = None
     redo: int | None = None
     param: str | None = None

@@ -19,6 +19,7 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from ..core import StateError
 from .sampling import SamplingParams
@@ -122,8 +123,21 @@ class TokenOut(msgspec.Struct, frozen=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Beam(msgspec.Struct, frozen=True):
+    """One finished sequence of a beam search: its tokens, the sum of their log-probabilities as the search counted
+    them, its score (that sum over a power of its length), and how it ended."""
+
+    tokens: tuple[TokenOut, ...]
+    cumulative_logprob: float
+    score: float
+    finish: State
+    stop_reason: int | None = None
+
+
 class Output(msgspec.Struct, frozen=True):
     """What one engine step adds to one request. `finish` is set once, with the last tokens.
+
+    A beam search says nothing before its end; its last Output has `beams`, the best first, and no `tokens`.
 
     `prompt` holds log-probabilities of the prompt's tokens, the first being None, sent once when they were asked for.
     `stop_reason` is the stop token's id when one ended the request. `version` is that of the weights that made the
@@ -141,3 +155,17 @@ class Output(msgspec.Struct, frozen=True):
     version: int = 0
     pooled: Pooled | None = None
     param: str | None = None
+    beams: tuple[Beam, ...] = ()
+
+    def parts(self, count: int) -> list[Output]:
+        """What it says to each of `count` sequences of its request: a beam each at the end of a search, else itself.
+
+        Where there are fewer different sequences than asked for, the rest say nothing.
+        """
+        if not self.beams:
+            return [self] * count
+        parts = [
+            replace(self, tokens=beam.tokens, finish=beam.finish, stop_reason=beam.stop_reason, beams=(beam,))
+            for beam in self.beams[:count]
+        ]
+        return parts + [replace(self, finish=State.STOP, beams=())] * (count - len(parts))

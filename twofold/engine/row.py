@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 
-from .blocks import Name, block_name, root_digest
+from ..core import StateError
+from .blocks import BlockPool, Name, block_name, root_digest
 from .gate import Gate
 from .plan import Chunk, Draw
 from .request import Request, State, TokenOut
@@ -18,7 +20,8 @@ class Row:
     `published` blocks are computed and named, up to `promised` they are being computed and others may wait for them.
     `room` is how many tokens may come out; `found` how many tokens the last admission got from the prefix cache;
     `drafting` whether its next tokens may be guessed at; `slot` is that of its adapter while it runs, from 1 on; `gate`
-    what its grammar says, if it has one.
+    what its grammar says, if it has one. `head` is the row that stands in the queues for this one: itself, unless it is
+    a beam's (beams.py).
     """
 
     __slots__ = (
@@ -29,6 +32,7 @@ class Row:
         "drafting",
         "found",
         "gate",
+        "head",
         "promised",
         "published",
         "request",
@@ -55,6 +59,7 @@ class Row:
         self.promised = 0
         self.found = 0
         self.drafting = True
+        self.head: Row = self
         self.gate = Gate() if request.params.structured_outputs is not None else None
         self.waits_for: bytes | None = None
         self.slot = 0
@@ -74,6 +79,26 @@ class Row:
     def loss(self) -> int:
         """Tokens that would have to be computed again if the row were preempted now."""
         return self.request.num_computed - self.found
+
+    @property
+    def seats(self) -> int:
+        """How many of the sequences that may run at once it is."""
+        return 1
+
+    @property
+    def parts(self) -> tuple[Row, ...]:
+        """The rows whose tokens are to be computed."""
+        return (self,)
+
+    @property
+    def tables(self) -> list[list[int]]:
+        """All lists of blocks it holds."""
+        return [self.blocks]
+
+    @property
+    def empty(self) -> int:
+        """Slots of its blocks without a token."""
+        return len(self.blocks) * self.block_size - self.request.num_computed
 
     @property
     def guessable(self) -> int:
@@ -122,10 +147,19 @@ class Row:
         self.blocks.extend(blocks)
         self._table = tuple(self.blocks)
 
-    def reset(self) -> None:
-        """Forget blocks and progress, but not the tokens: the row will be computed again."""
+    def exchange(self, place: int, block: int) -> None:
+        """Hold another block at a place."""
+        self.blocks[place] = block
+        self._table = tuple(self.blocks)
+
+    def drop(self, pool: BlockPool) -> None:
+        """Give all blocks back."""
+        pool.release(self.blocks)
         self.blocks.clear()
         self._table = ()
+
+    def reset(self) -> None:
+        """Forget progress, but not the tokens: the row will be computed again."""
         self.published = self.promised = self.found = 0
         self.waits_for = None
         self.request.num_computed = 0
@@ -169,18 +203,40 @@ class Row:
         request, params = self.request, self.request.params
         outputs = request.output_ids
         early = len(outputs) + len(drafts) < params.min_tokens
-        banned = (() if params.ignore_eos else eos_ids) + params.stop_token_ids if early else ()
         repetition = params.repetition_penalty != 1.0
         history = repetition or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+        recent = self.tokens(max(0, request.num_tokens - params.longest_bad_word), request.num_tokens)
+        ends = (() if params.ignore_eos else eos_ids) + params.stop_token_ids
         return Draw(
             params=params,
             seed=request.seed,
             sample=request.sample,
             position=request.num_tokens + len(drafts),
-            banned=banned,
+            banned=(ends if early else ()) + params.completes_bad_word((*recent, *drafts)),
             prompt_ids=request.prompt_ids if repetition else (),
             output_ids=(*outputs, *drafts) if history else (),
+            beams=params.width + len(set(ends)) if params.use_beam_search else 0,
         )
+
+    def append(
+        self, drawn: tuple[TokenOut, ...], eos_ids: tuple[int, ...], now: float
+    ) -> tuple[tuple[TokenOut, ...], tuple[State, int | None] | None]:
+        """Take the tokens of a step as outputs, up to the one that ends the request; those, and how it ends."""
+        for count, token in enumerate(drawn, 1):
+            self.request.output_ids.append(token.id)
+            end = self.end(eos_ids, now)
+            if end is not None:
+                return drawn[:count], end
+        return drawn, None
+
+    def prompt_scores(self, more: tuple[TokenOut, ...]) -> tuple[TokenOut, ...] | None:
+        """With some more, the prompt's scores, once, when they are complete; nothing comes before the first token."""
+        self.scores.extend(more)
+        prompt = self.request.prompt_ids
+        if self.scored or len(self.scores) < len(prompt) - 1:
+            return None
+        self.scored = True
+        return (TokenOut(prompt[0]), *self.scores)
 
     def end(self, eos_ids: tuple[int, ...], now: float) -> tuple[State, int | None] | None:
         """Whether the last output ends the request, in the order EOS, stop ids, length, deadline; and the stop id."""
@@ -196,3 +252,18 @@ class Row:
         if request.deadline is not None and now >= request.deadline:
             return State.TIMEOUT, None
         return None
+
+
+def check_queues(running: Sequence[Row], waiting: Sequence[Row], count: int) -> None:
+    """Check that the two queues hold all `count` rows, in order, and that only running ones hold blocks.
+
+    Raises:
+        StateError: saying what does not add up; always a bug in Twofold.
+    """
+    if len(running) + len(waiting) != count:
+        raise StateError(f"{count} requests, but {len(running)} running, {len(waiting)} waiting")
+    for queue in (running, waiting):
+        if any(b < a for a, b in pairwise(queue)):
+            raise StateError("a queue is out of order")
+    if any(table for row in waiting for table in row.tables):
+        raise StateError("a waiting request holds blocks")

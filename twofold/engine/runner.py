@@ -98,6 +98,8 @@ class Runner:
         """Run the plan's tokens and answer each of its chunks; `masks` is asked when the forward pass is done."""
         assert self.cache is not None, "the engine does not step while it sleeps"
         chunks = plan.chunks
+        if plan.copies:
+            self.cache.copy(plan.copies)
         hidden_TD = self._forward(chunks, self.cache)
         broken = self._broken(chunks, hidden_TD, self.cache)
         drawn = self._draw(chunks, hidden_TD, broken, masks() if masks is not None else {})
@@ -111,7 +113,12 @@ class Runner:
                 scores = () if error else self._score(chunk, at, hidden_TD)
                 said = () if isinstance(tokens, str) else tokens
                 param = blame(chunk.draws[0]) if error == NOTHING_LEFT else None
-                rows.append(ChunkResult(serial=chunk.serial, tokens=said, scores=scores, error=error, param=param))
+                thoughts = self._think(chunk, at, said, hidden_TD)
+                rows.append(
+                    ChunkResult(
+                        serial=chunk.serial, tokens=said, scores=scores, thoughts=thoughts, error=error, param=param
+                    )
+                )
             at += len(chunk.ids)
         return StepResult(step=plan.step, rows=tuple(rows))
 
@@ -196,12 +203,26 @@ class Runner:
 
     def _score(self, chunk: Chunk, at: int, hidden_TD: Tensor) -> tuple[TokenOut, ...]:
         """Scores of the prompt tokens that follow the first tokens of a chunk, which begins `at` the step's tokens."""
+        return self._scored(range(at, at + len(chunk.targets)), chunk.targets, chunk.num_top, hidden_TD)
+
+    def _think(self, chunk: Chunk, at: int, drawn: tuple[TokenOut, ...], hidden_TD: Tensor) -> tuple[TokenOut, ...]:
+        """What the model itself thinks of each way in which a beam may go on, where the caller asked."""
+        if not drawn or not chunk.draws[0].beams:
+            return ()
+        params = chunk.draws[0].params
+        if params.logprobs is None or params.logprobs_mode == "processed":
+            return ()
+        ids = [token for token, _ in drawn[0].top]
+        return self._scored([at + len(chunk.ids) - 1] * len(ids), ids, params.logprobs, hidden_TD)
+
+    def _scored(
+        self, places: Sequence[int], targets: Sequence[int], num_top: int, hidden_TD: Tensor
+    ) -> tuple[TokenOut, ...]:
         out: list[TokenOut] = []
         rows = self._rows_at_once
-        for start in range(0, len(chunk.targets), rows):
-            targets = chunk.targets[start : start + rows]
-            first = at + start
-            out += score(self._logits(list(range(first, first + len(targets))), hidden_TD), targets, chunk.num_top)
+        for start in range(0, len(targets), rows):
+            tile = slice(start, start + rows)
+            out += score(self._logits(list(places[tile]), hidden_TD), targets[tile], num_top)
         return tuple(out)
 
     @property

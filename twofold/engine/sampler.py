@@ -81,6 +81,6 @@ def _choice(draw: Draw, mask: bytes | None) -> kernel.Choice:
         allowed=params.allowed_token_ids,
         bias=params.logit_bias,
         banned=draw.banned,
-        report=None if params.logprobs is None else params.logprobs_mode,
-        tops=params.logprobs or 0,
+        report="beam" if draw.beams else None if params.logprobs is None else params.logprobs_mode,
+        tops=draw.beams or params.logprobs or 0,
     )

@@ -23,19 +23,19 @@ import time
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 from ..core import RequestError, StateError
 from .adapters import AdapterPool
+from .beams import BeamRow, row_of, shared, unshare
 from .blocks import BlockPool
 from .config import Policy
 from .deadlines import Deadlines
 from .limits import Limits
 from .plan import Chunk, ChunkResult, StepPlan, StepResult
 from .promises import Promises
-from .request import Output, Request, State, TokenOut
-from .row import Row
+from .request import Output, Request, State
+from .row import Row, check_queues
 from .speculation import Speculation
 from .waste import Waste
 
@@ -83,6 +83,7 @@ class Scheduler:
         self._serial = 0
         self._rows: dict[str, Row] = {}
         self._planned: dict[int, tuple[Row, Chunk]] = {}
+        self._copies: dict[int, tuple[int, int]] = {}
         self._forced: set[int] = set()  # serials of the last plan whose drafts are their grammar's
         self._promises = Promises(pool)
         self._deadlines = Deadlines()
@@ -102,8 +103,8 @@ class Scheduler:
         room = self.limits.room(request)
         urgency = request.priority if self.policy == "priority" else 0
         request.adapter = self.adapters.enter(request.adapter)
-        row = Row(request, serial=self._serial, urgency=urgency, room=room, block_size=self.pool.block_size)
-        self._serial += 1
+        size, serial = self.pool.block_size, self._next_serial()
+        row = row_of(request, self.eos_ids, serial=serial, urgency=urgency, room=room, block_size=size)
         self._rows[request.id] = row
         if row.gate is not None:
             self.gated[row.serial] = row
@@ -113,6 +114,10 @@ class Scheduler:
         self._deadlines.add(row)
         if request.output_ids and (end := row.end(self.eos_ids, self.clock())):
             self._finish(row, end[0], stop_reason=end[1])
+
+    def _next_serial(self) -> int:
+        self._serial += 1
+        return self._serial
 
     def abort(self, request_id: str) -> None:
         """End a request now, wherever it stands; an id that is unknown or already ended is ignored."""
@@ -140,7 +145,7 @@ class Scheduler:
     def plan(self) -> StepPlan:
         """Choose the next step's tokens and allocate their blocks; empty only where all of them wait for a grammar."""
         self.step += 1
-        self._planned = {}
+        self._planned, self._copies = {}, {}
         self._pass_gates()
         before = self.preemptions
         left = self.budget
@@ -149,9 +154,9 @@ class Scheduler:
             if self._planned:
                 return StepPlan(step=self.step, chunks=tuple(chunk for _, chunk in self._planned.values()))
         for decoding in (True, False):
-            for row in tuple(self.running):
-                due = row.request.state is State.RUNNING and (row.remaining == 1) is decoding and not row.held
-                if due and left > 0:
+            for row in [part for queued in self.running for part in queued.parts]:
+                runs = row.head.request.state is State.RUNNING
+                if runs and (row.remaining == 1) is decoding and not row.held and left > 0:
                     left -= self._continue(row, left)
                     if self.preemptions != before:
                         left = self.budget - sum(len(chunk.ids) for _, chunk in self._planned.values())
@@ -161,22 +166,27 @@ class Scheduler:
             self._guess(left)
         if self._rows and not self._planned and not any(row.held for row in self.gated.values()):
             raise StateError(f"{len(self._rows)} requests and none can advance: {self.pool.available} blocks available")
-        return StepPlan(step=self.step, chunks=tuple(chunk for _, chunk in self._planned.values()))
+        chunks = tuple(chunk for _, chunk in self._planned.values())
+        return StepPlan(step=self.step, chunks=chunks, copies=tuple(self._copies.values()))
 
     def _continue(self, row: Row, left: int) -> int:
         """Plan a running row's next tokens, making room for them if need be; how many, 0 if it had to give way."""
         count = min(row.remaining, left)
         need = self.pool.blocks_for(row.request.num_computed + count) - len(row.blocks)
-        while need > self.pool.available:
+        while need + shared(row, self.pool) > self.pool.available:
             victim = max(self.running, key=lambda r: (r.urgency, -r.loss, r.serial))
-            self._planned.pop(victim.serial, None)
+            for part in victim.parts:
+                self._planned.pop(part.serial, None)
+                self._copies.pop(part.serial, None)
             self._preempt(victim)
-            if victim is row:
+            if victim is row.head:
                 return 0
         self._plan_chunk(row, count, need)
         return count
 
     def _plan_chunk(self, row: Row, count: int, need: int) -> None:
+        if shared(row, self.pool):
+            self._copies[row.serial] = unshare(row, self.pool)
         if need > 0:
             row.grow(self.pool.allocate(need))
         self._planned[row.serial] = (row, row.chunk(count, self.eos_ids))
@@ -186,17 +196,20 @@ class Scheduler:
         if not self.waiting:
             return left
         pool = self.pool
-        owed = sum(max(0, pool.blocks_for(row.request.num_tokens) - len(row.blocks)) for row in self.running)
-        place = 0
+        parts = [part for row in self.running for part in row.parts]
+        owed = sum(max(0, pool.blocks_for(part.request.num_tokens) - len(part.blocks)) for part in parts)
+        place, seats = 0, sum(row.seats for row in self.running)
         self.adapters.begin()
-        while place < len(self.waiting) and left > 0 and len(self.running) < self.max_num_seqs:
+        while place < len(self.waiting) and left > 0:
             row = self.waiting[place]
+            if seats + row.seats > self.max_num_seqs:
+                break
             found = None if self._promises.waits(row) else self._promises.find(row)
             if found is None or not self.adapters.reachable(row.request.adapter):
                 place += 1  # what it waits for is with running ones: it holds up nobody
                 continue
             need = pool.blocks_for(row.request.num_tokens) - len(found)
-            if need + pool.idle(found) + owed + len(self.running) > pool.available:
+            if need + pool.idle(found) + owed + seats > pool.available:
                 break  # no overtaking: a large request must not starve behind small ones
             if not self.chunked and row.request.num_tokens - len(found) * pool.block_size > left:
                 break
@@ -209,6 +222,7 @@ class Scheduler:
             before = len(row.blocks)
             self._plan_chunk(row, count, pool.blocks_for(row.request.num_computed + count) - before)
             owed += need - (len(row.blocks) - before)
+            seats += row.seats
             left -= count
         return left
 
@@ -223,7 +237,7 @@ class Scheduler:
     def _guess(self, left: int) -> None:
         """Put drafts behind the last tokens of rows, as far as budget and idle blocks reach: what a grammar forces,
         else what speculation guesses."""
-        pool = self.pool
+        pool, seats = self.pool, sum(row.seats for row in self.running)
         rows = [row for row, chunk in self._planned.values() if chunk.draws and row.scored]
         guesses = {row.serial: row.forced for row in rows if row.forced}
         self._forced = set(guesses)
@@ -233,7 +247,7 @@ class Scheduler:
         for serial, guessed in guesses.items():
             row, chunk = self._planned[serial]
             known, held = row.request.num_tokens, len(row.blocks)
-            idle = max(0, pool.available - len(self.running))  # everybody may need one for his next token
+            idle = max(0, pool.available - seats)  # everybody may need one for his next token
             drafts = guessed[: min(left, row.guessable, (held + idle) * pool.block_size - known)]
             if drafts:
                 row.grow(pool.allocate(max(0, pool.blocks_for(known + len(drafts)) - held)))
@@ -270,24 +284,29 @@ class Scheduler:
         now = self.clock()
         for got in result.rows:
             row, chunk = planned[got.serial]
-            if row.request.state is State.RUNNING:
+            if row.head.request.state is not State.RUNNING:
+                continue
+            if got.error is not None:
+                self._finish(row.head, State.ERROR, error=got.error, param=got.param)
+            elif isinstance(row.head, BeamRow):
+                self._search(row.head, row, chunk, got)
+            else:
                 self._advance(row, chunk, got, now)
         self._waste.saw(self.pool, self.running)
 
     def _advance(self, row: Row, chunk: Chunk, got: ChunkResult, now: float) -> None:
         request = row.request
-        if got.error is not None:
-            self._finish(row, State.ERROR, error=got.error, param=got.param)
-            return
         if got.redo is not None:
             request.num_computed, row.drafting = got.redo, False
             return
         request.num_computed = chunk.start + len(chunk.ids) - len(chunk.draws)
-        tokens, end = self._append(row, got.tokens, now)
+        if got.tokens and not request.output_ids:
+            self.prompt_tokens += len(request.prompt_ids)
+        tokens, end = row.append(got.tokens, self.eos_ids, now)
+        self.generation_tokens += len(tokens)
         request.num_computed += len(tokens) if chunk.draws else 0
         self._promises.publish(row)
-        row.scores.extend(got.scores)
-        prompt = self._prompt_scores(row)
+        prompt = row.prompt_scores(got.scores)
         if self.speculation is not None and got.tokens and row.serial not in self._forced:
             self.speculation.told(row, got.tokens, len(chunk.draws) - 1)
         if end is not None:
@@ -295,28 +314,18 @@ class Scheduler:
         elif tokens or prompt is not None:
             self._tell(row, tokens=tokens, prompt=prompt)
 
-    def _append(
-        self, row: Row, drawn: tuple[TokenOut, ...], now: float
-    ) -> tuple[tuple[TokenOut, ...], tuple[State, int | None] | None]:
-        """Take the tokens of a step as outputs, up to the one that ends the request; those, and how it ends."""
-        outputs = row.request.output_ids
-        if drawn and not outputs:
+    def _search(self, row: BeamRow, part: Row, chunk: Chunk, got: ChunkResult) -> None:
+        """`_advance` of one part of a beam search, which says nothing before its end."""
+        part.request.num_computed = chunk.start + len(chunk.ids) - (len(chunk.draws) - len(got.tokens))
+        self._promises.publish(part)
+        if (prompt := row.prompt_scores(got.scores)) is not None:
+            self._tell(row, prompt=prompt)
+        if got.tokens and part is row and not row.request.output_ids:
             self.prompt_tokens += len(row.request.prompt_ids)
-        for count, token in enumerate(drawn, 1):
-            outputs.append(token.id)
-            self.generation_tokens += 1
-            end = row.end(self.eos_ids, now)
-            if end is not None:
-                return drawn[:count], end
-        return drawn, None
-
-    def _prompt_scores(self, row: Row) -> tuple[TokenOut, ...] | None:
-        """The prompt's scores, once, when they are complete; nothing comes before the first token, so it has none."""
-        prompt = row.request.prompt_ids
-        if row.scored or len(row.scores) < len(prompt) - 1:
-            return None
-        row.scored = True
-        return (TokenOut(prompt[0]), *row.scores)
+        if row.take(part, got, self.pool, self._next_serial):
+            best = tuple(row.search.done[: row.request.params.n])
+            self.generation_tokens += sum(len(beam.tokens) for beam in best)
+            self._finish(row, best[0].finish, stop_reason=best[0].stop_reason, beams=best)
 
     # ------------------------------------------------------------------------------------ giving back
     def _leave(self, row: Row) -> None:
@@ -327,7 +336,7 @@ class Scheduler:
             raise StateError(f"request {row.request.id} is {row.request.state} but not in that queue")
         del queue[place]
         self._promises.break_all(row)
-        self.pool.release(row.blocks)
+        row.drop(self.pool)
         self.adapters.unseat(row)
 
     def _preempt(self, row: Row) -> None:
@@ -359,7 +368,6 @@ class Scheduler:
         """End a row; `what` is what its last Output says besides."""
         request = row.request
         self._leave(row)
-        row.blocks.clear()
         del self._rows[request.id]
         self.gated.pop(row.serial, None)
         self.adapters.leave(request.adapter)
@@ -370,9 +378,8 @@ class Scheduler:
         self._tell(row, finish=state, **what)
 
     def _tell(self, row: Row, **what: Any) -> None:
-        request = row.request
-        said = Output(request.id, cached_tokens=request.num_cached, version=self.version, **what)
-        self._outbox.append(said)
+        cached = row.request.num_cached
+        self._outbox.append(Output(row.request.id, cached_tokens=cached, version=self.version, **what))
 
     # ------------------------------------------------------------------------------------ truth
     @property
@@ -386,15 +393,7 @@ class Scheduler:
         Raises:
             StateError: saying what does not add up; always a bug in Twofold.
         """
-        self.pool.check_integrity([row.blocks for row in self._rows.values()])
-        if len(self.running) + len(self.waiting) != len(self._rows):
-            raise StateError(
-                f"{len(self._rows)} requests, but {len(self.running)} running, {len(self.waiting)} waiting"
-            )
-        for queue in (self.running, self.waiting):
-            if any(b < a for a, b in pairwise(queue)):
-                raise StateError("a queue is out of order")
-        if any(row.blocks for row in self.waiting):
-            raise StateError("a waiting request holds blocks")
+        self.pool.check_integrity([table for row in self._rows.values() for table in row.tables])
+        check_queues(self.running, self.waiting, len(self._rows))
         self.adapters.check_integrity(self.running, self._rows.values())
         self._promises.check_integrity(self.running)

@@ -18,7 +18,7 @@ class Waste:
     def saw(self, pool: BlockPool, running: Iterable[Row]) -> None:
         """Count one step's."""
         self._slots += pool.used * pool.block_size
-        self._empty += sum(len(row.blocks) * pool.block_size - row.request.num_computed for row in running)
+        self._empty += sum(row.empty for row in running)
 
     @property
     def share(self) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import native, stages
 from .op import op
-from .paged import Panels, Spans, cache_shapes, keep, paged_attention, run, to_bytes
+from .paged import Panels, Spans, cache_shapes, keep, narrowed, paged_attention, run, to_bytes
 from .walk import KEYS, Attend, Fold, biased, blocks_of, fits, grouped, look, mask, scores, tile_mask, ungrouped, walk
 
 __all__ = [
@@ -53,6 +53,10 @@ def _kept(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, how: Attend) -> tuple[Ten
     """Queries, keys and values as a cache of `how.kept` would have them."""
     if how.kept is None:
         return q_THD, k_TKD, v_TKD
+    if how.kept == torch.float8_e4m3fn:
+        codes, scales = zip(*(narrowed(x, how.kept) for x in (k_TKD, v_TKD)), strict=True)
+        k, v = (code.float() * scale[..., None] for code, scale in zip(codes, scales, strict=True))
+        return q_THD, k, v
     if how.kept != torch.int8:
         return q_THD, *(x.to(how.kept).to(x.dtype) for x in (k_TKD, v_TKD))  # type: ignore[return-value]
     codes, scales = zip(*(to_bytes(x) for x in (q_THD * how.scale, k_TKD, v_TKD)), strict=True)

@@ -24,7 +24,9 @@ from .op import op
 from .walk import KEYS, Attend, Fold, blocks_of, fits, look, mask, scores
 
 LANES = 16  # tokens of a panel of keys
-KV_TYPES = (torch.float32, torch.bfloat16, torch.int8)
+KV_TYPES = (torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn)
+SCALED = (torch.int8, torch.float8_e4m3fn)
+"""Those with a scale for each token and head."""
 
 
 def cache_shapes(
@@ -35,20 +37,22 @@ def cache_shapes(
 
     Args:
         size: tokens of a block, a multiple of 16.
-        dtype: fp32, bf16, or int8 with a scale for each token and head.
+        dtype: fp32, bf16, or int8 or e4m3 with a scale for each token and head.
 
     Returns:
-        "keys" and "values", and for int8 "key_scales" and "value_scales"; all are to begin as zeros.
+        "keys" and "values", and where there are scales "key_scales" and "value_scales"; all are to begin as zeros.
     """
     if size <= 0 or size % LANES:
         raise ConfigError(f"a block of {size} tokens: the CPU kernels need a multiple of {LANES}, e.g. 16, 32 or 128")
     if dtype not in KV_TYPES:
         raise ConfigError(f"keys and values in {dtype}: choose one of {', '.join(map(str, KV_TYPES))}")
     values = ((blocks, kv_heads, size, dim), dtype)
-    if dtype != torch.int8:
-        return {"keys": ((blocks, kv_heads, size // LANES, dim, LANES), dtype), "values": values}
+    keys: tuple[tuple[int, ...], torch.dtype] = ((blocks, kv_heads, size // LANES, dim, LANES), dtype)
+    if dtype not in SCALED:
+        return {"keys": keys, "values": values}
     scales = ((blocks, kv_heads, size), torch.float32)
-    keys = ((blocks, kv_heads, size // LANES, -(-dim // 4), LANES, 4), dtype)
+    if dtype == torch.int8:
+        keys = ((blocks, kv_heads, size // LANES, -(-dim // 4), LANES, 4), dtype)
     return {"keys": keys, "values": values, "key_scales": scales, "value_scales": scales}
 
 
@@ -81,12 +85,11 @@ class Panels:
     def read(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of some blocks [blocks], in their order: two [K, N, D] in fp32."""
         _, K, size, D = self.values.shape
-        k, v = self.keys[blocks], self.values[blocks].float()
-        if self.key_scales is None or self.value_scales is None:
-            k = k.float().transpose(-1, -2)
-        else:
+        k, v = (plain(x)[blocks].view(x.dtype).float() for x in (self.keys, self.values))
+        k = k.transpose(3, 4)
+        if self.key_scales is not None and self.value_scales is not None:
             scales = self.key_scales[blocks].view(len(blocks), K, size // LANES, LANES, 1)
-            k = k.float().transpose(3, 4).flatten(-2)[..., :D] * scales
+            k = (k.flatten(-2)[..., :D] if self.values.dtype == torch.int8 else k) * scales
             v = v * self.value_scales[blocks][..., None]
         return k.reshape(-1, K, size, D).transpose(0, 1).flatten(1, 2), v.transpose(0, 1).flatten(1, 2)
 
@@ -136,15 +139,20 @@ def run(*todo: ctypes.Structure) -> None:
 # ------------------------------------------------------------------------------------------------------------- writing
 @op
 def keep(k_TKD: Tensor, v_TKD: Tensor, panels: Panels, spans: Spans) -> None:
-    """Write the tokens' keys and values to their places; int8: amax / 127 for each token and head, nearest even."""
+    """Write the tokens' keys and values to their places; int8 and e4m3 with a scale for each token and head."""
     block_T, row_T = _places(panels, spans)
     k_TKD, v_TKD = k_TKD.float(), v_TKD.float()
     if panels.key_scales is None or panels.value_scales is None:
         panels.keys[block_T, :, row_T // LANES, :, row_T % LANES] = k_TKD.to(panels.keys.dtype)
         panels.values[block_T, :, row_T] = v_TKD.to(panels.values.dtype)
         return
-    k_TKD, panels.key_scales[block_T, :, row_T] = to_bytes(k_TKD)
-    v_TKD, panels.value_scales[block_T, :, row_T] = to_bytes(v_TKD)
+    dtype = panels.values.dtype
+    k_TKD, panels.key_scales[block_T, :, row_T] = narrowed(k_TKD, dtype)
+    v_TKD, panels.value_scales[block_T, :, row_T] = narrowed(v_TKD, dtype)
+    if dtype != torch.int8:
+        plain(panels.keys)[block_T, :, row_T // LANES, :, row_T % LANES] = plain(k_TKD)
+        plain(panels.values)[block_T, :, row_T] = plain(v_TKD)
+        return
     padded = torch.nn.functional.pad(k_TKD, (0, -k_TKD.shape[-1] % 4)).unflatten(-1, (-1, 4))
     panels.keys[block_T, :, row_T // LANES, :, row_T % LANES] = padded
     panels.values[block_T, :, row_T] = v_TKD
@@ -163,6 +171,20 @@ def to_bytes(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = x.abs().amax(-1) / 127.0 + (x * 0.0).sum(-1)
     by = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (x / by[..., None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def narrowed(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """int8 or e4m3 codes of each row [..., D] and its scale [...], which is not finite where the row is not."""
+    if dtype == torch.int8:
+        return to_bytes(x)
+    scale = x.abs().amax(-1) / 448.0 + (x * 0.0).sum(-1)
+    by = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (x / by[..., None]).nan_to_num().clamp(-448, 448).to(dtype), scale
+
+
+def plain(x: Tensor) -> Tensor:
+    """Small floats as bytes, which torch can gather and scatter."""
+    return x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x
 
 
 def _places(panels: Panels, spans: Spans) -> tuple[Tensor, Tensor]:
@@ -197,7 +219,7 @@ def paged_attention(
             k_KND, v_KND = panels.read(torch.tensor(blocks[: -(-(start + count) // panels.size)]))
             whole = (0, 0, 0, -k_KND.shape[1] % KEYS)
             k_KND, v_KND = (torch.nn.functional.pad(x, whole) for x in (k_KND, v_KND))
-            folded = _fold(q_THD[rows].float(), k_KND, v_KND, start, how, panels.key_scales is not None)
+            folded = _fold(q_THD[rows].float(), k_KND, v_KND, start, how, panels.values.dtype == torch.int8)
             if sinks_H is not None:
                 sinks_KM1 = sinks_H.float().view(len(k_KND), 1, -1).expand(-1, count, -1).reshape(len(k_KND), -1, 1)
                 folded.add(Fold(sinks_KM1, torch.ones_like(folded.l), torch.zeros_like(folded.o)), len(k_KND))

@@ -8,6 +8,8 @@
 - Equal logits: greedy takes the lowest id, and `top` lists lower ids first.
 - "raw" log-probabilities are of the model's logits, "tempered" ones of these divided by the temperature (what a
   trainer can compute again), "processed" ones of the distribution drawn from.
+- For a beam search (report "beam") edits are made to log-probabilities instead of logits, as transformers' processors
+  are, and these are reported as they are, whatever they sum to.
 - A row works on its own numbers alone, in an order that depends on nothing else; rows are batched for speed only.
 
 Shapes: R rows, V vocabulary, k alternatives, S strips of STRIP tokens.
@@ -55,7 +57,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     allowed: Sequence[int] | None = None
     bias: Mapping[int, float] = msgspec.field(default_factory=dict)
     banned: Sequence[int] = ()
-    report: Literal["raw", "tempered", "processed"] | None = None
+    report: Literal["raw", "tempered", "processed", "beam"] | None = None
     tops: int = 0
 
 
@@ -79,7 +81,7 @@ def choose(logits_RV: Tensor, choices: Sequence[Choice]) -> list[Chosen | str]:
     if errors:
         logits_RV = logits_RV.clone()
         logits_RV[list(errors)] = 0.0
-    x_RV = _edited(logits_RV, choices)
+    x_RV = _edited(_for_beams(logits_RV, choices), choices)
     if x_RV is not logits_RV:
         for row, best in enumerate(x_RV.amax(-1).tolist()):
             if best == -torch.inf:
@@ -151,6 +153,16 @@ def _edited(logits_RV: Tensor, choices: Sequence[Choice]) -> Tensor:
         for edit in edits:
             edit(out[row], choice)
     return out
+
+
+def _for_beams(logits_RV: Tensor, choices: Sequence[Choice]) -> Tensor:
+    """The same with log-probabilities in the rows of beams."""
+    rows = [row for row, choice in enumerate(choices) if choice.report == "beam"]
+    if not rows:
+        return logits_RV
+    out_RV = logits_RV.clone()
+    out_RV[rows] = torch.log_softmax(logits_RV[rows], -1)
+    return out_RV
 
 
 def _mask(x_V: Tensor, choice: Choice) -> None:
@@ -270,19 +282,20 @@ def _column(values: list[float], like: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------- log-probabilities
 def _with_logprobs(logits_RV: Tensor, x_RV: Tensor, ids_R: Tensor, choices: Sequence[Choice]) -> list[Chosen]:
     tokens = [Chosen(token) for token in ids_R.tolist()]
-    for mode in ("raw", "tempered", "processed"):
+    for mode in ("raw", "tempered", "processed", "beam"):
         rows = [row for row, choice in enumerate(choices) if choice.report == mode]
         if not rows:
             continue
         chosen = [choices[row] for row in rows]
-        if mode == "processed":
+        if mode in ("processed", "beam"):
             source_RV = _processed(_rows(x_RV, rows), chosen)
         else:
             source_RV = _rows(logits_RV, rows)
         if mode == "tempered":
             source_RV = source_RV / _column([choice.temperature or 1.0 for choice in chosen], logits_RV)
         counts = [choice.tops for choice in chosen]
-        for row, token in zip(rows, _report(torch.log_softmax(source_RV, -1), ids_R[rows], counts)):
+        logprobs_RV = source_RV if mode == "beam" else torch.log_softmax(source_RV, -1)
+        for row, token in zip(rows, _report(logprobs_RV, ids_R[rows], counts)):
             tokens[row] = token
     return tokens
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import native
 from .sample import NOT_FINITE, NOTHING_LEFT, Choice, Chosen
 
-REPORTS = {None: 0, "raw": 1, "processed": 2, "tempered": 4}
+REPORTS = {None: 0, "raw": 1, "processed": 2, "tempered": 4, "beam": 5}
 GIVEN = 3
 FAULTS = {1: NOT_FINITE, 2: NOTHING_LEFT}
 UNKNOWN_ID = 3

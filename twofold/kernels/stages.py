@@ -18,9 +18,16 @@ class Type(IntEnum):
     BF16 = 1
     INT8 = 2
     FP16 = 3
+    FP8 = 4
 
 
-TYPES = {torch.float32: Type.FP32, torch.bfloat16: Type.BF16, torch.int8: Type.INT8, torch.float16: Type.FP16}
+TYPES = {
+    torch.float32: Type.FP32,
+    torch.bfloat16: Type.BF16,
+    torch.int8: Type.INT8,
+    torch.float16: Type.FP16,
+    torch.float8_e4m3fn: Type.FP8,
+}
 ACTS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "gelu_quick": 4, "relu": 5, "relu2": 6, "sigmoid": 7}
 
 

@@ -20,6 +20,7 @@ hearing.py   how a chat's answers are listened to
 enforced.py  the form of answers that must call
 adapters.py  those that load adapters, and which there are
 tokens.py    the routes between text and ids
+generate.py  token in, token out
 status.py    the routes that say what is served and how it is
 texts.py     prompts and chats to ids
 calls.py     one API call as the sequences it is made of

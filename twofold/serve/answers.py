@@ -71,6 +71,8 @@ class TextChoice(msgspec.Struct):
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    cumulative_logprob: float | UnsetType = UNSET
+    beam_score: float | UnsetType = UNSET
 
 
 class Text(msgspec.Struct):
@@ -118,6 +120,8 @@ class ChatChoice(msgspec.Struct):
     stop_reason: int | str | None = None
     structured_output_error: str | UnsetType = UNSET
     token_ids: list[int] | UnsetType = UNSET
+    cumulative_logprob: float | UnsetType = UNSET
+    beam_score: float | UnsetType = UNSET
 
 
 class Chat(msgspec.Struct):

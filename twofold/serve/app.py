@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route, Router
 
 from ..core import CapacityError, RequestError
+from ..data import Tokenizer
 from ..engine.defaults import sampling_defaults
 from ..engine.grammar import messages as m
 from ..engine.grammar.messages import opening
 from ..engine.limits import Limits
 from ..engine.sampling import SamplingParams
 from ..engine.vectors import Abilities
+from ..engine.words import ban
 from . import openai
 from .adapters import Adapters
 from .answers import json
@@ -32,6 +34,7 @@ from .enforced import enforce
 from .errors import HttpError
 from .fleet import Fleet
 from .forms import Forms
+from .generate import Generate
 from .guard import App, Guard, Receive, Scope, Send
 from .hearing import Hearing
 from .judge import Judge
@@ -54,6 +57,14 @@ from .wire import Ready
 LONGEST_SECONDS = 24 * 3600.0
 
 
+class Asked(Protocol):
+    """What every body that generates says of its sequences."""
+
+    model: str | None
+    priority: int | None
+    cache_salt: str | None
+
+
 class Api:
     """What the routes of one model share; `shared` is what it has in common with the server's other models."""
 
@@ -74,6 +85,7 @@ class Api:
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
             *Responses(self).routes(),
             *Messages(self).routes(),
+            *Generate(self).routes(),
             *self.adapters.routes(),
             *Batches(self).routes(),
             *Reloads(self).routes(),
@@ -92,7 +104,7 @@ class Api:
         body.check()
         self.check_model(body.model)
         params, prompts = body.params(self.defaults), body.prompts(self.config.limits.prompts)
-        self.check_room(len(prompts) * params.n)
+        self.check_room(len(prompts) * params.width)
         await self.check_form(body, params)
         found = await self.texts.prompts(prompts, special=body.add_special_tokens is not False)
         ids = [truncate(each, body, self.limits, params) for each in found]
@@ -114,7 +126,7 @@ class Api:
         body.check()
         self.check_model(body.model)
         params, messages = body.params(self.defaults), plain(body.messages, self.config.limits.messages)
-        self.check_room(params.n)
+        self.check_room(params.width)
         await self.check_form(body, params)
         ids = await self.chat_ids(body, messages)
         hearing = self.texts.hearing(
@@ -146,13 +158,26 @@ class Api:
         params: SamplingParams,
         hearing: Hearing | None = None,
     ) -> Call:
-        call = Call(self.client, self.metrics, self.texts.tokenizer, hearing, self.judge)
+        params, tokenizer = ban(params, self.texts.tokenizer), self.texts.tokenizer
+        return self.call(request, body, prompts, params, tokenizer, hearing)
+
+    def call(
+        self,
+        request: Request,
+        body: Asked,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        tokenizer: Tokenizer | None,
+        hearing: Hearing | None = None,
+    ) -> Call:
+        """Prompts handed to the engine, with all that the request says of them. Use the call as a context at once."""
+        self.check_room(len(prompts) * params.width, sum(map(len, prompts)) * params.width)
+        call = Call(self.client, self.metrics, tokenizer, hearing, self.judge)
         adapter = self.check_model(body.model)  # again: it may have gone while the prompt was made ready
-        deadline, salt = self.deadline(request), f"{request.scope['owner']}:{body.cache_salt or ''}".strip(":")
+        deadline, salt = self.deadline(request), salted(request, body.cache_salt)
         priority = (body.priority or 0) + int(request.scope.get("priority", 0))
         for ids in prompts:
             call.add(ids, params, self.limits, priority=priority, deadline=deadline, salt=salt, adapter=adapter)
-        self.check_room(len(call.choices), sum(map(len, prompts)) * params.n)
         call.submit()
         return call
 
@@ -207,7 +232,7 @@ class Api:
                 raise RequestError(str(error), body.field(error.param)) from None
 
     def _opening(self) -> m.Open:
-        return opening(self.config.model, self.limits.vocab, self.texts.tokenizer.eos_ids)
+        return opening(self.config.model, self.limits.vocab, self.texts.eos_ids)
 
     @property
     def abilities(self) -> Abilities:
@@ -222,7 +247,13 @@ class Api:
     @property
     def limits(self) -> Limits:
         info = self._info
-        return Limits(max_model_len=info.max_len, vocab=info.vocab_size, cache_tokens=info.blocks * info.block_size)
+        return Limits(
+            max_model_len=info.max_len,
+            vocab=info.vocab_size,
+            cache_tokens=info.blocks * info.block_size,
+            block_size=info.block_size,
+            max_seqs=info.max_running,
+        )
 
     def deadline(self, request: Request) -> float:
         seconds = float(request.scope.get("seconds", self.config.request_seconds))
@@ -236,6 +267,11 @@ class Api:
                 raise RequestError(f"X-Request-Timeout is seconds above 0, not {given!r:.40}", "X-Request-Timeout")
             seconds = min(seconds, wanted)
         return time.monotonic() + seconds
+
+
+def salted(request: Request, salt: str | None) -> str:
+    """What keeps the cached prefixes of owners, and of salts within one, apart."""
+    return f"{request.scope['owner']}:{salt or ''}".strip(":")
 
 
 def truncate(ids: list[int], body: openai.Common, limits: Limits, params: SamplingParams) -> list[int]:

@@ -39,7 +39,7 @@ class Call:
         self,
         client: EngineClient,
         metrics: Metrics,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         hearing: Hearing | None = None,
         judge: Judge | None = None,
     ) -> None:
@@ -55,7 +55,8 @@ class Call:
         self.arrived = time.monotonic()
         self.submitted = False
         self.failed = False
-        self._by_id: dict[str, Choice] = {}
+        self._by_id: dict[str, list[Choice]] = {}
+        self._all: list[Choice] = []
         self._queue: deque[Output] = deque()
         self._news = asyncio.Event()
 
@@ -70,14 +71,18 @@ class Call:
         salt: str,
         adapter: str = "",
     ) -> None:
-        """Plan `params.n` sequences that continue `ids`; `adapter` is an adapter's key.
+        """Plan `params.n` sequences that continue `ids`, or more to choose the best of. Beams are one request.
+
+        `adapter` is an adapter's key.
 
         Raises:
             RequestError, HttpError: the prompt, the answer or a token id does not fit the model or its cache.
         """
         self.prompts.append(ids)
         seed = -1
-        for sample in range(params.n):
+        if params.width > params.n and not params.use_beam_search and params.logprobs is None:
+            params = params.with_(logprobs=0)
+        for sample in range(1 if params.use_beam_search else params.width):
             request = Request(
                 id=f"{next(_numbers):x}",
                 prompt_ids=tuple(ids),
@@ -92,13 +97,15 @@ class Call:
             seed = request.seed  # samples of one prompt share it and differ in their number
             if sample == 0:
                 _fits(limits, request)
-            choice = Choice(len(self.choices), request, self.tokenizer, self.hearing)
-            self.choices.append(choice)
-            self._by_id[request.id] = choice
+            made = self._by_id[request.id] = []
+            for _ in range(params.n if params.use_beam_search else 1):
+                made.append(Choice(len(self.choices), request, self.tokenizer, self.hearing))
+                self.choices.append(made[-1])
+                self._all.append(made[-1])
 
     def submit(self) -> None:
         """Hand all sequences to the engine, or none; the errors of `EngineClient.check`."""
-        self.client.submit([choice.request for choice in self.choices], self._sink)
+        self.client.submit([made[0].request for made in self._by_id.values()], self._sink)
         self.submitted = True
         self.metrics.accepted(self.choices)
 
@@ -107,8 +114,8 @@ class Call:
 
     async def __aexit__(self, *error: object) -> None:
         if self.submitted:
-            self.client.abort([choice.request.id for choice in self.choices if choice.finish is None])
-            self.metrics.ended(self.choices, self.failed)
+            self.client.abort([choice.request.id for choice in self._all if choice.finish is None])
+            self.metrics.ended(self._all, self.failed)
 
     def _sink(self, output: Output) -> None:
         self._queue.append(output)
@@ -130,9 +137,12 @@ class Call:
             self._news.clear()
             batch = []
             while self._queue:
-                piece = self._take(self._queue.popleft())
-                if piece is not None:
-                    batch.append(piece)
+                output = self._queue.popleft()
+                made = self._by_id[output.request_id]
+                for choice, part in zip(made, output.parts(len(made))):
+                    piece = self._take(choice, part)
+                    if piece is not None:
+                        batch.append(piece)
             for piece in batch:
                 await self._check(piece)
             if batch:
@@ -145,14 +155,14 @@ class Call:
         if piece.finish == "stop" and choice.checked is not None and form is not None and self.judge is not None:
             piece.form_error = await self.judge.validate(form, "".join(choice.checked))
 
-    def _take(self, output: Output) -> Piece | None:
-        choice = self._by_id[output.request_id]
+    def _take(self, choice: Choice, output: Output) -> Piece | None:
         if choice.finish is not None:
             return None
         if output.tokens:
             self.metrics.tokens(choice, len(output.tokens), self.arrived)
         try:
             piece = choice.take(output)
+            piece.beam = next(iter(output.beams), None)
         except HttpError:
             self.failed = True
             raise
@@ -162,14 +172,32 @@ class Call:
             self.metrics.finished(choice, self.arrived)
         return piece
 
+    def settle(self, pieces: list[list[Piece]]) -> list[list[Piece]]:
+        """Of the `best_of` samples of each prompt keep the `n` with the highest mean log-probability, best first."""
+        width = max(len(self.choices) // max(len(self.prompts), 1), 1)
+        n = self.choices[0].request.params.n
+        if width == n:
+            return pieces
+        kept: list[Choice] = []
+        for start in range(0, len(self.choices), width):
+            group = self.choices[start : start + width]
+            kept += sorted(group, key=lambda choice: -choice.mean_logprob)[:n]
+        found = [pieces[choice.index] for choice in kept]
+        for index, (choice, parts) in enumerate(zip(kept, found)):
+            choice.index = index
+            for piece in parts:
+                piece.index = index
+        self.choices = kept
+        return found
+
     @property
     def usage(self) -> Usage:
         prompt = sum(map(len, self.prompts))
-        said = sum(choice.tokens for choice in self.choices)
-        cached = max((choice.cached for choice in self.choices), default=0)
+        said = sum(choice.tokens for choice in self._all)
+        cached = max((choice.cached for choice in self._all), default=0)
         usage = Usage(prompt, said, prompt + said, PromptTokensDetails(cached))
         if self.hearing is not None and self.hearing.manner.thoughts is not None:
-            usage.completion_tokens_details = CompletionTokensDetails(sum(choice.thoughts for choice in self.choices))
+            usage.completion_tokens_details = CompletionTokensDetails(sum(choice.thoughts for choice in self._all))
         return usage
 
 

@@ -5,11 +5,12 @@ Stop strings live here, outside the engine, because only text has them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..data import TextStream, Tokenizer
 from ..data.speech import Event, Thought
-from ..engine.request import Output, Request, State, TokenOut
+from ..engine.request import Beam, Output, Request, State, TokenOut
 from .errors import HttpError
 from .hearing import Hearing
 
@@ -30,32 +31,55 @@ class Piece:
     stop_reason: int | str | None = None
     form_error: str | None = None
     said: list[Event] | None = None
+    beam: Beam | None = None
+
+
+class _Wordless:
+    """The text of ids that nobody can read."""
+
+    stopped: str | None = None
+    tokens = 0
+
+    def push(self, ids: Iterable[int]) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+    def places(self, upto: int) -> list[tuple[int, str]]:
+        return []
 
 
 class Choice:
     """One sequence: its request, the text so far, and how it ended. `checked` is the text, when it is to be looked at
-    in the end."""
+    in the end. Without a tokenizer the text stays empty.
+    """
 
-    def __init__(self, index: int, request: Request, tokenizer: Tokenizer, hearing: Hearing | None = None) -> None:
+    def __init__(
+        self, index: int, request: Request, tokenizer: Tokenizer | None, hearing: Hearing | None = None
+    ) -> None:
         params, form = request.params, request.params.structured_outputs
         self.index = index
         self.request = request
         self.tokens = 0
         self.cached = 0
         self.shown = 0
+        self.logprob = 0.0
         self.checked: list[str] | None = [] if form is not None and form.checked_after else None
         self.thoughts = 0
         self.finish: str | None = None
         self.first_token: float | None = None
         self.last_token: float | None = None
-        self._stream = TextStream(
-            tokenizer,
-            stop=params.stop,
-            include_stop=params.include_stop_str_in_output,
-            skip_special_tokens=params.skip_special_tokens,
-            min_tokens=params.min_tokens,
-            marks=hearing.marks if hearing else None,
-        )
+        self._stream: TextStream | _Wordless = _Wordless()
+        if tokenizer is not None:
+            self._stream = TextStream(
+                tokenizer,
+                stop=params.stop,
+                include_stop=params.include_stop_str_in_output,
+                skip_special_tokens=params.skip_special_tokens,
+                min_tokens=params.min_tokens,
+                marks=hearing.marks if hearing else None,
+            )
         self._listener = hearing.listener() if hearing else None
         self._silent = hearing is not None and hearing.silent
 
@@ -88,12 +112,18 @@ class Choice:
                 piece.finish = "stop" if self._stream.stopped is not None else output.finish.value
                 piece.stop_reason = self._stream.stopped or output.stop_reason
         self.tokens += len(piece.tokens)
+        self.logprob += sum(token.logprob or 0.0 for token in piece.tokens)
         if self.checked is not None:
             self.checked.append(piece.text)
         self.finish = piece.finish
         if piece.finish is not None:
             self._conclude(piece)
         return piece
+
+    @property
+    def mean_logprob(self) -> float:
+        """The mean log-probability of its tokens, by which the best of several samples is found."""
+        return self.logprob / max(self.tokens, 1)
 
     @property
     def _enough(self) -> bool:

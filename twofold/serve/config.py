@@ -113,6 +113,8 @@ class ServeConfig:
     """Where uploaded files and batches are kept, over restarts too (default: a private folder that goes at the end)."""
     generation_config: bool = True
     chat_template: Path | None = None
+    skip_tokenizer_init: bool = False
+    """Serve ids alone (/inference/v1/generate), from a checkpoint that need not have a tokenizer."""
     tool_call_parser: str = "auto"
     """How the model calls tools: auto (by its chat template), none, or a name, as hermes, llama3_json, mistral."""
     reasoning_parser: str = "auto"

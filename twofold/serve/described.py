@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from . import adapters, answers, openai, reads, reload, tokens
+from . import adapters, answers, generate, openai, reads, reload, tokens
 from .anthropic import shapes as anthropic
 from .batches import shapes as batches
 from .pages import KINDS
@@ -81,6 +81,9 @@ ROWS: dict[tuple[str, str], Row] = {
     ),
     ("POST", "/v1/messages/count_tokens"): Row(
         "How many tokens a chat has.", anthropic.CountRequest, anthropic.Count, more=(404, 503)
+    ),
+    ("POST", "/inference/v1/generate"): Row(
+        "Continue token ids.", generate.GenerateRequest, generate.GenerateAnswer, streams=True, more=GENERATION
     ),
     ("POST", "/v1/files"): Row(
         "Upload a file for a batch.", answer=batches.FileObject, more=(429,),

@@ -7,12 +7,12 @@ names the field's path. Nothing is ignored silently.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from ..core import RequestError
-from ..engine.sampling import SamplingParams
+from ..engine.sampling import EarlyStopping, LogprobsMode, SamplingParams
 from .forms import Forms
 from .messages import Message
 from .tools import Named, Tool, Tools, asked
@@ -31,10 +31,6 @@ NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
     "store": ((False,), "nothing is kept"),
     "service_tier": (("auto", "default"), ""),
     "suffix": (("",), "put what follows into the prompt"),
-    "best_of": ((1,), "send n and choose among the answers"),
-    "use_beam_search": ((False,), "send n"),
-    "length_penalty": ((1.0,), ""),
-    "bad_words": (([],), "use logit_bias"),
     "documents": (([],), "put the documents into a message"),
     "chat_template": ((), "the server's operator chooses the template"),
     "mm_processor_kwargs": (({},), "only text is done"),
@@ -45,6 +41,26 @@ NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class Ranked(Protocol):
+    """What asks for the best of several sequences."""
+
+    n: int | None
+    best_of: int | None
+    use_beam_search: bool | None
+
+
+def check_stream(asked: Ranked) -> None:
+    """Raises RequestError when nothing can be said before the end."""
+    if asked.use_beam_search:
+        raise RequestError(
+            "beams cannot be streamed, since which one is the best shows only at the end: leave out stream", "stream"
+        )
+    if asked.best_of is not None and asked.best_of > (asked.n or 1):
+        raise RequestError(
+            "which of best_of samples are the best shows only at their ends: leave out stream, or best_of", "stream"
+        )
 
 
 class Common(Forms, kw_only=True, forbid_unknown_fields=True):
@@ -68,9 +84,15 @@ class Common(Forms, kw_only=True, forbid_unknown_fields=True):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     prompt_logprobs: int | None = None
-    logprobs_mode: Literal["raw", "processed"] | None = None
+    logprobs_mode: LogprobsMode | None = None
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    best_of: int | None = None
+    use_beam_search: bool | None = None
+    beam_width: int | None = None
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     truncate_prompt_tokens: int | None = None
@@ -90,10 +112,6 @@ class Common(Forms, kw_only=True, forbid_unknown_fields=True):
     # in NOT_DONE
     store: Any = None
     service_tier: Any = None
-    best_of: Any = None
-    use_beam_search: Any = None
-    length_penalty: Any = None
-    bad_words: Any = None
     mm_processor_kwargs: Any = None
     kv_transfer_params: Any = None
 
@@ -110,6 +128,8 @@ class Common(Forms, kw_only=True, forbid_unknown_fields=True):
             text = getattr(self, name)
             if text is not None and not (0 < len(text) <= MAX_TEXT and text.isprintable()):
                 raise RequestError(f"{name} must be 1 to {MAX_TEXT} printable characters", name)
+        if self.stream:
+            check_stream(self)
         if self.priority is not None and not -(2**31) <= self.priority < 2**31:
             raise RequestError(f"priority must be in [-2^31, 2^31), not {self.priority}", "priority")
         truncate = self.truncate_prompt_tokens
@@ -121,6 +141,9 @@ class Common(Forms, kw_only=True, forbid_unknown_fields=True):
         found = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
         if found.get("seed") == -1:  # vLLM's way to say none
             del found["seed"]
+        if self.use_beam_search:  # nothing is drawn, so what the checkpoint says about drawing does not apply
+            defaults = {name: value for name, value in defaults.items() if name == "repetition_penalty"}
+            found.setdefault("temperature", 0.0)
         if (form := self.form()) is not None:
             found["structured_outputs"] = form
         return {**defaults, **found} | {name: value for name, value in extra.items() if value is not None}
@@ -130,7 +153,8 @@ _TRUNCATE = "truncate_prompt_tokens"
 _SAMPLING = (
     *("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
     *("seed", "max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output"),
-    *("skip_special_tokens", "prompt_logprobs", "logprobs_mode", "logit_bias", "allowed_token_ids"),
+    *("skip_special_tokens", "prompt_logprobs", "logprobs_mode", "logit_bias", "allowed_token_ids", "bad_words"),
+    *("best_of", "use_beam_search", "beam_width", "length_penalty", "early_stopping"),
 )
 
 

@@ -58,7 +58,7 @@ async def _serve(config: ServeConfig, base: ServeConfig, engine: EngineConfig, c
     shared = Shared(config, base)
     for one in config.each():
         texts = Texts.load(one)
-        start = wire.Start(str(one.model), dataclasses.asdict(engine), texts.tokenizer.eos_ids)
+        start = wire.Start(str(one.model), dataclasses.asdict(engine), texts.eos_ids)
         Api(one, EngineClient(one, start, command), texts, shared)
     sock = listen(config)
     first = shared.apis[0]

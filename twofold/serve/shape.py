@@ -147,6 +147,7 @@ class TextShape(Shape):
                 found.prompt_token_ids = list(call.choices[piece.index].request.prompt_ids)
         if self.prompt_logprobs is not None and prompt is not None:
             found.prompt_logprobs = self.prompt(prompt)
+        _tell_beam(found, piece)
         return found
 
     def _score(self, into: a.TextLogprobs, tokens: Iterable[TokenOut], offset: int) -> None:
@@ -180,6 +181,7 @@ class ChatShape(Shape):
             choice.structured_output_error = piece.form_error or UNSET
             if self.token_ids:
                 choice.token_ids = [token.id for token in piece.tokens]
+            _tell_beam(choice, piece)
             chat.choices.append(choice)
             if self.prompt_logprobs is not None and piece.prompt is not None:
                 chat.prompt_logprobs = self.prompt(piece.prompt)
@@ -222,6 +224,11 @@ class ChatShape(Shape):
             for name, logprob in token.top[: self.logprobs or 0]
         ]
         return a.ChatLogprob(self.token(token.id), max(token.logprob or 0.0, LOWEST), self.bytes(token.id), top)
+
+
+def _tell_beam(choice: a.TextChoice | a.ChatChoice, piece: Piece) -> None:
+    if piece.beam is not None:
+        choice.cumulative_logprob, choice.beam_score = piece.beam.cumulative_logprob, piece.beam.score
 
 
 def _message(piece: Piece) -> a.ChatMessage:
@@ -275,6 +282,7 @@ def merge(pieces: Sequence[Piece]) -> Piece:
         last.stop_reason,
         last.form_error,
         None if first.said is None and last.said is None else [one for piece in pieces for one in piece.said or ()],
+        last.beam,
     )
 
 

@@ -6,8 +6,8 @@ A server that is asked nothing but "send" never learns that nobody reads: both w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -16,9 +16,21 @@ from .calls import Call
 from .choice import Piece
 from .errors import HttpError
 from .guard import Receive, Scope, Send
-from .shape import ChatShape, TextShape, by_choice
+from .shape import by_choice
 
 T = TypeVar("T")
+
+
+class Shaped(Protocol):
+    """How a call's answer looks: whole, or as what a stream opens with, its pieces, and what it closes with."""
+
+    def whole(self, call: Call, pieces: Sequence[list[Piece]]) -> Any: ...
+    def opening(self, call: Call) -> Sequence[Any]: ...
+    def worth(self, piece: Piece) -> bool: ...
+    def parts(self, piece: Piece) -> list[Piece]: ...
+    def chunk(self, call: Call, pieces: Sequence[Piece]) -> Any: ...
+    def closing(self, call: Call) -> Sequence[Any]: ...
+
 
 HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
 
@@ -55,16 +67,16 @@ async def collect(call: Call) -> list[list[Piece]]:
     return found
 
 
-async def whole(request: Request, call: Call, shape: TextShape | ChatShape) -> Any:
+async def whole(request: Request, call: Call, shape: Shaped) -> Any:
     """The one answer of a call that is not streamed."""
     async with call:
-        return shape.whole(call, await until_gone(request.receive, collect(call)))
+        return shape.whole(call, call.settle(await until_gone(request.receive, collect(call))))
 
 
 class EventStream:
     """A response that sends a call piece by piece; `ping` is the seconds of silence after which a comment is sent."""
 
-    def __init__(self, call: Call, shape: TextShape | ChatShape, ping: float) -> None:
+    def __init__(self, call: Call, shape: Shaped, ping: float) -> None:
         self.call = call
         self.shape = shape
         self.ping = ping

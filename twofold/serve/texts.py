@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ..core import CheckpointError, RequestError
 from ..data import ChatTemplate, Tokenizer
 from ..data.speech import Manner
+from ..data.tokenizer import end_ids
 from .config import ServeConfig
 from .hearing import Hearing, check
 from .tools import Tools
@@ -26,14 +27,35 @@ INLINE = 2000  # characters that are quicker done here than in another thread
 
 
 class Texts:
-    """A model's tokenizer and chat template, `template` None for a model that has none."""
+    """A model's tokenizer and chat template, `template` None for a model that has none.
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, manner: Manner | None = None) -> None:
-        self.tokenizer = tokenizer
+    Without a tokenizer only ids are served: whoever asks for text gets an error that says so.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        template: ChatTemplate | None,
+        manner: Manner | None = None,
+        *,
+        eos_ids: tuple[int, ...] = (),
+    ) -> None:
+        self._tokenizer = tokenizer
+        self.eos_ids = eos_ids if tokenizer is None else tokenizer.eos_ids
         self.template = template
         self.manner = manner or Manner()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
-        tokenizer.encode("")  # makes what it makes at the first text, while the model loads and nobody waits for it
+        if tokenizer is not None:
+            tokenizer.encode("")  # makes what its first text needs, while the model loads and nobody waits for it
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises RequestError when there is none."""
+        if self._tokenizer is None:
+            raise RequestError(
+                "this server has no tokenizer (skip_tokenizer_init): send token ids to /inference/v1/generate"
+            )
+        return self._tokenizer
 
     @classmethod
     def load(cls, config: ServeConfig) -> Texts:
@@ -43,6 +65,8 @@ class Texts:
             CheckpointError: no tokenizer, or a template that cannot be read.
             ConfigError: nobody knows how calls or reasoning are to be read.
         """
+        if config.skip_tokenizer_init:
+            return cls(None, None, eos_ids=end_ids(config.model))
         tokenizer = Tokenizer.load(config.model)
         template: ChatTemplate | None = None
         try:
@@ -110,7 +134,7 @@ class Texts:
         Raises:
             RequestError: there is no template, or it refused the messages or a setting.
         """
-        template = self.template
+        template, tokenizer = self.template, self.tokenizer
         shown = tools.given if tools else ()
         check(self.manner, tools or Tools(), takes_tools=template is not None and template.names("tools"))
         if template is None:
@@ -131,7 +155,7 @@ class Texts:
         size = sum(len(message["content"]) for message in messages) + 100 * len(messages) + 400 * len(shown)
 
         def ids() -> list[int]:
-            return template.encode(self.tokenizer, template.fitted(messages, tools=bool(shown)), **given, **settings)
+            return template.encode(tokenizer, template.fitted(messages, tools=bool(shown)), **given, **settings)
 
         return await self.off_loop(size, ids)
 

@@ -155,6 +155,7 @@ void run(const Attention& it, Crew& crew) {
   lay_out(it, crew, desk);
   switch (it.cache.type) {
     case Type::int8: return do_pieces<int8_t>(it, plan, desk, crew);
+    case Type::fp8: return do_pieces<Fp8>(it, plan, desk, crew);
     case Type::bf16: return do_pieces<uint16_t>(it, plan, desk, crew);
     default: return do_pieces<float>(it, plan, desk, crew);
   }

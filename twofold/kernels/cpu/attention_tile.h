@@ -26,6 +26,10 @@ constexpr int CHUNK = 4;               // steps between two looks ahead
 
 static inline V16 widened(const float* from) { return load(from); }
 static inline V16 widened(const uint16_t* from) { return load_bf16(from); }
+struct Fp8 {
+  uint8_t bits;
+};
+static inline V16 widened(const Fp8* from) { return load_fp8(&from->bits); }
 static inline V16 widened(const int8_t* from) { return load_s8(from); }
 
 // Asks for memory that will be wanted soon, some lines at a time while something else is computed.

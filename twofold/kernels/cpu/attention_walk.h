@@ -195,14 +195,15 @@ void score_bytes(const Attention& it, Desk& desk, const RowTiles& tiles, const B
 }
 
 // A row's raw scores of the keys [first, last) of a block, both multiples of 16, become exp(score - m); sets m and l.
-// Values that are bytes have scales, which go into the weights.
-void soften(const Attention& it, const Row& row, int64_t start, int first, int last, const float* const* value_scale,
-            float* s, float* m, float* l) {
+// Values that are bytes have scales, which go into the weights; scores of e4m3 keys are still to be scaled.
+void soften(const Attention& it, const Row& row, int64_t start, int first, int last, const float* const* key_scale,
+            const float* const* value_scale, float* s, float* m, float* l) {
   const Sight sight(row.reach, row.layout, start);
   const float* slope = it.slopes ? it.slopes + row.head : nullptr;
   V16 top = all(NOTHING);
   for (int i = first; i < last; i += LANES) {
     V16 x = load(s + i);
+    if (key_scale) x = x * load(key_scale[i / LANES]);
     if (it.softcap != 0.0f) x = all(it.softcap) * tanh(x / all(it.softcap));
     x = biased(x, slope, start + i - row.position, sight, i);
     top = max(top, x);
@@ -337,8 +338,8 @@ void see_block(const Attention& it, Desk& desk, const Past& past, int first, int
   }
   for (int t = 0; t < tiles.count; t++)
     for (int r = tiles.at[t]; r < tiles.at[t + 1]; r++)
-      soften(it, desk.row[r], start, tiles.first[t], tiles.panels(t) * PANEL, sizeof(T) == 1 ? block.value_scale : nullptr,
-             desk.s + r * S_STRIDE, &desk.m_block[r], &desk.l_block[r]);
+      soften(it, desk.row[r], start, tiles.first[t], tiles.panels(t) * PANEL,
+             std::is_same_v<T, Fp8> ? block.key_scale : nullptr, sizeof(T) == 1 ? block.value_scale : nullptr, desk.s + r * S_STRIDE, &desk.m_block[r], &desk.l_block[r]);
   if (!into.apart) fold(desk, first, last);
   if (unpacked) {
     unpack_values(block, tiles.all, int(std::min<int64_t>(KEYS, past.end - start)), dim, desk.values);

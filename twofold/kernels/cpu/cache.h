@@ -5,8 +5,9 @@
 //   values │ t0: d0 d1 ... │ t1: d0 d1 ... │      d1 │ t0 t1 ... t15 │       d4-7 │ t0 t0 t0 t0 t1 t1 ... │
 //
 // Both kinds of panel begin at (token within the block) * (width of a token), so one offset serves keys and values. bf16
-// is rounded to nearest even. int8 has one scale for each token and head, its largest magnitude / 127; the scale of
-// numbers that are not all finite is not a number, so that they are seen for what they are.
+// is rounded to nearest even. int8 has one scale for each token and head, its largest magnitude / 127, and fp8 (e4m3), which
+// lies as floats do, / 448; the scale of numbers that are not all finite is not a number, so that they are seen for what
+// they are.
 #pragma once
 #include <algorithm>
 
@@ -51,6 +52,19 @@ inline void write_bytes(const Cache& cache, int64_t row, const float* k, const f
   cache.value_scales[row] = to_bytes(v, cache.dim, cache.dim, static_cast<int8_t*>(cache.values) + row * cache.dim);
 }
 
+// e4m3 numbers of a row, `stride` apart; returns the scale.
+inline float to_fp8(const float* x, int count, uint8_t* to, int stride) {
+  V16 most = all(0.0f), broken = all(0.0f);
+  for (int i = 0; i < count; i += LANES) {
+    const V16 v = load(x + i, count - i);
+    most = max(most, magnitude(v));
+    broken = fma(v, all(0.0f), broken);
+  }
+  const float scale = largest(most) / 448.0f + total(broken), by = scale > 0.0f ? scale : 1.0f;
+  for (int i = 0; i < count; i++) to[i * stride] = narrow_fp8(x[i] / by);
+  return scale;
+}
+
 // One token's key and value of one head.
 inline void write_token(const Cache& cache, const int32_t* table, int64_t position, int head, const float* k,
                         const float* v) {
@@ -59,6 +73,10 @@ inline void write_token(const Cache& cache, const int32_t* table, int64_t positi
   const int64_t panel = (row - lane) * dim + lane;
   switch (cache.type) {
     case Type::int8: return write_bytes(cache, row, k, v);
+    case Type::fp8:
+      cache.key_scales[row] = to_fp8(k, dim, static_cast<uint8_t*>(cache.keys) + panel, PANEL);
+      cache.value_scales[row] = to_fp8(v, dim, static_cast<uint8_t*>(cache.values) + row * dim, 1);
+      return;
     case Type::bf16: {
       uint16_t* keys = static_cast<uint16_t*>(cache.keys) + panel;
       uint16_t* values = static_cast<uint16_t*>(cache.values) + row * dim;

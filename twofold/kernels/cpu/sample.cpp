@@ -239,12 +239,9 @@ int32_t pick(const Room& room, int64_t vocab, double u) {
 }
 
 // ------------------------------------------------------------------------------------------------ log-probabilities
-// The token's log-probability and rank, and the `most` likeliest tokens of some weight; of equals, lower ids first.
-void report(const float* x, int64_t vocab, Choice& it) {
-  LogSum sum = NOTHING;
-  take_in(sum, x, vocab);
-  const float own = x[it.token];
-  it.logprob = log_probability(sum, own);
+// The token's own value and rank, and the `tops` largest of some weight; of equals, lower ids first.
+void rank(const float* x, int64_t vocab, Choice& it) {
+  const float own = it.logprob = x[it.token];
   int64_t above = 0;
   int32_t found = 0;
   for (int64_t at = 0; at < vocab; at += STRIP) {
@@ -261,8 +258,25 @@ void report(const float* x, int64_t vocab, Choice& it) {
       it.top_values[place] = x[i], it.top_ids[place] = int32_t(i);
     }
   }
-  for (int32_t i = 0; i < found; i++) it.top_values[i] = log_probability(sum, it.top_values[i]);
   it.rank = int32_t(above + 1), it.found = found;
+}
+
+// The same as log-probabilities.
+void report(const float* x, int64_t vocab, Choice& it) {
+  LogSum sum = NOTHING;
+  take_in(sum, x, vocab);
+  rank(x, vocab, it);
+  it.logprob = log_probability(sum, it.logprob);
+  for (int32_t i = 0; i < it.found; i++) it.top_values[i] = log_probability(sum, it.top_values[i]);
+}
+
+// Every token's log-probability.
+const float* normalised(const float* logits, int64_t vocab, const Room& room) {
+  LogSum sum = NOTHING;
+  take_in(sum, logits, vocab);
+  const double most = double(sum.most), shift = log_of(sum.sum);
+  for (int64_t i = 0; i < vocab; i++) room.z[i] = float((double(logits[i]) - most) - shift);
+  return room.z;
 }
 
 // The model's logits / temperature, whatever was edited or cut: the trainer's arithmetic (loss.cpp).
@@ -292,7 +306,8 @@ void choose(const float* logits, int64_t vocab, Choice& it, const Room& room) {
   if (!known(it, vocab)) it.fault = Fault::unknown_id;
   else if (!finite(logits, vocab)) it.fault = Fault::not_finite;
   if (it.fault != Fault::none) return;
-  const float* x = edited(logits, vocab, it, room);
+  const bool beam = it.report == Report::beam;
+  const float* x = edited(beam ? normalised(logits, vocab, room) : logits, vocab, it, room);
   const float most = largest_of(x, vocab);
   if (most == -INFINITY) {
     it.fault = Fault::nothing_left;
@@ -301,6 +316,7 @@ void choose(const float* logits, int64_t vocab, Choice& it, const Room& room) {
   const bool greedy = it.temperature == 0.0f;
   if (!greedy) weigh(x, vocab, most, it, room);
   it.token = greedy ? first_of(x, vocab, most) : pick(room, vocab, it.u);
+  if (beam) rank(x, vocab, it);
   if (it.report == Report::raw) report(logits, vocab, it);
   if (it.report == Report::processed) report(greedy ? x : room.z, vocab, it);
   if (it.report == Report::tempered) report(greedy ? logits : tempered(logits, vocab, it.temperature, room), vocab, it);

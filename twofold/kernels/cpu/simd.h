@@ -82,6 +82,16 @@ static inline float widen_fp8(uint8_t byte) {
   return value * FP8_LIFT;
 }
 
+// To the nearest e4m3, ties to even, at most 448; of what is not a number nothing is promised.
+static inline uint8_t narrow_fp8(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const uint32_t sign = (bits >> 24) & 0x80, size = bits & 0x7fffffff;
+  if (size >= 0x43e00000) return uint8_t(sign | 0x7e);                                              // 448 and more
+  if (size < 0x3c800000) return uint8_t(sign | uint32_t(std::nearbyintf(std::fabs(value) * 512.0f)));  // steps of 2^-9
+  return uint8_t(sign | ((size + 0x7ffff + ((size >> 20) & 1) - 0x3c000000) >> 20));
+}
+
 static inline V16 load_fp16(const uint16_t* from, int count) {
   alignas(64) float part[LANES] = {};
 #if defined(__F16C__)

@@ -47,6 +47,16 @@ static inline V16 load_fp16(const uint16_t* from) {
   const __m128i* at = reinterpret_cast<const __m128i*>(from);
   return {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};
 }
+// e4m3: the bits of a float that is 2^120 times too small.
+static inline V16 load_fp8(const uint8_t* from) {
+  const auto part = [](__m128i bytes) {
+    const __m256i all = _mm256_cvtepu8_epi32(bytes), sign = _mm256_slli_epi32(_mm256_and_si256(all, _mm256_set1_epi32(0x80)), 24);
+    const __m256i rest = _mm256_slli_epi32(_mm256_and_si256(all, _mm256_set1_epi32(0x7f)), 20);
+    return _mm256_mul_ps(_mm256_castsi256_ps(_mm256_or_si256(sign, rest)), _mm256_castsi256_ps(_mm256_set1_epi32(0x7b800000)));
+  };
+  const __m128i all16 = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return {part(all16), part(_mm_unpackhi_epi64(all16, all16))};
+}
 static inline V16 load_s8(const int8_t* from) {
   const __m128i all16 = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all16)),

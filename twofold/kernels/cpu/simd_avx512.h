@@ -36,6 +36,14 @@ static inline V16 load_bf16(const uint16_t* from) {
 static inline V16 load_fp16(const uint16_t* from) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
 }
+// e4m3: the bits of a float that is 2^120 times too small.
+static inline V16 load_fp8(const uint8_t* from) {
+  const __m512i all = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  const __m512i sign = _mm512_slli_epi32(_mm512_and_si512(all, _mm512_set1_epi32(0x80)), 24);
+  const __m512i rest = _mm512_slli_epi32(_mm512_and_si512(all, _mm512_set1_epi32(0x7f)), 20);
+  const __m512 lift = _mm512_castsi512_ps(_mm512_set1_epi32(0x7b800000));
+  return {_mm512_mul_ps(_mm512_castsi512_ps(_mm512_or_si512(sign, rest)), lift)};
+}
 static inline V16 load_s8(const int8_t* from) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))))};
 }

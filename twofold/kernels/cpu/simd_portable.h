@@ -52,6 +52,8 @@ static inline V16 load_bf16(const uint16_t* from) {
     return value;
   });
 }
+static inline float widen_fp8(uint8_t byte);  // simd.h
+static inline V16 load_fp8(const uint8_t* from) { return each([&](int i) { return widen_fp8(from[i]); }); }
 static inline V16 load_s8(const int8_t* from) { return each([&](int i) { return float(from[i]); }); }
 // Sixteen whole numbers from -128 to 127 as bytes.
 static inline void store_s8(int8_t* to, V16 x) {

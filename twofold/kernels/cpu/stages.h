@@ -9,7 +9,7 @@
 #include "crew.h"
 #include "simd.h"
 
-enum class Type : int32_t { fp32 = 0, bf16 = 1, int8 = 2, fp16 = 3 };
+enum class Type : int32_t { fp32 = 0, bf16 = 1, int8 = 2, fp16 = 3, fp8 = 4 };  // fp8: e4m3
 
 // A row of weights in the type they are kept in; null when there is none.
 struct Numbers {
@@ -147,7 +147,7 @@ struct Linear {
 // One layer's keys and values: blocks of `size` tokens, a multiple of 16.
 //   keys    [blocks][kv_heads][size/16][dim][16]       int8: [size/16][dim/4][16][4]
 //   values  [blocks][kv_heads][size][dim]
-//   scales  [blocks][kv_heads][size], int8 only
+//   scales  [blocks][kv_heads][size], int8 and fp8 only
 struct Cache {
   void *keys, *values;
   float *key_scales, *value_scales;
@@ -198,7 +198,7 @@ struct Attention {
   int32_t ahead, unused;
 };
 
-enum class Report : int32_t { none = 0, raw = 1, processed = 2, given = 3, tempered = 4 };
+enum class Report : int32_t { none = 0, raw = 1, processed = 2, given = 3, tempered = 4, beam = 5 };
 enum class Fault : int32_t { none = 0, not_finite = 1, nothing_left = 2, unknown_id = 3 };
 
 // What one row asks of the sampler, and what it is answered.
@@ -206,7 +206,8 @@ struct Choice {
   double top_p, u;
   float temperature, min_p, repetition, frequency, presence;  // temperature 0: greedy
   int32_t top_k;
-  Report report;  // of the model's logits (tempered: / temperature), of what is drawn from, of a given token with no draw
+  Report report;  // of the model's logits (tempered: / temperature), of what is drawn from, of a given token with no draw,
+                  // beam: edits are made to log-probabilities, and reported are these as they are
   int32_t allows, biases, bans, seens, counts;
   const int32_t *allowed, *bias_ids, *banned, *seen, *counted;
   const uint32_t* mask;  // a bit for each id that may come; none: every id may

@@ -53,6 +53,7 @@ def as_chat(asked: CountRequest) -> ChatRequest:
             "temperature": asked.temperature,
             "top_p": asked.top_p,
             "top_k": asked.top_k,
+            "seed": asked.seed,
             "stream": asked.stream,
         }
     return converted(ChatRequest, {name: value for name, value in body.items() if value is not None})

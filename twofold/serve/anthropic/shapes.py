@@ -110,6 +110,7 @@ class MessagesRequest(CountRequest, kw_only=True, forbid_unknown_fields=True):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    seed: int | None = None  # beside Anthropic's, as in chats
     metadata: Metadata | None = None
     service_tier: Any = None
     container: Any = None
