@@ -19,7 +19,7 @@ MODEST = 10  # of 19: a stranger's grammar takes no time from those who are serv
 
 
 class GrammarProcess:
-    """Started at once; `opening` is what it is told first. A `modest` one has processors when nobody else wants them."""
+    """Started at once; `opening` is what it is told first. A `modest` one gives way to whoever wants a processor."""
 
     def __init__(self, opening: m.Open, *, modest: bool = False) -> None:
         ours, theirs = socket.socketpair()
