@@ -62,10 +62,17 @@ class Direct:
 
 
 def room(size: int) -> Tensor:
-    """Memory [size] of bytes of this process's own, beginning with a page; in huge pages where the system has them."""
+    """Memory [size] of bytes of this process's own, beginning with a page; in huge pages where the system has them.
+
+    Raises:
+        MemoryError: there is no such room.
+    """
     if not size:
         return torch.empty(0, dtype=torch.uint8)
-    taken = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        taken = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        raise MemoryError(f"cannot allocate {size} bytes") from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             taken.madvise(mmap.MADV_HUGEPAGE)
