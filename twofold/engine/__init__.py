@@ -7,6 +7,8 @@ grammar/        from such a form to masks, in a process of its own
 config.py       EngineConfig, every dial
 limits.py       what a request may be on this engine
 capacity.py     the sum of bytes: what fits this machine
+gentler.py      settings that need less
+opening.py      a checkpoint's decoder, whole in memory or with streamed layers
 words.py        bad words as token sequences
 blocks.py       BlockPool: who holds which block, and the prefix cache
 adapters.py     which adapters there are, in memory and in slots

@@ -14,6 +14,7 @@ Policy = Literal["fcfs", "priority"]
 Kind = Literal["auto", "generate", "pooling"]
 Convert = Literal["none", "embed"]
 Tokens = Literal["auto", "last", "mean", "cls"]
+Weights = Literal["resident", "stream"]
 Method = Literal["ngram", "suffix", "draft_model"]
 
 
@@ -81,6 +82,9 @@ class EngineConfig:
     `max_model_len` None is the model's own context. `scheduling_policy` "priority" serves the lowest number first.
     `enable_lora` lets requests name adapters: `max_loras` different ones in a step, each of rank `max_lora_rank` at
     most; in memory are at most `lora_cache_bytes` of them, and `max_cpu_loras` where that is given.
+    `weights` "stream" keeps as many layers in memory as `weights_memory_bytes` hold, two at least, and reads the others
+    from disk in every step; without the number they take half of what is left beside the cache. They are read from a
+    file in `offload_dir`, which is made of the checkpoint at the first start (~/.cache/twofold/weights by default).
     `seed` makes unseeded requests of one run repeatable; None draws fresh seeds. `speculative` says who guesses at the
     next tokens.
     `runner` "pooling" makes vectors and scores and no text, and has no KV cache; "auto" does so for encoders, models
@@ -110,6 +114,9 @@ class EngineConfig:
     max_lora_rank: int = 64
     max_cpu_loras: int | None = None
     lora_cache_bytes: int = 256 << 20
+    weights: Weights = "resident"
+    weights_memory_bytes: int | None = None
+    offload_dir: str | None = None
     seed: int | None = None
     speculative: SpeculativeConfig = field(default=SpeculativeConfig(), metadata=_JSON)
     runner: Kind = "auto"
@@ -128,6 +135,7 @@ class EngineConfig:
             ("max_lora_rank", 4096),
             ("max_cpu_loras", 2**31 - 1),
             ("lora_cache_bytes", 2**63 - 1),
+            ("weights_memory_bytes", 2**63 - 1),
         ):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= high:
@@ -145,5 +153,9 @@ class EngineConfig:
             )
         if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
             raise ConfigError(f"max_cpu_loras is {self.max_cpu_loras}, less than max_loras {self.max_loras}: raise it")
+        if self.weights == "resident" and (self.weights_memory_bytes is not None or self.offload_dir is not None):
+            raise ConfigError("weights_memory_bytes and offload_dir are for streamed weights: add weights stream")
+        if self.weights == "stream" and self.device != "cpu":
+            raise ConfigError(f"weights are streamed on the cpu, not on {self.device}: leave weights stream out")
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise ConfigError(f"scheduling_policy must be fcfs or priority, not {self.scheduling_policy!r}")

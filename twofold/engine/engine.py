@@ -19,6 +19,7 @@ from torch import Tensor
 from ..core import ConfigError, RequestError, StateError
 from ..models.adapters import Slots
 from ..models.decoder import Decoder
+from ..models.streaming import StreamError, refuse_new_weights
 from ..models.weights import load_tensors
 from ..platforms import free_on
 from .adapters import AdapterPool
@@ -29,7 +30,7 @@ from .draft import draft_model
 from .grammar.masks import Grammars
 from .limits import Limits
 from .paged import KVCache
-from .plan import StepPlan, StepResult
+from .plan import ChunkResult, StepPlan, StepResult
 from .pooler import Pooler
 from .pooling import PoolingEngine
 from .proposer import Proposer
@@ -185,10 +186,14 @@ class Engine:
         return self.pooling.step(taken)
 
     def _execute(self, plan: StepPlan) -> StepResult:
-        if self.grammars is None or not self.scheduler.gated:
-            return self.runner.execute(plan)
-        self.grammars.ask(plan)
-        return self.runner.execute(plan, self.grammars.masks)
+        try:
+            if self.grammars is None or not self.scheduler.gated:
+                return self.runner.execute(plan)
+            self.grammars.ask(plan)
+            return self.runner.execute(plan, self.grammars.masks)
+        except StreamError as error:  # the disk's affair: these requests end, and the next ones try again
+            rows = tuple(ChunkResult(serial=chunk.serial, error=str(error)) for chunk in plan.chunks)
+            return StepResult(step=plan.step, rows=rows)
 
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         tokens = plan.num_tokens
@@ -207,12 +212,13 @@ class Engine:
         grow: the prefix cache is keyed by them, so nothing that older weights computed is ever found.
 
         Raises:
-            ConfigError: a version that is not above the last one.
+            ConfigError: a version that is not above the last one, or weights that are streamed from a file.
             CheckpointError: an unknown, missing or misshapen tensor; the engine then refuses to step until a
                 complete set has come.
         """
         if version <= self.version:
             raise ConfigError(f"weights version {version} is not above {self.version}: count versions upwards")
+        refuse_new_weights(self.decoder)
         self.scheduler.set_version(version)
         if named_tensors is not None:
             self._half_loaded = True
