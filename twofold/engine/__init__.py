@@ -5,6 +5,7 @@ sampling.py     SamplingParams, what a caller may ask of the sampler
 structured.py   StructuredOutputs, the form that an answer must have
 grammar/        from such a form to masks, in a process of its own
 config.py       EngineConfig, every dial
+facts.py        what an engine alone knows of a request: why it waited, how its guesses went
 limits.py       what a request may be on this engine
 capacity.py     the sum of bytes: what fits this machine
 gentler.py      settings that need less

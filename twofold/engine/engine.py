@@ -27,6 +27,7 @@ from .blocks import BlockPool
 from .capacity import forecast, kv_dtype_of
 from .config import EngineConfig
 from .draft import draft_model
+from .facts import Waits
 from .grammar.masks import Grammars
 from .limits import Limits
 from .paged import KVCache
@@ -107,6 +108,7 @@ class Engine:
         self.grammars: Grammars | None = None
         if tokenizer is not None:
             self.grammars = Grammars(tokenizer, decoder.spec.vocab, eos_ids, self.scheduler.gated)
+        self.waits = Waits(self.scheduler.clock)
         self.version = 0
         self._half_loaded = False
         self._steps = 0
@@ -130,6 +132,7 @@ class Engine:
         if request.params.structured_outputs is not None and self.grammars is None:
             raise RequestError("this engine was made without a tokenizer, so it knows no forms", "structured_outputs")
         self.scheduler.submit(request)
+        self.waits.enter(request)
 
     def abort(self, request_id: str) -> None:
         """End a request now and free its blocks; unknown and ended ids are ignored."""
@@ -163,6 +166,7 @@ class Engine:
         if self.grammars is not None:
             self.grammars.poll()
         plan = self.scheduler.plan()
+        self.waits.saw(self.scheduler)
         if plan.chunks:
             self.scheduler.apply(self._execute(plan))
             if self.grammars is not None:
@@ -171,6 +175,7 @@ class Engine:
         elif self.grammars is not None and self.scheduler.gated:
             self.grammars.wait()
         outputs = pooled + self.scheduler.take()
+        self.waits.told(outputs)
         if not self.scheduler.has_work:
             self.scheduler.check_integrity()
         return outputs
