@@ -14,6 +14,8 @@ Policy = Literal["fcfs", "priority"]
 Kind = Literal["auto", "generate", "pooling"]
 Convert = Literal["none", "embed"]
 Tokens = Literal["auto", "last", "mean", "cls"]
+QUEUED = 192 << 20
+"""Bytes of blocks that wait to be written to a disk, or were read and are not in the cache yet, at most."""
 Method = Literal["ngram", "suffix", "draft_model"]
 
 
@@ -80,6 +82,8 @@ class EngineConfig:
     `max_model_len` None is the model's own context. `scheduling_policy` "priority" serves the lowest number first.
     `enable_lora` lets requests name adapters: `max_loras` different ones in a step, each of rank `max_lora_rank` at
     most; in memory are at most `lora_cache_bytes` of them, and `max_cpu_loras` where that is given.
+    `kv_host_bytes` of host memory keep blocks of the cache that it had no more room for, `kv_offload_dir` names a
+    directory where blocks outlive the process, `kv_offload_bytes` of them at most (docs/kv_tiers.md).
     `seed` makes unseeded requests of one run repeatable; None draws fresh seeds. `speculative` says who guesses at the
     next tokens.
     `runner` "pooling" makes vectors and scores and no text, and has no KV cache; "auto" does so for encoders, models
@@ -109,6 +113,9 @@ class EngineConfig:
     max_lora_rank: int = 64
     max_cpu_loras: int | None = None
     lora_cache_bytes: int = 256 << 20
+    kv_host_bytes: int | None = None
+    kv_offload_dir: str | None = None
+    kv_offload_bytes: int = 16 << 30
     seed: int | None = None
     speculative: SpeculativeConfig = field(default=SpeculativeConfig(), metadata=_JSON)
     runner: Kind = "auto"
@@ -127,6 +134,8 @@ class EngineConfig:
             ("max_lora_rank", 4096),
             ("max_cpu_loras", 2**31 - 1),
             ("lora_cache_bytes", 2**63 - 1),
+            ("kv_host_bytes", 2**63 - 1),
+            ("kv_offload_bytes", 2**63 - 1),
         ):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= high:
@@ -144,5 +153,17 @@ class EngineConfig:
             )
         if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
             raise ConfigError(f"max_cpu_loras is {self.max_cpu_loras}, less than max_loras {self.max_loras}: raise it")
+        tier = "kv_host_bytes" if self.kv_host_bytes is not None else "kv_offload_dir" if self.kv_offload_dir else ""
+        if tier and not self.enable_prefix_caching:
+            raise ConfigError(f"{tier} keeps blocks to be found again, without enable_prefix_caching none is: drop one")
+        if tier and self.runner == "pooling":
+            raise ConfigError(f"{tier} is for a KV cache, and pooling has none: leave it out")
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise ConfigError(f"scheduling_policy must be fcfs or priority, not {self.scheduling_policy!r}")
+
+    @property
+    def tier_bytes(self) -> int:
+        """Of the memory that weights and cache take, what the tiers behind the cache take too."""
+        if self.device != "cpu":
+            return 0
+        return (self.kv_host_bytes or 0) + (QUEUED if self.kv_offload_dir else 0)
