@@ -36,7 +36,7 @@ class BlockContents:
     def save(self, blocks: Sequence[int]) -> list[memoryview]:
         """The bytes of each of these blocks, in memory of its own."""
         parts = self._parts()
-        if parts[0].device.type != "cpu":
+        if not self._here(parts):
             places = torch.tensor(blocks, dtype=torch.int64, device=parts[0].device)
             rows = torch.cat([_bytes(part)[places] for part in parts], 1).cpu()
             return [row.clone().numpy().data for row in rows]
@@ -48,7 +48,7 @@ class BlockContents:
         """Put such bytes into these blocks."""
         parts = self._parts()
         rows = [torch.frombuffer(content, dtype=torch.uint8) for content in contents]
-        if parts[0].device.type == "cpu":
+        if self._here(parts):
             self._move(parts, blocks, [row.data_ptr() for row in rows], out=False)
             return
         device = parts[0].device
@@ -66,6 +66,9 @@ class BlockContents:
                 here, there = begin + block * size, address + at
                 ctypes.memmove(*((there, here) if out else (here, there)), size)
             at += size
+
+    def _here(self, parts: Sequence[Tensor]) -> bool:
+        return parts[0].device.type == "cpu"
 
     def _parts(self) -> list[Tensor]:
         return [part for layer in self._layers() for part in layer.values()]
