@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -16,6 +17,12 @@ import httpx
 import openai
 import pytest
 from served import ROOT, Served, served
+
+from twofold.core import ConfigError
+from twofold.engine.config import EngineConfig
+from twofold.serve.batches.offline import answer_file
+from twofold.serve.batches.shapes import Counts
+from twofold.serve.config import ServeConfig
 
 Row = dict[str, Any]
 CHAT = "/v1/chat/completions"
@@ -264,29 +271,32 @@ def test_files_have_bounds(tiny: Path) -> None:
 # -- without a server -------------------------------------------------------------------------------------------------
 
 
-def run_batch(tiny: Path, source: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "twofold", "run-batch", "-i", str(source), "-o", str(out), str(tiny)]
-    return subprocess.run([*command, "--num-blocks", "256"], capture_output=True, text=True, cwd=ROOT)
-
-
 def test_a_file_is_answered_without_a_server_and_goes_on_where_it_stopped(
     tiny: Path, tmp_path: Path, server: Served
 ) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_bytes(
-        jsonl([line("a"), line("b", "/v1/completions"), line("c", "/v1/responses"), line("d", model="x")])
-    )
-    done = run_batch(tiny, source, out)
-    assert done.returncode == 1 and "3 of 4 lines answered, 1 with an error" in done.stdout, done.stderr
+    given = [line("a"), line("b", "/v1/completions"), line("c", "/v1/responses"), line("d", model="x")]
+    source.write_bytes(jsonl(given))
+    command = [sys.executable, "-m", "twofold", "run-batch", "-i", str(source), "-o", str(out), str(tiny)]
+    run = subprocess.run([*command, "--num-blocks", "256"], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 1 and "3 of 4 lines answered, 1 with an error" in run.stdout, run.stderr
     found = {row["custom_id"]: row["response"] for row in map(json.loads, out.read_text().splitlines())}
     assert found["d"]["status_code"] == 404
     alone = server.http.post("/v1/completions", json=line("b", "/v1/completions")["body"]).json()
     assert found["b"]["body"]["choices"] == alone["choices"]
     kept = out.read_bytes().splitlines(keepends=True)
     out.write_bytes(b"".join(kept[:2]) + kept[2][:20])  # as a death would leave it
-    assert run_batch(tiny, source, out).returncode == 1
-    again = out.read_bytes().splitlines(keepends=True)
-    assert again[:2] == kept[:2] and Counter(json.loads(row)["custom_id"] for row in again) == Counter("abcd")
+
+    def again() -> Counts:
+        config = ServeConfig(model=tiny)
+        return asyncio.run(answer_file(config, EngineConfig(), source, out, command=ENGINE))
+
+    assert again() == Counts(total=4, completed=3, failed=1)
+    rows = out.read_bytes().splitlines(keepends=True)
+    assert rows[:2] == kept[:2] and Counter(json.loads(row)["custom_id"] for row in rows) == Counter("abcd")
     out.write_bytes(b"".join(kept) + jsonl([{"id": "x", "custom_id": "strange"}]))
-    refused = run_batch(tiny, source, out)
-    assert refused.returncode == 2 and "'strange'" in refused.stderr
+    with pytest.raises(ConfigError, match="'strange'"):
+        again()
+    source.write_bytes(jsonl(given) + b"nonsense")
+    with pytest.raises(ConfigError, match="line 5"):
+        again()

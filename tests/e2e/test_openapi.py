@@ -25,7 +25,7 @@ from served import ROOT, Served, served
 
 from twofold.serve.described import ROWS
 
-EXAMPLES = int(os.environ.get("EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("EXAMPLES", "4"))
 ENGINE = [sys.executable, str(ROOT / "tests" / "unit" / "fake_engine.py")]
 # Numbers' bounds are not in the document, so what it allows may be refused; and what it forbids may be read as it was
 # meant (a field sent twice in a query, a number as text), so neither is a mistake.

@@ -128,7 +128,7 @@ def test_what_needs_no_engine_brings_nothing_in(both: Served) -> None:
 
 def test_a_stream_is_kept_alive_while_its_model_comes_in(tiny: Path) -> None:
     models = [f"a={tiny}", f"b={tiny}"]
-    with served(tiny, models=models, max_resident=1, ping_seconds=0.2, idle_seconds=60, command=engine(1.0)) as server:
+    with served(tiny, models=models, max_resident=1, ping_seconds=0.1, idle_seconds=60, command=engine(0.6)) as server:
         body = {"model": "b", "prompt": "The", "max_tokens": 3, "stream": True}
         with server.http.stream("POST", "/v1/completions", json=body) as answer:
             lines = [line for line in answer.iter_lines() if line]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from pathlib import Path
@@ -13,13 +14,15 @@ import pytest
 from served import Served, served
 
 from twofold import LLM, SamplingParams
+from twofold.cli import main
 from twofold.core import ConfigError
+from twofold.engine.config import SpeculativeConfig
 
 PROMPTS = ["for i in range(3):\n    print(i)\nfor i in range(3):\n", "The quick brown fox", "def add(a, b):\n"]
 
 
 def said(folder: Path, **speculative: Any) -> tuple[LLM, list[tuple[int, ...]]]:
-    llm = LLM(folder, num_blocks=200, max_num_seqs=4, speculative=speculative)
+    llm = LLM(folder, num_blocks=200, max_num_seqs=4, speculative=SpeculativeConfig(**speculative))
     params = [
         SamplingParams(temperature=temperature, seed=3, max_tokens=60, ignore_eos=True, n=2)
         for temperature in (0.0, 0.0, 0.9)
@@ -39,6 +42,15 @@ def test_every_method_writes_what_none_writes(tiny: Path) -> None:
         assert texts == calm, wanted
         assert llm.engine.stats().draft_tokens > 0, wanted
     assert llm.engine.stats().acceptance > 0.9, "the draft is the model"
+
+
+def test_the_command_line_takes_it(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["generate", "--model", str(tiny), "--prompt", PROMPTS[0], "--max-tokens", "30", "--ignore-eos"]
+    said = []
+    for flags in ([], ["--speculative-config", '{"method": "ngram"}'], ["--speculative.method", "suffix"]):
+        assert main([*asked, *flags]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] == said[2] != ""
 
 
 def test_settings_that_cannot_be_are_refused(tiny: Path) -> None:
@@ -89,3 +101,13 @@ def test_a_server_that_guesses_goes_on_after_its_model_was_killed(tiny: Path) ->
     assert 0 < right < tokens <= 5 * drafts
     assert len(per_pos) == 5 and 'position="0"' in per_pos[0]
     assert sum(float(line.split()[-1]) for line in per_pos) == right
+
+
+def test_the_benchmark_compares_sides_that_write_the_same(tiny: Path, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    flags = ["--quick", "--threads", "1", "--model", str(tiny), "--draft", str(tiny), "--json", str(record)]
+    assert main(["bench", "speculation", *flags]) == 0
+    sides = json.loads(record.read_text())["sides"]
+    assert list(sides) == ["none", "ngram", "ngram fixed 4", "suffix", "suffix shared", "draft model"]
+    assert sides["none"]["whole"] == 1.0 and sides["none"]["tokens_per_step"] < 1.1
+    assert sides["ngram fixed 4"]["acceptance"] is not None and len(sides["ngram"]["ratios"]) == 3

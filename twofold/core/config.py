@@ -85,6 +85,8 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     """Turn one plain value into what the annotation `kind` asks for, or raise ConfigError naming `where`."""
     origin, args = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if isinstance(value, kind):
+            return value
         if isinstance(value, Mapping):
             return build(kind, value, where + ".")
     elif origin in (Union, types.UnionType):

@@ -75,9 +75,10 @@ class EngineConfig:
 
     `dtype` "auto" keeps a bf16 checkpoint's weights as they are where the CPU kernels widen them, and fp32 otherwise.
     `quantization` names a number format (int8, int4, int4-g64, int4-weight-only, ...) that float weights are rounded to
-    while they are loaded. `kv_dtype` is what keys and values are kept in; "auto" is bf16 beside weights narrower than
-    fp32. `max_num_batched_tokens` is the token budget of one step: decodes take one each, prompts are cut to fill the
-    rest. `num_blocks` wins over `kv_cache_memory_bytes`; with neither, the cache takes what the machine can spare.
+    while they are loaded. `kv_dtype` is what keys and values are kept in, int8 and fp8 (e4m3) with a scale for each
+    token and head; "auto" is bf16 beside weights narrower than fp32. `max_num_batched_tokens` is the token budget of
+    one step: decodes take one each, prompts are cut to fill the rest. `num_blocks` wins over `kv_cache_memory_bytes`;
+    with neither, the cache takes what the machine can spare.
     Without `enable_chunked_prefill` prompts are computed whole, before anybody's next token; that is for measuring.
     `max_model_len` None is the model's own context. `scheduling_policy` "priority" serves the lowest number first.
     `enable_lora` lets requests name adapters: `max_loras` different ones in a step, each of rank `max_lora_rank` at

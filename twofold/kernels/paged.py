@@ -139,7 +139,7 @@ def run(*todo: ctypes.Structure) -> None:
 # ------------------------------------------------------------------------------------------------------------- writing
 @op
 def keep(k_TKD: Tensor, v_TKD: Tensor, panels: Panels, spans: Spans) -> None:
-    """Write the tokens' keys and values to their places; by token and head, int8: amax / 127, e4m3: amax / 448."""
+    """Write the tokens' keys and values to their places; int8 and e4m3 with a scale for each token and head."""
     block_T, row_T = _places(panels, spans)
     k_TKD, v_TKD = k_TKD.float(), v_TKD.float()
     if panels.key_scales is None or panels.value_scales is None:
@@ -174,7 +174,7 @@ def to_bytes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def narrowed(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Write the tokens' keys and values to their places; int8 and e4m3: scaled by token and head (`narrowed`)."""
+    """int8 or e4m3 codes of each row [..., D] and its scale [...], which is not finite where the row is not."""
     if dtype == torch.int8:
         return to_bytes(x)
     scale = x.abs().amax(-1) / 448.0 + (x * 0.0).sum(-1)

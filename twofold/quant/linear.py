@@ -92,7 +92,7 @@ class QuantLinear(nn.Module):
         packed = self.packed
         if self.order is not None:
             w_NK = w_NK[..., self.order]
-        if not (panels.can_round(w_NK, packed) and panels.round_into(w_NK, packed)):
+        if self.format.tensor or not (panels.can_round(w_NK, packed) and panels.round_into(w_NK, packed)):
             self.put(self.format.quantize(w_NK))
 
     def forward(self, x_TK: Tensor) -> Tensor:

@@ -58,6 +58,41 @@ float* sums_of_piece(const Grouped& it, const Matrix& matrix, const Product& pro
 
 int64_t most_rows(const Grouped& it) { return it.a ? ROWS : rows_of_block(it.rounded); }
 
+// out += scale * (a . w) where the inner numbers are few, as an adapter's ranks are: sums stay in registers until they are
+// added, since otherwise more time goes into keeping them than into making them. The chains of additions are those of `tile`.
+template <int M>
+void add_tile(const float* const* a, const float* panel, int k, float scale, float* const* out, int count) {
+  V16 c[M];
+  TF_UNROLL for (int m = 0; m < M; m++) c[m] = all(0.0f);
+  for (int i = 0; i < k; i++) {
+    const V16 w = load(panel + i * LANES);
+    TF_UNROLL for (int m = 0; m < M; m++) c[m] = fma(all(a[m][i]), w, c[m]);
+  }
+  TF_UNROLL for (int m = 0; m < M; m++) store(out[m], load(out[m], count) + all(scale) * c[m], count);
+}
+
+template <class W>
+void add_piece(const Grouped& it, const Matrix& matrix, const Product& product, const Piece& piece, Scratch& scratch) {
+  float* panel = scratch.need<float>(SLAB * LANES);
+  for (int p = 0; p < piece.panels; p++) {
+    const int64_t n = piece.column[p];
+    fill_panel(static_cast<const W*>(matrix.w), matrix.stride, n, product.n, 0, product.k, panel);
+    const int count = int(std::min<int64_t>(LANES, product.n - n));
+    for (int m = 0, some; m < piece.m; m += some) {
+      const float* a[4];
+      float* out[4];
+      some = std::min(4, piece.m - m);
+      for (int j = 0; j < some; j++) {
+        const int64_t place = piece.m0 + m + j;
+        a[j] = product.a + piece.row(m + j) * product.a_stride;
+        out[j] = it.out + (it.to ? it.to[place] : place) * it.out_stride + matrix.out_at + n;
+      }
+      if (some == 4) add_tile<4>(a, panel, product.k, matrix.scale, out, count);
+      else for (int j = 0; j < some; j++) add_tile<1>(a + j, panel, product.k, matrix.scale, out + j, count);
+    }
+  }
+}
+
 // One piece of a group: some panels of one of its matrices by some of its rows.
 void do_piece(const Grouped& it, int which, int64_t number, int64_t each, Crew& crew) {
   const Matrix& matrix = it.matrices[which];
@@ -71,6 +106,11 @@ void do_piece(const Grouped& it, int which, int64_t number, int64_t each, Crew& 
   for (int p = 0; p < outputs; p++) column[p] = (p0 + p) * LANES, column[outputs + p] = matrix.n + (p0 + p) * LANES;
   const Piece piece{m0, int(m1 - m0), it.gated ? 2 * outputs : outputs, column, it.from, column[0] + outputs * LANES};
   const Product product{matrix.n, matrix.k, it.act, it.gated, Numbers{}, it.a + matrix.a_at, it.a_stride};
+  if (it.add && it.a && matrix.w && !it.gated && Act(it.act) == Act::none && matrix.k <= SLAB && piece.m > FEW) {
+    if (matrix.type == Type::bf16) add_piece<uint16_t>(it, matrix, product, piece, *crew.scratch);
+    else add_piece<float>(it, matrix, product, piece, *crew.scratch);
+    return;
+  }
   const float* sum = sums_of_piece(it, matrix, product, piece, *crew.scratch);
   finish(product, piece, outputs, sum, [&](int m, int64_t n, int count, V16 x) {
     float* out = it.out + (it.to ? it.to[m0 + m] : m0 + m) * it.out_stride + matrix.out_at + n;
