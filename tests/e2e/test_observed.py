@@ -69,7 +69,9 @@ def test_every_api_says_where_the_time_went_when_asked(watched: Served, path: st
     usage = ask(watched, path, **body, timings=True).json()["usage"]
     check(usage["timings"])
     assert "timings" not in ask(watched, path, **body).json()["usage"]
-    found = [event for event in events(ask(watched, path, **body, timings=True, stream=True)) if "timings" in str(event)]
+    found = [
+        event for event in events(ask(watched, path, **body, timings=True, stream=True)) if "timings" in str(event)
+    ]
     told = [event.get("usage") or event["response"]["usage"] for event in found]
     assert len(told) == 1
     check(told[0]["timings"])

@@ -16,6 +16,10 @@ adapters.py     which adapters there are, in memory and in slots
 gate.py         what a row's grammar says of its next tokens
 row.py          what the scheduler keeps beside a request
 deadlines.py    whose time is over
+tiers.py        blocks of the cache beyond the pool, found by name again
+disk_tier.py    those in files, which outlive the process
+contents.py     a block's bytes out of the cache and into it
+identity.py     what makes keys and values what they are, as one digest
 promises.py     which blocks can be found, or will be soon, and by whom
 proposer.py     Proposer: who guesses at the next tokens
 lookup.py       guesses found in text: n-grams, suffixes

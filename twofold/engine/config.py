@@ -15,6 +15,9 @@ Kind = Literal["auto", "generate", "pooling"]
 Convert = Literal["none", "embed"]
 Tokens = Literal["auto", "last", "mean", "cls"]
 Weights = Literal["resident", "stream"]
+
+QUEUED = 192 << 20
+"""Bytes of blocks that wait to be written to a disk, or were read and are not in the cache yet, at most."""
 Method = Literal["ngram", "suffix", "draft_model"]
 
 
@@ -85,6 +88,8 @@ class EngineConfig:
     `weights` "stream" keeps as many layers in memory as `weights_memory_bytes` hold, two at least, and reads the others
     from disk in every step; without the number they take half of what is left beside the cache. They are read from a
     file in `offload_dir`, which is made of the checkpoint at the first start (~/.cache/twofold/weights by default).
+    `kv_host_bytes` of host memory keep blocks of the cache that it had no more room for, `kv_offload_dir` names a
+    directory where blocks outlive the process, `kv_offload_bytes` of them at most (docs/kv_tiers.md).
     `seed` makes unseeded requests of one run repeatable; None draws fresh seeds. `speculative` says who guesses at the
     next tokens.
     `runner` "pooling" makes vectors and scores and no text, and has no KV cache; "auto" does so for encoders, models
@@ -117,6 +122,9 @@ class EngineConfig:
     weights: Weights = "resident"
     weights_memory_bytes: int | None = None
     offload_dir: str | None = None
+    kv_host_bytes: int | None = None
+    kv_offload_dir: str | None = None
+    kv_offload_bytes: int = 16 << 30
     seed: int | None = None
     speculative: SpeculativeConfig = field(default=SpeculativeConfig(), metadata=_JSON)
     runner: Kind = "auto"
@@ -136,6 +144,8 @@ class EngineConfig:
             ("max_cpu_loras", 2**31 - 1),
             ("lora_cache_bytes", 2**63 - 1),
             ("weights_memory_bytes", 2**63 - 1),
+            ("kv_host_bytes", 2**63 - 1),
+            ("kv_offload_bytes", 2**63 - 1),
         ):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= high:
@@ -157,5 +167,17 @@ class EngineConfig:
             raise ConfigError("weights_memory_bytes and offload_dir are for streamed weights: add weights stream")
         if self.weights == "stream" and self.device != "cpu":
             raise ConfigError(f"weights are streamed on the cpu, not on {self.device}: leave weights stream out")
+        tier = "kv_host_bytes" if self.kv_host_bytes is not None else "kv_offload_dir" if self.kv_offload_dir else ""
+        if tier and not self.enable_prefix_caching:
+            raise ConfigError(f"{tier} keeps blocks to be found again, without enable_prefix_caching none is: drop one")
+        if tier and self.runner == "pooling":
+            raise ConfigError(f"{tier} is for a KV cache, and pooling has none: leave it out")
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise ConfigError(f"scheduling_policy must be fcfs or priority, not {self.scheduling_policy!r}")
+
+    @property
+    def tier_bytes(self) -> int:
+        """Of the memory that weights and cache take, what the tiers behind the cache take too."""
+        if self.device != "cpu":
+            return 0
+        return (self.kv_host_bytes or 0) + (QUEUED if self.kv_offload_dir else 0)

@@ -26,9 +26,12 @@ from .adapters import AdapterPool
 from .blocks import BlockPool
 from .capacity import forecast, kv_dtype_of
 from .config import EngineConfig
+from .contents import BlockContents
+from .disk_tier import DiskTier
 from .draft import draft_model
 from .facts import Waits
 from .grammar.masks import Grammars
+from .identity import identity
 from .limits import Limits
 from .paged import KVCache
 from .plan import ChunkResult, StepPlan, StepResult
@@ -40,7 +43,10 @@ from .runner import Runner
 from .scheduler import Scheduler
 from .speculation import Speculation, lookup
 from .stats import EngineStats
+from .tiers import HostTier, Tier, Tiers
 from .vectors import NO_POOLING, Abilities
+
+LOAD_SECONDS = 0.05  # for a tier, when there is nothing else to do but hear who comes and goes
 
 
 class Engine:
@@ -85,6 +91,15 @@ class Engine:
         self.pool = BlockPool(blocks, config.block_size, caching=config.enable_prefix_caching)
         self.slots = Slots(decoder, config.max_loras, config.max_lora_rank) if config.enable_lora else None
         self.adapters = AdapterPool(self.slots, most_bytes=config.lora_cache_bytes, most_held=config.max_cpu_loras)
+        self.runner = Runner(
+            decoder,
+            num_blocks=blocks,
+            block_size=config.block_size,
+            tokens=config.max_num_batched_tokens,
+            kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
+            slots=self.slots,
+        )
+        self.tiers = tiers_for(decoder, config, self.pool, BlockContents(lambda: self.runner.layers))
         self.scheduler = Scheduler(
             self.pool,
             self.limits,
@@ -95,14 +110,7 @@ class Engine:
             eos_ids=tuple(eos_ids),
             adapters=self.adapters,
             speculation=self.speculation,
-        )
-        self.runner = Runner(
-            decoder,
-            num_blocks=blocks,
-            block_size=config.block_size,
-            tokens=config.max_num_batched_tokens,
-            kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
-            slots=self.slots,
+            tiers=self.tiers,
         )
         self.pooling = PoolingEngine(decoder, config, pooler) if pooler is not None else None
         self.grammars: Grammars | None = None
@@ -166,12 +174,19 @@ class Engine:
         if self.grammars is not None:
             self.grammars.poll()
         plan = self.scheduler.plan()
+<<<<<<< HEAD
         self.waits.saw(self.scheduler)
+=======
+        self._spill()
+>>>>>>> h-tiers
         if plan.chunks:
             self.scheduler.apply(self._execute(plan))
+            self._spill()
             if self.grammars is not None:
                 self.grammars.tell()  # so that it works while the outputs are handed on
             self._measure(plan, time.perf_counter() - started)
+        elif self.tiers is not None and self.tiers.loading:
+            self.tiers.wait(LOAD_SECONDS)
         elif self.grammars is not None and self.scheduler.gated:
             self.grammars.wait()
         outputs = pooled + self.scheduler.take()
@@ -179,6 +194,11 @@ class Engine:
         if not self.scheduler.has_work:
             self.scheduler.check_integrity()
         return outputs
+
+    def _spill(self) -> None:
+        """Hand blocks that were published or forgotten on to the tiers, before anything is written over them."""
+        if self.tiers is not None:
+            self.tiers.flush()
 
     def _pool(self) -> list[Output]:
         """Pooling's part of the step; generation has what is left, and a token for each request at least."""
@@ -225,6 +245,8 @@ class Engine:
             raise ConfigError(f"weights version {version} is not above {self.version}: count versions upwards")
         refuse_new_weights(self.decoder)
         self.scheduler.set_version(version)
+        if self.tiers is not None:
+            self.tiers.forget()
         if named_tensors is not None:
             self._half_loaded = True
             load_tensors(self.decoder, named_tensors)
@@ -272,6 +294,11 @@ class Engine:
     def asleep(self) -> bool:
         return self.runner.cache is None
 
+    def close(self) -> None:
+        """Finish writing what was computed to disk; nothing may be asked of it afterwards."""
+        if self.tiers is not None:
+            self.tiers.close()
+
     # ------------------------------------------------------------------------------------ insight
     def stats(self) -> EngineStats:
         """Gauges and counters; cheap enough for every step."""
@@ -292,6 +319,9 @@ class Engine:
             generation_tokens=scheduler.generation_tokens,
             prefix_queries=pool.queries,
             prefix_hits=pool.hits,
+            external_queries=self.tiers.queries if self.tiers else 0,
+            external_hits=self.tiers.hits if self.tiers else 0,
+            tiers=self.tiers.counters() if self.tiers else {},
             preemptions=scheduler.preemptions,
             finished={state.value: count for state, count in scheduler.finished.items()},
             **(self.speculation.counters() if self.speculation is not None else {}),
@@ -332,6 +362,18 @@ def speculation_for(
     else:
         proposer = lookup(wanted)
     return Speculation(proposer, most=wanted.num_speculative_tokens, adaptive=wanted.adaptive)
+
+
+def tiers_for(decoder: Decoder, config: EngineConfig, pool: BlockPool, contents: BlockContents) -> Tiers | None:
+    """The tiers that the settings ask for behind a pool, nearest first; None without any."""
+    tiers: list[Tier] = []
+    if config.kv_host_bytes is not None:
+        tiers.append(HostTier(config.kv_host_bytes))
+    if config.kv_offload_dir:
+        who = identity(decoder, contents.about)
+        size, most = contents.nbytes, config.kv_offload_bytes
+        tiers.append(DiskTier(config.kv_offload_dir, identity=who, block_bytes=size, most_bytes=most))
+    return Tiers(pool, contents, tiers) if tiers else None
 
 
 def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:
