@@ -5,7 +5,7 @@
                                 t4' ─▶ f4 ─▶ t5'       from here on beside what the head said itself
 
 After EAGLE (Li et al. 2024). It draws with the model's language head, numbers and settings, as `draft.py` does. Keys
-and values of its layer lie in blocks of its own. Hidden states of tokens that came from the prefix cache were never here:
+and values of its layer lie in blocks of its own. Hidden states of tokens that came from the prefix cache were not here:
 its text then begins behind them, as the texts begin that it was trained on, with zeros before it.
 
 Shapes: T tokens, R rows, D hidden size.
