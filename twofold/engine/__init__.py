@@ -24,6 +24,7 @@ promises.py     which blocks can be found, or will be soon, and by whom
 proposer.py     Proposer: who guesses at the next tokens
 lookup.py       guesses found in text: n-grams, suffixes
 draft.py        guesses of a smaller model
+eagle.py        guesses of a head that goes on with the model's hidden states
 pace.py         how many tokens to guess at
 speculation.py  a proposer, its pace, and what came of it
 beams.py        beam search: rows that share blocks, one request outside

@@ -14,11 +14,11 @@ Policy = Literal["fcfs", "priority"]
 Kind = Literal["auto", "generate", "pooling"]
 Convert = Literal["none", "embed"]
 Tokens = Literal["auto", "last", "mean", "cls"]
+Method = Literal["ngram", "suffix", "draft_model", "eagle"]
 Weights = Literal["resident", "stream"]
 
 QUEUED = 192 << 20
 """Bytes of blocks that wait to be written to a disk, or were read and are not in the cache yet, at most."""
-Method = Literal["ngram", "suffix", "draft_model"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,8 @@ class SpeculativeConfig:
     """
 
     method: Method | None = None
-    """Who guesses: the request's own text, that and other requests' outputs, or a smaller model; nobody without it."""
+    """Who guesses: the request's own text, that and other requests' outputs, a smaller model, or a head that goes on
+    with the model's hidden states; nobody without it."""
     num_speculative_tokens: int = 16
     """Guessed tokens of one request in one step, at most."""
     adaptive: bool = True
@@ -46,9 +47,9 @@ class SpeculativeConfig:
     suffix_decoding_min_token_prob: float = 0.1
     """suffix: the share of the places found that must agree with all of a guess."""
     model: str | None = None
-    """draft_model: directory of a smaller checkpoint with the same tokenizer."""
+    """draft_model: directory of a smaller checkpoint with the same tokenizer. eagle: of a head for this very model."""
     dtype: Dtype = "auto"
-    """draft_model: what its weights are kept in."""
+    """draft_model, eagle: what its weights are kept in."""
     quantization: str | None = None
     """draft_model: a number format that its float weights are rounded to."""
 
@@ -64,8 +65,11 @@ class SpeculativeConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"speculative.{name} must be in [{low:g}, {high:g}], not {value}")
-        if (self.method == "draft_model") is not (self.model is not None):
-            raise ConfigError("speculative.method draft_model and speculative.model go together: give both or neither")
+        if (self.method in ("draft_model", "eagle")) is not (self.model is not None):
+            method = self.method if self.method == "eagle" else "draft_model"
+            raise ConfigError(f"speculative.method {method} and speculative.model go together: give both or neither")
+        if self.method == "eagle" and self.quantization is not None:
+            raise ConfigError("speculative.quantization is for draft_model: a draft head is small, leave it out")
 
 
 _JSON = {"flag": "speculative-config", "example": '{"method": "ngram", "num_speculative_tokens": 8}'}

@@ -29,7 +29,11 @@ from .config import EngineConfig
 from .contents import BlockContents
 from .disk_tier import DiskTier
 from .draft import draft_model
+<<<<<<< HEAD
 from .facts import Waits
+=======
+from .eagle import eagle
+>>>>>>> h-heads
 from .grammar.masks import Grammars
 from .identity import identity
 from .limits import Limits
@@ -81,7 +85,8 @@ class Engine:
                 f"of {max_model_len} tokens must fit one step; raise the first or lower max_model_len"
             )
         blocks = _num_blocks(decoder, replace(config, max_model_len=max_model_len))
-        self.speculation = speculation_for(decoder, config, num_blocks=blocks, eos_ids=tuple(eos_ids))
+        self.speculation = speculation_for(decoder, config, tokenizer, num_blocks=blocks, eos_ids=tuple(eos_ids))
+        self._watcher = self.speculation.watcher if self.speculation is not None else None
         self.decoder = decoder
         self.config = config
         size, seqs, vocab = config.block_size, config.max_num_seqs, decoder.spec.vocab
@@ -110,7 +115,19 @@ class Engine:
             eos_ids=tuple(eos_ids),
             adapters=self.adapters,
             speculation=self.speculation,
+<<<<<<< HEAD
             tiers=self.tiers,
+=======
+        )
+        self.runner = Runner(
+            decoder,
+            num_blocks=blocks,
+            block_size=config.block_size,
+            tokens=config.max_num_batched_tokens,
+            kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
+            slots=self.slots,
+            watch=self._watcher.saw if self._watcher is not None else None,
+>>>>>>> h-heads
         )
         self.pooling = PoolingEngine(decoder, config, pooler) if pooler is not None else None
         self.grammars: Grammars | None = None
@@ -253,6 +270,8 @@ class Engine:
             self._half_loaded = False
         self.runner.compile()
         self.version = version
+        if self._watcher is not None:
+            self._watcher.renew(self.decoder)
         if self.pooling is not None:
             self.pooling.renew(self.decoder, version)
 
@@ -351,14 +370,16 @@ def open_engine(
 
 
 def speculation_for(
-    decoder: Decoder, config: EngineConfig, *, num_blocks: int, eos_ids: tuple[int, ...]
+    decoder: Decoder, config: EngineConfig, folder: str | Path | None, *, num_blocks: int, eos_ids: tuple[int, ...]
 ) -> Speculation | None:
-    """Whoever the settings name to guess at tokens, None when nobody is to."""
+    """Whoever the settings name to guess at tokens, None when nobody is to; `folder` is the checkpoint's."""
     wanted = config.speculative
     if wanted.method is None:
         return None
     if wanted.method == "draft_model":
         proposer: Proposer = draft_model(decoder, config, num_blocks=num_blocks, eos_ids=eos_ids)
+    elif wanted.method == "eagle":
+        proposer = eagle(decoder, config, folder, num_blocks=num_blocks, eos_ids=eos_ids)
     else:
         proposer = lookup(wanted)
     return Speculation(proposer, most=wanted.num_speculative_tokens, adaptive=wanted.adaptive)
