@@ -37,6 +37,7 @@ BENCHMARKS = (
     "rollouts",
     "rollout_peers",
     "embeddings",
+    "tiers",
 )
 
 

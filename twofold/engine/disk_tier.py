@@ -6,8 +6,8 @@
 
 What a file must begin with is known to whoever asks for it, so the head is compared and never parsed; a file that is
 torn, or of something else, is removed and computed again. Files appear by being renamed, so there are no half ones but
-those of a crash of the machine. One thread writes behind the engine's back, and leaves out what does not fit its queue;
-several read. All files under the directory, of whatever model, are together held to `most_bytes`: those that were used
+those of a crash of the machine. One thread writes behind the engine's back; several
+read. All files under the directory, of whatever model, are together held to `most_bytes`: those that were used
 longest ago go first, a tenth at once.
 """
 
@@ -45,7 +45,7 @@ TOUCH_SECONDS = 600.0
 REST_SECONDS = 10.0
 """How long nothing is written after a file could not be."""
 STALE_SECONDS = 3600.0
-CLOSE_SECONDS = 5.0
+CLOSE_SECONDS = 2.0
 SUM = 16
 _ONES = re.compile(r"[0-9a-f]{32}/[0-9a-f]{2}/[0-9a-f]{32}\.kv(?:\.[0-9]+-[0-9]+\.tmp)?")
 
@@ -88,11 +88,14 @@ class DiskTier:
         if noted is not None and not self._off and now - noted > TOUCH_SECONDS:
             self._index[name[0]] = now
             self._writer.submit(self._guarded, os.utime, self._path(name[0]))
-        full = (len(self._queued) + 1) * self.block_bytes > QUEUE_BYTES
-        return noted is None and name[0] not in self._queued and not full and not self._off and now >= self._rest
+        return noted is None and name[0] not in self._queued and not self._off and now >= self._rest
+
+    @property
+    def full(self) -> bool:
+        return len(self._queued) > 0 and (len(self._queued) + 1) * self.block_bytes > QUEUE_BYTES
 
     def store(self, name: Name, content: memoryview) -> None:
-        if self.wants(name, leaving=False):
+        if not self.full and self.wants(name, leaving=False):
             self._queued.add(name[0])
             self._writer.submit(self._write, name, content)
 
