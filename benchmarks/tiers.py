@@ -94,8 +94,10 @@ class Places:
         first_token(self.small, prompt, f"{name}-first")
         while self.small.has_work:
             self.small.step()  # until its blocks are written
-        pool = self.small.pool
+        pool, tiers = self.small.pool, self.small.tiers
+        assert tiers is not None
         pool.release(pool.allocate(pool.available))  # it forgets everything
+        tiers.flush()
         took["host"] = self._found(self.small, prompt, f"{name}-host")
         return took
 

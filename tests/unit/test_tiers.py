@@ -160,6 +160,21 @@ def test_requests_with_one_prefix_read_it_once():
     assert all(bench.tokens(name) == expected(prompt_of(1), 3) for name in ("a", "b", "c"))
 
 
+def test_a_longer_request_gets_its_own_blocks_behind_those_that_another_landed():
+    slow = SlowTier()
+    bench = Bench(num_blocks=40, tiers=[slow])
+    bench.submit(ask("cold", prompt_of(1, 40), 2))
+    bench.drain()
+    bench.pool.forget_all()
+    bench.submit(ask("short", prompt_of(1, 20), 2))
+    longer = bench.submit(ask("long", prompt_of(1, 40), 2))
+    bench.step()
+    slow.come()
+    bench.drain()
+    assert longer.num_cached == 36 and bench.pool.hits == 16 + 4, "the next one the other computed meanwhile"
+    assert bench.tiers.found["slow"] == 16 + 16
+
+
 def test_what_a_full_queue_leaves_waits_in_the_pool():
     """A long prompt is published at once; its blocks go when there is room, or when the pool forgets them."""
     slow = SlowTier()

@@ -274,10 +274,10 @@ class Tiers:
     def _land(self, row: Row, waiting: _Wait, found: list[int]) -> list[int]:
         """Put what came of a piece into the pool, behind the blocks that it has; those that it has then."""
         came: list[tuple[Name, Tier, memoryview]] = []
-        expected = row.chain[len(found) : row.readable]
-        for (name, tier, future), wanted in zip(waiting.piece, expected):
-            content = future.result() if future.done() else None
-            if content is None or name != wanted:  # the pool may have more now, or less
+        piece = {name: (tier, future.result()) for name, tier, future in waiting.piece if future.done()}
+        for name in row.chain[len(found) : row.readable]:  # the pool may have more than when they were asked for
+            tier, content = piece.get(name, (None, None))
+            if tier is None or content is None:
                 break
             came.append((name, tier, content))
         waiting.piece = []
@@ -297,6 +297,7 @@ class Tiers:
     def started(self, row: Row) -> None:
         """A row runs on what was found for it."""
         self._waits.pop(row.serial, None)
+        row.landed = min(row.landed, row.found)  # the pool may have forgotten some already
         for block, name in zip(row.blocks, row.chain):
             self.published(block, name)
         if row.request.preemptions == 0 and row.scored:
