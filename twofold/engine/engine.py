@@ -144,7 +144,8 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do or tell something."""
-        return self.scheduler.has_work or (self.pooling is not None and self.pooling.has_work)
+        spills = self.tiers is not None and self.tiers.behind
+        return self.scheduler.has_work or spills or (self.pooling is not None and self.pooling.has_work)
 
     def step(self) -> list[Output]:
         """Advance every request that can, by one forward pass, and tell what came of it.
@@ -170,7 +171,7 @@ class Engine:
             if self.grammars is not None:
                 self.grammars.tell()  # so that it works while the outputs are handed on
             self._measure(plan, time.perf_counter() - started)
-        elif self.tiers is not None and self.tiers.loading:
+        elif self.tiers is not None and (self.tiers.loading or self.tiers.behind):
             self.tiers.wait(LOAD_SECONDS)
         elif self.grammars is not None and self.scheduler.gated:
             self.grammars.wait()
@@ -265,6 +266,7 @@ class Engine:
         """Give the KV cache's memory back. Requests keep their tokens, and are computed anew after `wake`."""
         self.scheduler.preempt_all()
         self.pool.forget_all()
+        self._spill()  # nothing of the pool is left to be handed on
         self.runner.sleep()
         if self.pooling is not None:
             self.pooling.sleep()
