@@ -90,6 +90,11 @@ class Runner:
         self._written = places
         self.compilations += 1
 
+    @property
+    def layers(self) -> list[dict[str, Tensor]]:
+        """The parts of each layer of the cache as it is now; none while it sleeps."""
+        return self.cache.layers if self.cache is not None else []
+
     def sleep(self) -> None:
         """Give the memory of the KV cache back, and what a step works in."""
         self.cache = self.program = self.cuda = None

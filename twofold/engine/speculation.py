@@ -76,6 +76,8 @@ class Speculation:
             kept = len(drawn) - 1
             self.drafts += 1
             self.draft_tokens += drafted
+            row.request.drafted += drafted
+            row.request.accepted += kept
             for place in range(kept):
                 self.accepted[place] += 1
             self.proposer.told(row, kept)

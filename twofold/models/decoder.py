@@ -11,7 +11,7 @@ K key-value heads, d head size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,9 @@ from .spec import (
     Sandwich,
 )
 from .tensors import Normalise, Weight
+
+if TYPE_CHECKING:
+    from .streaming import Stream
 
 AnglesOf = dict[Rope, tuple[Tensor, Tensor]]
 
@@ -246,6 +249,7 @@ class Decoder(nn.Module):
         with torch.device("meta"):
             self._build(spec)
         give_memory(self, device, dtype)
+        self.stream: Stream | None = None  # where layers come from that are not in memory
         self.angles = {rope: Angles(rope, self.max_len) for rope in spec.ropes}
 
     def _build(self, spec: ModelSpec) -> None:
