@@ -26,7 +26,9 @@ def serve(flags: Flags) -> Run:
     from .engine.config import EngineConfig
     from .serve.config import ServeConfig
 
-    flags.positional("model", "checkpoint directory, or several as NAME=DIR (default: the bundled model)", many=True)
+    flags.positional(
+        "directories", "a checkpoint directory, or several as NAME=DIR (default: the bundled one)", many=True
+    )
     flags.add("kernels", KERNELS)
     flags.settings(ServeConfig, skip=["model", "models"])
     flags.settings(EngineConfig)
@@ -38,7 +40,7 @@ def serve(flags: Flags) -> Run:
         if given.kernels is not None:  # for the model's process, which looks whether there are such
             os.environ["TWOFOLD_KERNELS"] = given.kernels
         key = os.environ.get("TWOFOLD_API_KEY")
-        config = given.settings(ServeConfig, **served_models(given.model), api_keys=(key,) if key else ())
+        config = given.settings(ServeConfig, **served_models(given.directories), api_keys=(key,) if key else ())
         return serve(config, given.settings(EngineConfig))
 
     return run
@@ -81,6 +83,21 @@ def chat(flags: Flags) -> Run:
 
         reply = remote(given) if given.url else local(given)
         return talk(reply, given.system)
+
+    return run
+
+
+def explain(flags: Flags) -> Run:
+    """Say where a request's time went and why it waited, as its server remembers; without an id, list the last."""
+    flags.positional("request_id", "as an answer's id or its x-request-id header has it", required=False)
+    flags.add("url", "the server (default: http://127.0.0.1:8000)")
+    flags.add("api-key", "the key that the request was sent with (default: $TWOFOLD_API_KEY)")
+    flags.add("json", "print the facts as the server has them", switch=True)
+
+    def run(given: Given) -> int:
+        from .commands.explain import explain
+
+        return explain(given.url or "http://127.0.0.1:8000", given.api_key, given.request_id, as_json=bool(given.json))
 
     return run
 
@@ -292,6 +309,7 @@ COMMANDS: dict[str, Command] = {
         serve,
         run_batch,
         chat,
+        explain,
         generate,
         quantize,
         train,

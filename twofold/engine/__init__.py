@@ -5,6 +5,7 @@ sampling.py     SamplingParams, what a caller may ask of the sampler
 structured.py   StructuredOutputs, the form that an answer must have
 grammar/        from such a form to masks, in a process of its own
 config.py       EngineConfig, every dial
+facts.py        what an engine alone knows of a request: why it waited, how its guesses went
 limits.py       what a request may be on this engine
 capacity.py     the sum of bytes: what fits this machine
 gentler.py      settings that need less
@@ -15,10 +16,15 @@ adapters.py     which adapters there are, in memory and in slots
 gate.py         what a row's grammar says of its next tokens
 row.py          what the scheduler keeps beside a request
 deadlines.py    whose time is over
+tiers.py        blocks of the cache beyond the pool, found by name again
+disk_tier.py    those in files, which outlive the process
+contents.py     a block's bytes out of the cache and into it
+identity.py     what makes keys and values what they are, as one digest
 promises.py     which blocks can be found, or will be soon, and by whom
 proposer.py     Proposer: who guesses at the next tokens
 lookup.py       guesses found in text: n-grams, suffixes
 draft.py        guesses of a smaller model
+eagle.py        guesses of a head that goes on with the model's hidden states
 pace.py         how many tokens to guess at
 speculation.py  a proposer, its pace, and what came of it
 beams.py        beam search: rows that share blocks, one request outside

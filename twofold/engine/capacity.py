@@ -186,7 +186,7 @@ def _sum(model: _Model, settings: EngineConfig, memory: int) -> Forecast:
     if settings.runner == "pooling":
         return _pooled(model, settings, Forecast(memory=memory, runtime=runtime, weights=weights, wanted=wanted))
     activations = model.step_bytes(settings) + _pooling_too(model, settings, wanted)
-    activations += settings.lora_cache_bytes if settings.enable_lora else 0
+    activations += (settings.lora_cache_bytes if settings.enable_lora else 0) + settings.tier_bytes
     kv_per_token = KVCache.bytes_per_block(spec, 1, kv_dtype_of(settings.kv_dtype, dtype))
     per_block = max(1, kv_per_token * settings.block_size)
     left = memory - runtime - weights - activations - per_block  # the block that is nobody's

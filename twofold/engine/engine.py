@@ -26,8 +26,16 @@ from .adapters import AdapterPool
 from .blocks import BlockPool
 from .capacity import forecast, kv_dtype_of
 from .config import EngineConfig
+from .contents import BlockContents
+from .disk_tier import DiskTier
 from .draft import draft_model
+<<<<<<< HEAD
+from .facts import Waits
+=======
+from .eagle import eagle
+>>>>>>> h-heads
 from .grammar.masks import Grammars
+from .identity import identity
 from .limits import Limits
 from .paged import KVCache
 from .plan import ChunkResult, StepPlan, StepResult
@@ -39,7 +47,10 @@ from .runner import Runner
 from .scheduler import Scheduler
 from .speculation import Speculation, lookup
 from .stats import EngineStats
+from .tiers import HostTier, Tier, Tiers
 from .vectors import NO_POOLING, Abilities
+
+LOAD_SECONDS = 0.05  # for a tier, when there is nothing else to do but hear who comes and goes
 
 
 class Engine:
@@ -74,7 +85,8 @@ class Engine:
                 f"of {max_model_len} tokens must fit one step; raise the first or lower max_model_len"
             )
         blocks = _num_blocks(decoder, replace(config, max_model_len=max_model_len))
-        self.speculation = speculation_for(decoder, config, num_blocks=blocks, eos_ids=tuple(eos_ids))
+        self.speculation = speculation_for(decoder, config, tokenizer, num_blocks=blocks, eos_ids=tuple(eos_ids))
+        self._watcher = self.speculation.watcher if self.speculation is not None else None
         self.decoder = decoder
         self.config = config
         size, seqs, vocab = config.block_size, config.max_num_seqs, decoder.spec.vocab
@@ -84,6 +96,15 @@ class Engine:
         self.pool = BlockPool(blocks, config.block_size, caching=config.enable_prefix_caching)
         self.slots = Slots(decoder, config.max_loras, config.max_lora_rank) if config.enable_lora else None
         self.adapters = AdapterPool(self.slots, most_bytes=config.lora_cache_bytes, most_held=config.max_cpu_loras)
+        self.runner = Runner(
+            decoder,
+            num_blocks=blocks,
+            block_size=config.block_size,
+            tokens=config.max_num_batched_tokens,
+            kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
+            slots=self.slots,
+        )
+        self.tiers = tiers_for(decoder, config, self.pool, BlockContents(lambda: self.runner.layers))
         self.scheduler = Scheduler(
             self.pool,
             self.limits,
@@ -94,6 +115,9 @@ class Engine:
             eos_ids=tuple(eos_ids),
             adapters=self.adapters,
             speculation=self.speculation,
+<<<<<<< HEAD
+            tiers=self.tiers,
+=======
         )
         self.runner = Runner(
             decoder,
@@ -102,11 +126,14 @@ class Engine:
             tokens=config.max_num_batched_tokens,
             kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
             slots=self.slots,
+            watch=self._watcher.saw if self._watcher is not None else None,
+>>>>>>> h-heads
         )
         self.pooling = PoolingEngine(decoder, config, pooler) if pooler is not None else None
         self.grammars: Grammars | None = None
         if tokenizer is not None:
             self.grammars = Grammars(tokenizer, decoder.spec.vocab, eos_ids, self.scheduler.gated)
+        self.waits = Waits(self.scheduler.clock)
         self.version = 0
         self._half_loaded = False
         self._steps = 0
@@ -130,6 +157,7 @@ class Engine:
         if request.params.structured_outputs is not None and self.grammars is None:
             raise RequestError("this engine was made without a tokenizer, so it knows no forms", "structured_outputs")
         self.scheduler.submit(request)
+        self.waits.enter(request)
 
     def abort(self, request_id: str) -> None:
         """End a request now and free its blocks; unknown and ended ids are ignored."""
@@ -163,17 +191,31 @@ class Engine:
         if self.grammars is not None:
             self.grammars.poll()
         plan = self.scheduler.plan()
+<<<<<<< HEAD
+        self.waits.saw(self.scheduler)
+=======
+        self._spill()
+>>>>>>> h-tiers
         if plan.chunks:
             self.scheduler.apply(self._execute(plan))
+            self._spill()
             if self.grammars is not None:
                 self.grammars.tell()  # so that it works while the outputs are handed on
             self._measure(plan, time.perf_counter() - started)
+        elif self.tiers is not None and self.tiers.loading:
+            self.tiers.wait(LOAD_SECONDS)
         elif self.grammars is not None and self.scheduler.gated:
             self.grammars.wait()
         outputs = pooled + self.scheduler.take()
+        self.waits.told(outputs)
         if not self.scheduler.has_work:
             self.scheduler.check_integrity()
         return outputs
+
+    def _spill(self) -> None:
+        """Hand blocks that were published or forgotten on to the tiers, before anything is written over them."""
+        if self.tiers is not None:
+            self.tiers.flush()
 
     def _pool(self) -> list[Output]:
         """Pooling's part of the step; generation has what is left, and a token for each request at least."""
@@ -220,12 +262,16 @@ class Engine:
             raise ConfigError(f"weights version {version} is not above {self.version}: count versions upwards")
         refuse_new_weights(self.decoder)
         self.scheduler.set_version(version)
+        if self.tiers is not None:
+            self.tiers.forget()
         if named_tensors is not None:
             self._half_loaded = True
             load_tensors(self.decoder, named_tensors)
             self._half_loaded = False
         self.runner.compile()
         self.version = version
+        if self._watcher is not None:
+            self._watcher.renew(self.decoder)
         if self.pooling is not None:
             self.pooling.renew(self.decoder, version)
 
@@ -267,6 +313,11 @@ class Engine:
     def asleep(self) -> bool:
         return self.runner.cache is None
 
+    def close(self) -> None:
+        """Finish writing what was computed to disk; nothing may be asked of it afterwards."""
+        if self.tiers is not None:
+            self.tiers.close()
+
     # ------------------------------------------------------------------------------------ insight
     def stats(self) -> EngineStats:
         """Gauges and counters; cheap enough for every step."""
@@ -287,6 +338,9 @@ class Engine:
             generation_tokens=scheduler.generation_tokens,
             prefix_queries=pool.queries,
             prefix_hits=pool.hits,
+            external_queries=self.tiers.queries if self.tiers else 0,
+            external_hits=self.tiers.hits if self.tiers else 0,
+            tiers=self.tiers.counters() if self.tiers else {},
             preemptions=scheduler.preemptions,
             finished={state.value: count for state, count in scheduler.finished.items()},
             **(self.speculation.counters() if self.speculation is not None else {}),
@@ -316,17 +370,31 @@ def open_engine(
 
 
 def speculation_for(
-    decoder: Decoder, config: EngineConfig, *, num_blocks: int, eos_ids: tuple[int, ...]
+    decoder: Decoder, config: EngineConfig, folder: str | Path | None, *, num_blocks: int, eos_ids: tuple[int, ...]
 ) -> Speculation | None:
-    """Whoever the settings name to guess at tokens, None when nobody is to."""
+    """Whoever the settings name to guess at tokens, None when nobody is to; `folder` is the checkpoint's."""
     wanted = config.speculative
     if wanted.method is None:
         return None
     if wanted.method == "draft_model":
         proposer: Proposer = draft_model(decoder, config, num_blocks=num_blocks, eos_ids=eos_ids)
+    elif wanted.method == "eagle":
+        proposer = eagle(decoder, config, folder, num_blocks=num_blocks, eos_ids=eos_ids)
     else:
         proposer = lookup(wanted)
     return Speculation(proposer, most=wanted.num_speculative_tokens, adaptive=wanted.adaptive)
+
+
+def tiers_for(decoder: Decoder, config: EngineConfig, pool: BlockPool, contents: BlockContents) -> Tiers | None:
+    """The tiers that the settings ask for behind a pool, nearest first; None without any."""
+    tiers: list[Tier] = []
+    if config.kv_host_bytes is not None:
+        tiers.append(HostTier(config.kv_host_bytes))
+    if config.kv_offload_dir:
+        who = identity(decoder, contents.about)
+        size, most = contents.nbytes, config.kv_offload_bytes
+        tiers.append(DiskTier(config.kv_offload_dir, identity=who, block_bytes=size, most_bytes=most))
+    return Tiers(pool, contents, tiers) if tiers else None
 
 
 def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:

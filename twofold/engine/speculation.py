@@ -12,7 +12,7 @@ from typing import Any
 from .config import SpeculativeConfig
 from .lookup import NGram, Suffix
 from .pace import Pace
-from .proposer import GRADES, Guess, Proposer
+from .proposer import GRADES, Guess, Proposer, Watcher
 from .request import TokenOut
 from .row import Row
 
@@ -76,6 +76,8 @@ class Speculation:
             kept = len(drawn) - 1
             self.drafts += 1
             self.draft_tokens += drafted
+            row.request.drafted += drafted
+            row.request.accepted += kept
             for place in range(kept):
                 self.accepted[place] += 1
             self.proposer.told(row, kept)
@@ -88,6 +90,11 @@ class Speculation:
         self._guesses.pop(row.serial, None)
         self.pace.forget(row.serial)
         self.proposer.forget(row)
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """The proposer, if it is to see what the model computes."""
+        return self.proposer if isinstance(self.proposer, Watcher) else None
 
     def counters(self) -> dict[str, Any]:
         """What `EngineStats` says of guesses."""

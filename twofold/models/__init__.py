@@ -7,6 +7,7 @@ rope.py      the angle of each position
 decoder.py   the model
 tensors.py   its matrices, tables and norms
 scoring.py   score heads: reward models and critics
+draft_head.py  heads that guess the hidden states of another model
 memory.py    memory for what was built without
 compile.py   Program: a decoder as one list of stages for the CPU kernels
 write.py     how a decoder's layers are written as stages

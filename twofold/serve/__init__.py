@@ -43,11 +43,16 @@ process.py   one run of that process
 wire.py      the messages between the two
 worker.py    the process itself: the engine's step loop
 model.py     what it loads
+record.py    what became of one API call: times, counts, settings
+ledger.py    those records, kept for a while, and the routes that tell of them
+fate.py      how a sequence fared in the model's process
+history.py   what the server did in the last half hour
+tracing.py   requests as OpenTelemetry spans
 metrics.py   Prometheus, with vLLM's names
 pages.py     the pages' files
 runs.py      runs of training, read from their logs
 log.py       plain or JSON lines
-ui/          the pages, chat and training: HTML, CSS, JavaScript
+ui/          the pages, chat, overview and training: HTML, CSS, JavaScript
 """
 
 from .config import Limits, ServeConfig, Watch

@@ -7,6 +7,7 @@ bounded.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -30,6 +31,7 @@ WHOLE = (
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
 LENGTH = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+RECENT = 4096  # latencies that are kept between two looks of history.py
 SAMPLES = (1, 2, 5, 10, 20)
 ENDS = ("stop", "length", "abort", "error")
 LABELS = ("model_name", "engine")
@@ -43,6 +45,10 @@ class Metrics:
         self.labels = (config.name, "0")
         self.prompt_tokens = 0
         self.generation_tokens = 0
+        self.sequences = 0
+        self.rejections = 0
+        self.first_tokens: deque[float] = deque(maxlen=RECENT)
+        self.between_tokens: deque[float] = deque(maxlen=RECENT)
         self._prompt = self._counter("prompt_tokens", "Prompt tokens of accepted requests.")
         self._generated = self._counter("generation_tokens", "Tokens generated.")
         self._rejected = self._counter("admission_rejections", "Requests answered 429.")
@@ -80,6 +86,7 @@ class Metrics:
                     self._most.observe(params.max_tokens)
 
     def rejected(self) -> None:
+        self.rejections += 1
         self._rejected.inc()
 
     def tokens(self, choice: Choice, count: int, arrived: float) -> None:
@@ -90,13 +97,17 @@ class Metrics:
         if choice.first_token is None:
             choice.first_token = now
             self._first.observe(now - arrived)
+            self.first_tokens.append(now - arrived)
         elif choice.last_token is not None:
+            gap = (now - choice.last_token) / count
             for _ in range(count):
-                self._between.observe((now - choice.last_token) / count)
+                self._between.observe(gap)
+                self.between_tokens.append(gap)
         choice.last_token = now
 
     def finished(self, choice: Choice, arrived: float) -> None:
         now = time.monotonic()
+        self.sequences += 1
         self._ends["stop" if choice.finish == "stop" else "length"].inc()
         self._whole.observe(now - arrived)
         self._said_length.observe(choice.tokens)

@@ -103,6 +103,7 @@ class Common(Forms, kw_only=True, forbid_unknown_fields=True):
     priority: int | None = None
     request_id: str | None = None
     cache_salt: str | None = None
+    timings: bool | None = None
     # harmless: they ask for nothing that shows in the answer
     user: str | None = None
     metadata: dict[str, str] | None = None

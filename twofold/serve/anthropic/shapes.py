@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from ...core import RequestError
+from ..record import Timings
 
 NOT_DONE: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "standard_only"),
@@ -111,6 +113,7 @@ class MessagesRequest(CountRequest, kw_only=True, forbid_unknown_fields=True):
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None  # beside Anthropic's, as in chats
+    timings: bool | None = None
     metadata: Metadata | None = None
     service_tier: Any = None
     container: Any = None
@@ -147,6 +150,7 @@ class MessagesUsage(msgspec.Struct):
     output_tokens: int
     cache_read_input_tokens: int = 0
     cache_creation_input_tokens: int = 0
+    timings: Timings | UnsetType = UNSET
 
 
 class Answer(msgspec.Struct, tag="message"):

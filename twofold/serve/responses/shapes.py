@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from ...core import RequestError
 from ..answers import ChatLogprob
+from ..record import Timings
 
 MAX_METADATA = 16
 MAX_KEY, MAX_VALUE = 64, 512
@@ -98,6 +100,7 @@ class ResponseRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     priority: int | None = None
     cache_salt: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    timings: bool | None = None
     # harmless: they ask for nothing that shows in the answer
     user: str | None = None
     safety_identifier: str | None = None
@@ -200,6 +203,7 @@ class ResponseUsage(msgspec.Struct):
     total_tokens: int
     input_tokens_details: InputDetails
     output_tokens_details: OutputDetails
+    timings: Timings | UnsetType = UNSET
 
 
 class ResponseError(msgspec.Struct):
