@@ -51,6 +51,7 @@ whole.py        a decoder over whole texts, without a cache
 pooler.py       from hidden states to vectors and scores
 embedding.py    LLM's embed, classify and score
 defaults.py     what a checkpoint asks of its sampler
+around.py       what the settings want around an engine
 engine.py       Engine: submit, abort, step, load_weights, sleep
 llm.py          LLM: texts in, texts out, in this process
 """

@@ -21,33 +21,22 @@ from ..models.adapters import Slots
 from ..models.decoder import Decoder
 from ..models.streaming import StreamError, refuse_new_weights
 from ..models.weights import load_tensors
-from ..platforms import free_on
 from .adapters import AdapterPool
+from .around import num_blocks_for, speculation_for, tiers_for
 from .blocks import BlockPool
-from .capacity import forecast, kv_dtype_of
+from .capacity import kv_dtype_of
 from .config import EngineConfig
 from .contents import BlockContents
-from .disk_tier import DiskTier
-from .draft import draft_model
-<<<<<<< HEAD
 from .facts import Waits
-=======
-from .eagle import eagle
->>>>>>> h-heads
 from .grammar.masks import Grammars
-from .identity import identity
 from .limits import Limits
-from .paged import KVCache
 from .plan import ChunkResult, StepPlan, StepResult
 from .pooler import Pooler
 from .pooling import PoolingEngine
-from .proposer import Proposer
 from .request import Output, Request
 from .runner import Runner
 from .scheduler import Scheduler
-from .speculation import Speculation, lookup
 from .stats import EngineStats
-from .tiers import HostTier, Tier, Tiers
 from .vectors import NO_POOLING, Abilities
 
 LOAD_SECONDS = 0.05  # for a tier, when there is nothing else to do but hear who comes and goes
@@ -84,7 +73,7 @@ class Engine:
                 f"max_num_batched_tokens is {config.max_num_batched_tokens}: without enable_chunked_prefill a prompt "
                 f"of {max_model_len} tokens must fit one step; raise the first or lower max_model_len"
             )
-        blocks = _num_blocks(decoder, replace(config, max_model_len=max_model_len))
+        blocks = num_blocks_for(decoder, replace(config, max_model_len=max_model_len))
         self.speculation = speculation_for(decoder, config, tokenizer, num_blocks=blocks, eos_ids=tuple(eos_ids))
         self._watcher = self.speculation.watcher if self.speculation is not None else None
         self.decoder = decoder
@@ -103,6 +92,7 @@ class Engine:
             tokens=config.max_num_batched_tokens,
             kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
             slots=self.slots,
+            watch=self._watcher.saw if self._watcher is not None else None,
         )
         self.tiers = tiers_for(decoder, config, self.pool, BlockContents(lambda: self.runner.layers))
         self.scheduler = Scheduler(
@@ -115,19 +105,7 @@ class Engine:
             eos_ids=tuple(eos_ids),
             adapters=self.adapters,
             speculation=self.speculation,
-<<<<<<< HEAD
             tiers=self.tiers,
-=======
-        )
-        self.runner = Runner(
-            decoder,
-            num_blocks=blocks,
-            block_size=config.block_size,
-            tokens=config.max_num_batched_tokens,
-            kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
-            slots=self.slots,
-            watch=self._watcher.saw if self._watcher is not None else None,
->>>>>>> h-heads
         )
         self.pooling = PoolingEngine(decoder, config, pooler) if pooler is not None else None
         self.grammars: Grammars | None = None
@@ -191,11 +169,8 @@ class Engine:
         if self.grammars is not None:
             self.grammars.poll()
         plan = self.scheduler.plan()
-<<<<<<< HEAD
-        self.waits.saw(self.scheduler)
-=======
         self._spill()
->>>>>>> h-tiers
+        self.waits.saw(self.scheduler)
         if plan.chunks:
             self.scheduler.apply(self._execute(plan))
             self._spill()
@@ -367,50 +342,3 @@ def open_engine(
         return PoolingEngine(decoder, config, Pooler.load(decoder, folder, config.pooling))
     pooler = Pooler.load(decoder, folder, config.pooling) if config.convert == "embed" else None
     return Engine(decoder, config, eos_ids=eos_ids, tokenizer=folder, pooler=pooler)
-
-
-def speculation_for(
-    decoder: Decoder, config: EngineConfig, folder: str | Path | None, *, num_blocks: int, eos_ids: tuple[int, ...]
-) -> Speculation | None:
-    """Whoever the settings name to guess at tokens, None when nobody is to; `folder` is the checkpoint's."""
-    wanted = config.speculative
-    if wanted.method is None:
-        return None
-    if wanted.method == "draft_model":
-        proposer: Proposer = draft_model(decoder, config, num_blocks=num_blocks, eos_ids=eos_ids)
-    elif wanted.method == "eagle":
-        proposer = eagle(decoder, config, folder, num_blocks=num_blocks, eos_ids=eos_ids)
-    else:
-        proposer = lookup(wanted)
-    return Speculation(proposer, most=wanted.num_speculative_tokens, adaptive=wanted.adaptive)
-
-
-def tiers_for(decoder: Decoder, config: EngineConfig, pool: BlockPool, contents: BlockContents) -> Tiers | None:
-    """The tiers that the settings ask for behind a pool, nearest first; None without any."""
-    tiers: list[Tier] = []
-    if config.kv_host_bytes is not None:
-        tiers.append(HostTier(config.kv_host_bytes))
-    if config.kv_offload_dir:
-        who = identity(decoder, contents.about)
-        size, most = contents.nbytes, config.kv_offload_bytes
-        tiers.append(DiskTier(config.kv_offload_dir, identity=who, block_bytes=size, most_bytes=most))
-    return Tiers(pool, contents, tiers) if tiers else None
-
-
-def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:
-    """How many blocks the cache has: as said, or as many as the machine can spare beside the weights."""
-    if config.num_blocks is not None:
-        return config.num_blocks
-    if config.kv_cache_memory_bytes is not None:
-        per_block = KVCache.bytes_per_block(
-            decoder.spec, config.block_size, kv_dtype_of(config.kv_dtype, decoder.dtype)
-        )
-        blocks = config.kv_cache_memory_bytes // per_block
-        if blocks < 1:
-            raise ConfigError(
-                f"kv_cache_memory_bytes is {config.kv_cache_memory_bytes}, less than one block of {per_block} bytes: "
-                "give more, or leave it out"
-            )
-        return blocks
-    held = replace(config, dtype=str(decoder.dtype).removeprefix("torch."))  # type: ignore[arg-type]
-    return forecast(decoder.spec, held, free_on(str(decoder.device)), loaded=True).require().blocks
