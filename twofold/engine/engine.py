@@ -65,6 +65,8 @@ class Engine:
         pooler: Pooler | None = None,
     ) -> None:
         decoder.spec.speaking()
+        if config.weights == "stream" and decoder.stream is None:
+            raise ConfigError("weights stream: this decoder's weights are in memory; stream them where it is loaded")
         max_model_len = config.max_model_len or decoder.max_len
         if max_model_len > decoder.max_len:
             raise ConfigError(f"max_model_len is {max_model_len}; this decoder was built for {decoder.max_len} at most")
