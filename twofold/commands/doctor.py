@@ -20,6 +20,7 @@ NEEDED = (
     "uvicorn",
     "httptools",
     "uvloop",
+    "llguidance",
     "msgspec",
     "prometheus-client",
     "psutil",
