@@ -2,8 +2,8 @@
 
     twofold bench hostile [--model DIR] [--turns N] [--seconds S] [--json FILE]
 
-A few clients stream one answer after another from a server of our own; in every other turn two more send, one request
-after the other, the hostile grammars and the malformed bodies of the test suite, and chats that spell special tokens.
+A few clients stream one answer after another from a server of our own; in every other turn a process of two more sends
+the hostile grammars and the malformed bodies of the test suite, and chats that spell special tokens.
 The claim is the ratio of the streams' times between tokens at p99, turn by turn. Runs from a checkout, for its tests.
 """
 
@@ -16,6 +16,7 @@ import itertools
 import json
 import random
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -64,35 +65,51 @@ def harms(model: str) -> list[Harm]:
 
 
 class Villains:
-    """Threads that send harm until told to stop; `statuses` counts what they were answered."""
+    """A process that sends harm until it is told to stop; `stop` gives what it was answered, by status."""
 
-    def __init__(self, url: str, found: list[Harm], count: int) -> None:
-        self.statuses: Counter[int] = Counter()
-        self._netloc = urlsplit(url).netloc
-        self._left = itertools.cycle(found)
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(count)]
-        for thread in self._threads:
-            thread.start()
+    def __init__(self, url: str, args: argparse.Namespace) -> None:
+        flags = ["--attack", url, "--rate", str(args.rate), "--villains", str(args.villains)]
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # it has begun
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            with self._lock:
-                path, body = next(self._left)
-            connection = http.client.HTTPConnection(self._netloc, timeout=60)
+    def stop(self) -> Counter[int]:
+        said, _ = self._process.communicate()
+        return Counter({int(status): count for status, count in json.loads(said).items()})
+
+
+def attack(args: argparse.Namespace) -> None:
+    """The process itself: `--rate` requests a second in all, until its standard input ends."""
+    model = str(card(Server(args.attack, None, "--attack"), None)["id"])
+    netloc, left, lock = urlsplit(args.attack).netloc, itertools.cycle(harms(model)), threading.Lock()
+    statuses: Counter[int] = Counter()
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.wait(args.villains / args.rate):
+            with lock:
+                path, body = next(left)
+            connection = http.client.HTTPConnection(netloc, timeout=60)
             try:
                 connection.request("POST", path, body, {"Content-Type": "application/json"})
                 answer = connection.getresponse()
                 answer.read()
-                self.statuses[answer.status] += 1
+                with lock:
+                    statuses[answer.status] += 1
             finally:
                 connection.close()
 
-    def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+    threads = [threading.Thread(target=run) for _ in range(args.villains)]
+    for thread in threads:
+        thread.start()
+    print("begun", flush=True)
+    sys.stdin.read()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    print(json.dumps(statuses))
 
 
 def streams(target: Target, args: argparse.Namespace, turn: str) -> dict[str, Any]:
@@ -111,26 +128,29 @@ def main() -> None:
     parser.add_argument("--model", help="checkpoint directory (default: the bundled model)")
     parser.add_argument("--clients", type=int, default=4, help="steady streams (default: 4)")
     parser.add_argument("--villains", type=int, default=2, help="clients that mean harm (default: 2)")
+    parser.add_argument("--rate", type=float, default=30.0, help="requests a second that mean harm (default: 30)")
+    parser.add_argument("--attack", metavar="URL", help="send harm to this server until standard input ends, no more")
     parser.add_argument("--tokens", type=int, default=200, help="tokens of each answer (default: 200)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of a turn (default: 8)")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the record to this file")
     args = parser.parse_args()
+    if args.attack:
+        attack(args)
+        return
     alone, beside = [], []
     statuses: Counter[int] = Counter()
     with own_server(args.model) as url:
         model = str(card(Server(url, None, "--model"), None)["id"])
-        found = harms(model)
         target = Target(url=url, model=model)
         streams(target, args, "warm")
         for turn in range(args.turns):
             alone.append(streams(target, args, f"alone {turn}"))
-            villains = Villains(url, found, args.villains)
+            villains = Villains(url, args)
             try:
                 beside.append(streams(target, args, f"beside {turn}"))
             finally:
-                villains.stop()
-            statuses += villains.statuses
+                statuses += villains.stop()
     print(limits.line(limits.measure(team_size(), quick=True)))
     print(f"{sum(statuses.values())} requests meant harm; answers: {dict(sorted(statuses.items()))}")
     record: dict[str, Any] = {"statuses": {str(key): value for key, value in statuses.items()}}

@@ -26,7 +26,9 @@ def serve(flags: Flags) -> Run:
     from .engine.config import EngineConfig
     from .serve.config import ServeConfig
 
-    flags.positional("model", "checkpoint directory, or several as NAME=DIR (default: the bundled model)", many=True)
+    flags.positional(
+        "directories", "a checkpoint directory, or several as NAME=DIR (default: the bundled one)", many=True
+    )
     flags.add("kernels", KERNELS)
     flags.settings(ServeConfig, skip=["model", "models"])
     flags.settings(EngineConfig)
@@ -38,7 +40,7 @@ def serve(flags: Flags) -> Run:
         if given.kernels is not None:  # for the model's process, which looks whether there are such
             os.environ["TWOFOLD_KERNELS"] = given.kernels
         key = os.environ.get("TWOFOLD_API_KEY")
-        config = given.settings(ServeConfig, **served_models(given.model), api_keys=(key,) if key else ())
+        config = given.settings(ServeConfig, **served_models(given.directories), api_keys=(key,) if key else ())
         return serve(config, given.settings(EngineConfig))
 
     return run
@@ -124,7 +126,7 @@ def generate(flags: Flags) -> Run:
 
 
 def quantize(flags: Flags) -> Run:
-    """Round a model's weights to int8 or int4, calibrated on text, and say what it costs."""
+    """Round a model's weights to int8, int4 or fp8, calibrated on text, and say what it costs."""
     from .quant.config import Reading, Recipe
 
     flags.positional("model", "directory of a float checkpoint (default: the bundled model)", required=False)

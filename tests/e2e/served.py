@@ -56,8 +56,9 @@ class Served:
 
     @property
     def worker(self) -> psutil.Process:
-        """The model's process."""
-        (child,) = psutil.Process(self.process.pid).children()
+        """The model's process; that of the grammars is not one."""
+        children = psutil.Process(self.process.pid).children()
+        (child,) = [one for one in children if "twofold.engine.grammar.child" not in one.cmdline()]
         return child
 
     def stats(self) -> dict[str, Any]:

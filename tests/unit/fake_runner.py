@@ -6,6 +6,7 @@ skipped wrongly changes the text. What the text must be is known without any eng
 
 from __future__ import annotations
 
+from array import array
 from hashlib import blake2b
 
 from twofold.engine.blocks import BlockPool
@@ -14,6 +15,7 @@ from twofold.engine.plan import ChunkResult, StepPlan, StepResult
 from twofold.engine.request import Output, Request, TokenOut
 from twofold.engine.sampling import SamplingParams
 from twofold.engine.scheduler import Scheduler
+from twofold.engine.tiers import Tiers
 
 VOCAB = 97
 
@@ -75,11 +77,39 @@ class FakeRunner:
         return StepResult(step=plan.step, rows=tuple(rows))
 
 
+class FakeContents:
+    """A block's tokens as its bytes; a slot that was never written is -1."""
+
+    def __init__(self, runner: FakeRunner) -> None:
+        self.runner = runner
+        self.nbytes = 4 * runner.size
+
+    def save(self, blocks):
+        size = self.runner.size
+        rows = [self.runner.slots[block * size : (block + 1) * size] for block in blocks]
+        return [memoryview(array("i", [-1 if s is None else s for s in row])).cast("B") for row in rows]
+
+    def restore(self, blocks, contents):
+        size = self.runner.size
+        for block, content in zip(blocks, contents, strict=True):
+            self.runner.slots[block * size : (block + 1) * size] = content.cast("i").tolist()
+
+
 class Bench:
     """A scheduler, a pool and the fake runner, with what came out collected by request id."""
 
     def __init__(
-        self, *, num_blocks=64, block_size=4, max_model_len=200, caching=True, max_num_seqs=8, budget=32, **kw
+        self,
+        *,
+        num_blocks=64,
+        block_size=4,
+        max_model_len=200,
+        caching=True,
+        max_num_seqs=8,
+        budget=32,
+        tiers=(),
+        patience=5.0,
+        **kw,
     ):
         self.pool = BlockPool(num_blocks, block_size, caching=caching)
         limits = Limits(
@@ -89,8 +119,19 @@ class Bench:
             block_size=block_size,
             max_seqs=max_num_seqs,
         )
-        self.scheduler = Scheduler(self.pool, limits, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, **kw)
         self.runner = FakeRunner(num_blocks, block_size)
+        self.tiers = None
+        if tiers:
+            clock = {"clock": kw["clock"]} if "clock" in kw else {}
+            self.tiers = Tiers(self.pool, FakeContents(self.runner), tiers, patience=patience, **clock)
+        self.scheduler = Scheduler(
+            self.pool,
+            limits,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget,
+            tiers=self.tiers,
+            **kw,
+        )
         self.outputs: dict[str, list[Output]] = {}
 
     def submit(self, request: Request) -> Request:
@@ -100,9 +141,15 @@ class Bench:
     def step(self) -> StepPlan:
         self.scheduler.expire()
         plan = self.scheduler.plan()
+        self.flush()
         self.scheduler.apply(self.runner.execute(plan))
+        self.flush()
         self.collect()
         return plan
+
+    def flush(self) -> None:
+        if self.tiers is not None:
+            self.tiers.flush()
 
     def collect(self) -> None:
         for output in self.scheduler.take():

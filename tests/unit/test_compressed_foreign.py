@@ -20,6 +20,7 @@ from twofold.models import Decoder, load, save, spec_from
 from twofold.models.quantized import formats_of
 from twofold.quant import named
 from twofold.quant.config import Recipe
+from twofold.quant.gptq import gptq
 
 STYLES: dict[str, tuple[str, dict[str, Any]]] = {
     "packed, asymmetric": (
@@ -138,6 +139,11 @@ def test_one_scale_a_matrix_is_one() -> None:
         quantized = named(name).quantize(w)
         assert len(quantized.scale.unique()) == 1
         assert (quantized.dequantize() - w).abs().max() < 0.2
+        x = torch.randn(200, 64, generator=torch.Generator().manual_seed(4)) * torch.linspace(0.1, 3, 64)
+        found = gptq(w, x.t() @ x, named(name))
+        assert len(found.scale.unique()) == 1
+        errors = [((q.dequantize() - w) @ x.t()).square().sum() for q in (found, quantized)]
+        assert errors[0] < errors[1]
     assert Recipe(format="fp8", per_tensor=True).name == "fp8-tensor"
     assert Recipe(format="int8", per_tensor=True, asymmetric=True).name == "int8-tensor-asym"
     for wrong in ({"format": "int4"}, {"format": "int8", "group": 64}):

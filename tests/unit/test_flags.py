@@ -12,6 +12,8 @@ from twofold import __version__, cli
 from twofold.commands.flags import Flags, field_docs
 from twofold.core import ConfigError
 from twofold.engine.config import EngineConfig, SpeculativeConfig
+from twofold.serve import server
+from twofold.serve.config import ServeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,3 +146,19 @@ def test_settings_may_come_as_one_json_object_and_single_flags_win() -> None:
                            ('{"methods": 1}', "did you mean '--speculative.method'")):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             flags.parse(["--speculative-config", wrong]).settings(EngineConfig)
+
+
+def test_one_model_or_several_with_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    served: list[ServeConfig] = []
+    monkeypatch.setattr(server, "serve", lambda config, engine: served.append(config) or 0)
+    assert cli.run(["serve", one, "--port", "0"]) == 0
+    assert (served[-1].model, served[-1].models) == (Path(one), ()) and len(served[-1].each()) == 1
+    assert cli.run(["serve", f"a={one}", f"b={two}", "--max-resident", "1"]) == 0
+    assert [(each.name, each.model) for each in served[-1].each()] == [("a", Path(one)), ("b", Path(two))]
+    for words in ([one, two], [f"a={one}", two], [f"a={one}", f"a={two}"], [f"={one}"]):
+        with pytest.raises(ConfigError):
+            cli.run(["serve", *words])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..engine.capacity import Forecast, forecast, resolve
 from ..engine.config import EngineConfig
+from ..engine.opening import budgeted
 from ..models.gguf.tensors import LINK
 from ..models.spec import ModelSpec
 from ..models.weights import read_formats, read_spec
@@ -20,6 +21,7 @@ def plan(model: Path, settings: EngineConfig) -> int:
     """Print the sum; exit code 0 when it fits, 1 when it does not (with the fix)."""
     spec, memory, settings = read_spec(model), read_memory(), resolve(settings, model)
     formats = read_formats(model, settings.quantization)
+    settings = budgeted(spec, settings, memory.available, formats)
     found = forecast(spec, settings, memory.available, formats=formats)
     print(f"model         {model} ({spec.architecture}, {len(spec.layers)} layers, context {spec.max_len})")
     print(f"checkpoint    {human(checkpoint_bytes(model))} on disk")

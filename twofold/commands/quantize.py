@@ -1,4 +1,4 @@
-"""`twofold quantize`: a float checkpoint rounded to int8 or int4, calibrated on text, measured before and after."""
+"""`twofold quantize`: a float checkpoint rounded to int8, int4 or fp8, on real text, measured before and after."""
 
 from __future__ import annotations
 

@@ -8,16 +8,23 @@ config.py       EngineConfig, every dial
 facts.py        what an engine alone knows of a request: why it waited, how its guesses went
 limits.py       what a request may be on this engine
 capacity.py     the sum of bytes: what fits this machine
+gentler.py      settings that need less
+opening.py      a checkpoint's decoder, whole in memory or with streamed layers
 words.py        bad words as token sequences
 blocks.py       BlockPool: who holds which block, and the prefix cache
 adapters.py     which adapters there are, in memory and in slots
 gate.py         what a row's grammar says of its next tokens
 row.py          what the scheduler keeps beside a request
 deadlines.py    whose time is over
+tiers.py        blocks of the cache beyond the pool, found by name again
+disk_tier.py    those in files, which outlive the process
+contents.py     a block's bytes out of the cache and into it
+identity.py     what makes keys and values what they are, as one digest
 promises.py     which blocks can be found, or will be soon, and by whom
 proposer.py     Proposer: who guesses at the next tokens
 lookup.py       guesses found in text: n-grams, suffixes
 draft.py        guesses of a smaller model
+eagle.py        guesses of a head that goes on with the model's hidden states
 pace.py         how many tokens to guess at
 speculation.py  a proposer, its pace, and what came of it
 beams.py        beam search: rows that share blocks, one request outside
@@ -44,6 +51,7 @@ whole.py        a decoder over whole texts, without a cache
 pooler.py       from hidden states to vectors and scores
 embedding.py    LLM's embed, classify and score
 defaults.py     what a checkpoint asks of its sampler
+around.py       what the settings want around an engine
 engine.py       Engine: submit, abort, step, load_weights, sleep
 llm.py          LLM: texts in, texts out, in this process
 """

@@ -24,6 +24,7 @@ from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from typing import Protocol
 
 from ..core import ConfigError, StateError
 
@@ -46,6 +47,13 @@ def block_name(parent: bytes, tokens: Sequence[int]) -> Name:
     return blake2b(parent + content, digest_size=16).digest(), content
 
 
+class Watcher(Protocol):
+    """Who is told what happens to names."""
+
+    def published(self, block: int, name: Name) -> None: ...
+    def leaving(self, block: int, name: Name) -> None: ...
+
+
 class BlockPool:
     """`num_blocks` blocks with reference counts, least-recently-used eviction and an index of full blocks by name.
 
@@ -60,6 +68,7 @@ class BlockPool:
         self.caching = caching
         self.queries = 0
         self.hits = 0
+        self.watcher: Watcher | None = None
         self._holders = [0] * num_blocks
         self._named: list[Name | None] = [None] * num_blocks
         self._index: dict[bytes, int] = {}
@@ -122,6 +131,9 @@ class BlockPool:
 
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)
+        name = self._named[block]
+        if self.watcher is not None and name is not None:
+            self.watcher.leaving(block, name)
         self._forget(block)
         return block
 
@@ -155,6 +167,8 @@ class BlockPool:
         if self.caching and self._named[block] is None and name[0] not in self._index:
             self._index[name[0]] = block
             self._named[block] = name
+            if self.watcher is not None:
+                self.watcher.published(block, name)
 
     def forget_all(self) -> None:
         """Drop the index: cached blocks become free, held blocks stay held and nameless."""

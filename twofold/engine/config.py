@@ -14,7 +14,11 @@ Policy = Literal["fcfs", "priority"]
 Kind = Literal["auto", "generate", "pooling"]
 Convert = Literal["none", "embed"]
 Tokens = Literal["auto", "last", "mean", "cls"]
-Method = Literal["ngram", "suffix", "draft_model"]
+Method = Literal["ngram", "suffix", "draft_model", "eagle"]
+Weights = Literal["resident", "stream"]
+
+QUEUED = 192 << 20
+"""Bytes of blocks that wait to be written to a disk, or were read and are not in the cache yet, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +30,8 @@ class SpeculativeConfig:
     """
 
     method: Method | None = None
-    """Who guesses: the request's own text, that and other requests' outputs, or a smaller model; nobody without it."""
+    """Who guesses: the request's own text, that and other requests' outputs, a smaller model, or a head that goes on
+    with the model's hidden states; nobody without it."""
     num_speculative_tokens: int = 16
     """Guessed tokens of one request in one step, at most."""
     adaptive: bool = True
@@ -42,9 +47,9 @@ class SpeculativeConfig:
     suffix_decoding_min_token_prob: float = 0.1
     """suffix: the share of the places found that must agree with all of a guess."""
     model: str | None = None
-    """draft_model: directory of a smaller checkpoint with the same tokenizer."""
+    """draft_model: directory of a smaller checkpoint with the same tokenizer. eagle: of a head for this very model."""
     dtype: Dtype = "auto"
-    """draft_model: what its weights are kept in."""
+    """draft_model, eagle: what its weights are kept in."""
     quantization: str | None = None
     """draft_model: a number format that its float weights are rounded to."""
 
@@ -60,8 +65,11 @@ class SpeculativeConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"speculative.{name} must be in [{low:g}, {high:g}], not {value}")
-        if (self.method == "draft_model") is not (self.model is not None):
-            raise ConfigError("speculative.method draft_model and speculative.model go together: give both or neither")
+        if (self.method in ("draft_model", "eagle")) is not (self.model is not None):
+            method = self.method if self.method == "eagle" else "draft_model"
+            raise ConfigError(f"speculative.method {method} and speculative.model go together: give both or neither")
+        if self.method == "eagle" and self.quantization is not None:
+            raise ConfigError("speculative.quantization is for draft_model: a draft head is small, leave it out")
 
 
 _JSON = {"flag": "speculative-config", "example": '{"method": "ngram", "num_speculative_tokens": 8}'}
@@ -73,13 +81,19 @@ class EngineConfig:
 
     `dtype` "auto" keeps a bf16 checkpoint's weights as they are where the CPU kernels widen them, and fp32 otherwise.
     `quantization` names a number format (int8, int4, int4-g64, int4-weight-only, ...) that float weights are rounded to
-    while they are loaded. `kv_dtype` is what keys and values are kept in; "auto" is bf16 beside weights narrower than
-    fp32. `max_num_batched_tokens` is the token budget of one step: decodes take one each, prompts are cut to fill the
-    rest. `num_blocks` wins over `kv_cache_memory_bytes`; with neither, the cache takes what the machine can spare.
+    while they are loaded. `kv_dtype` is what keys and values are kept in, int8 and fp8 (e4m3) with a scale for each
+    token and head; "auto" is bf16 beside weights narrower than fp32. `max_num_batched_tokens` is the token budget of
+    one step: decodes take one each, prompts are cut to fill the rest. `num_blocks` wins over `kv_cache_memory_bytes`;
+    with neither, the cache takes what the machine can spare.
     Without `enable_chunked_prefill` prompts are computed whole, before anybody's next token; that is for measuring.
     `max_model_len` None is the model's own context. `scheduling_policy` "priority" serves the lowest number first.
     `enable_lora` lets requests name adapters: `max_loras` different ones in a step, each of rank `max_lora_rank` at
     most; in memory are at most `lora_cache_bytes` of them, and `max_cpu_loras` where that is given.
+    `weights` "stream" keeps as many layers in memory as `weights_memory_bytes` hold, two at least, and reads the others
+    from disk in every step; without the number they take half of what is left beside the cache. They are read from a
+    file in `offload_dir`, which is made of the checkpoint at the first start (~/.cache/twofold/weights by default).
+    `kv_host_bytes` of host memory keep blocks of the cache that it had no more room for, `kv_offload_dir` names a
+    directory where blocks outlive the process, `kv_offload_bytes` of them at most (docs/kv_tiers.md).
     `seed` makes unseeded requests of one run repeatable; None draws fresh seeds. `speculative` says who guesses at the
     next tokens.
     `runner` "pooling" makes vectors and scores and no text, and has no KV cache; "auto" does so for encoders, models
@@ -109,6 +123,12 @@ class EngineConfig:
     max_lora_rank: int = 64
     max_cpu_loras: int | None = None
     lora_cache_bytes: int = 256 << 20
+    weights: Weights = "resident"
+    weights_memory_bytes: int | None = None
+    offload_dir: str | None = None
+    kv_host_bytes: int | None = None
+    kv_offload_dir: str | None = None
+    kv_offload_bytes: int = 16 << 30
     seed: int | None = None
     speculative: SpeculativeConfig = field(default=SpeculativeConfig(), metadata=_JSON)
     runner: Kind = "auto"
@@ -127,6 +147,9 @@ class EngineConfig:
             ("max_lora_rank", 4096),
             ("max_cpu_loras", 2**31 - 1),
             ("lora_cache_bytes", 2**63 - 1),
+            ("weights_memory_bytes", 2**63 - 1),
+            ("kv_host_bytes", 2**63 - 1),
+            ("kv_offload_bytes", 2**63 - 1),
         ):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= high:
@@ -144,5 +167,21 @@ class EngineConfig:
             )
         if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
             raise ConfigError(f"max_cpu_loras is {self.max_cpu_loras}, less than max_loras {self.max_loras}: raise it")
+        if self.weights == "resident" and (self.weights_memory_bytes is not None or self.offload_dir is not None):
+            raise ConfigError("weights_memory_bytes and offload_dir are for streamed weights: add weights stream")
+        if self.weights == "stream" and self.device != "cpu":
+            raise ConfigError(f"weights are streamed on the cpu, not on {self.device}: leave weights stream out")
+        tier = "kv_host_bytes" if self.kv_host_bytes is not None else "kv_offload_dir" if self.kv_offload_dir else ""
+        if tier and not self.enable_prefix_caching:
+            raise ConfigError(f"{tier} keeps blocks to be found again, without enable_prefix_caching none is: drop one")
+        if tier and self.runner == "pooling":
+            raise ConfigError(f"{tier} is for a KV cache, and pooling has none: leave it out")
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise ConfigError(f"scheduling_policy must be fcfs or priority, not {self.scheduling_policy!r}")
+
+    @property
+    def tier_bytes(self) -> int:
+        """Of the memory that weights and cache take, what the tiers behind the cache take too."""
+        if self.device != "cpu":
+            return 0
+        return (self.kv_host_bytes or 0) + (QUEUED if self.kv_offload_dir else 0)

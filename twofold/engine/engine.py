@@ -19,27 +19,27 @@ from torch import Tensor
 from ..core import ConfigError, RequestError, StateError
 from ..models.adapters import Slots
 from ..models.decoder import Decoder
+from ..models.streaming import StreamError, refuse_new_weights
 from ..models.weights import load_tensors
-from ..platforms import free_on
 from .adapters import AdapterPool
+from .around import context_for, num_blocks_for, speculation_for, tiers_for
 from .blocks import BlockPool
-from .capacity import forecast, kv_dtype_of
+from .capacity import kv_dtype_of
 from .config import EngineConfig
-from .draft import draft_model
+from .contents import BlockContents
 from .facts import Waits
 from .grammar.masks import Grammars
 from .limits import Limits
-from .paged import KVCache
-from .plan import StepPlan, StepResult
+from .plan import ChunkResult, StepPlan, StepResult
 from .pooler import Pooler
 from .pooling import PoolingEngine
-from .proposer import Proposer
 from .request import Output, Request
 from .runner import Runner
 from .scheduler import Scheduler
-from .speculation import Speculation, lookup
 from .stats import EngineStats
 from .vectors import NO_POOLING, Abilities
+
+LOAD_SECONDS = 0.05  # for a tier, when there is nothing else to do but hear who comes and goes
 
 
 class Engine:
@@ -65,16 +65,10 @@ class Engine:
         pooler: Pooler | None = None,
     ) -> None:
         decoder.spec.speaking()
-        max_model_len = config.max_model_len or decoder.max_len
-        if max_model_len > decoder.max_len:
-            raise ConfigError(f"max_model_len is {max_model_len}; this decoder was built for {decoder.max_len} at most")
-        if not config.enable_chunked_prefill and config.max_num_batched_tokens < max_model_len:
-            raise ConfigError(
-                f"max_num_batched_tokens is {config.max_num_batched_tokens}: without enable_chunked_prefill a prompt "
-                f"of {max_model_len} tokens must fit one step; raise the first or lower max_model_len"
-            )
-        blocks = _num_blocks(decoder, replace(config, max_model_len=max_model_len))
-        self.speculation = speculation_for(decoder, config, num_blocks=blocks, eos_ids=tuple(eos_ids))
+        max_model_len = context_for(decoder, config)
+        blocks = num_blocks_for(decoder, replace(config, max_model_len=max_model_len))
+        self.speculation = speculation_for(decoder, config, tokenizer, num_blocks=blocks, eos_ids=tuple(eos_ids))
+        self._watcher = self.speculation.watcher if self.speculation is not None else None
         self.decoder = decoder
         self.config = config
         size, seqs, vocab = config.block_size, config.max_num_seqs, decoder.spec.vocab
@@ -84,6 +78,16 @@ class Engine:
         self.pool = BlockPool(blocks, config.block_size, caching=config.enable_prefix_caching)
         self.slots = Slots(decoder, config.max_loras, config.max_lora_rank) if config.enable_lora else None
         self.adapters = AdapterPool(self.slots, most_bytes=config.lora_cache_bytes, most_held=config.max_cpu_loras)
+        self.runner = Runner(
+            decoder,
+            num_blocks=blocks,
+            block_size=config.block_size,
+            tokens=config.max_num_batched_tokens,
+            kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
+            slots=self.slots,
+            watch=self._watcher.saw if self._watcher is not None else None,
+        )
+        self.tiers = tiers_for(decoder, config, self.pool, BlockContents(lambda: self.runner.layers))
         self.scheduler = Scheduler(
             self.pool,
             self.limits,
@@ -94,14 +98,7 @@ class Engine:
             eos_ids=tuple(eos_ids),
             adapters=self.adapters,
             speculation=self.speculation,
-        )
-        self.runner = Runner(
-            decoder,
-            num_blocks=blocks,
-            block_size=config.block_size,
-            tokens=config.max_num_batched_tokens,
-            kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
-            slots=self.slots,
+            tiers=self.tiers,
         )
         self.pooling = PoolingEngine(decoder, config, pooler) if pooler is not None else None
         self.grammars: Grammars | None = None
@@ -165,12 +162,16 @@ class Engine:
         if self.grammars is not None:
             self.grammars.poll()
         plan = self.scheduler.plan()
+        self._spill()
         self.waits.saw(self.scheduler)
         if plan.chunks:
             self.scheduler.apply(self._execute(plan))
+            self._spill()
             if self.grammars is not None:
                 self.grammars.tell()  # so that it works while the outputs are handed on
             self._measure(plan, time.perf_counter() - started)
+        elif self.tiers is not None and self.tiers.loading:
+            self.tiers.wait(LOAD_SECONDS)
         elif self.grammars is not None and self.scheduler.gated:
             self.grammars.wait()
         outputs = pooled + self.scheduler.take()
@@ -178,6 +179,11 @@ class Engine:
         if not self.scheduler.has_work:
             self.scheduler.check_integrity()
         return outputs
+
+    def _spill(self) -> None:
+        """Hand blocks that were published or forgotten on to the tiers, before anything is written over them."""
+        if self.tiers is not None:
+            self.tiers.flush()
 
     def _pool(self) -> list[Output]:
         """Pooling's part of the step; generation has what is left, and a token for each request at least."""
@@ -190,10 +196,14 @@ class Engine:
         return self.pooling.step(taken)
 
     def _execute(self, plan: StepPlan) -> StepResult:
-        if self.grammars is None or not self.scheduler.gated:
-            return self.runner.execute(plan)
-        self.grammars.ask(plan)
-        return self.runner.execute(plan, self.grammars.masks)
+        try:
+            if self.grammars is None or not self.scheduler.gated:
+                return self.runner.execute(plan)
+            self.grammars.ask(plan)
+            return self.runner.execute(plan, self.grammars.masks)
+        except StreamError as error:  # the disk's affair: these requests end, and the next ones try again
+            rows = tuple(ChunkResult(serial=chunk.serial, error=str(error)) for chunk in plan.chunks)
+            return StepResult(step=plan.step, rows=rows)
 
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         tokens = plan.num_tokens
@@ -212,19 +222,24 @@ class Engine:
         grow: the prefix cache is keyed by them, so nothing that older weights computed is ever found.
 
         Raises:
-            ConfigError: a version that is not above the last one.
+            ConfigError: a version that is not above the last one, or weights that are streamed from a file.
             CheckpointError: an unknown, missing or misshapen tensor; the engine then refuses to step until a
                 complete set has come.
         """
         if version <= self.version:
             raise ConfigError(f"weights version {version} is not above {self.version}: count versions upwards")
+        refuse_new_weights(self.decoder)
         self.scheduler.set_version(version)
+        if self.tiers is not None:
+            self.tiers.forget()
         if named_tensors is not None:
             self._half_loaded = True
             load_tensors(self.decoder, named_tensors)
             self._half_loaded = False
         self.runner.compile()
         self.version = version
+        if self._watcher is not None:
+            self._watcher.renew(self.decoder)
         if self.pooling is not None:
             self.pooling.renew(self.decoder, version)
 
@@ -266,6 +281,11 @@ class Engine:
     def asleep(self) -> bool:
         return self.runner.cache is None
 
+    def close(self) -> None:
+        """Finish writing what was computed to disk; nothing may be asked of it afterwards."""
+        if self.tiers is not None:
+            self.tiers.close()
+
     # ------------------------------------------------------------------------------------ insight
     def stats(self) -> EngineStats:
         """Gauges and counters; cheap enough for every step."""
@@ -286,6 +306,9 @@ class Engine:
             generation_tokens=scheduler.generation_tokens,
             prefix_queries=pool.queries,
             prefix_hits=pool.hits,
+            external_queries=self.tiers.queries if self.tiers else 0,
+            external_hits=self.tiers.hits if self.tiers else 0,
+            tiers=self.tiers.counters() if self.tiers else {},
             preemptions=scheduler.preemptions,
             finished={state.value: count for state, count in scheduler.finished.items()},
             **(self.speculation.counters() if self.speculation is not None else {}),
@@ -312,36 +335,3 @@ def open_engine(
         return PoolingEngine(decoder, config, Pooler.load(decoder, folder, config.pooling))
     pooler = Pooler.load(decoder, folder, config.pooling) if config.convert == "embed" else None
     return Engine(decoder, config, eos_ids=eos_ids, tokenizer=folder, pooler=pooler)
-
-
-def speculation_for(
-    decoder: Decoder, config: EngineConfig, *, num_blocks: int, eos_ids: tuple[int, ...]
-) -> Speculation | None:
-    """Whoever the settings name to guess at tokens, None when nobody is to."""
-    wanted = config.speculative
-    if wanted.method is None:
-        return None
-    if wanted.method == "draft_model":
-        proposer: Proposer = draft_model(decoder, config, num_blocks=num_blocks, eos_ids=eos_ids)
-    else:
-        proposer = lookup(wanted)
-    return Speculation(proposer, most=wanted.num_speculative_tokens, adaptive=wanted.adaptive)
-
-
-def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:
-    """How many blocks the cache has: as said, or as many as the machine can spare beside the weights."""
-    if config.num_blocks is not None:
-        return config.num_blocks
-    if config.kv_cache_memory_bytes is not None:
-        per_block = KVCache.bytes_per_block(
-            decoder.spec, config.block_size, kv_dtype_of(config.kv_dtype, decoder.dtype)
-        )
-        blocks = config.kv_cache_memory_bytes // per_block
-        if blocks < 1:
-            raise ConfigError(
-                f"kv_cache_memory_bytes is {config.kv_cache_memory_bytes}, less than one block of {per_block} bytes: "
-                "give more, or leave it out"
-            )
-        return blocks
-    held = replace(config, dtype=str(decoder.dtype).removeprefix("torch."))  # type: ignore[arg-type]
-    return forecast(decoder.spec, held, free_on(str(decoder.device)), loaded=True).require().blocks

@@ -18,10 +18,10 @@ class Row:
     """One live request in the scheduler's hands. Rows compare by rank: priority first (when it counts), then arrival.
 
     `published` blocks are computed and named, up to `promised` they are being computed and others may wait for them.
-    `room` is how many tokens may come out; `found` how many tokens the last admission got from the prefix cache;
-    `drafting` whether its next tokens may be guessed at; `slot` is that of its adapter while it runs, from 1 on; `gate`
-    what its grammar says, if it has one. `head` is the row that stands in the queues for this one: itself, unless it is
-    a beam's (beams.py).
+    `room` is how many tokens may come out; `found` how many tokens the last admission got from the prefix cache, of
+    which `landed` came from a tier (tiers.py); `drafting` whether its next tokens may be guessed at; `slot` is that of
+    its adapter while it runs, from 1 on; `gate` what its grammar says, if it has one. `head` is the row that stands in
+    the queues for this one: itself, unless it is a beam's (beams.py).
     """
 
     __slots__ = (
@@ -33,6 +33,7 @@ class Row:
         "found",
         "gate",
         "head",
+        "landed",
         "promised",
         "published",
         "request",
@@ -58,6 +59,7 @@ class Row:
         self.published = 0
         self.promised = 0
         self.found = 0
+        self.landed = 0
         self.drafting = True
         self.head: Row = self
         self.gate = Gate() if request.params.structured_outputs is not None else None
@@ -160,7 +162,7 @@ class Row:
 
     def reset(self) -> None:
         """Forget progress, but not the tokens: the row will be computed again."""
-        self.published = self.promised = self.found = 0
+        self.published = self.promised = self.found = self.landed = 0
         self.waits_for = None
         self.request.num_computed = 0
         if not self.scored:

@@ -37,6 +37,7 @@ from .promises import Promises
 from .request import Output, Request, State
 from .row import Row, check_queues
 from .speculation import Speculation
+from .tiers import Tiers
 from .waste import Waste
 
 
@@ -44,7 +45,8 @@ class Scheduler:
     """Requests in, plans out, results in, outputs out; between two calls every block is accounted for.
 
     `clock` gives seconds like `time.monotonic`. `version` is that of the weights, part of every cached block's name.
-    `speculation` guesses at tokens; without it a step decides at most one token of a request.
+    `speculation` guesses at tokens; without it a step decides at most one token of a request. `tiers` hold blocks that
+    the pool has not.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Scheduler:
         adapters: AdapterPool | None = None,
         clock: Callable[[], float] = time.monotonic,
         speculation: Speculation | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         self.pool = pool
         self.limits = limits
@@ -85,7 +88,7 @@ class Scheduler:
         self._planned: dict[int, tuple[Row, Chunk]] = {}
         self._copies: dict[int, tuple[int, int]] = {}
         self._forced: set[int] = set()  # serials of the last plan whose drafts are their grammar's
-        self._promises = Promises(pool)
+        self._promises = Promises(pool, tiers)
         self._deadlines = Deadlines()
         self._outbox: list[Output] = []
         self._waste = Waste()
@@ -143,7 +146,7 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------ plan
     def plan(self) -> StepPlan:
-        """Choose the next step's tokens and allocate their blocks; empty only where all of them wait for a grammar."""
+        """Choose the next step's tokens and allocate their blocks; empty where all wait for a grammar or a tier."""
         self.step += 1
         self._planned, self._copies = {}, {}
         self._pass_gates()
@@ -164,7 +167,8 @@ class Scheduler:
             left = self._admit(left)
         if left > 0 and (self.speculation is not None or self.gated):
             self._guess(left)
-        if self._rows and not self._planned and not any(row.held for row in self.gated.values()):
+        held = self._promises.loading or any(row.held for row in self.gated.values())
+        if self._rows and not self._planned and not held:
             raise StateError(f"{len(self._rows)} requests and none can advance: {self.pool.available} blocks available")
         chunks = tuple(chunk for _, chunk in self._planned.values())
         return StepPlan(step=self.step, chunks=chunks, copies=tuple(self._copies.values()))
@@ -213,15 +217,17 @@ class Scheduler:
                 break  # no overtaking: a large request must not starve behind small ones
             if not self.chunked and row.request.num_tokens - len(found) * pool.block_size > left:
                 break
+            if (found := self._promises.fetch(row, found)) is None:
+                place += 1
+                continue
             if error := self.adapters.seat(row):
                 self._finish(row, State.ERROR, error=error)
                 continue
             del self.waiting[place]
             self._start(row, found)
             count = min(row.remaining, left)
-            before = len(row.blocks)
-            self._plan_chunk(row, count, pool.blocks_for(row.request.num_computed + count) - before)
-            owed += need - (len(row.blocks) - before)
+            self._plan_chunk(row, count, pool.blocks_for(row.request.num_computed + count) - len(row.blocks))
+            owed += pool.blocks_for(row.request.num_tokens) - len(row.blocks)
             seats += row.seats
             left -= count
         return left
@@ -257,17 +263,12 @@ class Scheduler:
     def _start(self, row: Row, found: list[int]) -> None:
         """Move a waiting row to running on top of the blocks found for it, and promise the ones it will compute."""
         request, pool = row.request, self.pool
-        pool.acquire(found)
-        row.grow(found)
-        row.waits_for = None
-        row.found = request.num_computed = len(found) * pool.block_size
-        row.published = row.promised = len(found)
-        self._promises.make(row)
+        self._promises.begin(row, found)
         if request.preemptions == 0:
             request.num_cached = row.found
             if pool.caching and row.scored:
                 pool.queries += request.num_tokens
-                pool.hits += row.found
+                pool.hits += row.found - row.landed
         request.move(State.RUNNING)
         insort(self.running, row)
 
@@ -395,4 +396,4 @@ class Scheduler:
         self.pool.check_integrity([table for row in self._rows.values() for table in row.tables])
         check_queues(self.running, self.waiting, len(self._rows))
         self.adapters.check_integrity(self.running, self._rows.values())
-        self._promises.check_integrity(self.running)
+        self._promises.check_integrity(self.running, self.waiting)

@@ -12,7 +12,7 @@ from typing import Any
 from .config import SpeculativeConfig
 from .lookup import NGram, Suffix
 from .pace import Pace
-from .proposer import GRADES, Guess, Proposer
+from .proposer import GRADES, Guess, Proposer, Watcher
 from .request import TokenOut
 from .row import Row
 
@@ -90,6 +90,11 @@ class Speculation:
         self._guesses.pop(row.serial, None)
         self.pace.forget(row.serial)
         self.proposer.forget(row)
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """The proposer, if it is to see what the model computes."""
+        return self.proposer if isinstance(self.proposer, Watcher) else None
 
     def counters(self) -> dict[str, Any]:
         """What `EngineStats` says of guesses."""

@@ -13,7 +13,9 @@ class EngineStats:
     `prompt_tokens` counts prompts whose first token came, cached tokens included. `adapters_running` and
     `adapters_waiting` are names of adapters that requests have, `max_adapters` at once; `adapter_reads` counts how
     often one came into memory. `drafts` counts the guesses sent, in all `draft_tokens` long, of which
-    `accepted_tokens` were right, `accepted_per_pos` by their place in the guess.
+    `accepted_tokens` were right, `accepted_per_pos` by their place in the guess. `external_hits` of `external_queries`
+    prompt tokens that the cache had not were found in its `tiers`, which tell by name what they found (in tokens,
+    resumed requests' too), stored, loaded and hold (in bytes), and their errors.
     """
 
     running: int = 0
@@ -32,6 +34,9 @@ class EngineStats:
     generation_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    external_queries: int = 0
+    external_hits: int = 0
+    tiers: dict[str, dict[str, int]] = field(default_factory=dict)
     preemptions: int = 0
     finished: dict[str, int] = field(default_factory=dict)
     drafts: int = 0

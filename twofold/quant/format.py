@@ -147,7 +147,7 @@ class Format:
         zero_NG = None if self.symmetric else torch.empty(*lead, groups, dtype=self.zero_dtype)
         importance_Gk = by_groups(importance_K.float(), self.group) if importance_K is not None else None
         rows = max(1, PIECE // max(1, k))
-        one = self._one_scale(w_NK) if self.tensor else None
+        one = self.one_scale(w_NK) if self.tensor else None
         for first in range(0, math.prod(lead), rows):
             some = slice(first, first + rows)
             w_NGk = by_groups(w_NK.flatten(0, -2)[some].float(), self.group)
@@ -163,7 +163,7 @@ class Format:
             codes_NK.view(-1, k)[some] = round_to(w_NGk, scale, zero, self).flatten(-2)[:, :k]
         return Quantized(codes_NK, scale_NG, zero_NG, self)
 
-    def _one_scale(self, w_NK: Tensor) -> tuple[Tensor, Tensor | None]:
+    def one_scale(self, w_NK: Tensor) -> tuple[Tensor, Tensor | None]:
         """The scale and zero of each whole matrix, for all of its outputs [..., N, 1]: by its least and its largest."""
         low, high = (find(w_NK, (-2, -1), keepdim=True).float() for find in (torch.amin, torch.amax))
         ends = torch.cat((low, high), -1).expand(*w_NK.shape[:-1], 2)

@@ -36,7 +36,10 @@ def gptq(w_NK: Tensor, gram_KK: Tensor, format: Format, *, damp: float = 0.01, a
     gram_KK.diagonal()[dead_K] = 1.0
     group = format.group or k
     importance_Gk = by_groups(energy_K, format.group)
-    scale_NG, zero_NG = scales(by_groups(w_NK, format.group), format, importance_Gk)
+    if format.tensor:
+        scale_NG, zero_NG = format.one_scale(w_NK)
+    else:
+        scale_NG, zero_NG = scales(by_groups(w_NK, format.group), format, importance_Gk)
     order_K = torch.argsort(energy_K, descending=True, stable=True) if act_order else torch.arange(k)
     factor_KK = _factor(gram_KK[order_K][:, order_K], damp)
     w_NK = w_NK[:, order_K]

@@ -122,7 +122,7 @@ class Judge:
         self._seconds = 2 * opening.compile_seconds + 1.0
         self._opened = False
         try:
-            self._process = GrammarProcess(opening)
+            self._process = GrammarProcess(opening, modest=True)
         except OSError as error:
             self._tell_waiting(WorkerError(f"no grammar process can be started: {error}"))
             return

@@ -15,12 +15,13 @@ from . import messages as m
 
 COMMAND = (sys.executable, "-P", "-m", "twofold.engine.grammar.child")
 READ = 1 << 18
+MODEST = 10  # of 19: a stranger's grammar takes no time from those who are served
 
 
 class GrammarProcess:
-    """Started at once; `opening` is what it is told first."""
+    """Started at once; `opening` is what it is told first. A `modest` one gives way to whoever wants a processor."""
 
-    def __init__(self, opening: m.Open) -> None:
+    def __init__(self, opening: m.Open, *, modest: bool = False) -> None:
         ours, theirs = socket.socketpair()
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         threads = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -32,6 +33,8 @@ class GrammarProcess:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        if modest:
+            os.setpriority(os.PRIO_PROCESS, self._popen.pid, MODEST)
         ours.setblocking(False)
         self._sock = ours
         self._out = bytearray()
