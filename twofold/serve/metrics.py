@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ..engine.facts import REASONS
 from ..engine.stats import EngineStats
 from .choice import Choice
 from .client import EngineClient, add
@@ -35,6 +36,7 @@ LENGTH = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50
 RECENT = 4096  # latencies that are kept between two looks of history.py
 SAMPLES = (1, 2, 5, 10, 20)
 ENDS = ("stop", "length", "abort", "error")
+WAITS = (*REASONS, "restart", "compile")
 LABELS = ("model_name", "engine")
 
 
@@ -56,6 +58,8 @@ class Metrics:
         success = Counter(
             "vllm:request_success", "Sequences by how they ended.", (*LABELS, "finished_reason"), registry=self.registry
         )
+        waits = Counter("twofold:request_wait_seconds", "Why requests waited.", (*LABELS, "reason"), registry=self.registry)
+        self._waits = {reason: waits.labels(*self.labels, reason) for reason in WAITS}
         self._ends = {end: success.labels(*self.labels, end) for end in ENDS}
         self._first = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", FIRST_TOKEN)
         self._between = self._histogram("inter_token_latency_seconds", "Between two tokens.", BETWEEN_TOKENS)
@@ -121,6 +125,11 @@ class Metrics:
                 self._prefill.observe(max(first - began, 0.0))
         if began is not None:
             self._inference.observe(now - began)
+
+    def waited(self, waits: Mapping[str, float]) -> None:
+        """A call is over that waited so many seconds by reason."""
+        for reason, seconds in waits.items():
+            self._waits[reason].inc(seconds)
 
     def texts(self, lengths: Sequence[int]) -> None:
         """Texts of so many tokens were accepted to be read whole."""
