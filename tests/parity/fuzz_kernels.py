@@ -114,6 +114,18 @@ def weights_rounded(draw: Draw) -> Iterable[Any]:
     yield from (good, into.codes, into.scales, into.zeros) if good else (good,)
 
 
+@case()
+def inputs_reordered(draw: Draw) -> Iterable[Any]:
+    """Each row's numbers in the order of a weight's groups."""
+    width = draw.size(least=1)
+    x = draw.floats(draw.rows(width), width, wild=True)
+    order = torch.tensor(draw.sample(range(width), width), dtype=torch.int32)
+    out, count = torch.empty(len(x), width), ctypes.c_int32(len(x))
+    run(panels.reorder_stage(x, order, out, ctypes.addressof(count)))
+    assert torch.equal(out.nan_to_num(), x[:, order.long()].nan_to_num())
+    yield out
+
+
 @case(lora)
 def adapters(draw: Draw) -> Iterable[Any]:
     K, N = draw.size(least=1), draw.size(least=1)
