@@ -13,7 +13,17 @@ from served import ROOT, served
 DASHBOARD = json.loads((ROOT / "docs" / "grafana.json").read_text(encoding="utf-8"))
 PANELS = DASHBOARD["panels"]
 METRIC = re.compile(r"\b((?:vllm|twofold):\w+)")
-PLACES = ("throughput", "first token", "between", "end to end", "waiting", "cache", "preemptions", "guessed", "adapters")
+PLACES = (
+    "throughput",
+    "first token",
+    "between",
+    "end to end",
+    "waiting",
+    "cache",
+    "preemptions",
+    "guessed",
+    "adapters",
+)
 
 
 def expressions(node: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""The overview page in a headless Chromium, against the real server: the past when it is opened, and what happens next."""
+"""The overview page in a headless Chromium, against the real server: the past when it is opened, and what comes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ pytestmark = pytest.mark.skipif(bool(missing), reason=f"needs Debian's packages:
 
 KEY = "open-sesame"
 LIVE = "return document.querySelector('#live-state').textContent === 'live'"
-FACTS = "return Object.fromEntries([...document.querySelectorAll('#now > div')].map((n) => [...n.children].map((c) => c.textContent)))"
+FACTS = """
+const words = (node) => [...node.children].map((child) => child.textContent);
+return Object.fromEntries([...document.querySelectorAll('#now > div')].map(words));
+"""
 TITLES = "return [...document.querySelectorAll('.chart:not([hidden]) h3')].map((node) => node.textContent)"
 WIDE = "return document.documentElement.scrollWidth"
 EXPECTED = ["Tokens a second", "To the first token", "Between tokens", "Requests", "Cache in use"]
@@ -109,7 +112,9 @@ def test_it_has_a_light_and_a_dark_look_and_fits_a_narrow_window(page: Browser) 
 def test_a_key_is_asked_for(window: Browser, model: Path) -> None:
     with serving(model, "--num-blocks", "64", "--api-keys", KEY) as url:
         assert httpx.get(f"{url}/history", trust_env=False).status_code == 401
-        window.open(f"{url.replace('://', f'://me:{KEY}@')}/overview").logs()  # as if the browser's question was answered
+        window.open(
+            f"{url.replace('://', f'://me:{KEY}@')}/overview"
+        ).logs()  # as if the browser's question was answered
         window.script("sessionStorage.setItem('twofold.key', 'the-wrong-one')")
         window.open(f"{url}/overview")
         window.wait("return document.querySelector('#key-dialog').open")

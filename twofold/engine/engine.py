@@ -103,7 +103,7 @@ class Engine:
         self.grammars: Grammars | None = None
         if tokenizer is not None:
             self.grammars = Grammars(tokenizer, decoder.spec.vocab, eos_ids, self.scheduler.gated)
-        self.waits = Waits(self.scheduler.clock)
+        self.waits = Waits(self.scheduler.clock, self.tiers)
         self.version = 0
         self._half_loaded = False
         self._steps = self._computed_tokens = 0

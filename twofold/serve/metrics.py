@@ -58,7 +58,9 @@ class Metrics:
         success = Counter(
             "vllm:request_success", "Sequences by how they ended.", (*LABELS, "finished_reason"), registry=self.registry
         )
-        waits = Counter("twofold:request_wait_seconds", "Why requests waited.", (*LABELS, "reason"), registry=self.registry)
+        waits = Counter(
+            "twofold:request_wait_seconds", "Why requests waited.", (*LABELS, "reason"), registry=self.registry
+        )
         self._waits = {reason: waits.labels(*self.labels, reason) for reason in WAITS}
         self._ends = {end: success.labels(*self.labels, end) for end in ENDS}
         self._first = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", FIRST_TOKEN)
