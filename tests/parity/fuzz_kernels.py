@@ -101,6 +101,10 @@ def quantized_products(draw: Draw) -> Iterable[Any]:
     if N % 2 == 0:
         yield panels.product(x, w, act=draw.choice(list(ACTIVATIONS)), gated=True)
     yield quantized_rows(draw.integers(0, N, draw.size()), w)
+    order = torch.tensor(draw.sample(range(K), K), dtype=torch.int32)
+    rows, turned = ctypes.c_int32(len(x)), torch.empty(len(x), K)
+    run(panels.reorder_stage(x, order, turned, ctypes.addressof(rows)))
+    yield turned
 
 
 @case()

@@ -15,6 +15,7 @@ NEEDED = (
     "numpy",
     "safetensors",
     "tokenizers",
+    "llguidance",
     "jinja2",
     "starlette",
     "uvicorn",
