@@ -22,7 +22,7 @@ from ..models.decoder import Decoder
 from ..models.streaming import StreamError, refuse_new_weights
 from ..models.weights import load_tensors
 from .adapters import AdapterPool
-from .around import num_blocks_for, speculation_for, tiers_for
+from .around import context_for, num_blocks_for, speculation_for, tiers_for
 from .blocks import BlockPool
 from .capacity import kv_dtype_of
 from .config import EngineConfig
@@ -67,14 +67,7 @@ class Engine:
         decoder.spec.speaking()
         if config.weights == "stream" and decoder.stream is None:
             raise ConfigError("weights stream: this decoder's weights are in memory; stream them where it is loaded")
-        max_model_len = config.max_model_len or decoder.max_len
-        if max_model_len > decoder.max_len:
-            raise ConfigError(f"max_model_len is {max_model_len}; this decoder was built for {decoder.max_len} at most")
-        if not config.enable_chunked_prefill and config.max_num_batched_tokens < max_model_len:
-            raise ConfigError(
-                f"max_num_batched_tokens is {config.max_num_batched_tokens}: without enable_chunked_prefill a prompt "
-                f"of {max_model_len} tokens must fit one step; raise the first or lower max_model_len"
-            )
+        max_model_len = context_for(decoder, config)
         blocks = num_blocks_for(decoder, replace(config, max_model_len=max_model_len))
         self.speculation = speculation_for(decoder, config, tokenizer, num_blocks=blocks, eos_ids=tuple(eos_ids))
         self._watcher = self.speculation.watcher if self.speculation is not None else None
