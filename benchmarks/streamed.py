@@ -107,7 +107,7 @@ def main() -> None:
         streamed = run(how, limit=limit, weights="stream")
     if "lacked" in streamed:
         raise SystemExit(f"streamed under the limit: {streamed['lacked']}")
-    tell("streamed, limited", streamed)
+    tell("streamed, limited", streamed, free)
     same = streamed.pop("told") == free.pop("told")
     print(
         f"{streamed['kept']} of {streamed['layers']} layers stay; the disk gives {streamed['disk'] / MIB:,.0f} MiB/s "
@@ -123,19 +123,21 @@ def main() -> None:
         raise SystemExit("the streamed model is not the one in memory, or the limit limits nothing")
 
 
-def tell(way: str, found: dict[str, Any]) -> None:
+def tell(way: str, found: dict[str, Any], base: dict[str, Any] | None = None) -> None:
     """A line for each batch of a run: its tokens a second, and of a streamed one what it had of the disk."""
-    for row in found["batches"]:
+    for number, row in enumerate(found["batches"]):
         rates = [row["tokens"] / seconds for seconds in row["seconds"]]
         line = f"{way:20} {row['requests']:3} requests {median(rates):8,.1f} tokens/s "
         line += f"({min(rates):,.1f} to {max(rates):,.1f})"
-        if row["read"]:
+        if base is not None:
+            row["of_resident"] = median(base["batches"][number]["seconds"]) / median(row["seconds"])
             speed = median(read / seconds for read, seconds in zip(row["read"], row["seconds"]))
             row["share"] = speed / found["disk"]
             waited = median(waited / seconds for waited, seconds in zip(row["waited"], row["seconds"]))
             line += (
-                f", {row['read'][-1] / row['tokens'] / MIB:,.1f} MiB read a token, {speed / MIB:,.0f} MiB/s: "
-                f"{row['share']:.0%} of the disk's; {waited:.0%} of the time waits for it"
+                f", {row['of_resident']:.2f} times in memory\n{'':33} {row['read'][-1] / row['tokens'] / MIB:,.1f} MiB "
+                f"read a token, {speed / MIB:,.0f} MiB/s: {row['share']:.0%} of the disk's; {waited:.0%} of the time "
+                "waits for it"
             )
         print(line, flush=True)
 
