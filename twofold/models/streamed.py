@@ -74,7 +74,7 @@ def make_file(
     folder: Path, path: Path, key: str, found: list[Section], load_into: Callable[[Callable[[Decoder], None]], Decoder]
 ) -> None:
     """Load a checkpoint into memory that is a file: a layer takes no memory but the cache of that file."""
-    log.info("making %s, %.0f MiB, once for this checkpoint", path, size_of(found) / 2**20)
+    log.warning("writing %.0f MiB of weights as they are served to %s, once", size_of(found) / 2**20, path)
     making = Making(path, key, size_of(found))
     try:
         load_into(partial(map_into, found, making))
