@@ -23,7 +23,7 @@ from twofold.engine.request import Request, State
 from twofold.engine.sampling import SamplingParams
 from twofold.models import Decoder, load, save, spec_from
 from twofold.models.packed import PackedContext
-from twofold.models.sections import sections
+from twofold.models.sections import Making, sections
 from twofold.models.streamed import bare, load_streamed
 from twofold.models.streaming import Readers, held_bytes, kept_layers, least_bytes
 from twofold.platforms.direct import PAGE, Direct, cached, room
@@ -160,6 +160,22 @@ def test_as_many_layers_stay_as_memory_allows() -> None:
     assert list(stay) == sorted(stay) and 0 < stay[1] < stay[2] < stay[3] == 16 and read[3] == 0
     tight = EngineConfig(dtype="float32", kv_dtype="float32", quantization="int4", max_num_seqs=4, max_model_len=64)
     assert "--weights stream" in forecast(spec, tight, 400 << 20).fix
+
+
+def test_what_a_dead_process_left_is_removed_and_what_one_makes_is_not(tmp_path: Path) -> None:
+    folder, offload = checkpoint(tmp_path / "model"), tmp_path / "offload"
+    streamed(folder, offload)
+    (file,) = offload.iterdir()
+    making = Making(file, "another", 3 * PAGE)
+    dead = offload / f".{file.stem}-dead.partial"
+    dead.write_bytes(b"half")
+    file.unlink()
+    streamed(folder, offload)
+    assert not dead.exists() and file.exists() and len(list(offload.iterdir())) == 2
+    making.drop()
+    with pytest.raises(CapacityError, match="has no room for"):
+        Making(file, "huge", 1 << 62)
+    assert list(offload.iterdir()) == [file]
 
 
 def test_what_is_cut_short_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ other orders than the kernels read. So it is loaded once, tensor by tensor, into
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -153,8 +155,10 @@ class Making:
         self.path, self.size = path, size
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _sweep(path)
             handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".partial", dir=path.parent)
             self._file, self._name = os.fdopen(handle, "r+b", buffering=0), Path(name)
+            fcntl.flock(handle, fcntl.LOCK_EX)  # held while this process lives
         except OSError as error:
             raise CapacityError(
                 f"{path.parent} cannot take the streamed weights ({error.strerror}): name another with --offload-dir"
@@ -163,7 +167,10 @@ class Making:
             room = os.statvfs(path.parent)
             if size > room.f_bavail * room.f_frsize:
                 raise OSError(28, "no space left on it")
-            os.posix_fallocate(handle, 0, size)  # a store to a mapped page without room would kill the process
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, size)  # a store to a mapped page without room would kill the process
+            else:
+                os.truncate(handle, size)
             os.pwrite(handle, head(key, size), 0)
         except OSError as error:
             self.drop()
@@ -194,3 +201,11 @@ class Making:
         """It will not be."""
         self._name.unlink(missing_ok=True)
         self._file.close()
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes that died left of this file; who still makes it holds a lock."""
+    for left in path.parent.glob(f".{path.stem}-*.partial"):
+        with contextlib.suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
