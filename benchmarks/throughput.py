@@ -131,8 +131,11 @@ def report(
     out, total = work.tokens_out, work.tokens_in + work.tokens_out
     rate = Spread.of([out / s for s in mine])
     both = Spread.of([total / s for s in mine])
+    requests = Spread.of([len(work.prompts) / s for s in mine])
     record: dict[str, Any] = {"output_tokens_s": rate.median, "total_tokens_s": both.median, "kv_waste": waste}
-    print(f"twofold       {rate.text('output tokens/s')}, {both.text('total tokens/s')}")
+    record["requests_s"] = requests.median
+    print(f"twofold       {requests.text('requests/s', 2)}")
+    print(f"              {rate.text('output tokens/s')}, {both.text('total tokens/s')}")
     print(f"KV waste      {waste:.1%} of allocated slots at most")
     if theirs:
         other = Spread.of([out / s for s in theirs])
