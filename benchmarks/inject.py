@@ -3,7 +3,8 @@
     twofold bench inject [--threads N] [--turns N] [--quick] [--json FILE]
 
 A Llama and a Qwen3 of random weights (hidden size 512, six layers), fp32: greedy generation of 48 tokens behind 64,
-alone and four at once, and one forward pass over 512 tokens. Needs transformers.
+alone and four at once, and one forward pass over 512 tokens; with the same fp32 weights, and with them in int8. Needs
+transformers.
 """
 
 from __future__ import annotations
@@ -76,14 +77,15 @@ def main() -> None:
     for family in FAMILIES:
         torch.manual_seed(0)
         theirs = transformers.AutoModelForCausalLM.from_config(getattr(transformers, family)(**SHAPE)).eval()
-        ours = init_inference(copy.deepcopy(theirs))
-        print(f"{family.removesuffix('Config')}: outputs differ by {ours.report.difference:.1e} of the largest")
-        for name, work in works(args.quick).items():
-            seconds(work, theirs), seconds(work, ours)
-            pairs = [(seconds(work, theirs), seconds(work, ours)) for _ in range(1 if args.quick else args.turns)]
-            ratio = Spread.of([a / b for a, b in pairs])
-            record["ratios"][f"{family}: {name}"] = ratio.median
-            print(f"  {name:<20} {ratio.text('times as fast', 2)}", flush=True)
+        for dtype in ("float32", "int8"):
+            ours = init_inference(copy.deepcopy(theirs), dtype=dtype)
+            print(f"{family.removesuffix('Config')}, {dtype}: before rounding {ours.report.difference:.1e} apart")
+            for name, work in works(args.quick).items():
+                seconds(work, theirs), seconds(work, ours)
+                pairs = [(seconds(work, theirs), seconds(work, ours)) for _ in range(1 if args.quick else args.turns)]
+                ratio = Spread.of([a / b for a, b in pairs])
+                record["ratios"][f"{family}, {dtype}: {name}"] = ratio.median
+                print(f"  {name:<20} {ratio.text('times as fast', 2)}", flush=True)
     if args.json:
         args.json.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -87,6 +87,21 @@ def chat(flags: Flags) -> Run:
     return run
 
 
+def explain(flags: Flags) -> Run:
+    """Say where a request's time went and why it waited, as its server remembers; without an id, list the last."""
+    flags.positional("request_id", "as an answer's id or its x-request-id header has it", required=False)
+    flags.add("url", "the server (default: http://127.0.0.1:8000)")
+    flags.add("api-key", "the key that the request was sent with (default: $TWOFOLD_API_KEY)")
+    flags.add("json", "print the facts as the server has them", switch=True)
+
+    def run(given: Given) -> int:
+        from .commands.explain import explain
+
+        return explain(given.url or "http://127.0.0.1:8000", given.api_key, given.request_id, as_json=bool(given.json))
+
+    return run
+
+
 def generate(flags: Flags) -> Run:
     """Continue a prompt and print the text; greedy unless the checkpoint's generation_config.json says otherwise."""
     from .engine.config import EngineConfig
@@ -294,6 +309,7 @@ COMMANDS: dict[str, Command] = {
         serve,
         run_batch,
         chat,
+        explain,
         generate,
         quantize,
         train,

@@ -134,7 +134,7 @@ def test_plan_and_generate_agree_on_what_fits(
 ) -> None:
     assert "fits          yes" in said(capsys, "plan", checkpoint)
     squeeze(monkeypatch, RUNTIME + 8 * 2**20)
-    monkeypatch.setattr("twofold.engine.llm.load", lambda *_, **__: pytest.fail("loaded although it does not fit"))
+    monkeypatch.setattr("twofold.engine.opening.load", lambda *_, **__: pytest.fail("loaded although it does not fit"))
     assert cli.main(["plan", str(checkpoint)]) == 1
     plan = capsys.readouterr().out
     assert cli.main(["generate", "--model", str(checkpoint), "--prompt", PROMPT]) == 2

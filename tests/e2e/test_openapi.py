@@ -76,7 +76,6 @@ def test_answers_are_documented(
 def _ask(operation: APIOperation, mode: GenerationMode, one: Any) -> None:
     @hypothesis.settings(
         max_examples=EXAMPLES,
-        deadline=None,
         database=None,
         derandomize=EXAMPLES < 20,
         phases=(Phase.generate,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -241,17 +242,13 @@ def test_more_than_the_queue_holds_is_429(server: Served) -> None:
     bodies = [
         {"prompt": "The", "max_tokens": 400, "n": 16, "ignore_eos": True, "stream": True, "seed": i} for i in range(8)
     ]
-    with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as http:
-        streams = [http.stream("POST", "/v1/completions", json=body) for body in bodies]
-        opened = [stream.__enter__() for stream in streams]  # 8 x 16 sequences: all that 4 x max_num_seqs allows
-        try:
-            assert [stream.status_code for stream in opened] == [200] * 8
-            answer = server.http.post("/v1/completions", json={"prompt": "x"})
-            assert answer.status_code == 429 and 1 <= int(answer.headers["retry-after"]) <= 60
-            assert answer.json()["error"]["type"] == "rate_limit_error"
-        finally:
-            for stream in streams:
-                stream.__exit__(None, None, None)
+    http = httpx.Client(base_url=server.url, timeout=30, trust_env=False)
+    with server.still(), http, contextlib.ExitStack() as streams:
+        for body in bodies:  # 8 x 16 sequences: all that 4 x max_num_seqs allows
+            assert streams.enter_context(http.stream("POST", "/v1/completions", json=body)).status_code == 200
+        answer = server.http.post("/v1/completions", json={"prompt": "x"})
+        assert answer.status_code == 429 and 1 <= int(answer.headers["retry-after"]) <= 60
+        assert answer.json()["error"]["type"] == "rate_limit_error"
     server.wait(server.idle)
     assert complete(server, prompt="x")["choices"]
 

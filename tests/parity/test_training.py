@@ -225,7 +225,7 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_in_a_row_fatal(tmp_pat
     assert any(not torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=12),
     st.lists(st.booleans(), min_size=12, max_size=12),

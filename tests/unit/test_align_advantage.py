@@ -53,7 +53,7 @@ def test_what_a_tool_said_is_stepped_over() -> None:
     close(returns_R, [1.71, 0.0, 0.0, 1.8, 1.0, 2.0, 0.0])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=6),
     gamma=st.floats(0, 1),
@@ -170,7 +170,7 @@ def test_reinforce_by_hand() -> None:
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.permutations(range(8)), st.permutations(range(2)))
 def test_neither_the_order_of_answers_nor_of_groups_matters(order: list[int], names: list[int]) -> None:
     tokens_N = torch.arange(1, 9)
@@ -184,7 +184,7 @@ def test_neither_the_order_of_answers_nor_of_groups_matters(order: list[int], na
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shift=st.floats(-100, 100), stretch=st.floats(0.5, 50))
 def test_scaled_advantages_know_neither_the_zero_nor_the_unit_of_rewards(shift: float, stretch: float) -> None:
     moved = group_advantage((REWARDS_N.double() * stretch + shift), GROUP_N, eps=0.0)

@@ -67,7 +67,7 @@ def test_constant_asks_for_its_length() -> None:
         denominator(torch.tensor([3]), "constant")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=8),
     cut=st.integers(0, 8),

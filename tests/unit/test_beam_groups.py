@@ -167,7 +167,7 @@ def test_stops_of_both_kinds_are_told_apart():
         assert beam.stop_reason == (last if last in some[1:] else None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), caching=st.booleans(), policy=st.sampled_from(["fcfs", "priority"]))
 def test_any_sequence_of_operations_keeps_every_search_and_every_block(seed, caching, policy):
     rng = random.Random(seed)

@@ -124,7 +124,7 @@ def test_integrity_check_notices_damage(damage):
         pool.check_integrity([held])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from("anr"), st.integers(0, 3), st.integers(1, 5)), max_size=60))
 def test_any_sequence_of_operations_keeps_the_pool_whole(operations):
     pool = BlockPool(10, 2)

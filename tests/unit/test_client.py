@@ -71,6 +71,12 @@ class Heard:
         while min(map(len, self.tokens.values()), default=0) < count:
             await asyncio.sleep(0.005)
 
+    async def more(self) -> None:
+        """Until everyone has said something new, or has ended."""
+        before = {name: len(said) for name, said in self.tokens.items()}
+        while any(len(said) == before.get(name, 0) for name, said in self.tokens.items() if name not in self.ends):
+            await asyncio.sleep(0.005)
+
 
 def undisturbed(asked: Request) -> list[int]:
     """What the hash says, without any process."""
@@ -103,8 +109,9 @@ def test_a_killed_process_is_replaced_and_every_request_goes_on(number: int) -> 
         heard = Heard(8)
         asked = [request(f"r{i}", tokens=60, prompt=(i + 1,)) for i in range(8)]
         client.submit(asked, heard)
-        for round_ in (1, 2, 3):  # more deaths than `suspects`: progress between them keeps everyone innocent
-            await heard.until(round_ * 12)
+        await heard.until(12)
+        for _ in range(3):  # more deaths than `suspects`: progress between them keeps everyone innocent
+            await heard.more()
             assert client.pid is not None
             old = client.pid
             os.kill(old, number)

@@ -139,7 +139,7 @@ def test_after_drafts_that_ruined_their_blocks_a_row_is_computed_again_and_guess
 
 
 @pytest.mark.parametrize("caching", [True, False])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_guesses_leave_every_text_as_it_is(caching, data):
     """Random guessers, tight pools, chunked prompts, shared prefixes, aborts and preemptions."""

@@ -50,7 +50,7 @@ def test_a_row_is_kept_up_with():
     assert guess(proposer, row([9, 8, 9]), 1).tokens == (8,)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(1, 3), st.integers(0, 3))
 def test_ngrams_are_what_a_plain_search_finds(tokens, least, more):
     most = least + more

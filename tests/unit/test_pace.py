@@ -63,7 +63,7 @@ def test_noise_does_not_hide_the_slope():
     assert 0.04 < cost.line()[2] / cost.of(1) < 0.2
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(1, 600), st.floats(1e-9, 1e3)), min_size=1, max_size=60), st.integers(1, 700))
 def test_no_noise_makes_a_step_free(steps, base):
     cost = Cost()

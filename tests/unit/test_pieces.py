@@ -73,7 +73,7 @@ def journeys(draw) -> list[tuple[tuple[int, ...], list[Held], list[Held]]]:
     return [(shape, draw(divided(shape)), draw(divided(shape))) for shape in shapes]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(journeys())
 def test_any_cut_to_any_cut(tmp_path_factory, journey) -> None:
     folder = tmp_path_factory.mktemp("pieces")

@@ -155,7 +155,7 @@ def rounded(value: Fraction) -> np.float32:
 floats = st.floats(-1e6, 1e6, width=32).map(lambda x: float(np.float32(x)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(floats, floats, floats)
 def test_fused_multiply_add_rounds_once(a: float, b: float, c: float) -> None:
     got = fused_multiply_add(*(torch.tensor([x]) for x in (a, b, c)))

@@ -239,7 +239,7 @@ def test_plans_and_results_cross_a_process():
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(result), type=StepResult) == result
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     caching=st.booleans(),

@@ -100,7 +100,7 @@ def message(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", call_templates.CALLS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     answer=ANSWERS, places=st.lists(st.integers(0, 2000), max_size=12), steps=st.lists(st.integers(1, 9), min_size=1)
 )
@@ -155,7 +155,7 @@ FRAGMENTS = [
 
 
 @pytest.mark.parametrize("name", FORMS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     pieces=st.lists(st.sampled_from(FRAGMENTS), max_size=14), places=st.lists(st.integers(0, 500), max_size=8),
     start=st.sampled_from(["start", "opened", "thought"]), most=st.sampled_from([None, 1]),

@@ -104,8 +104,7 @@ class Child:
         why = ""
         try:
             while True:
-                size = wire.length(self._exactly(wire.HEAD.size))
-                message = wire.for_trainer(self._exactly(size))
+                message = wire.for_trainer(wire.receive(self._socket.recv))
                 if isinstance(message, wire.Beat):
                     if message.step_seconds > self._config.step_limit:
                         why = f"one step took more than step_limit, {self._config.step_limit:g} s"
@@ -125,15 +124,6 @@ class Child:
             why = str(error)
         if not self._closing:
             self._lost(self._obituary(why))
-
-    def _exactly(self, count: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < count:
-            more = self._socket.recv(count - len(parts))
-            if not more:
-                raise EOFError
-            parts += more
-        return bytes(parts)
 
     def _obituary(self, why: str) -> str:
         """Why it is gone: its exit or ours, what it said itself, and the last of its standard error."""

@@ -133,6 +133,7 @@ class AlignRecipe(Recipe):
             "rollout": RolloutConfig(),
             "correction": CorrectionConfig(),
             "rewards": (),
+            "draft_head": None,
         }
         for name, value in plain.items():
             if name not in read and getattr(self, name) != value:

@@ -21,6 +21,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from ..core import TwofoldError, WorkerError, build
@@ -56,16 +57,7 @@ class Line:
                 frame = frame[os.write(self._writing, frame) :]
 
     def receive(self) -> wire.ToGenerator:
-        return wire.for_generator(self._exactly(wire.length(self._exactly(wire.HEAD.size))))
-
-    def _exactly(self, count: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < count:
-            more = os.read(self._reading, count - len(parts))
-            if not more:
-                raise EOFError
-            parts += more
-        return bytes(parts)
+        return wire.for_generator(wire.receive(partial(os.read, self._reading)))
 
 
 class Stager:

@@ -23,9 +23,9 @@ import msgspec
 
 from ..engine.request import Output
 from ..engine.stats import EngineStats
-from ..engine.wire import HEAD, MAX_FRAME, Submit, length, pack, read
+from ..engine.wire import Submit, pack, read, receive
 
-__all__ = ["HEAD", "MAX_FRAME", "Submit", "length", "pack"]  # of engine/wire.py, beside what is said here
+__all__ = ["Submit", "pack", "receive"]  # of engine/wire.py, beside what is said here
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):

@@ -7,6 +7,7 @@ chat.py        a conversation in the terminal, in this process or through a serv
 checkpoint.py  a run's checkpoints: proved whole, listed, made plain models
 doctor.py      what this machine offers, what is missing, and what that costs
 evaluate.py    a model or a server on a task file, and against another one
+explain.py     where a request's time went, in words
 flags.py       command lines read from settings dataclasses, wrong names refused with the nearest
 generate.py    a prompt continued as the checkpoint says
 kernels.py     every op, and which implementation serves it here

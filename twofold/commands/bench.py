@@ -25,6 +25,7 @@ BENCHMARKS = (
     "kernels",
     "speculation",
     "beams",
+    "streamed",
     "sparse",
     "gpu",
     "recompute",

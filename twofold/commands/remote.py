@@ -37,8 +37,10 @@ class Server:
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
 
     @contextmanager
-    def asked(self, path: str, body: dict[str, Any] | None = None) -> Iterator[http.client.HTTPResponse]:
-        """The answer to one request below `/v1/`, a POST where there is a body; read it inside.
+    def asked(
+        self, path: str, body: dict[str, Any] | None = None, *, below: str = "v1/"
+    ) -> Iterator[http.client.HTTPResponse]:
+        """The answer to one request below `/v1/` or another path, a POST where there is a body; read it inside.
 
         Raises:
             RequestError: the server refuses it; told in its words.
@@ -49,7 +51,7 @@ class Server:
         connection = kind(self.url.hostname or "", self.url.port, timeout=PATIENCE)
         try:
             data = None if body is None else json.dumps(body)
-            connection.request("GET" if data is None else "POST", f"{self._base}/v1/{path}", data, self._headers)
+            connection.request("GET" if data is None else "POST", f"{self._base}/{below}{path}", data, self._headers)
             yield _checked(connection.getresponse())
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
             why = f"{type(error).__name__}: {error}"

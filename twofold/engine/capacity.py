@@ -29,10 +29,13 @@ from ..models.adapters import Slots, bytes_beside
 from ..models.compile import why_not, working_bytes
 from ..models.decoder import Decoder
 from ..models.quantized import formats, prepare
+from ..models.sections import sections
 from ..models.spec import Alibi, Gated, LayerSpec, Mixture, ModelSpec
+from ..models.streaming import held_bytes, least_bytes
 from ..models.weights import read_formats, read_spec
 from ..quant.format import Format
 from .config import EngineConfig
+from .gentler import gentler
 from .kinds import decided, step_tokens
 from .paged import KVCache
 from .sampler import NUMBERS_AT_ONCE
@@ -157,6 +160,10 @@ class _Model:
     program: tuple[int, int, int] | None
 
     def weight_bytes(self, settings: EngineConfig) -> int:
+        if settings.weights == "stream":
+            how = self.formats or settings.quantization
+            found = sections(empty_decoder(self.spec, DTYPES[settings.dtype], how))
+            return held_bytes(found, settings.weights_memory_bytes or least_bytes(found))
         return weight_bytes(self.spec, DTYPES[settings.dtype], self.formats or settings.quantization)
 
     def step_bytes(self, settings: EngineConfig) -> int:
@@ -229,7 +236,7 @@ def weight_bytes(spec: ModelSpec, dtype: torch.dtype, quantized: Mapping[str, Fo
 
     `quantized` is the format of each quantized place, or the name of one format for all that can be.
     """
-    decoder = _empty(spec, dtype, quantized)
+    decoder = empty_decoder(spec, dtype, quantized)
     return sum(t.numel() * t.element_size() for t in (*decoder.parameters(), *decoder.buffers()))
 
 
@@ -242,7 +249,7 @@ def draft_bytes(settings: EngineConfig) -> int:
     return weight_bytes(read_spec(draft.model), DTYPES[dtype], read_formats(Path(draft.model), draft.quantization))
 
 
-def _empty(
+def empty_decoder(
     spec: ModelSpec, dtype: torch.dtype, quantized: Mapping[str, Format] | str | None, max_len: int | None = None
 ) -> Decoder:
     """A decoder that takes no memory."""
@@ -259,7 +266,7 @@ def program_bytes(
 
     None where the decoder is not compiled.
     """
-    decoder = _empty(spec, DTYPES[settings.dtype], quantized, settings.max_model_len)
+    decoder = empty_decoder(spec, DTYPES[settings.dtype], quantized, settings.max_model_len)
     if settings.device != "cpu" or why_not(decoder, "cpu"):
         return None
     if settings.enable_lora:
@@ -331,69 +338,13 @@ def _fix(model: _Model, settings: EngineConfig, memory: int) -> str:
     found = _sum(model, settings, memory)
     needs = found.runtime + found.weights + found.activations + found.wanted * found.kv_per_token
     lead = f"needs {_mib(needs)} for one request of {found.wanted} tokens, and {_mib(memory)} is free"
-    for change, words in _gentler(settings, found, memory, rounds=not model.formats and not settings.quantization):
+    for change, words in gentler(settings, found, memory, rounds=not model.formats and not settings.quantization):
         if _enough(_sum(model, change, memory)):
             return f"{lead}: {words}"
     smallest = replace(settings, max_num_batched_tokens=16, max_num_seqs=1, max_model_len=settings.block_size)
     least = _sum(model, replace(smallest, num_blocks=1, kv_cache_memory_bytes=None), memory)
     floor = least.runtime + least.weights + least.activations
     return f"{lead}: no setting fits; free {_mib(floor - memory)} more or choose a smaller model"
-
-
-def _gentler(
-    settings: EngineConfig, found: Forecast, memory: int, rounds: bool = False
-) -> list[tuple[EngineConfig, str]]:
-    """Settings that need less, each with the flags that say so; `rounds` says that weights may still be quantized."""
-    ways: list[tuple[EngineConfig, str]] = []
-
-    def way(**changes: int | str) -> None:
-        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())
-        unset: dict[str, None] = {}
-        if settings.num_blocks is not None or settings.kv_cache_memory_bytes is not None:
-            unset = {"num_blocks": None, "kv_cache_memory_bytes": None}
-            flags = f"leave out --num-blocks and --kv-cache-memory-bytes, {flags}" if flags else "leave them out"
-        ways.append((replace(settings, **unset, **changes), flags))  # type: ignore[arg-type]
-
-    if settings.num_blocks is not None or settings.kv_cache_memory_bytes is not None:
-        ways.append(
-            (
-                replace(settings, num_blocks=None, kv_cache_memory_bytes=None),
-                "leave out --num-blocks and --kv-cache-memory-bytes, and the cache takes what fits",
-            )
-        )
-    left = memory - found.runtime - found.weights - found.activations
-    longest = left // max(1, found.kv_per_token * settings.block_size) * settings.block_size
-    if 64 <= longest < found.wanted:
-        way(max_model_len=longest)
-    lengths = [length for length in _halves(found.wanted) if length >= 64]
-    for tokens in _halves(settings.max_num_batched_tokens):
-        slots = min(settings.max_num_seqs, tokens)
-        way(max_num_batched_tokens=tokens, max_num_seqs=slots)
-    for tokens in _halves(settings.max_num_batched_tokens):
-        for length in lengths:
-            way(max_model_len=length, max_num_batched_tokens=tokens, max_num_seqs=min(settings.max_num_seqs, tokens))
-    if DTYPES[settings.dtype].itemsize == 4:
-        way(dtype="bfloat16")
-        way(dtype="bfloat16", max_num_batched_tokens=64, max_num_seqs=min(settings.max_num_seqs, 16))
-        way(
-            dtype="bfloat16",
-            max_model_len=min(found.wanted, 64),
-            max_num_batched_tokens=16,
-            max_num_seqs=min(settings.max_num_seqs, 4),
-        )
-    for name in ("int8", "int4") if rounds else ():
-        way(quantization=name)
-        way(quantization=name, max_num_batched_tokens=64, max_num_seqs=min(settings.max_num_seqs, 16))
-    return ways
-
-
-def _halves(start: int) -> list[int]:
-    """start/2, start/4, ... down to 16, as powers of two where `start` is one."""
-    found = []
-    while start > 16:
-        start = max(16, start // 2)
-        found.append(start)
-    return found
 
 
 def _mib(count: int) -> str:

@@ -14,9 +14,11 @@ Policy = Literal["fcfs", "priority"]
 Kind = Literal["auto", "generate", "pooling"]
 Convert = Literal["none", "embed"]
 Tokens = Literal["auto", "last", "mean", "cls"]
+Method = Literal["ngram", "suffix", "draft_model", "eagle"]
+Weights = Literal["resident", "stream"]
+
 QUEUED = 192 << 20
 """Bytes of blocks that wait to be written to a disk, or were read and are not in the cache yet, at most."""
-Method = Literal["ngram", "suffix", "draft_model"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +30,8 @@ class SpeculativeConfig:
     """
 
     method: Method | None = None
-    """Who guesses: the request's own text, that and other requests' outputs, or a smaller model; nobody without it."""
+    """Who guesses: the request's own text, that and other requests' outputs, a smaller model, or a head that goes on
+    with the model's hidden states; nobody without it."""
     num_speculative_tokens: int = 16
     """Guessed tokens of one request in one step, at most."""
     adaptive: bool = True
@@ -44,9 +47,9 @@ class SpeculativeConfig:
     suffix_decoding_min_token_prob: float = 0.1
     """suffix: the share of the places found that must agree with all of a guess."""
     model: str | None = None
-    """draft_model: directory of a smaller checkpoint with the same tokenizer."""
+    """draft_model: directory of a smaller checkpoint with the same tokenizer. eagle: of a head for this very model."""
     dtype: Dtype = "auto"
-    """draft_model: what its weights are kept in."""
+    """draft_model, eagle: what its weights are kept in."""
     quantization: str | None = None
     """draft_model: a number format that its float weights are rounded to."""
 
@@ -62,8 +65,11 @@ class SpeculativeConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"speculative.{name} must be in [{low:g}, {high:g}], not {value}")
-        if (self.method == "draft_model") is not (self.model is not None):
-            raise ConfigError("speculative.method draft_model and speculative.model go together: give both or neither")
+        if (self.method in ("draft_model", "eagle")) is not (self.model is not None):
+            method = self.method if self.method == "eagle" else "draft_model"
+            raise ConfigError(f"speculative.method {method} and speculative.model go together: give both or neither")
+        if self.method == "eagle" and self.quantization is not None:
+            raise ConfigError("speculative.quantization is for draft_model: a draft head is small, leave it out")
 
 
 _JSON = {"flag": "speculative-config", "example": '{"method": "ngram", "num_speculative_tokens": 8}'}
@@ -83,6 +89,9 @@ class EngineConfig:
     `max_model_len` None is the model's own context. `scheduling_policy` "priority" serves the lowest number first.
     `enable_lora` lets requests name adapters: `max_loras` different ones in a step, each of rank `max_lora_rank` at
     most; in memory are at most `lora_cache_bytes` of them, and `max_cpu_loras` where that is given.
+    `weights` "stream" keeps as many layers in memory as `weights_memory_bytes` hold, two at least, and reads the others
+    from disk in every step; without the number they take half of what is left beside the cache. They are read from a
+    file in `offload_dir`, which is made of the checkpoint at the first start (~/.cache/twofold/weights by default).
     `kv_host_bytes` of host memory keep blocks of the cache that it had no more room for, `kv_offload_dir` names a
     directory where blocks outlive the process, `kv_offload_bytes` of them at most (docs/kv_tiers.md).
     `seed` makes unseeded requests of one run repeatable; None draws fresh seeds. `speculative` says who guesses at the
@@ -114,6 +123,9 @@ class EngineConfig:
     max_lora_rank: int = 64
     max_cpu_loras: int | None = None
     lora_cache_bytes: int = 256 << 20
+    weights: Weights = "resident"
+    weights_memory_bytes: int | None = None
+    offload_dir: str | None = None
     kv_host_bytes: int | None = None
     kv_offload_dir: str | None = None
     kv_offload_bytes: int = 16 << 30
@@ -135,6 +147,7 @@ class EngineConfig:
             ("max_lora_rank", 4096),
             ("max_cpu_loras", 2**31 - 1),
             ("lora_cache_bytes", 2**63 - 1),
+            ("weights_memory_bytes", 2**63 - 1),
             ("kv_host_bytes", 2**63 - 1),
             ("kv_offload_bytes", 2**63 - 1),
         ):
@@ -154,6 +167,10 @@ class EngineConfig:
             )
         if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
             raise ConfigError(f"max_cpu_loras is {self.max_cpu_loras}, less than max_loras {self.max_loras}: raise it")
+        if self.weights == "resident" and (self.weights_memory_bytes is not None or self.offload_dir is not None):
+            raise ConfigError("weights_memory_bytes and offload_dir are for streamed weights: add weights stream")
+        if self.weights == "stream" and self.device != "cpu":
+            raise ConfigError(f"weights are streamed on the cpu, not on {self.device}: leave weights stream out")
         tier = "kv_host_bytes" if self.kv_host_bytes is not None else "kv_offload_dir" if self.kv_offload_dir else ""
         if tier and not self.enable_prefix_caching:
             raise ConfigError(f"{tier} keeps blocks to be found again, without enable_prefix_caching none is: drop one")

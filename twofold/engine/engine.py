@@ -19,29 +19,25 @@ from torch import Tensor
 from ..core import ConfigError, RequestError, StateError
 from ..models.adapters import Slots
 from ..models.decoder import Decoder
+from ..models.streaming import StreamError, refuse_new_weights
 from ..models.weights import load_tensors
-from ..platforms import free_on
 from .adapters import AdapterPool
+from .around import context_for, num_blocks_for, speculation_for, tiers_for
 from .blocks import BlockPool
-from .capacity import forecast, kv_dtype_of
+from .capacity import kv_dtype_of
 from .config import EngineConfig
 from .contents import BlockContents
-from .disk_tier import DiskTier
-from .draft import draft_model
+from .facts import Waits
 from .grammar.masks import Grammars
-from .identity import identity
 from .limits import Limits
-from .paged import KVCache
-from .plan import StepPlan, StepResult
+from .plan import ChunkResult, StepPlan, StepResult
 from .pooler import Pooler
 from .pooling import PoolingEngine
-from .proposer import Proposer
 from .request import Output, Request
 from .runner import Runner
 from .scheduler import Scheduler
-from .speculation import Speculation, lookup
+from .speculation import watched
 from .stats import EngineStats
-from .tiers import HostTier, Tier, Tiers
 from .vectors import NO_POOLING, Abilities
 
 LOAD_SECONDS = 0.05  # for a tier, when there is nothing else to do but hear who comes and goes
@@ -70,18 +66,10 @@ class Engine:
         pooler: Pooler | None = None,
     ) -> None:
         decoder.spec.speaking()
-        max_model_len = config.max_model_len or decoder.max_len
-        if max_model_len > decoder.max_len:
-            raise ConfigError(f"max_model_len is {max_model_len}; this decoder was built for {decoder.max_len} at most")
-        if not config.enable_chunked_prefill and config.max_num_batched_tokens < max_model_len:
-            raise ConfigError(
-                f"max_num_batched_tokens is {config.max_num_batched_tokens}: without enable_chunked_prefill a prompt "
-                f"of {max_model_len} tokens must fit one step; raise the first or lower max_model_len"
-            )
-        blocks = _num_blocks(decoder, replace(config, max_model_len=max_model_len))
-        self.speculation = speculation_for(decoder, config, num_blocks=blocks, eos_ids=tuple(eos_ids))
-        self.decoder = decoder
-        self.config = config
+        max_model_len = context_for(decoder, config)
+        blocks = num_blocks_for(decoder, replace(config, max_model_len=max_model_len))
+        self.speculation = speculation_for(decoder, config, tokenizer, num_blocks=blocks, eos_ids=tuple(eos_ids))
+        self.decoder, self.config = decoder, config
         size, seqs, vocab = config.block_size, config.max_num_seqs, decoder.spec.vocab
         self.limits = Limits(
             max_model_len=max_model_len, vocab=vocab, cache_tokens=blocks * size, block_size=size, max_seqs=seqs
@@ -96,6 +84,7 @@ class Engine:
             tokens=config.max_num_batched_tokens,
             kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
             slots=self.slots,
+            watch=watched(self.speculation),
         )
         self.tiers = tiers_for(decoder, config, self.pool, BlockContents(lambda: self.runner.layers))
         self.scheduler = Scheduler(
@@ -114,10 +103,10 @@ class Engine:
         self.grammars: Grammars | None = None
         if tokenizer is not None:
             self.grammars = Grammars(tokenizer, decoder.spec.vocab, eos_ids, self.scheduler.gated)
+        self.waits = Waits(self.scheduler.clock, self.tiers)
         self.version = 0
         self._half_loaded = False
-        self._steps = 0
-        self._computed_tokens = 0
+        self._steps = self._computed_tokens = 0
         self._busy_seconds = 0.0
         self._last = (0, 0.0)
 
@@ -137,6 +126,7 @@ class Engine:
         if request.params.structured_outputs is not None and self.grammars is None:
             raise RequestError("this engine was made without a tokenizer, so it knows no forms", "structured_outputs")
         self.scheduler.submit(request)
+        self.waits.enter(request)
 
     def abort(self, request_id: str) -> None:
         """End a request now and free its blocks; unknown and ended ids are ignored."""
@@ -172,6 +162,7 @@ class Engine:
             self.grammars.poll()
         plan = self.scheduler.plan()
         self._spill()
+        self.waits.saw(self.scheduler)
         if plan.chunks:
             self.scheduler.apply(self._execute(plan))
             self._spill()
@@ -183,6 +174,7 @@ class Engine:
         elif self.grammars is not None and self.scheduler.gated:
             self.grammars.wait()
         outputs = pooled + self.scheduler.take()
+        self.waits.told(outputs)
         if not self.scheduler.has_work:
             self.scheduler.check_integrity()
         return outputs
@@ -203,10 +195,14 @@ class Engine:
         return self.pooling.step(taken)
 
     def _execute(self, plan: StepPlan) -> StepResult:
-        if self.grammars is None or not self.scheduler.gated:
-            return self.runner.execute(plan)
-        self.grammars.ask(plan)
-        return self.runner.execute(plan, self.grammars.masks)
+        try:
+            if self.grammars is None or not self.scheduler.gated:
+                return self.runner.execute(plan)
+            self.grammars.ask(plan)
+            return self.runner.execute(plan, self.grammars.masks)
+        except StreamError as error:  # the disk's affair: these requests end, and the next ones try again
+            rows = tuple(ChunkResult(serial=chunk.serial, error=str(error)) for chunk in plan.chunks)
+            return StepResult(step=plan.step, rows=rows)
 
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         tokens = plan.num_tokens
@@ -225,12 +221,13 @@ class Engine:
         grow: the prefix cache is keyed by them, so nothing that older weights computed is ever found.
 
         Raises:
-            ConfigError: a version that is not above the last one.
+            ConfigError: a version that is not above the last one, or weights that are streamed from a file.
             CheckpointError: an unknown, missing or misshapen tensor; the engine then refuses to step until a
                 complete set has come.
         """
         if version <= self.version:
             raise ConfigError(f"weights version {version} is not above {self.version}: count versions upwards")
+        refuse_new_weights(self.decoder)
         self.scheduler.set_version(version)
         if self.tiers is not None:
             self.tiers.forget()
@@ -240,6 +237,8 @@ class Engine:
             self._half_loaded = False
         self.runner.compile()
         self.version = version
+        if self.speculation is not None and self.speculation.watcher is not None:
+            self.speculation.watcher.renew(self.decoder)
         if self.pooling is not None:
             self.pooling.renew(self.decoder, version)
 
@@ -336,48 +335,3 @@ def open_engine(
         return PoolingEngine(decoder, config, Pooler.load(decoder, folder, config.pooling))
     pooler = Pooler.load(decoder, folder, config.pooling) if config.convert == "embed" else None
     return Engine(decoder, config, eos_ids=eos_ids, tokenizer=folder, pooler=pooler)
-
-
-def speculation_for(
-    decoder: Decoder, config: EngineConfig, *, num_blocks: int, eos_ids: tuple[int, ...]
-) -> Speculation | None:
-    """Whoever the settings name to guess at tokens, None when nobody is to."""
-    wanted = config.speculative
-    if wanted.method is None:
-        return None
-    if wanted.method == "draft_model":
-        proposer: Proposer = draft_model(decoder, config, num_blocks=num_blocks, eos_ids=eos_ids)
-    else:
-        proposer = lookup(wanted)
-    return Speculation(proposer, most=wanted.num_speculative_tokens, adaptive=wanted.adaptive)
-
-
-def tiers_for(decoder: Decoder, config: EngineConfig, pool: BlockPool, contents: BlockContents) -> Tiers | None:
-    """The tiers that the settings ask for behind a pool, nearest first; None without any."""
-    tiers: list[Tier] = []
-    if config.kv_host_bytes is not None:
-        tiers.append(HostTier(config.kv_host_bytes))
-    if config.kv_offload_dir:
-        who = identity(decoder, contents.about)
-        size, most = contents.nbytes, config.kv_offload_bytes
-        tiers.append(DiskTier(config.kv_offload_dir, identity=who, block_bytes=size, most_bytes=most))
-    return Tiers(pool, contents, tiers) if tiers else None
-
-
-def _num_blocks(decoder: Decoder, config: EngineConfig) -> int:
-    """How many blocks the cache has: as said, or as many as the machine can spare beside the weights."""
-    if config.num_blocks is not None:
-        return config.num_blocks
-    if config.kv_cache_memory_bytes is not None:
-        per_block = KVCache.bytes_per_block(
-            decoder.spec, config.block_size, kv_dtype_of(config.kv_dtype, decoder.dtype)
-        )
-        blocks = config.kv_cache_memory_bytes // per_block
-        if blocks < 1:
-            raise ConfigError(
-                f"kv_cache_memory_bytes is {config.kv_cache_memory_bytes}, less than one block of {per_block} bytes: "
-                "give more, or leave it out"
-            )
-        return blocks
-    held = replace(config, dtype=str(decoder.dtype).removeprefix("torch."))  # type: ignore[arg-type]
-    return forecast(decoder.spec, held, free_on(str(decoder.device)), loaded=True).require().blocks

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 from ..core import RequestError, build
 from ..data import TextStream, Tokenizer
 from ..models.gguf import folder_of
-from ..models.weights import load, read_formats, read_spec
 from ..platforms import free_on
 from .adapters import AdapterPool
-from .capacity import DTYPES, forecast, resolve
+from .capacity import resolve
 from .config import EngineConfig
 from .embedding import TextJudge
 from .engine import Engine, open_engine
 from .grammar.masks import Grammars
+from .opening import open_decoder
 from .request import Beam, Output, Request, State, TokenOut
 from .sampling import SamplingParams
 from .words import ban
@@ -86,16 +86,8 @@ class LLM(TextJudge):
     def __init__(self, model: str | Path, **settings: Any) -> None:
         self.model = folder_of(model)
         config = resolve(build(EngineConfig, settings), self.model)
-        held = read_formats(self.model, config.quantization)
-        forecast(read_spec(self.model), config, free_on(config.device), formats=held).require()
         self.tokenizer = Tokenizer.load(self.model)
-        decoder = load(
-            self.model,
-            dtype=DTYPES[config.dtype],
-            device=config.device,
-            max_len=config.max_model_len,
-            quantization=config.quantization,
-        )
+        decoder = open_decoder(self.model, config, free_on(config.device))
         self.engine = open_engine(decoder, config, self.model, eos_ids=self.tokenizer.eos_ids)
         self._names = itertools.count()
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..core import ConfigError, RequestError, StateError
 from ..models.decoder import Decoder
+from ..models.streaming import StreamError, refuse_new_weights
 from ..models.weights import load_tensors
 from .config import EngineConfig
 from .kinds import step_tokens
@@ -179,19 +180,24 @@ class PoolingEngine:
         for request in requests:
             request.move(State.RUNNING)
         lengths = [len(request.prompt_ids) for request in requests]
-        hidden_TD = self.texts([request.prompt_ids for request in requests], [request.types for request in requests])
+        try:
+            hidden_TD = self.texts([r.prompt_ids for r in requests], [r.types for r in requests])
+        except StreamError as error:
+            for waiting in batch:
+                self._end(waiting, State.ERROR, error=str(error))
+            return
         whole = _finite(hidden_TD, lengths)
         made = iter(self.pooler(hidden_TD, lengths, [r.pooling for r in requests if r.pooling is not None]))
         for waiting, good in zip(batch, whole, strict=True):
             pooled = next(made)
             self._end(waiting, State.STOP if good else State.ERROR, pooled if good else None)
 
-    def _end(self, waiting: _Waiting, state: State, pooled: Pooled | None = None) -> None:
+    def _end(self, waiting: _Waiting, state: State, pooled: Pooled | None = None, error: str | None = None) -> None:
         request = waiting.request
         del self._by_id[request.id]
         request.move(state)
         self.finished[state] += 1
-        error = NOT_FINITE if state is State.ERROR else None
+        error = error or (NOT_FINITE if state is State.ERROR else None)
         self._outbox.append(Output(request.id, finish=state, error=error, pooled=pooled, version=self.version))
 
     def _measure(self, tokens: int, seconds: float) -> None:
@@ -210,6 +216,7 @@ class PoolingEngine:
         """
         if version <= self.version:
             raise ConfigError(f"weights version {version} is not above {self.version}: count versions upwards")
+        refuse_new_weights(self.decoder)
         if named_tensors is not None:
             self._half_loaded = True
             load_tensors(self.decoder, named_tensors)

@@ -10,9 +10,15 @@ sampled there. So the text is the same to the bit whoever guesses, and however w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+from .plan import StepPlan, StepResult
 from .row import Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..models.decoder import Decoder
 
 GRADES = 24
 """Grades of a guessed token go from 0 to one less; those of one grade are right about equally often."""
@@ -43,3 +49,14 @@ class Proposer(Protocol):
 
     def sleep(self) -> None:
         """Give memory back; everything may be asked for again afterwards."""
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """A proposer that looks at what the model itself computes."""
+
+    def saw(self, plan: StepPlan, result: StepResult, hidden_TD: Tensor) -> None:
+        """A step has been run: its tokens' hidden states [T, D], final norm applied, are good until the next one."""
+
+    def renew(self, target: Decoder) -> None:
+        """The model has new weights, in this decoder."""

@@ -22,6 +22,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ..core import StateError
+from .facts import Facts
 from .sampling import SamplingParams
 from .vectors import Pooled, Pooling
 
@@ -76,6 +77,11 @@ class Request:
     num_computed: int = field(default=0, init=False)
     num_cached: int = field(default=0, init=False)
     preemptions: int = field(default=0, init=False)
+    drafted: int = field(default=0, init=False)
+    accepted: int = field(default=0, init=False)
+    waits: dict[str, float] = field(default_factory=dict, init=False)
+    tiers: dict[str, int] = field(default_factory=dict, init=False)
+    told: Facts = field(default=Facts(), init=False)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -95,6 +101,12 @@ class Request:
     @property
     def token_ids(self) -> list[int]:
         return [*self.prompt_ids, *self.output_ids]
+
+    def news(self) -> dict[str, Any]:
+        """What its next Output says of it beside tokens; `facts` only when they are others than those told last."""
+        now = Facts(self.preemptions, self.drafted, self.accepted, dict(self.waits), dict(self.tiers))
+        known, self.told = self.told, now
+        return {"cached_tokens": self.num_cached, "facts": None if now == known else now}
 
     def wire(self) -> dict[str, Any]:
         """The fields that cross a process, enough to continue the same text elsewhere; the deadline as seconds left."""
@@ -142,7 +154,8 @@ class Output(msgspec.Struct, frozen=True):
     `prompt` holds log-probabilities of the prompt's tokens, the first being None, sent once when they were asked for.
     `stop_reason` is the stop token's id when one ended the request. `version` is that of the weights that made the
     tokens. `pooled` is what was asked of a text that is not continued. `param` is the request's field at fault for an
-    `error`, when it is the request's own.
+    `error`, when it is the request's own. `facts` are those of the request so far, None
+    while nothing has changed in them.
     """
 
     request_id: str
@@ -156,6 +169,7 @@ class Output(msgspec.Struct, frozen=True):
     pooled: Pooled | None = None
     param: str | None = None
     beams: tuple[Beam, ...] = ()
+    facts: Facts | None = None
 
     def parts(self, count: int) -> list[Output]:
         """What it says to each of `count` sequences of its request: a beam each at the end of a search, else itself.

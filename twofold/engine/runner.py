@@ -7,7 +7,7 @@ Shapes: T tokens of the step, D hidden size, R rows whose logits are wanted, V v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
@@ -33,7 +33,8 @@ class Runner:
     """One decoder and one KVCache of `num_blocks` blocks, made at once, so that a lack of memory shows at the start.
 
     A decoder that can be compiled runs as one program, for steps of at most `tokens` tokens; another runs one kernel
-    at a time, with the same bits. On CUDA the kernels are Triton's, and decode steps are replayed.
+    at a time, with the same bits. On CUDA the kernels are Triton's, and decode steps are replayed. `watch` is shown
+    each step's hidden states [T, D].
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Runner:
         tokens: int,
         kv_dtype: torch.dtype | None = None,
         slots: Slots | None = None,
+        watch: Callable[[StepPlan, StepResult, Tensor], None] | None = None,
     ) -> None:
-        self.decoder = decoder
+        self.decoder, self.watch = decoder, watch
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.tokens = tokens
@@ -125,7 +127,10 @@ class Runner:
                     )
                 )
             at += len(chunk.ids)
-        return StepResult(step=plan.step, rows=tuple(rows))
+        result = StepResult(step=plan.step, rows=tuple(rows))
+        if self.watch is not None:
+            self.watch(plan, result, hidden_TD)
+        return result
 
     def _failed(self, chunk: Chunk) -> ChunkResult:
         """The answer to a chunk with numbers that are not finite: when they may be a wrong guess's, try without."""

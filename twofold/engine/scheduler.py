@@ -379,8 +379,7 @@ class Scheduler:
         self._tell(row, finish=state, **what)
 
     def _tell(self, row: Row, **what: Any) -> None:
-        cached = row.request.num_cached
-        self._outbox.append(Output(row.request.id, cached_tokens=cached, version=self.version, **what))
+        self._outbox.append(Output(row.request.id, version=self.version, **row.request.news(), **what))
 
     # ------------------------------------------------------------------------------------ truth
     @property

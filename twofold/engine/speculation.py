@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .config import SpeculativeConfig
 from .lookup import NGram, Suffix
 from .pace import Pace
-from .proposer import GRADES, Guess, Proposer
+from .proposer import GRADES, Guess, Proposer, Watcher
 from .request import TokenOut
 from .row import Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .plan import StepPlan, StepResult
 
 
 class Speculation:
@@ -76,6 +81,8 @@ class Speculation:
             kept = len(drawn) - 1
             self.drafts += 1
             self.draft_tokens += drafted
+            row.request.drafted += drafted
+            row.request.accepted += kept
             for place in range(kept):
                 self.accepted[place] += 1
             self.proposer.told(row, kept)
@@ -89,6 +96,11 @@ class Speculation:
         self.pace.forget(row.serial)
         self.proposer.forget(row)
 
+    @property
+    def watcher(self) -> Watcher | None:
+        """The proposer, if it is to see what the model computes."""
+        return self.proposer if isinstance(self.proposer, Watcher) else None
+
     def counters(self) -> dict[str, Any]:
         """What `EngineStats` says of guesses."""
         return {
@@ -100,6 +112,12 @@ class Speculation:
 
     def sleep(self) -> None:
         self.proposer.sleep()
+
+
+def watched(speculation: Speculation | None) -> Callable[[StepPlan, StepResult, Tensor], None] | None:
+    """Who is to see each step's hidden states, if anybody."""
+    watcher = speculation.watcher if speculation is not None else None
+    return watcher.saw if watcher is not None else None
 
 
 def lookup(config: SpeculativeConfig) -> Proposer:

@@ -290,6 +290,7 @@ class Tiers:
             for block, (name, tier, _) in zip(blocks, came, strict=True):
                 pool.publish(block, name)
                 self.found[tier.name] += pool.block_size
+                row.request.tiers[tier.name] = row.request.tiers.get(tier.name, 0) + pool.block_size
             pool.release([*found, *blocks])
             row.landed += len(came) * pool.block_size
         return self.pool.find(row.chain[: row.readable])
@@ -303,6 +304,11 @@ class Tiers:
         if row.request.preemptions == 0 and row.scored:
             self.queries += row.request.num_tokens - row.found + row.landed
             self.hits += row.landed
+
+    def holds(self, row: Row) -> bool:
+        """Whether a row waits for what a tier is asked for."""
+        waiting = self._waits.get(row.serial)
+        return waiting is not None and bool(waiting.piece)
 
     def left(self, row: Row) -> None:
         """A row needs nothing any more; what is being read for it comes to nobody."""

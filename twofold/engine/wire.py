@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
@@ -81,6 +82,26 @@ def length(head: bytes) -> int:
     if size > MAX_FRAME:
         raise WorkerError(f"a frame of {size} bytes is announced, at most {MAX_FRAME} are read")
     return size
+
+
+def receive(some: Callable[[int], bytes]) -> bytes:
+    """Wait for the body of the next frame from `some`, which gives at most so many bytes, as `socket.recv` does.
+
+    Raises:
+        EOFError: the other end is gone.
+        WorkerError: no honest peer sends that much.
+    """
+
+    def exactly(count: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < count:
+            more = some(count - len(parts))
+            if not more:
+                raise EOFError
+            parts += more
+        return bytes(parts)
+
+    return exactly(length(exactly(HEAD.size)))
 
 
 def read(decoder: msgspec.msgpack.Decoder[M], body: bytes, sender: str, reader: str) -> M:

@@ -7,6 +7,7 @@ rope.py      the angle of each position
 decoder.py   the model
 tensors.py   its matrices, tables and norms
 scoring.py   score heads: reward models and critics
+draft_head.py  heads that guess the hidden states of another model
 memory.py    memory for what was built without
 compile.py   Program: a decoder as one list of stages for the CPU kernels
 write.py     how a decoder's layers are written as stages
@@ -32,6 +33,9 @@ quantized.py which weights may be quantized, and the decoder with panels in thei
 calibration.py  a decoder as calibration sees it: blocks, weights, where scales can move
 exchange.py  a decoder whose experts are divided among ranks
 shards.py    safetensors through a memory map
+sections.py  a decoder's tensors as one file has them, a layer after another
+streaming.py layers that pass through a few buffers, read ahead from that file
+streamed.py  the file made of a checkpoint, and a decoder over it
 weights.py   load, save, and weights by the checkpoint's names
 sentences.py how a checkpoint makes one vector of a text
 whole.py     a checkpoint's directory as parameters, one whole at a time

@@ -16,7 +16,7 @@ import ctypes
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 
 import torch
 from torch import Tensor
@@ -87,8 +87,11 @@ class Program:
         self._step = stages.Step()
         writer = Writer(decoder, caches, self._step, tokens, rows)
         seated = writer.body(seated=True) if writer.beside.slots else []
-        self._written = (writer.body(), seated, writer.head())
-        self._body, self._seated, self._head = (library.bind(part) for part in self._written)
+        self._seated = self._cut(seated, writer.cuts)
+        body = writer.body()
+        self._body = self._cut(body, writer.cuts)
+        self._written = (body, seated, writer.head())
+        self._head = library.bind(self._written[-1])
         self._hidden_TD, self._logits_RV = _Top(writer.hidden_TD), _Top(writer.logits_RV)
         self._writer = writer  # keeps alive what the stages point at
 
@@ -100,7 +103,13 @@ class Program:
     def run(self, step: Spans) -> Tensor:
         """The step's last hidden states [T, D], final norm applied; the program's memory, good until the next step."""
         kept = self._fill(step)
-        self._go(self._seated if any(step.slots) else self._body)
+        parts = self._seated if any(step.slots) else self._body
+        if (stream := self.decoder.stream) is None:
+            self._go(parts[0])
+        else:
+            for number, part in enumerate(parts, -1):
+                with stream.layer(number):
+                    self._go(part)
         del kept
         return self._hidden_TD.rows(len(step.ids))
 
@@ -114,6 +123,12 @@ class Program:
         self._step.wanted, self._step.rows = len(wanted), rows.buffer_info()[0]
         self._go(self._head)
         return self._logits_RV.rows(len(wanted))
+
+    def _cut(self, body: list[ctypes.Structure], cuts: list[int]) -> list[ctypes.Array[stages.Stage]]:
+        """The body in one, or where layers come and go: what is before them, each layer, and what is after."""
+        if self.decoder.stream is None:
+            return [self._library.bind(body)]
+        return [self._library.bind(body[a:b]) for a, b in pairwise((0, *cuts, len(body)))]
 
     def _go(self, part: ctypes.Array[stages.Stage]) -> None:
         self._library.run(part, torch.get_num_threads())

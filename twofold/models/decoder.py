@@ -11,7 +11,7 @@ K key-value heads, d head size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,9 @@ from .spec import (
     Sandwich,
 )
 from .tensors import Normalise, Weight
+
+if TYPE_CHECKING:
+    from .streaming import Stream
 
 AnglesOf = dict[Rope, tuple[Tensor, Tensor]]
 
@@ -246,11 +249,16 @@ class Decoder(nn.Module):
         with torch.device("meta"):
             self._build(spec)
         give_memory(self, device, dtype)
+        self.stream: Stream | None = None  # where layers come from that are not in memory
         self.angles = {rope: Angles(rope, self.max_len) for rope in spec.ropes}
 
     def _build(self, spec: ModelSpec) -> None:
         embedding = spec.embedding
-        self.embed = Weight(spec.vocab, spec.width)
+        if spec.joins:
+            self.join = Weight(spec.hidden, 2 * spec.hidden)
+            self.reading: Callable[[Decoder, Tensor, AttnContext], Tensor] | None = None
+        else:
+            self.embed = Weight(spec.vocab, spec.width)
         if embedding.positions:
             self.positions = Weight(embedding.positions.size + embedding.positions.offset, spec.hidden)
         if embedding.types:
@@ -275,11 +283,15 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embed.device
+        return self._first.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed.dtype
+        return self._first.dtype
+
+    @property
+    def _first(self) -> Weight | QuantLinear:
+        return self.join if self.spec.joins else self.embed
 
     @property
     def compute(self) -> torch.dtype:
@@ -288,7 +300,13 @@ class Decoder(nn.Module):
 
     def forward(self, ids_T: Tensor, ctx: AttnContext, types_T: Tensor | None = None) -> Tensor:
         """Token ids [T] to the last layer's hidden states [T, D], final norm applied; types are 0 where not given."""
-        x_TD = self.embedded(ids_T, ctx.positions_T, types_T)
+        if self.spec.joins:
+            assert self.reading is not None, "a draft head learns beside a model (`draft_head.Reading`)"
+            return self.reading(self, ids_T, ctx)
+        return self.through(self.embedded(ids_T, ctx.positions_T, types_T), ctx)
+
+    def through(self, x_TD: Tensor, ctx: AttnContext) -> Tensor:
+        """The layers and the final norm: what enters the first layer [T, D] to hidden states [T, D]."""
         angles = {rope: make(ctx.positions_T) for rope, make in self.angles.items()}
         for layer in self.layers:
             x_TD = layer(x_TD, ctx, angles)

@@ -131,7 +131,7 @@ class Layouts:
         self._deaf = {TENSOR} if spec.score is None else set()
         self._stored = bool(stored)
         self._add_quantized(decoder, stored or {})
-        self.embed = next(name for name, slot in self._floats().items() if slot.inner == "embed.weight")
+        self.embed = next((name for name, slot in self._floats().items() if slot.inner == "embed.weight"), "")
 
     def _add_quantized(self, decoder: Decoder, stored: Mapping[str, Stored]) -> None:
         held = quantized_modules(decoder)

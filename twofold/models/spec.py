@@ -303,7 +303,8 @@ class ModelSpec:
     """One decoder. `max_len` is the context it was made for; `names` says how the checkpoint calls each tensor.
 
     A score head stands beside the language head (a critic that shares the policy's layers) or in its place (a reward
-    model, for which `head` is None).
+    model, for which `head` is None). A draft head `joins`: in the place of an embedding it has a matrix that takes
+    another model's hidden state and the embedding of the token behind it (`draft_head.py`).
     """
 
     architecture: str
@@ -317,13 +318,19 @@ class ModelSpec:
     max_len: int = 2048
     score: int | None = None
     score_input: ScoreInput = field(default_factory=ScoreInput)
+    joins: bool = False
 
     def speaking(self) -> Head:
         """The language head.
 
         Raises:
-            ConfigError: there is none: this is a reward model, or an encoder.
+            ConfigError: there is none: this is a reward model, an encoder, or a draft head.
         """
+        if self.joins:
+            raise ConfigError(
+                "this is a draft head, which only guesses for the model that it was trained beside: give that model "
+                'here, and this one as speculative.model with speculative.method "eagle"'
+            )
         if self.head is None and self.encoder:
             raise ConfigError(
                 f"{self.architecture} is an encoder: it makes embeddings or scores of texts, and no text. Give a "

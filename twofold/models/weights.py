@@ -28,7 +28,7 @@ from ..quant.format import Format
 from ..quant.linear import QuantLinear
 from ..quant.stored import Stored
 from .decoder import Decoder
-from .families import ENCODERS, FAMILIES
+from .families import ENCODERS, FAMILIES, HEADLESS
 from .filler import Filler
 from .gguf.file import GgufFile
 from .gguf.tensors import LINK, GgufShard
@@ -74,12 +74,13 @@ def spec_from(config: Mapping[str, Any]) -> ModelSpec:
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise CheckpointError(f"config.json: 'architectures' must name one architecture, not {names!r}")
     family = CAUSAL.get(names[0], names[0])
-    if family not in FAMILIES and family not in ENCODERS:
+    bare = HEADLESS if family in HEADLESS else ENCODERS
+    if family not in FAMILIES and family not in bare:
         raise CheckpointError("config.json: " + unknown("architecture", names[0], [*FAMILIES, *CAUSAL, *ENCODERS]))
     reader = Reader(config)
     check_config(reader.get(dict, KEY, default=None))
     sparse = reader.get(dict, SPARSE, default=None)
-    spec = ENCODERS[family](reader) if family in ENCODERS else scored(FAMILIES[family](reader), reader, names[0])
+    spec = bare[family](reader) if family in bare else scored(FAMILIES[family](reader), reader, names[0])
     reader.finish()
     return spec if sparse is None else sparsified(spec, sparse)
 

@@ -57,6 +57,7 @@ class Writer(Working):
         self.beside = Beside(decoder, tokens)
         self._turns: dict[Rope, tuple[Tensor, Tensor]] = {}
         self._written: Stages = []
+        self.cuts: list[int] = []  # where each layer begins among the body's stages, and where the last one ends
         self._seated = False
 
     def body(self, seated: bool = False) -> Stages:
@@ -64,10 +65,13 @@ class Writer(Working):
         self._seated = seated
         self._written = self.beside.deal(self.tokens) if seated or not self.beside.slots else []
         self._embed()
+        self.cuts = []
         pending: tuple[Tensor, float] | None = None
         for layer, cache in zip(self.decoder.layers, self.caches, strict=True):
             assert isinstance(layer, Layer)
+            self.cuts.append(len(self._written))
             pending = self._layer(layer, cache, pending)
+        self.cuts.append(len(self._written))
         if self.decoder.spec.norm:
             self._norm(self.decoder.norm, self.x_TD, self.hidden_TD, pending)
         elif pending:

@@ -3,6 +3,7 @@
 cgroup.py        the control groups this process lives in, version 1 and 2
 compiler.py      the C++ compiler that kernels may be built with, when there is one
 cores.py         the processors this process may use
+direct.py        a file read past the system's cache
 heap.py          memory that was freed stays with the process
 host.py          HostPool, memory outside the device: this machine's, or files
 instructions.py  the vector instructions of this processor

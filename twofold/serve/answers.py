@@ -11,6 +11,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
+from .record import Timings
+
 PromptLogprobs = list[dict[str, "PromptLogprob"] | None]
 
 
@@ -28,6 +30,7 @@ class Usage(msgspec.Struct):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
+    timings: Timings | UnsetType = UNSET
 
 
 class PromptLogprob(msgspec.Struct):

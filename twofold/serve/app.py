@@ -37,12 +37,15 @@ from .forms import Forms
 from .generate import Generate
 from .guard import App, Guard, Receive, Scope, Send
 from .hearing import Hearing
+from .history import Histories, History
 from .judge import Judge
+from .ledger import Requests
 from .messages import plain
 from .metrics import Metrics
 from .openapi import OpenApi
 from .pages import Pages
 from .readings import Readings
+from .record import Record
 from .reload import Reloads
 from .responses import Responses
 from .shape import ChatShape, TextShape
@@ -63,6 +66,8 @@ class Asked(Protocol):
     model: str | None
     priority: int | None
     cache_salt: str | None
+    timings: bool | None
+    request_id: str | None
 
 
 class Api:
@@ -73,6 +78,7 @@ class Api:
         self.client = client
         self.texts = texts
         self.metrics = Metrics(config, client)
+        self.history = History(client, self.metrics)
         self.adapters = Adapters(self)
         self.judge = Judge(self._opening)
         self.shared = shared or Shared(config)
@@ -92,6 +98,8 @@ class Api:
             *Tokens(self).routes(),
             *Readings(self).routes(),
             *Status(self).routes(),
+            *Requests(self).routes(),
+            *Histories(self).routes(),
         ]
         if self.config.enable_ui:
             routes += Pages().routes()
@@ -104,8 +112,8 @@ class Api:
         body.check()
         self.check_model(body.model)
         params, prompts = body.params(self.defaults), body.prompts(self.config.limits.prompts)
-        self.check_room(len(prompts) * params.width)
-        await self.check_form(body, params)
+        self.check_room(request, len(prompts) * params.width)
+        await self.check_form(request, body, params)
         found = await self.texts.prompts(prompts, special=body.add_special_tokens is not False)
         ids = [truncate(each, body, self.limits, params) for each in found]
         shape = TextShape(**self._shape("cmpl", request, body), logprobs=body.logprobs)
@@ -126,8 +134,8 @@ class Api:
         body.check()
         self.check_model(body.model)
         params, messages = body.params(self.defaults), plain(body.messages, self.config.limits.messages)
-        self.check_room(params.width)
-        await self.check_form(body, params)
+        self.check_room(request, params.width)
+        await self.check_form(request, body, params)
         ids = await self.chat_ids(body, messages)
         hearing = self.texts.hearing(
             body.wanted_tools(),
@@ -136,7 +144,9 @@ class Api:
             silent=body.include_reasoning is False,
         )
         if hearing is not None:
+            began = time.monotonic()
             params, hearing = await enforce(self.judge, hearing, params)
+            request.scope["grammar_seconds"] = request.scope.get("grammar_seconds", 0.0) + time.monotonic() - began
         shape = ChatShape(**self._shape(prefix, request, body), logprobs=params.logprobs)
         return self._submit(request, body, [truncate(ids, body, self.limits, params)], params, hearing), shape
 
@@ -171,13 +181,19 @@ class Api:
         hearing: Hearing | None = None,
     ) -> Call:
         """Prompts handed to the engine, with all that the request says of them. Use the call as a context at once."""
-        self.check_room(len(prompts) * params.width, sum(map(len, prompts)) * params.width)
-        call = Call(self.client, self.metrics, tokenizer, hearing, self.judge)
+        self.check_room(request, len(prompts) * params.width, sum(map(len, prompts)) * params.width)
+        record = self.record(request, body.request_id, body.model)
+        timed = self.config.timings if body.timings is None else body.timings
+        ledger = self.shared.ledger
+        call = Call(
+            self.client, self.metrics, tokenizer, hearing, self.judge, record=record, ledger=ledger, timed=timed
+        )
         adapter = self.check_model(body.model)  # again: it may have gone while the prompt was made ready
         deadline, salt = self.deadline(request), salted(request, body.cache_salt)
         priority = (body.priority or 0) + int(request.scope.get("priority", 0))
         for ids in prompts:
             call.add(ids, params, self.limits, priority=priority, deadline=deadline, salt=salt, adapter=adapter)
+        record.stream = bool(getattr(body, "stream", False))
         call.submit()
         return call
 
@@ -195,7 +211,7 @@ class Api:
             "prompt_logprobs": body.prompt_logprobs,
             "token_ids": bool(body.return_token_ids),
             "as_ids": bool(body.return_tokens_as_token_ids),
-            "usage_in_stream": bool(options.include_usage or options.continuous_usage_stats),
+            "usage_in_stream": bool(options.include_usage or options.continuous_usage_stats or body.timings),
             "usage_in_every": bool(options.continuous_usage_stats),
         }
 
@@ -216,20 +232,30 @@ class Api:
             raise HttpError(404, message, param="model", code="model_not_found")
         return self.adapters.listed[name].key
 
-    def check_room(self, count: int, tokens: int = 0) -> None:
+    def record(self, request: Request, name: str | None, model: str | None) -> Record:
+        """A new record of a call to the model, or to an adapter of it."""
+        adapter = model if model and model != self.config.name else None
+        return Record(request, self.config.name, name=name, adapter=adapter)
+
+    def check_room(self, request: Request, count: int, tokens: int = 0) -> None:
         try:
             self.client.check(count, tokens)
         except CapacityError as error:
             self.metrics.rejected()
-            raise HttpError(429, str(error), code="queue_full", retry_after=self.client.retry_after) from None
+            full = HttpError(429, str(error), code="queue_full", retry_after=self.client.retry_after)
+            self.shared.ledger.refuse(self.record(request, None, None), full)
+            raise full from None
 
-    async def check_form(self, body: Forms, params: SamplingParams) -> None:
+    async def check_form(self, request: Request, body: Forms, params: SamplingParams) -> None:
         """Whether the form that the answer must have can be enforced; RequestError naming the field if not."""
         if params.structured_outputs is not None:
+            began = time.monotonic()
             try:
                 await self.judge.check(params.structured_outputs)
             except RequestError as error:
                 raise RequestError(str(error), body.field(error.param)) from None
+            finally:
+                request.scope["grammar_seconds"] = time.monotonic() - began
 
     def _opening(self) -> m.Open:
         return opening(self.config.model, self.limits.vocab, self.texts.eos_ids)

@@ -27,7 +27,9 @@ from .client import EngineClient
 from .errors import HttpError
 from .hearing import Hearing
 from .judge import Judge
+from .ledger import Ledger
 from .metrics import Metrics
+from .record import Record
 
 _numbers = itertools.count()
 
@@ -42,6 +44,10 @@ class Call:
         tokenizer: Tokenizer | None,
         hearing: Hearing | None = None,
         judge: Judge | None = None,
+        *,
+        record: Record | None = None,
+        ledger: Ledger | None = None,
+        timed: bool = False,
     ) -> None:
         if client.info is not None and not client.info.abilities.generates:
             raise HttpError(400, NO_TEXT, code="no_text")
@@ -50,6 +56,9 @@ class Call:
         self.metrics = metrics
         self.tokenizer = tokenizer
         self.hearing = hearing
+        self.record = record
+        self.ledger = ledger
+        self.timed = timed
         self.choices: list[Choice] = []
         self.prompts: list[list[int]] = []
         self.arrived = time.monotonic()
@@ -107,12 +116,20 @@ class Call:
         """Hand all sequences to the engine, or none; the errors of `EngineClient.check`."""
         self.client.submit([made[0].request for made in self._by_id.values()], self._sink)
         self.submitted = True
+        for choice in self._all:
+            choice.fate = self.client.live[choice.request.id].fate
         self.metrics.accepted(self.choices)
+        if self.record is not None and self.ledger is not None:
+            self.record.submit([len(ids) for ids in self.prompts], self._all, self.choices[0].request.params)
+            self.ledger.begin(self.record)
 
     async def __aenter__(self) -> Call:
         return self
 
-    async def __aexit__(self, *error: object) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self.record is not None and self.ledger is not None:
+            self.ledger.end(self.record, error)
+            self.metrics.waited(self.record.told().timings.waits)
         if self.submitted:
             self.client.abort([choice.request.id for choice in self._all if choice.finish is None])
             self.metrics.ended(self._all, self.failed)
@@ -198,6 +215,8 @@ class Call:
         usage = Usage(prompt, said, prompt + said, PromptTokensDetails(cached))
         if self.hearing is not None and self.hearing.manner.thoughts is not None:
             usage.completion_tokens_details = CompletionTokensDetails(sum(choice.thoughts for choice in self._all))
+        if self.timed and self.record is not None:
+            usage.timings = self.record.timings()
         return usage
 
 

@@ -12,6 +12,7 @@ from ..data import TextStream, Tokenizer
 from ..data.speech import Event, Thought
 from ..engine.request import Beam, Output, Request, State, TokenOut
 from .errors import HttpError
+from .fate import Fate
 from .hearing import Hearing
 
 
@@ -68,6 +69,7 @@ class Choice:
         self.checked: list[str] | None = [] if form is not None and form.checked_after else None
         self.thoughts = 0
         self.finish: str | None = None
+        self.fate = Fate()
         self.first_token: float | None = None
         self.last_token: float | None = None
         self._stream: TextStream | _Wordless = _Wordless()

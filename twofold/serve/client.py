@@ -31,6 +31,7 @@ from ..engine.stats import EngineStats
 from . import wire
 from .asks import Asks
 from .config import ServeConfig
+from .fate import Fate
 from .process import COMMAND, ModelProcess
 
 log = logging.getLogger("twofold.serve")
@@ -53,7 +54,7 @@ class Phase(StrEnum):
 class Accepted:
     """One accepted request. `crashes` counts the deaths of the process since its last token."""
 
-    __slots__ = ("crashes", "prompt_told", "request", "sent", "sink", "started")
+    __slots__ = ("crashes", "fate", "prompt_told", "request", "sent", "sink", "started")
 
     def __init__(self, request: Request, sink: Sink) -> None:
         self.request = request
@@ -62,6 +63,7 @@ class Accepted:
         self.started: float | None = None
         self.prompt_told = False
         self.crashes = 0
+        self.fate = Fate()
 
 
 class EngineClient:
@@ -267,6 +269,7 @@ class EngineClient:
             for name, seconds in message.started:
                 if accepted := self.live.get(name):
                     accepted.started = seconds
+                    accepted.fate.start()
                     self.on_started(accepted, seconds)
             for output in message.outputs:
                 self._deliver(output)
@@ -302,6 +305,7 @@ class EngineClient:
         for accepted in list(self.live.values()):
             if accepted.sent:
                 accepted.sent = False
+                accepted.fate.die()
                 accepted.crashes += 1
                 if accepted.crashes >= self.config.watch.suspects:
                     self._finish(
@@ -361,6 +365,7 @@ class EngineClient:
         if accepted.crashes and (output.tokens or output.finish):
             accepted.crashes = 0
             self._feed()
+        accepted.fate.hear(output.facts)
         accepted.sink(output)
 
     def _forget(self, name: str) -> Accepted:

@@ -23,7 +23,8 @@ class Limits:
     `queue_tokens` counts the prompt tokens of all accepted requests and so bounds the front's memory. `responses`,
     `response_bytes` and `response_seconds` bound the answers that are kept for /v1/responses, all owners together.
     `file_bytes` and `file_seconds` bound an upload, `files` and `files_bytes` all that are kept, `batches` how many are
-    remembered and `batch_lines` what one may ask.
+    remembered and `batch_lines` what one may ask. `records` and `record_seconds` bound what is kept of requests
+    that have ended, for `twofold explain`.
     """
 
     connections: int = 1024
@@ -48,6 +49,8 @@ class Limits:
     files_bytes: int = 4 * 1024 * 1024 * 1024
     batches: int = 1000
     batch_lines: int = 50_000
+    records: int = 1000
+    record_seconds: float = 3600.0
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -130,6 +133,10 @@ class ServeConfig:
     drain_seconds: float = 30.0
     ping_seconds: float = 15.0
     log: Literal["plain", "json"] = "plain"
+    timings: bool = False
+    """Say in every answer's usage where its time went, also where the request does not ask (its `timings` does)."""
+    otlp_traces_endpoint: str | None = None
+    """Send a trace of every request there by OTLP, as http://127.0.0.1:4318/v1/traces; needs twofold[otel]."""
     limits: Limits = field(default_factory=Limits)
     watch: Watch = field(default_factory=Watch)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from . import adapters, answers, generate, openai, reads, reload, tokens
+from . import adapters, answers, generate, history, ledger, openai, reads, record, reload, tokens
 from .anthropic import shapes as anthropic
 from .batches import shapes as batches
 from .pages import KINDS
@@ -138,12 +138,22 @@ ROWS: dict[tuple[str, str], Row] = {
     ("GET", "/version"): Row("Twofold's version."),
     ("GET", "/metrics"): Row("What Prometheus reads.", kinds=("text/plain",)),
     ("GET", "/stats"): Row("What the page's live view shows."),
+    ("GET", "/history"): Row(
+        "What the server did in the last half hour, a row every few seconds.", answer=history.HistoryRows,
+        query={"from": NUMBER, "model": TEXT},
+    ),
+    ("GET", "/requests"): Row(
+        "Requests under way and ended, newest first.", answer=ledger.RequestList,
+        query={"limit": {"type": "integer", "minimum": 1, "maximum": 100_000}, "state": {"enum": [*ledger.STATES]}},
+    ),
+    ("GET", "/requests/{name}"): Row("What became of a request.", answer=record.RequestFacts, more=(404,)),
     ("GET", "/runs"): Row("The runs of training that are found."),
     ("GET", "/runs/{name}"): Row(
         "A run's rows.", more=(404,), query={"from": NUMBER, "row": NUMBER, "version": TEXT}
     ),
     ("GET", "/openapi.json"): Row("This document."),
     ("GET", "/"): Row("The chat page.", kinds=("text/html",)),
+    ("GET", "/overview"): Row("The overview page.", kinds=("text/html",)),
     ("GET", "/train"): Row("The training page.", kinds=("text/html",)),
     ("GET", "/favicon.ico"): Row("The pages' icon.", kinds=("image/svg+xml",)),
     ("GET", "/ui/{name}"): Row("The pages' files.", kinds=tuple(KINDS.values()), more=(404,)),

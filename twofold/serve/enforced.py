@@ -17,7 +17,7 @@ from typing import Any
 
 from ..core import RequestError
 from ..data.speech import Manner, Thoughts, Writing
-from ..engine.grammar.tools import python_arguments
+from ..engine.grammar.pythonic import python_arguments
 from ..engine.sampling import SamplingParams
 from ..engine.structured import StructuredOutputs
 from .hearing import Hearing

@@ -79,6 +79,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stream: bool = False
     cache_salt: str | None = None
     priority: int | None = None
+    timings: bool | None = None
 
     def prompts(self, most: int) -> list[list[int]]:
         """Raises RequestError: none, too many, or an id that is none."""

@@ -166,7 +166,7 @@ class Exchange:
         else:
             self.id = secrets.token_hex(8)
         scope["request_id"] = self.id
-        self.began = time.monotonic()
+        self.began = scope["began"] = time.monotonic()
         self.status: int | None = None
         self.close_after = False
         form = scope["path"] == FORMS
@@ -253,6 +253,7 @@ class Exchange:
             self.status or 499,
             extra={
                 "request_id": self.id,
+                "trace_id": getattr(self._scope.get("record"), "trace_id", None),
                 "status": self.status or 499,
                 "seconds": round(time.monotonic() - self.began, 4),
                 "client": (self._scope.get("client") or ("",))[0],

@@ -8,7 +8,11 @@ import sys
 import time
 from typing import Literal
 
-EXTRAS = ("request_id", "status", "seconds", "client", "requests")
+from .record import Record
+
+EXTRAS = ("request_id", "trace_id", "status", "seconds", "client", "requests")
+
+finished = logging.getLogger("twofold.requests")
 
 
 class PlainLines(logging.Formatter):
@@ -27,6 +31,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             **found(record),
+            **getattr(record, "facts", {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -34,7 +39,31 @@ class JsonLines(logging.Formatter):
 
 
 def found(record: logging.LogRecord) -> dict[str, object]:
-    return {name: getattr(record, name) for name in EXTRAS if hasattr(record, name)}
+    return {name: getattr(record, name) for name in EXTRAS if getattr(record, name, None) is not None}
+
+
+def facts(record: Record) -> dict[str, object]:
+    """The fields of the line that a finished request gets beside its id, its trace's and its status."""
+    told, times = record.told(), record.told().timings
+    found = {
+        "path": told.path,
+        "model": told.model,
+        "adapter": told.adapter,
+        "stream": told.stream,
+        "prompt_tokens": told.prompt_tokens,
+        "output_tokens": told.output_tokens,
+        "sequences": len(told.sequences),
+        "finish": ",".join(told.finish_reasons),
+        "error": told.error,
+        **{name: getattr(times, name) for name in times.__struct_fields__},
+    }
+    return {name: value for name, value in found.items() if value not in (None, "", {})}
+
+
+def tell(record: Record) -> None:
+    """One line for a finished request: counts and times, never content."""
+    ids = {"request_id": record.id, "trace_id": record.trace_id, "status": record.status}
+    finished.info("request finished", extra={**ids, "facts": facts(record)})
 
 
 def set_up(kind: Literal["plain", "json"]) -> None:

@@ -7,12 +7,14 @@ bounded.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ..engine.facts import REASONS
 from ..engine.stats import EngineStats
 from .choice import Choice
 from .client import EngineClient, add
@@ -31,8 +33,10 @@ WHOLE = (
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
 LENGTH = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+RECENT = 4096  # latencies that are kept between two looks of history.py
 SAMPLES = (1, 2, 5, 10, 20)
 ENDS = ("stop", "length", "abort", "error")
+WAITS = (*REASONS, "restart", "compile")
 LABELS = ("model_name", "engine")
 
 
@@ -44,12 +48,20 @@ class Metrics:
         self.labels = (config.name, "0")
         self.prompt_tokens = 0
         self.generation_tokens = 0
+        self.sequences = 0
+        self.rejections = 0
+        self.first_tokens: deque[float] = deque(maxlen=RECENT)
+        self.between_tokens: deque[float] = deque(maxlen=RECENT)
         self._prompt = self._counter("prompt_tokens", "Prompt tokens of accepted requests.")
         self._generated = self._counter("generation_tokens", "Tokens generated.")
         self._rejected = self._counter("admission_rejections", "Requests answered 429.")
         success = Counter(
             "vllm:request_success", "Sequences by how they ended.", (*LABELS, "finished_reason"), registry=self.registry
         )
+        waits = Counter(
+            "twofold:request_wait_seconds", "Why requests waited.", (*LABELS, "reason"), registry=self.registry
+        )
+        self._waits = {reason: waits.labels(*self.labels, reason) for reason in WAITS}
         self._ends = {end: success.labels(*self.labels, end) for end in ENDS}
         self._first = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", FIRST_TOKEN)
         self._between = self._histogram("inter_token_latency_seconds", "Between two tokens.", BETWEEN_TOKENS)
@@ -81,6 +93,7 @@ class Metrics:
                     self._most.observe(params.max_tokens)
 
     def rejected(self) -> None:
+        self.rejections += 1
         self._rejected.inc()
 
     def tokens(self, choice: Choice, count: int, arrived: float) -> None:
@@ -91,13 +104,17 @@ class Metrics:
         if choice.first_token is None:
             choice.first_token = now
             self._first.observe(now - arrived)
+            self.first_tokens.append(now - arrived)
         elif choice.last_token is not None:
+            gap = (now - choice.last_token) / count
             for _ in range(count):
-                self._between.observe((now - choice.last_token) / count)
+                self._between.observe(gap)
+                self.between_tokens.append(gap)
         choice.last_token = now
 
     def finished(self, choice: Choice, arrived: float) -> None:
         now = time.monotonic()
+        self.sequences += 1
         self._ends["stop" if choice.finish == "stop" else "length"].inc()
         self._whole.observe(now - arrived)
         self._said_length.observe(choice.tokens)
@@ -110,6 +127,11 @@ class Metrics:
                 self._prefill.observe(max(first - began, 0.0))
         if began is not None:
             self._inference.observe(now - began)
+
+    def waited(self, waits: Mapping[str, float]) -> None:
+        """A call is over that waited so many seconds by reason."""
+        for reason, seconds in waits.items():
+            self._waits[reason].inc(seconds)
 
     def texts(self, lengths: Sequence[int]) -> None:
         """Texts of so many tokens were accepted to be read whole."""

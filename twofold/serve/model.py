@@ -9,13 +9,13 @@ import msgspec
 
 from ..core import build
 from ..engine.adapters import AdapterPool
-from ..engine.capacity import DTYPES, forecast, resolve
+from ..engine.capacity import resolve
 from ..engine.config import EngineConfig
 from ..engine.engine import Engine, open_engine
+from ..engine.opening import open_decoder
 from ..engine.pooling import TEXTS, PoolingEngine
 from ..engine.stats import EngineStats
 from ..kernels.op import check_names
-from ..models.weights import load, read_formats, read_spec
 from ..platforms import read_memory
 from . import wire
 from .worker import Verb
@@ -72,13 +72,5 @@ def load_model(start: wire.Start) -> LoadedModel:
     check_names()
     settings: dict[str, Any] = start.engine
     config = resolve(build(EngineConfig, settings, "engine."), start.model)
-    held = read_formats(start.model, config.quantization)
-    forecast(read_spec(start.model), config, read_memory().available, formats=held).require()
-    decoder = load(
-        start.model,
-        dtype=DTYPES[config.dtype],
-        device=config.device,
-        max_len=config.max_model_len,
-        quantization=config.quantization,
-    )
+    decoder = open_decoder(start.model, config, read_memory().available)
     return LoadedModel(open_engine(decoder, config, start.model, eos_ids=start.eos_ids))

@@ -1,4 +1,4 @@
-"""The pages, chat and training: static files, read once, served under a content policy that lets nothing else in.
+"""The pages (chat, overview, training): static files, read once, served under a content policy that lets nothing in.
 
 When keys are set a page needs one too (every route does): a browser asks for it as the password of HTTP Basic.
 """
@@ -45,6 +45,7 @@ class Pages:
     def routes(self) -> list[Route]:
         return [
             Route("/", self.index, methods=["GET"]),
+            Route("/overview", self.overview, methods=["GET"]),
             Route("/train", self.train, methods=["GET"]),
             Route("/favicon.ico", self.icon, methods=["GET"]),
             Route("/ui/{name:path}", self.file, methods=["GET"]),
@@ -55,6 +56,9 @@ class Pages:
 
     async def train(self, request: Request) -> Response:
         return self._answer(request, "train.html")
+
+    async def overview(self, request: Request) -> Response:
+        return self._answer(request, "overview.html")
 
     async def icon(self, request: Request) -> Response:
         """What browsers ask for by themselves, whatever a page says its icon is."""

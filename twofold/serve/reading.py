@@ -16,6 +16,7 @@ from ..engine.sampling import SamplingParams
 from ..engine.vectors import Pooled, Pooling
 from .choice import failure
 from .errors import HttpError
+from .record import Read
 from .stream import until_gone
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Reading:
         Raises:
             HttpError: the queue is full, or a text came to no good end.
         """
-        self.api.check_room(len(self.requests), self.tokens)
+        self.api.check_room(request, len(self.requests), self.tokens)
         found: dict[str, Pooled] = {}
         failed: list[Output] = []
         done = asyncio.Event()
@@ -86,7 +87,12 @@ class Reading:
                 done.set()
 
         self.api.client.submit(self.requests, sink)
-        self.api.metrics.texts([len(one.prompt_ids) for one in self.requests])
+        lengths = [len(one.prompt_ids) for one in self.requests]
+        self.api.metrics.texts(lengths)
+        ledger, record = self.api.shared.ledger, self.api.record(request, None, None)
+        reads = [Read(self.api.client.live[one.id].fate) for one in self.requests]
+        record.submit(lengths, reads, None)
+        ledger.begin(record)
         end = "abort"
         try:
             await until_gone(request.receive, done.wait())
@@ -94,6 +100,13 @@ class Reading:
                 end = "abort" if failed[0].finish is State.ABORT else "error"
                 raise failure(failed[0])
             end = "stop"
+            for read in reads:
+                read.finish = "stop"
+        except BaseException as error:
+            ledger.end(record, error)
+            raise
+        else:
+            ledger.end(record)
         finally:
             names = [one.id for one in self.requests]
             self.api.client.abort([name for name in names if name not in found])

@@ -155,7 +155,7 @@ class Readings:
         self._able().check(asked)
         if any(not part for text in texts if isinstance(text, tuple) for part in text):
             raise RequestError("a text is empty: send at least one character", "text_2")
-        self.api.check_room(len(texts))
+        self.api.check_room(request, len(texts))
         cut = body.truncate_prompt_tokens
         most = self.api.limits.max_model_len if cut == -1 else cut
         special = getattr(body, "add_special_tokens", None) is not False

@@ -29,11 +29,12 @@ from .client import EngineClient
 from .config import ServeConfig
 from .fleet import Fleet, Member
 from .guard import App
-from .log import set_up
+from .log import set_up, tell
 from .process import COMMAND
 from .protocol import guarded
 from .shared import Shared
 from .texts import Texts
+from .tracing import Tracing
 
 log = logging.getLogger("twofold.serve")
 
@@ -50,12 +51,23 @@ def serve(config: ServeConfig, engine: EngineConfig, *, command: Sequence[str] =
     config = reload.read(base)
     if config.lora_modules or config.lora_dir is not None:
         engine = dataclasses.replace(engine, enable_lora=True)
+    tracing = Tracing(config.otlp_traces_endpoint) if config.otlp_traces_endpoint else None
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_serve(config, base, engine, command))
+        try:
+            return runner.run(_serve(config, base, engine, command, tracing))
+        finally:
+            if tracing is not None:
+                runner.run(tracing.stop())
 
 
-async def _serve(config: ServeConfig, base: ServeConfig, engine: EngineConfig, command: Sequence[str]) -> int:
+async def _serve(
+    config: ServeConfig, base: ServeConfig, engine: EngineConfig, command: Sequence[str], tracing: Tracing | None
+) -> int:
     shared = Shared(config, base)
+    if tracing is not None:
+        tracing.watch(shared.ledger)
+    if config.log == "json":
+        shared.ledger.ended.append(tell)
     for one in config.each():
         texts = Texts.load(one)
         start = wire.Start(str(one.model), dataclasses.asdict(engine), texts.eos_ids)

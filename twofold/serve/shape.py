@@ -83,7 +83,11 @@ class Shape:
         """The usage field of a chunk that is not the last: null, once the client asked for usage at all."""
         if not self.usage_in_stream:
             return UNSET
-        return self.usage(call) if self.usage_in_every else None
+        if not self.usage_in_every:
+            return None
+        usage = self.usage(call)
+        usage.timings = UNSET  # they come with the last
+        return usage
 
     def worth(self, piece: Piece) -> bool:
         """Whether a piece has anything to show."""

@@ -9,6 +9,7 @@ from .batches import Desk, Files, Inside
 from .batches.desk import spare
 from .config import ServeConfig
 from .guard import App, Receive, Scope, Send
+from .ledger import Ledger
 from .metrics import render
 from .reload import Reload, overlay
 from .responses import Store
@@ -31,6 +32,7 @@ class Shared:
         self.draining = False
         self.app: App | None = None
         self.responses = Store(config.limits)
+        self.ledger = Ledger(config.limits)
         self.apis: list[Api] = []
 
     def api(self, name: str | None) -> Api:
@@ -57,18 +59,22 @@ class Shared:
 
     def _renew(self, new: ServeConfig) -> None:
         self.config = new
-        self.responses.limits = new.limits
+        self.responses.limits = self.ledger.limits = new.limits
         if "files" in vars(self):
             self.files.limits = new.limits
         for api in self.apis:
             api.config = api.client.config = overlay(api.config, new)
 
     def start(self) -> None:
-        """Go on with the batches that an earlier server left in the operator's folder."""
+        """Go on with the batches that an earlier server left in the operator's folder, and begin to look."""
         if self.config.files_dir is not None:
             self.desk.start()
+        for api in self.apis:
+            api.history.start()
 
     async def stop(self) -> None:
+        for api in self.apis:
+            api.history.stop()
         if "desk" in vars(self):
             await self.desk.stop()
 

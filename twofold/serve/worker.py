@@ -164,22 +164,12 @@ class Worker:
     def _ears(self) -> None:
         try:
             while True:
-                size = wire.length(self._exactly(wire.HEAD.size))
-                self.inbox.put(wire.for_worker(self._exactly(size)))
+                self.inbox.put(wire.for_worker(wire.receive(self.sock.recv)))
         except (OSError, EOFError):
             os._exit(0)  # the front is gone: nobody is left to tell
         except TwofoldError as error:
             print(f"twofold worker: {error}", file=sys.stderr, flush=True)
             os._exit(1)
-
-    def _exactly(self, count: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < count:
-            more = self.sock.recv(count - len(parts))
-            if not more:
-                raise EOFError
-            parts += more
-        return bytes(parts)
 
     def _pulse(self) -> None:
         while True:

@@ -9,7 +9,6 @@ The optimizer sees what asks for gradients, so ZeRO, offload and the rules know 
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from ..core import ConfigError
 from ..models.decoder import Decoder
+from ..models.draft_head import digest
 from ..models.lora import FirstPairs, adapt, loras, pair_parameters, trained_parameters
 from ..models.lora_config import LoraConfig
 from ..models.quantized import KEY
@@ -28,9 +28,6 @@ from .config import Recipe
 from .pieces import Held, Piece
 from .places import Places
 from .state import Value, saved, weight_pieces
-
-PROBES, PROBE = 64, 4096
-"""Places of a file that a fingerprint reads, and bytes of each."""
 
 
 def check(mesh: Mesh) -> None:
@@ -45,22 +42,14 @@ def check(mesh: Mesh) -> None:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """What tells a base from another: its settings, the sizes of its files, and numbers from all over them.
+    """What tells a base from another, where the run trains beside one.
 
     The base is not in the run's checkpoints, so a run that goes on must find the same one.
     """
     base = recipe.model.from_
-    if recipe.lora is None or base is None:
+    if base is None or (recipe.lora is None and recipe.draft_head is None):
         return ""
-    digest = hashlib.sha256()
-    for path in sorted((base / "config.json", *base.glob("model*.safetensors"))):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for number in range(PROBES):
-                file.seek(size * number // PROBES)
-                digest.update(file.read(PROBE))
-    return digest.hexdigest()
+    return digest(base)
 
 
 def quantized(recipe: Recipe) -> bool:
@@ -76,6 +65,8 @@ def result(recipe: Recipe) -> Path:
 
 def said(recipe: Recipe) -> str:
     """Where the finished model is."""
+    if recipe.draft_head is not None:
+        return f"the head for {recipe.model.from_} is {result(recipe)}"
     if not quantized(recipe):
         return f"the model is {result(recipe)}"
     return f"the model is {recipe.model.from_} (quantized, as it was) with the adapter {result(recipe)}"

@@ -20,6 +20,7 @@ from ..data import ChatTemplate, Corpus, PackedLoader, Tokenizer, prepare
 from ..data.bpe import train_tokenizer
 from ..models import weights
 from ..models.decoder import Decoder
+from ..models.draft_head import config_for, digest
 from ..models.layout import matrices
 from ..models.lora import adapt
 from ..models.lora import matrices as adapter_matrices
@@ -128,7 +129,7 @@ def build_model(
         ConfigError: sequences longer than the model's context, or a model that cannot be divided so.
     """
     config, dtype, mesh = recipe.model, DTYPES[recipe.model.dtype], axes.mesh
-    source = config.from_ if recipe.lora else checkpoint or config.from_
+    source = config.from_ if recipe.lora else checkpoint or _first(recipe)
     if recipe.lora:
         adapters.check(mesh)
     divided = mesh.size("data") * mesh.size("sp") > 1
@@ -137,7 +138,7 @@ def build_model(
         decoder = axes.divide(weights.spec_from(hf_config(recipe)), device="meta", dtype=held)
     elif source is not None:
         memory = offload.place_weights if offload.keeps_weights else None
-        wanted = None if recipe.heads == "language" else hf_config(recipe)
+        wanted = None if recipe.heads in ("language", "draft") else hf_config(recipe)
         decoder = weights.load(source, dtype=dtype, sparse=config.sparse_attention, memory=memory, wanted=wanted)
     else:
         device = "meta" if offload.keeps_weights else "cpu"
@@ -165,13 +166,18 @@ def build_model(
     return decoder, zero, places
 
 
+def _first(recipe: Recipe) -> Path | None:
+    """Where the first weights are, if they are not drawn from the seed."""
+    return recipe.model.from_ if recipe.draft_head is None else None
+
+
 def _values(recipe: Recipe, decoder: Decoder, checkpoint: Path | None) -> Value:
     """Where a rank's part of each parameter comes from."""
     if checkpoint and not recipe.lora:
         return saved(checkpoint, decoder)
     first: WholeParameters | FirstWeights
-    if recipe.model.from_:
-        first = WholeParameters(recipe.model.from_, wanted=hf_config(recipe))
+    if source := _first(recipe):
+        first = WholeParameters(source, wanted=hf_config(recipe))
     else:
         first = FirstWeights(Decoder(weights.spec_from(hf_config(recipe)), device="meta"), recipe.run.seed)
 
@@ -222,6 +228,8 @@ def hf_config(recipe: Recipe) -> dict[str, Any]:
     if config is None:
         assert recipe.model.from_ is not None
         config = weights.read_config(recipe.model.from_)
+        if recipe.draft_head is not None:
+            return config_for(weights.spec_from(config), digest(recipe.model.from_), recipe.draft_head.width)
     if recipe.heads == "critic":
         config = as_critic(config)
     elif recipe.heads == "reward":

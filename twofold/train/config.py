@@ -11,6 +11,7 @@ Recipe
 ├── offload     what is kept in the host's memory or on disk
 ├── moe         how a mixture's tokens are dealt to its experts
 ├── lora        low-rank adapters in the place of the weights themselves (models/lora_config.py)
+├── draft_head  a head that guesses for a model, in the place of the model (draft_config.py)
 ├── run         where results go, how often to validate and save, threads and seed
 └── sample      prompts that the serving engine answers while the model trains
 """
@@ -28,6 +29,7 @@ from ..data.bpe import VocabularyConfig
 from ..models.lora_config import LoraConfig
 from ..parallel.config import ParallelConfig
 from . import policies
+from .draft_config import DraftHeadConfig
 from .elastic import ElasticConfig
 from .moe_config import MoeConfig
 from .offload_config import OffloadConfig
@@ -180,7 +182,7 @@ class OptimizerConfig:
 
 
 Shape = Literal["linear", "cosine", "sqrt"]
-Heads = Literal["language", "reward", "critic"]
+Heads = Literal["language", "reward", "critic", "draft"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +284,8 @@ class Recipe:
     moe: MoeConfig = field(default_factory=MoeConfig)
     lora: LoraConfig | None = None
     """Train adapters beside the weights, which stay as they are; left out, all weights are trained."""
+    draft_head: DraftHeadConfig | None = None
+    """Train a head that guesses for `model.from`, which stays as it is; left out, the model is trained."""
     sample: SampleConfig = field(default_factory=SampleConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     elastic: ElasticConfig = field(default_factory=ElasticConfig)
@@ -295,11 +299,26 @@ class Recipe:
             )
         if self.elastic.max is not None and self.parallel.dp != "auto":
             raise ConfigError('elastic.max lets ranks come and go: parallel.dp must be "auto", what the others leave')
+        if self.draft_head is not None:
+            self._check_draft_head()
+
+    def _check_draft_head(self) -> None:
+        if self.model.from_ is None:
+            raise ConfigError("[draft_head] needs model.from, the directory of the model that it guesses for")
+        if self.lora is not None or self.sample.prompts:
+            other = "[lora] adapts" if self.lora is not None else "sample.prompts are for"
+            raise ConfigError(f"[draft_head] trains a head beside a model, and {other} the model itself: leave one out")
+        for axis in ("tp", "pp", "sp", "ep"):
+            if getattr(self.parallel, axis) > 1:
+                raise ConfigError(f"[draft_head] is one layer, divided by ZeRO alone: set parallel.{axis} = 1")
 
     @property
     def heads(self) -> Heads:
-        """What stands on the layers: a language head; a score in its place (reward), or beside it (critic)."""
-        return "language"
+        """What stands on the layers: a language head; a score in its place (reward), or beside it (critic).
+
+        A draft head is layers alone, and uses another model's.
+        """
+        return "language" if self.draft_head is None else "draft"
 
     def identity(self) -> dict[str, Any]:
         """The keys that decide the weights' bits, dotted; a run resumes only when all of them are unchanged."""

@@ -31,6 +31,7 @@ from . import adapters, build, card, elastic, plot
 from .axes import Axes
 from .checkpoint import Checkpoints, Position, read_position
 from .config import Recipe
+from .draft_head import DraftLesson
 from .export import export, export_adapter
 from .heartbeat import Heartbeat
 from .journal import Journal, Unwritten
@@ -65,7 +66,7 @@ class Course:
 
     def lesson(self, recipe: Recipe, data: Data, words: build.RecipeWords) -> Lesson:
         """What a step is made of."""
-        return Lesson()
+        return Lesson() if recipe.draft_head is None else DraftLesson(recipe)
 
 
 def run(
@@ -196,8 +197,9 @@ class _Run:
             )
         base = adapters.fingerprint(recipe)
         if position and position.base != base:
+            what = "adapters" if recipe.lora else "draft head's weights"
             raise ConfigError(
-                f"{recipe.model.from_} is not the model that the adapters of {recipe.run.output} were trained on: "
+                f"{recipe.model.from_} is not the model that the {what} of {recipe.run.output} were trained on: "
                 "bring it back, give another run.output, or start over with --fresh"
             )
         axes, offload = Axes(mesh, recipe.parallel), build.build_offload(recipe, mesh)
@@ -216,10 +218,8 @@ class _Run:
             size += f" ({sum(math.prod(places.whole[name]) for name in optimizer.weights) / 1e6:.3f}M in adapters)"
         display.say(f"{recipe.run.output}: {size}, {recipe.schedule.steps} steps{many}")
         step = position.step if position else 0
-        files, behind = (
-            build.run_files(recipe, decoder),
-            recipe.run.save_behind and recipe.offload == type(recipe.offload)(),
-        )
+        files = build.run_files(recipe, decoder)
+        behind = recipe.run.save_behind and recipe.offload == type(recipe.offload)()
         trainer = Trainer(
             decoder,
             optimizer,

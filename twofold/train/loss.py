@@ -52,7 +52,7 @@ def backward(
     targets_R = targets_T if every else targets_T.index_select(0, rows_R)
     summed = 0.0
     grads: list[Tensor] = []
-    for start, stop in _chunks(len(rows_R), vocab):
+    for start, stop in chunks(len(rows_R), vocab):
         leaf_CD = picked_RD[start:stop].detach().requires_grad_()
         value = loss(decoder, leaf_CD, targets_R[start:stop])
         torch.autograd.backward(value / total)
@@ -68,12 +68,13 @@ def evaluate(decoder: Readout, hidden_TD: Tensor, targets_T: Tensor, vocab: int)
     """The summed loss and the number of targets, without gradients."""
     rows_R = (targets_T != IGNORE).nonzero().squeeze(1)
     summed = 0.0
-    for start, stop in _chunks(len(rows_R), vocab):
+    for start, stop in chunks(len(rows_R), vocab):
         rows_C = rows_R[start:stop]
         summed += float(next_token(decoder, hidden_TD[rows_C], targets_T[rows_C]))
     return summed, len(rows_R)
 
 
-def _chunks(rows: int, vocab: int) -> Iterator[tuple[int, int]]:
+def chunks(rows: int, vocab: int) -> Iterator[tuple[int, int]]:
+    """Spans of rows whose logits are in memory together."""
     size = max(CHUNK_ROWS, CHUNK_NUMBERS // vocab)
     return ((start, min(start + size, rows)) for start in range(0, rows, size))

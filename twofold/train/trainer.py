@@ -233,8 +233,8 @@ class Trainer:
         return losses.evaluate(self.decoder, hidden_TD, targets_T, self.places.spec.vocab)
 
     def _forward(self, part: Batch) -> object:
-        """One micro-batch through all that the loss hangs on; a reward model has no language head to go on to."""
-        if self.recipe.heads != "reward":
+        """One micro-batch through all that the loss hangs on; reward models and draft heads end there."""
+        if self.recipe.heads not in ("reward", "draft"):
             return self._score(part)
         ids_T, _, ctx = self.axes.place(part)
         return self.decoder(ids_T, ctx)

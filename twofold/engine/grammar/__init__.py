@@ -2,7 +2,7 @@
 
 source.py      StructuredOutputs as the grammar text that llguidance reads
 tags.py        structural tags as Lark: free text with forms inside
-tools.py       tools_grammar: the structural tag that makes calls of tools well formed
+pythonic.py    a tool's schema as the keyword arguments of a call in Python
 vocabulary.py  a checkpoint's tokenizer as llguidance wants it
 matchers.py    compiled grammars, where each request stands in its own, and the masks from there
 messages.py    what is said to the grammar process and back

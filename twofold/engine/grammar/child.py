@@ -191,18 +191,9 @@ class Child:
 
     def _receive(self) -> m.ToChild | None:
         try:
-            return m.for_child(self._exactly(m.length(self._exactly(m.HEAD.size))))
+            return m.for_child(m.receive(self.sock.recv))
         except (OSError, EOFError):
             return None
-
-    def _exactly(self, count: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < count:
-            more = self.sock.recv(count - len(parts))
-            if not more:
-                raise EOFError
-            parts += more
-        return bytes(parts)
 
     def _watch(self, lanes: list[Lane]) -> None:
         while True:

@@ -18,9 +18,9 @@ from pathlib import Path
 import msgspec
 
 from ..structured import StructuredOutputs
-from ..wire import HEAD, length, pack, read
+from ..wire import HEAD, length, pack, read, receive
 
-__all__ = ["HEAD", "length", "pack"]
+__all__ = ["HEAD", "length", "pack", "receive"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

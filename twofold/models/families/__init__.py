@@ -19,12 +19,14 @@ olmo.py        OLMo 1 and 2
 cohere.py      Command R
 bert.py        BERT, RoBERTa and XLM-RoBERTa: encoders
 modernbert.py  ModernBERT: an encoder
+eagle.py       draft heads
 """
 
 from . import (
     bert,
     bloom,
     cohere,
+    eagle,
     ernie,
     falcon,
     gemma,
@@ -39,15 +41,17 @@ from . import (
     stablelm,
     starcoder2,
 )
-from .registry import ENCODERS, FAMILIES, Family, encoder, family
+from .registry import ENCODERS, FAMILIES, HEADLESS, Family, encoder, family
 
 __all__ = [
     "ENCODERS",
     "FAMILIES",
+    "HEADLESS",
     "Family",
     "bert",
     "bloom",
     "cohere",
+    "eagle",
     "encoder",
     "ernie",
     "falcon",

@@ -16,3 +16,7 @@ family = FAMILIES.register
 ENCODERS: Registry[Family] = Registry("encoder")
 """Those whose tokens see what comes after them: no language head, and a score head only where the name says so."""
 encoder = ENCODERS.register
+
+HEADLESS: Registry[Family] = Registry("draft head")
+"""Those that guess for another model, with its embedding and its head."""
+headless = HEADLESS.register

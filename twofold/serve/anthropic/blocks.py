@@ -55,6 +55,7 @@ def as_chat(asked: CountRequest) -> ChatRequest:
             "top_k": asked.top_k,
             "seed": asked.seed,
             "stream": asked.stream,
+            "timings": asked.timings,
         }
     return converted(ChatRequest, {name: value for name, value in body.items() if value is not None})
 

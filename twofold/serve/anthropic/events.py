@@ -103,7 +103,7 @@ class Blocks:
 
 def tokens(usage: Usage) -> MessagesUsage:
     cached = usage.prompt_tokens_details.cached_tokens
-    return MessagesUsage(usage.prompt_tokens - cached, usage.completion_tokens, cached)
+    return MessagesUsage(usage.prompt_tokens - cached, usage.completion_tokens, cached, timings=usage.timings)
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -81,6 +81,7 @@ class Builder:
             usage.total_tokens,
             InputDetails(usage.prompt_tokens_details.cached_tokens),
             OutputDetails(details.reasoning_tokens if details else 0),
+            usage.timings,
         )
         response.status = "incomplete" if cut else "completed"
         response.incomplete_details = Incomplete("max_output_tokens") if cut else None

@@ -40,7 +40,7 @@ def as_chat(asked: ResponseRequest, history: Sequence[Message]) -> ChatRequest:
         "stream": asked.stream,
     }
     names = ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "ignore_eos", "priority", "cache_salt")
-    for name in (*names, "chat_template_kwargs", "parallel_tool_calls"):
+    for name in (*names, "chat_template_kwargs", "parallel_tool_calls", "timings"):
         body[name] = getattr(asked, name)
     if asked.wants_logprobs:
         body |= {"logprobs": True, "top_logprobs": asked.top_logprobs}

@@ -8,14 +8,17 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from ...core import RequestError
 from ..answers import ChatLogprob
+from ..bodies import NotDone, check_done
+from ..record import Timings
 
 MAX_METADATA = 16
 MAX_KEY, MAX_VALUE = 64, 512
 
-NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
+NOT_DONE: NotDone = {
     "conversation": ((), "send previous_response_id"),
     "prompt": ((), "send the text itself"),
     "context_management": (([],), ""),
@@ -98,6 +101,7 @@ class ResponseRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     priority: int | None = None
     cache_salt: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    timings: bool | None = None
     # harmless: they ask for nothing that shows in the answer
     user: str | None = None
     safety_identifier: str | None = None
@@ -114,11 +118,7 @@ class ResponseRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """What no single field can say; raises RequestError."""
-        for name, (harmless, instead) in NOT_DONE.items():
-            value = getattr(self, name)
-            if value is not None and value not in harmless:
-                hint = f": leave it out, {instead}" if instead else ": leave it out"
-                raise RequestError(f"{name} is not done by this version{hint}", name)
+        check_done(self, NOT_DONE)
         if self.background and self.store is False:
             raise RequestError("background needs store: what is not kept cannot be fetched later", "background")
         if self.stream_options is not None and not self.stream:
@@ -200,6 +200,7 @@ class ResponseUsage(msgspec.Struct):
     total_tokens: int
     input_tokens_details: InputDetails
     output_tokens_details: OutputDetails
+    timings: Timings | UnsetType = UNSET
 
 
 class ResponseError(msgspec.Struct):
