@@ -1,11 +1,12 @@
 """How much sooner does one stream of code come when its next tokens are guessed at?
 
-    twofold bench speculation [--model DIR] [--draft DIR] [--temperature 0.8] [--quick] [--json FILE]
+    twofold bench speculation [--model DIR] [--draft DIR] [--head DIR] [--temperature 0.8] [--quick] [--json FILE]
 
 Prompts are cut from the standard library's source; each is continued alone, once by every side in turn, and timed from
 its first token to its last. A ratio is the time without guesses over the time with, prompt by prompt. All sides must
 write the same tokens. Sides: none; ngram, and so many drafts always (fixed); suffix, in the request's own text alone,
-and with the outputs of the prompts before it (shared); a draft model, when one is given.
+and with the outputs of the prompts before it (shared); a draft model and a draft head, when they are given, each also
+with so many drafts always (fixed).
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ SIDES: dict[str, dict[str, Any]] = {
     "suffix": {"method": "suffix", "suffix_decoding_max_cached_requests": 0},
     "suffix shared": {"method": "suffix"},
 }
+DEPTHS = 4
+"""Depths whose share of right drafts is told."""
 
 
 def prompts_from(llm: LLM, count: int, size: int) -> list[tuple[int, ...]]:
@@ -67,7 +70,8 @@ def measure(args: argparse.Namespace, sides: dict[str, dict[str, Any]], model: P
     """Each side's ratio to none over all prompts of all rounds, each round with new engines, which know nothing yet."""
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     steps = dict.fromkeys(sides, 0)
-    drafted, kept = dict.fromkeys(sides, 0), dict.fromkeys(sides, 0)
+    drafted, kept, drafts = dict.fromkeys(sides, 0), dict.fromkeys(sides, 0), dict.fromkeys(sides, 0)
+    depths: dict[str, list[int]] = {side: [0] * DEPTHS for side in sides}
     tokens = 0
     for turn in range(args.rounds):
         llms = {
@@ -93,6 +97,8 @@ def measure(args: argparse.Namespace, sides: dict[str, dict[str, Any]], model: P
             stats = llm.engine.stats()
             drafted[side] += stats.draft_tokens
             kept[side] += stats.accepted_tokens
+            drafts[side] += stats.drafts
+            depths[side] = [sum(pair) for pair in zip(depths[side], stats.accepted_per_pos)]
     return {
         side: {
             "tokens_per_second": tokens / sum(seconds[side]),
@@ -100,6 +106,7 @@ def measure(args: argparse.Namespace, sides: dict[str, dict[str, Any]], model: P
             "whole": sum(seconds["none"]) / sum(seconds[side]),
             "tokens_per_step": tokens / steps[side],
             "acceptance": kept[side] / drafted[side] if drafted[side] else None,
+            "by_depth": [round(right / max(1, drafts[side]), 3) for right in depths[side]],
         }
         for side in sides
     }
@@ -109,6 +116,7 @@ def told(side: str, found: dict[str, Any]) -> str:
     text = f"{side:14} {found['tokens_per_second']:7,.0f} tokens/s, {found['tokens_per_step']:.2f} a step"
     if found["acceptance"] is not None:
         text += f", {found['acceptance']:.0%} of the drafts right"
+        text += f" (by depth {' '.join(format(share, '.2f') for share in found['by_depth'])})"
     return f"{text}; {found['whole']:.2f} times none, by prompt {Spread.of(found['ratios']).text('times', 2)}"
 
 
@@ -116,6 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", help="checkpoint directory (default: the bundled model)")
     parser.add_argument("--draft", help="a smaller checkpoint with the same tokenizer, as one more side")
+    parser.add_argument("--head", help="a draft head that was trained beside the model, as one more side")
     parser.add_argument("--threads", type=int, default=team_size(), help="threads (default: as the server)")
     parser.add_argument("--prompts", type=int, default=24, help="how many prompts (default: 24)")
     parser.add_argument("--input-len", type=int, default=384, help="tokens of a prompt (default: 384)")
@@ -132,8 +141,10 @@ def main() -> None:
     use_threads(args.threads)
     machine = limits.measure(args.threads, quick=True)
     sides = {side: SIDES[side] for side in SIDES if side == "none" or not args.sides or side in args.sides}
-    if args.draft:
-        sides["draft model"] = {"method": "draft_model", "model": args.draft, "num_speculative_tokens": 6}
+    for side, method, folder in (("draft model", "draft_model", args.draft), ("draft head", "eagle", args.head)):
+        if folder:
+            sides[side] = {"method": method, "model": folder, "num_speculative_tokens": 6}
+            sides[f"{side} fixed 4"] = {**sides[side], "adaptive": False, "num_speculative_tokens": 4}
     print(f"{model}: {args.prompts} prompts of {args.input_len}, {args.output_len} new, {args.threads} threads")
     print(limits.line(machine), flush=True)
     found = measure(args, sides, model)

@@ -34,7 +34,7 @@ def guessing(target: Decoder, head: Decoder | None = None, *, wanted=3, adaptive
     size = engine.config.block_size
     proposer = Eagle(head or head_for(target), target, num_blocks=blocks, block_size=size, tokens=2048, eos_ids=(7,))
     engine.speculation = engine.scheduler.speculation = Speculation(proposer, most=wanted, adaptive=adaptive)
-    engine.runner.watch, engine._watcher = proposer.saw, proposer
+    engine.runner.watch = proposer.saw
     return engine, proposer
 
 

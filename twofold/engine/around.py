@@ -26,8 +26,11 @@ def context_for(decoder: Decoder, config: EngineConfig) -> int:
     """The context of an engine.
 
     Raises:
-        ConfigError: longer than the decoder was built for, or than one step where prompts are not cut.
+        ConfigError: longer than the decoder was built for, or than one step where prompts are not cut; or weights that
+            should be streamed, and are not.
     """
+    if config.weights == "stream" and decoder.stream is None:
+        raise ConfigError("weights stream: this decoder's weights are in memory; stream them where it is loaded")
     max_model_len = config.max_model_len or decoder.max_len
     if max_model_len > decoder.max_len:
         raise ConfigError(f"max_model_len is {max_model_len}; this decoder was built for {decoder.max_len} at most")

@@ -36,6 +36,7 @@ from .pooling import PoolingEngine
 from .request import Output, Request
 from .runner import Runner
 from .scheduler import Scheduler
+from .speculation import watched
 from .stats import EngineStats
 from .vectors import NO_POOLING, Abilities
 
@@ -68,9 +69,7 @@ class Engine:
         max_model_len = context_for(decoder, config)
         blocks = num_blocks_for(decoder, replace(config, max_model_len=max_model_len))
         self.speculation = speculation_for(decoder, config, tokenizer, num_blocks=blocks, eos_ids=tuple(eos_ids))
-        self._watcher = self.speculation.watcher if self.speculation is not None else None
-        self.decoder = decoder
-        self.config = config
+        self.decoder, self.config = decoder, config
         size, seqs, vocab = config.block_size, config.max_num_seqs, decoder.spec.vocab
         self.limits = Limits(
             max_model_len=max_model_len, vocab=vocab, cache_tokens=blocks * size, block_size=size, max_seqs=seqs
@@ -85,7 +84,7 @@ class Engine:
             tokens=config.max_num_batched_tokens,
             kv_dtype=kv_dtype_of(config.kv_dtype, decoder.dtype),
             slots=self.slots,
-            watch=self._watcher.saw if self._watcher is not None else None,
+            watch=watched(self.speculation),
         )
         self.tiers = tiers_for(decoder, config, self.pool, BlockContents(lambda: self.runner.layers))
         self.scheduler = Scheduler(
@@ -107,8 +106,7 @@ class Engine:
         self.waits = Waits(self.scheduler.clock, self.tiers)
         self.version = 0
         self._half_loaded = False
-        self._steps = 0
-        self._computed_tokens = 0
+        self._steps = self._computed_tokens = 0
         self._busy_seconds = 0.0
         self._last = (0, 0.0)
 
@@ -144,7 +142,8 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do or tell something."""
-        return self.scheduler.has_work or (self.pooling is not None and self.pooling.has_work)
+        spills = self.tiers is not None and self.tiers.behind
+        return self.scheduler.has_work or spills or (self.pooling is not None and self.pooling.has_work)
 
     def step(self) -> list[Output]:
         """Advance every request that can, by one forward pass, and tell what came of it.
@@ -170,7 +169,7 @@ class Engine:
             if self.grammars is not None:
                 self.grammars.tell()  # so that it works while the outputs are handed on
             self._measure(plan, time.perf_counter() - started)
-        elif self.tiers is not None and self.tiers.loading:
+        elif self.tiers is not None and (self.tiers.loading or self.tiers.behind):
             self.tiers.wait(LOAD_SECONDS)
         elif self.grammars is not None and self.scheduler.gated:
             self.grammars.wait()
@@ -238,8 +237,8 @@ class Engine:
             self._half_loaded = False
         self.runner.compile()
         self.version = version
-        if self._watcher is not None:
-            self._watcher.renew(self.decoder)
+        if self.speculation is not None and self.speculation.watcher is not None:
+            self.speculation.watcher.renew(self.decoder)
         if self.pooling is not None:
             self.pooling.renew(self.decoder, version)
 
@@ -265,6 +264,7 @@ class Engine:
         """Give the KV cache's memory back. Requests keep their tokens, and are computed anew after `wake`."""
         self.scheduler.preempt_all()
         self.pool.forget_all()
+        self._spill()  # nothing of the pool is left to be handed on
         self.runner.sleep()
         if self.pooling is not None:
             self.pooling.sleep()

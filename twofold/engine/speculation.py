@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .config import SpeculativeConfig
 from .lookup import NGram, Suffix
@@ -15,6 +15,11 @@ from .pace import Pace
 from .proposer import GRADES, Guess, Proposer, Watcher
 from .request import TokenOut
 from .row import Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .plan import StepPlan, StepResult
 
 
 class Speculation:
@@ -107,6 +112,12 @@ class Speculation:
 
     def sleep(self) -> None:
         self.proposer.sleep()
+
+
+def watched(speculation: Speculation | None) -> Callable[[StepPlan, StepResult, Tensor], None] | None:
+    """Who is to see each step's hidden states, if anybody."""
+    watcher = speculation.watcher if speculation is not None else None
+    return watcher.saw if watcher is not None else None
 
 
 def lookup(config: SpeculativeConfig) -> Proposer:

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ..engine.facts import REASONS
+from ..engine.stats import EngineStats
 from .choice import Choice
 from .client import EngineClient, add
 from .config import ServeConfig
@@ -195,6 +196,8 @@ class _EngineGauges(Collector):
         counters = {
             "vllm:prefix_cache_queries": ("Prompt tokens looked up.", both.prefix_queries),
             "vllm:prefix_cache_hits": ("Prompt tokens found.", both.prefix_hits),
+            "vllm:external_prefix_cache_queries": ("Prompt tokens looked up behind the cache.", both.external_queries),
+            "vllm:external_prefix_cache_hits": ("Prompt tokens found there.", both.external_hits),
             "vllm:num_preemptions": ("Sequences put back.", both.preemptions),
             "vllm:spec_decode_num_drafts": ("Times that tokens of a sequence were guessed at.", both.drafts),
             "vllm:spec_decode_num_draft_tokens": ("Tokens guessed at.", both.draft_tokens),
@@ -215,6 +218,7 @@ class _EngineGauges(Collector):
         for position, count in enumerate(both.accepted_per_pos):
             place.add_metric((*self._labels, str(position)), count)
         yield place
+        yield from self._tiers(both, now)
         if now.max_adapters:
             lists = ",".join(now.adapters_running), ",".join(now.adapters_waiting), str(now.max_adapters)
             names = ("running_lora_adapters", "waiting_lora_adapters", "max_lora")
@@ -227,6 +231,24 @@ class _EngineGauges(Collector):
             )
             config.add_metric((*self._labels, str(client.info.block_size), str(client.info.blocks)), 1.0)
             yield config
+
+    def _tiers(self, both: EngineStats, now: EngineStats) -> Iterator[Metric]:
+        """What the tiers behind the cache did, by tier."""
+        counters = {
+            "hits": "Tokens that came back, resumed requests' too.",
+            "stored_bytes": "Bytes kept.",
+            "loaded_bytes": "Bytes that came back.",
+            "errors": "Blocks that could not be written or read, or were not what they should be.",
+        }
+        for key, text in counters.items():
+            counter = CounterMetricFamily(f"twofold:kv_tier_{key}", text, labels=(*LABELS, "tier"))
+            for name, counts in both.tiers.items():
+                counter.add_metric((*self._labels, name), counts[key])
+            yield counter
+        held = GaugeMetricFamily("twofold:kv_tier_held_bytes", "Bytes held.", labels=(*LABELS, "tier"))
+        for name, counts in now.tiers.items():
+            held.add_metric((*self._labels, name), counts["held_bytes"])
+        yield held
 
 
 class _Together:

@@ -3,7 +3,8 @@
 config.py      the recipe: one frozen dataclass a table
 build.py       recipe to model, optimizer and data, and the order in which they are put together
 adapters.py    LoRA: adapters on a base that stays, and both as one at the end
-draft_head.py  heads that guess for a model that stays, and draft_config.py
+draft_head.py  heads that guess for a model that stays
+draft_config.py  their settings
 init.py        the first weights: each tensor a function of the seed and its name
 trainer.py     the loop: step, validate, sample, save; stopping and going on
 lesson.py      what one step of a run is made of

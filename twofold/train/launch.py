@@ -218,10 +218,8 @@ class _Run:
             size += f" ({sum(math.prod(places.whole[name]) for name in optimizer.weights) / 1e6:.3f}M in adapters)"
         display.say(f"{recipe.run.output}: {size}, {recipe.schedule.steps} steps{many}")
         step = position.step if position else 0
-        files, behind = (
-            build.run_files(recipe, decoder),
-            recipe.run.save_behind and recipe.offload == type(recipe.offload)(),
-        )
+        files = build.run_files(recipe, decoder)
+        behind = recipe.run.save_behind and recipe.offload == type(recipe.offload)()
         trainer = Trainer(
             decoder,
             optimizer,
