@@ -144,7 +144,7 @@ class Eagle:
         known = held.seen - chunk.start
         if known < sure:
             fresh_TD = hidden_TD[known:sure].clone()  # the step's memory is the next one's
-            before_TD = torch.cat((held.last_D[None], fresh_TD[:-1]))
+            before_TD = held.last_D[None] if len(fresh_TD) == 1 else torch.cat((held.last_D[None], fresh_TD[:-1]))
             skip = max(0, held.done - held.seen)
             held.ids += chunk.ids[known + skip : sure]
             held.before.append(before_TD[skip:])
