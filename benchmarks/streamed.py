@@ -1,6 +1,6 @@
 """How fast is a model that is three times larger than the memory its process may take, against its disk?
 
-    twofold bench streamed [--quick] [--json FILE] [--directory DIR] [--threads N] [--dtype bfloat16|float32] [--turns N]
+    twofold bench streamed [--quick] [--json FILE] [--directory DIR] [--threads N] [--dtype NAME] [--turns N]
 
 A random checkpoint is made. A process of its own sets a limit on the memory that it may take beyond what its libraries
 already have (RLIMIT_DATA: private memory, mapped or from the heap; a third of the checkpoint), packs the checkpoint's
@@ -37,7 +37,7 @@ from twofold.train.init import init_weights
 
 MIB = 1 << 20
 TIMES = 3
-FULL = {"hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 18, "num_attention_heads": 12}
+FULL = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 20, "num_attention_heads": 8}
 QUICK = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 14, "num_attention_heads": 4}
 VOCAB = 8192
 
@@ -96,7 +96,8 @@ def main() -> None:
         size = make(folder, args.quick, getattr(torch, args.dtype))
         limit = size // TIMES
         how = {"model": str(folder), "offload": str(Path(place) / "offload"), "threads": args.threads}
-        how |= {"prompt": 8, "new": 8} if args.quick else {"prompt": 32, "new": 32}
+        how |= {"prompt": 8, "new": 8} if args.quick else {"prompt": 16, "new": 32}
+        how |= {"batches": [REQUESTS] if args.quick else [1, 8, REQUESTS]}
         how |= {"turns": 1 if args.quick else args.turns, "dtype": args.dtype}
         print(f"checkpoint {size / MIB:,.0f} MiB, {args.dtype}; the limit {limit / MIB:,.0f} MiB beyond the libraries'")
         refused = run(how, limit=limit, weights="resident").get("lacked", "FITS, WHICH IT SHOULD NOT")
@@ -106,33 +107,39 @@ def main() -> None:
         streamed = run(how, limit=limit, weights="stream")
     if "lacked" in streamed:
         raise SystemExit(f"streamed under the limit: {streamed['lacked']}")
-    tell("streamed, limited", streamed)
+    tell("streamed, limited", streamed, free)
     same = streamed.pop("told") == free.pop("told")
-    share = [r / streamed["disk"] for r in streamed["rates"]]
     print(
-        f"{streamed['kept']} of {streamed['layers']} layers stay; {streamed['read'] / streamed['tokens'] / MIB:,.2f} MiB "
-        f"read a token; {median(streamed['rates']) / MIB:,.0f} MiB/s of the disk's {streamed['disk'] / MIB:,.0f} "
-        f"({streamed['way']}): {median(share):.0%}; {median(streamed['waited']):.0%} of the time was waiting for it"
-    )
-    print(
-        f"{streamed['private'] / MIB:,.0f} MiB taken at most of {limit / MIB:,.0f}; {streamed['cached'] / MIB:,.1f} MiB of "
-        f"the file in the system's cache; {'same tokens, same bits' if same else 'OTHER TOKENS'}"
+        f"{streamed['kept']} of {streamed['layers']} layers stay; the disk gives {streamed['disk'] / MIB:,.0f} MiB/s "
+        f"{streamed['way']}\n{streamed['private'] / MIB:,.0f} MiB taken at most of {limit / MIB:,.0f}; "
+        f"{streamed['cached'] / MIB:,.1f} MiB of the file in the system's cache; "
+        f"{'same tokens, same bits' if same else 'OTHER TOKENS'}"
     )
     record = {"limits": machine, "checkpoint": size, "limit": limit, "threads": args.threads, "dtype": args.dtype}
-    record |= {"refused": refused, "in_memory": free, "streamed": streamed, "share": share, "same_bits": same}
+    record |= {"refused": refused, "in_memory": free, "streamed": streamed, "same_bits": same}
     if args.json:
         args.json.write_text(json.dumps(record, indent=1) + "\n")
     if not same or refused.startswith("FITS"):
         raise SystemExit("the streamed model is not the one in memory, or the limit limits nothing")
 
 
-def tell(way: str, found: dict[str, Any]) -> None:
-    """One line of what a run did."""
-    rate = [found["tokens"] / seconds for seconds in found["seconds"]]
-    print(
-        f"{way:22} {median(rate):8,.1f} tokens/s of {REQUESTS} requests ({min(rate):,.1f} to {max(rate):,.1f})",
-        flush=True,
-    )
+def tell(way: str, found: dict[str, Any], base: dict[str, Any] | None = None) -> None:
+    """A line for each batch of a run: its tokens a second, and of a streamed one what it had of the disk."""
+    for number, row in enumerate(found["batches"]):
+        rates = [row["tokens"] / seconds for seconds in row["seconds"]]
+        line = f"{way:20} {row['requests']:3} requests {median(rates):8,.1f} tokens/s "
+        line += f"({min(rates):,.1f} to {max(rates):,.1f})"
+        if base is not None:
+            row["of_resident"] = median(base["batches"][number]["seconds"]) / median(row["seconds"])
+            speed = median(read / seconds for read, seconds in zip(row["read"], row["seconds"]))
+            row["share"] = speed / found["disk"]
+            waited = median(waited / seconds for waited, seconds in zip(row["waited"], row["seconds"]))
+            line += (
+                f", {row['of_resident']:.2f} times in memory\n{'':33} {row['read'][-1] / row['tokens'] / MIB:,.1f} MiB "
+                f"read a token, {speed / MIB:,.0f} MiB/s: {row['share']:.0%} of the disk's; {waited:.0%} of the time "
+                "waits for it"
+            )
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

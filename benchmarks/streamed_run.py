@@ -6,7 +6,6 @@ the tokens with their log-probabilities; or `lacked`, what memory could not be h
 
 from __future__ import annotations
 
-import itertools
 import json
 import resource
 import sys
@@ -94,21 +93,25 @@ def serve(how: dict[str, Any], seen: Most) -> dict[str, Any]:
     prompts = [[1 + (n * 31 + i * 7) % 1000 for i in range(how["prompt"])] for n in range(REQUESTS)]
     params = SamplingParams(temperature=0.0, max_tokens=how["new"], ignore_eos=True, logprobs=0)
     llm.generate(prompts[:1], params.with_(max_tokens=1), progress=False)  # pages of the program are touched once
-    seconds, read, waited, told = [], [], [], None
-    for _ in range(how["turns"]):
-        before = (stream.readers.read_bytes, stream.readers.waited_seconds) if stream else (0, 0.0)
-        began = time.perf_counter()
-        answers = llm.generate(prompts, params, progress=False)
-        seconds.append(time.perf_counter() - began)
-        if stream:
-            read.append(stream.readers.read_bytes - before[0])
-            waited.append((stream.readers.waited_seconds - before[1]) / seconds[-1])
-        told = [[(t.id, t.logprob) for t in answer.outputs[0].logprobs or ()] for answer in answers]
-    found = {"seconds": seconds, "tokens": REQUESTS * how["new"], "told": told, "private": seen.most}
+    rows, told = [], None
+    for count in how["batches"]:
+        row: dict[str, Any] = {"requests": count, "tokens": count * how["new"], "seconds": [], "read": [], "waited": []}
+        row["steps"] = []
+        for _ in range(how["turns"]):
+            before = (stream.readers.read_bytes, stream.readers.waited_seconds) if stream else (0, 0.0)
+            began, steps = time.perf_counter(), llm.engine.stats().steps
+            answers = llm.generate(prompts[:count], params, progress=False)
+            row["seconds"].append(time.perf_counter() - began)
+            row["steps"].append(llm.engine.stats().steps - steps)
+            if stream:
+                row["read"].append(stream.readers.read_bytes - before[0])
+                row["waited"].append(stream.readers.waited_seconds - before[1])
+            told = [[(t.id, t.logprob) for t in answer.outputs[0].logprobs or ()] for answer in answers]
+        rows.append(row)
+    found = {"batches": rows, "told": told, "private": seen.most}
     if stream:
         resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY,) * 2)  # what follows is the measuring
         disk, way = bandwidth(stream.file)
-        found |= {"read": read[-1], "rates": [r / s for r, s in itertools.zip_longest(read, seconds)], "waited": waited}
         found |= {"disk": disk, "way": way, "kept": len(stream.kept), "layers": len(llm.engine.decoder.layers)}
         found |= {"cached": cached(stream.file.path), "past_cache": stream.file.past_cache}
     return found

@@ -1,8 +1,8 @@
 """Pictures of the pages of a running server: `python tests/e2e/screenshot.py URL FOLDER [QUESTION]`.
 
 Light, dark, a narrow window, and the probabilities of one token; where the server has runs, the training page with the
-newest two, and the rollouts of the newest, where it has any. They are to be looked at; docs/chat.png, docs/train.png,
-docs/align.png and docs/rollouts.png are some of them.
+newest two, and the rollouts of the newest, where it has any; the overview page. They are to be looked
+at; docs/chat.png, docs/overview.png, docs/train.png, docs/align.png and docs/rollouts.png are some of them.
 """
 
 from __future__ import annotations
@@ -84,6 +84,17 @@ def take_training(browser: Browser, url: str, folder: Path) -> None:
     browser.screenshot(folder / "train-narrow.png")
 
 
+def take_overview(browser: Browser, url: str, folder: Path) -> None:
+    size(browser, 1280, 900)
+    media(browser, "light")
+    browser.open(f"{url.rstrip('/')}/overview").wait("return document.querySelector('.tall .line')")
+    browser.screenshot(folder / "overview-light.png")
+    media(browser, "dark")
+    browser.screenshot(folder / "overview-dark.png")
+    size(browser, 390, 844, mobile=True)
+    browser.screenshot(folder / "overview-narrow.png")
+
+
 def main() -> None:
     url, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +102,7 @@ def main() -> None:
         page = browser()
         take(page, url, folder, " ".join(sys.argv[3:]) or QUESTION)
         take_training(page, url, folder)
+        take_overview(page, url, folder)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,16 @@ class Served:
         now = self.stats()
         return not (now["running"] or now["waiting"] or now["requests"] or now["kv_blocks"]["used"])
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """The model's process does nothing inside: no answer goes on or ends. Not for long, or it is replaced."""
+        worker = self.worker
+        worker.suspend()
+        try:
+            yield
+        finally:
+            worker.resume()
+
     def stop(self) -> int:
         self.http.close()
         if self.process.poll() is None:

@@ -143,8 +143,11 @@ def test_a_finished_request_is_one_line_of_json(watched: Served) -> None:
 def test_a_client_that_leaves_is_told_as_499(watched: Served) -> None:
     body = {"model": "tiny", "prompt": "x", "max_tokens": 400, "stream": True}
     with watched.http.stream("POST", "/v1/completions", json=body, headers={"x-request-id": "gone-1"}) as answer:
-        next(answer.iter_bytes())
+        parts = answer.iter_bytes()
+        next(parts)
+        watched.worker.suspend()
         assert watched.http.get("/requests/gone-1").json()["state"] == "running"
+    watched.worker.resume()
     watched.wait(lambda: watched.http.get("/requests/gone-1").json()["state"] == "finished")
     assert watched.http.get("/requests/gone-1").json()["status"] == 499
 

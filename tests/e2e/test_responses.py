@@ -96,9 +96,10 @@ def test_one_in_the_background_is_waited_for(client: openai.OpenAI) -> None:
 
 
 def test_one_in_the_background_is_cancelled_and_frees_its_blocks(client: openai.OpenAI, server: Served) -> None:
-    said = client.responses.create(**LONG, background=True)
-    server.wait(lambda: server.stats()["requests"])
-    stopped = client.responses.cancel(said.id)
+    with server.still():
+        said = client.responses.create(**LONG, background=True)
+        server.wait(lambda: server.stats()["requests"])
+        stopped = client.responses.cancel(said.id)
     assert stopped.status == "cancelled"
     server.wait(server.idle)
     assert client.responses.retrieve(said.id).status == "cancelled"
@@ -123,8 +124,10 @@ def test_a_stream_in_the_background_outlives_its_reader_and_is_read_again(client
 
 
 def test_a_reader_that_leaves_stops_what_was_written_for_him(client: openai.OpenAI, server: Served) -> None:
-    with client.responses.create(**LONG, stream=True) as stream:
-        name = next(iter(stream)).response.id  # type: ignore[union-attr]
+    with server.still():
+        with client.responses.create(**LONG, stream=True) as stream:
+            name = next(iter(stream)).response.id  # type: ignore[union-attr]
+        server.wait(lambda: not server.stats()["requests"])
     server.wait(server.idle)
     assert client.responses.retrieve(name).status == "cancelled"
 

@@ -242,10 +242,8 @@ def test_more_than_the_queue_holds_is_429(server: Served) -> None:
     bodies = [
         {"prompt": "The", "max_tokens": 400, "n": 16, "ignore_eos": True, "stream": True, "seed": i} for i in range(8)
     ]
-    engine = server.worker
-    with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as http, contextlib.ExitStack() as streams:
-        engine.suspend()  # so that none of them ends before all are there
-        streams.callback(engine.resume)
+    http = httpx.Client(base_url=server.url, timeout=30, trust_env=False)
+    with server.still(), http, contextlib.ExitStack() as streams:
         for body in bodies:  # 8 x 16 sequences: all that 4 x max_num_seqs allows
             assert streams.enter_context(http.stream("POST", "/v1/completions", json=body)).status_code == 200
         answer = server.http.post("/v1/completions", json={"prompt": "x"})

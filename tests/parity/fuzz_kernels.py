@@ -101,6 +101,10 @@ def quantized_products(draw: Draw) -> Iterable[Any]:
     if N % 2 == 0:
         yield panels.product(x, w, act=draw.choice(list(ACTIVATIONS)), gated=True)
     yield quantized_rows(draw.integers(0, N, draw.size()), w)
+    order = torch.tensor(draw.sample(range(K), K), dtype=torch.int32)
+    rows, turned = ctypes.c_int32(len(x)), torch.empty(len(x), K)
+    run(panels.reorder_stage(x, order, turned, ctypes.addressof(rows)))
+    yield turned
 
 
 @case()
@@ -112,6 +116,18 @@ def weights_rounded(draw: Draw) -> Iterable[Any]:
     assert panels.can_round(w, into)
     good = panels.round_into(w, into)
     yield from (good, into.codes, into.scales, into.zeros) if good else (good,)
+
+
+@case()
+def inputs_reordered(draw: Draw) -> Iterable[Any]:
+    """Each row's numbers in the order of a weight's groups."""
+    width = draw.size(least=1)
+    x = draw.floats(draw.rows(width), width, wild=True)
+    order = torch.tensor(draw.sample(range(width), width), dtype=torch.int32)
+    out, count = torch.empty(len(x), width), ctypes.c_int32(len(x))
+    run(panels.reorder_stage(x, order, out, ctypes.addressof(count)))
+    assert torch.equal(out.nan_to_num(), x[:, order.long()].nan_to_num())
+    yield out
 
 
 @case(lora)

@@ -114,6 +114,9 @@ class Loaded:
         self.names.append(name)
         return {"learned": name}
 
+    def close(self) -> None:
+        pass
+
     def stats(self) -> EngineStats:
         used = sum(-(-r.num_tokens // BLOCK) for r in self.engine.running.values())
         return EngineStats(running=len(self.engine.running), blocks=64, blocks_used=used, steps=self.engine.steps)

@@ -60,6 +60,9 @@ class Loaded:
         self.engine = ScriptedEngine()
         self.ready = wire.Ready(max_len=MAX_LEN, vocab_size=VOCAB, max_running=8, block_size=16, blocks=1024)
 
+    def close(self) -> None:
+        pass
+
     def stats(self) -> EngineStats:
         return EngineStats(running=len(self.engine.running), blocks=1024)
 

@@ -1,4 +1,4 @@
-"""Blocks in files: found after a restart and by others, never believed when torn or of something else, never a trouble."""
+"""Blocks in files: found after a restart and by others, never believed when torn or foreign, never a trouble."""
 
 import errno
 import logging
@@ -225,10 +225,26 @@ def test_what_does_not_fit_the_queue_is_left_out(open_tier, monkeypatch):
     held = tier._writer.submit(time.sleep, 0.2)
     for number in range(4):
         tier.store(named(number), content(number))
-    assert not tier.wants(named(9), leaving=True)
+    assert tier.full and tier.wants(named(9), leaving=True), "later"
     held.result(30)
     settle(tier)
     assert [tier.lookup(named(number)) for number in range(4)] == [True, True, False, False]
+
+
+def test_nobody_waits_for_a_disk_that_hangs(open_tier, monkeypatch):
+    tier = open_tier()
+    settle(tier)
+    monkeypatch.setattr(disk_tier, "QUEUE_BYTES", 2 * BYTES)
+    monkeypatch.setattr(disk_tier, "REST_SECONDS", 0.05)
+    held = tier._writer.submit(time.sleep, 0.3)
+    for number in range(2):
+        tier.store(named(number), content(number))
+    assert tier.full
+    time.sleep(0.1)
+    assert not tier.full and not tier.wants(named(9), leaving=True)
+    held.result(30)
+    settle(tier)
+    assert tier.lookup(named(1)) and tier.wants(named(9), leaving=True), "it moves again"
 
 
 def test_other_weights_leave_the_disk_alone(open_tier):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fake_runner import FakeRunner
+from fake_runner import Bench, FakeRunner, ask
 
 from twofold.engine.blocks import BlockPool
 from twofold.engine.facts import Facts, Waits
@@ -11,6 +11,7 @@ from twofold.engine.limits import Limits
 from twofold.engine.request import Output, Request
 from twofold.engine.sampling import SamplingParams
 from twofold.engine.scheduler import Scheduler
+from twofold.engine.tiers import HostTier
 from twofold.serve.fate import Fate
 
 
@@ -89,12 +90,11 @@ def test_a_request_waits_for_the_budget_of_steps() -> None:
 
 
 def test_a_request_waits_for_a_prefix_that_is_being_computed() -> None:
-    world = World(budget=8)
-    world.submit("a", prompt=33, tokens=2)
-    world.step()
-    world.submit("b", prompt=33, tokens=2)
+    world = World(budget=40)
+    for name in ("a", "b"):
+        world.submit(name, prompt=33, tokens=2)
     world.run()
-    assert world.facts["b"].waits.get("prefix", 0.0) > 0.0
+    assert world.facts == {"b": Facts(waits={"prefix": 1.0})}
 
 
 def test_preemption_is_counted_and_its_wait_named() -> None:
@@ -106,6 +106,20 @@ def test_preemption_is_counted_and_its_wait_named() -> None:
     hit = [facts for facts in world.facts.values() if facts.preemptions]
     assert sum(facts.preemptions for facts in hit) == world.scheduler.preemptions
     assert all(facts.waits["preempted"] >= 1.0 for facts in hit)
+
+
+def test_tokens_of_a_tier_are_told_by_its_name() -> None:
+    bench = Bench(num_blocks=12, tiers=[HostTier(1 << 16)])
+    prompt = tuple(range(1, 17))
+    bench.submit(ask("cold", prompt))
+    bench.drain()
+    for number in range(6):
+        bench.submit(ask(f"fill{number}", tuple(range(20 + number, 36 + number)), 2))
+    bench.drain()
+    warm = bench.submit(ask("warm", prompt))
+    bench.drain()
+    assert warm.tiers == {"host": warm.num_cached} != {"host": 0}
+    assert warm.told.tiers == warm.tiers
 
 
 def test_nothing_is_kept_of_those_that_ended() -> None:

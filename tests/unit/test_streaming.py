@@ -14,6 +14,7 @@ import torch
 
 from tests.parity import tiny
 from twofold.core import CapacityError, CheckpointError, ConfigError
+from twofold.engine.identity import identity
 from twofold.engine.request import Request, State
 from twofold.engine.sampling import SamplingParams
 from twofold.models import Decoder, load, save, spec_from
@@ -116,6 +117,13 @@ def test_some_layers_stay_and_the_file_is_made_once(tmp_path: Path) -> None:
     assert answers(streamed(folder, tmp_path / "offload")) == answers(load(folder))
     assert [p.name for p in (tmp_path / "offload").iterdir()] == [file.name]
     assert file.stat().st_ino != made[0][2]
+
+
+def test_the_weights_are_known_by_all_their_bytes(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", MOE)
+    want = identity(load(folder, dtype=torch.bfloat16, quantization="int8"), "a cache")
+    decoder = streamed(folder, tmp_path / "offload", spare=1, dtype=torch.bfloat16, quantization="int8")
+    assert [identity(decoder, "a cache") for _ in range(2)] == [want] * 2
 
 
 def test_memory_is_what_was_said(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ class SlowTier(HostTier):
     """As the host's, but what is asked for comes when the test says so, or not at all. It takes blocks at once."""
 
     name = "slow"
+    full = False
 
     def __init__(self, most_bytes=1 << 20):
         super().__init__(most_bytes)
@@ -157,6 +158,41 @@ def test_requests_with_one_prefix_read_it_once():
     bench.drain()
     assert bench.tiers.found["slow"] == 12 and bench.pool.hits == 24
     assert all(bench.tokens(name) == expected(prompt_of(1), 3) for name in ("a", "b", "c"))
+
+
+def test_a_longer_request_gets_its_own_blocks_behind_those_that_another_landed():
+    slow = SlowTier()
+    bench = Bench(num_blocks=40, tiers=[slow])
+    bench.submit(ask("cold", prompt_of(1, 40), 2))
+    bench.drain()
+    bench.pool.forget_all()
+    bench.submit(ask("short", prompt_of(1, 20), 2))
+    longer = bench.submit(ask("long", prompt_of(1, 40), 2))
+    bench.step()
+    slow.come()
+    bench.drain()
+    assert longer.num_cached == 36 and bench.pool.hits == 16 + 4, "the next one the other computed meanwhile"
+    assert bench.tiers.found["slow"] == 16 + 16
+
+
+def test_what_a_full_queue_leaves_waits_in_the_pool():
+    """A long prompt is published at once; its blocks go when there is room, or when the pool forgets them."""
+    slow = SlowTier()
+    slow.full = True
+    bench = Bench(num_blocks=24, budget=64, tiers=[slow])
+    bench.submit(ask("cold", prompt_of(1, 48), 2))
+    bench.drain()
+    assert bench.tiers.behind and not slow.held_bytes
+    slow.full = False
+    bench.flush()
+    assert not bench.tiers.behind and slow.held_bytes == 12 * 16
+    slow.full = True
+    bench.submit(ask("more", prompt_of(2, 48), 2))
+    bench.drain()
+    bench.pool.forget_all()
+    slow.full = False
+    bench.flush()
+    assert not bench.tiers.behind and slow.held_bytes == 12 * 16, "what the pool has no more is not stored"
 
 
 def test_a_preempted_request_loads_what_it_had_computed():
@@ -309,6 +345,7 @@ def test_any_sequence_over_any_storage_keeps_every_text_and_every_block(seed, ca
         elif verb < 0.49:
             bench.pool.forget_all()
         elif bench.scheduler.has_work:
+            broken.full = rng.random() < 0.3
             bench.step()
             broken.come()
             now[0] += 1.0

@@ -38,6 +38,7 @@ BENCHMARKS = (
     "rollouts",
     "rollout_peers",
     "embeddings",
+    "tiers",
 )
 
 

@@ -91,6 +91,8 @@ def reasons(facts: dict[str, Any]) -> list[str]:
     """Tokens, and in words what held it up."""
     times, said = facts["timings"], facts["output_tokens"]
     cached = f", {times['cached_tokens']} of them found in the cache" if times["cached_tokens"] else ""
+    tiers = ", ".join(f"{count} in the {tier} tier" for tier, count in times["cached_tiers"].items())
+    cached += f" ({tiers})" if tiers else ""
     lines = [f"tokens: {facts['prompt_tokens']} in the prompt{cached}; {said} written"]
     if times["tokens_per_second"]:
         lines[0] += f", {times['tokens_per_second']:.1f} a second"

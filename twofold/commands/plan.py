@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..engine.capacity import Forecast, forecast, resolve
 from ..engine.config import EngineConfig
-from ..engine.opening import budgeted
+from ..engine.opening import budgeted, offload_dir, streamed
 from ..models.gguf.tensors import LINK
 from ..models.spec import ModelSpec
 from ..models.weights import read_formats, read_spec
@@ -26,7 +26,7 @@ def plan(model: Path, settings: EngineConfig) -> int:
     print(f"model         {model} ({spec.architecture}, {len(spec.layers)} layers, context {spec.max_len})")
     print(f"checkpoint    {human(checkpoint_bytes(model))} on disk")
     print(f"memory        {human(memory.available)} free of {human(memory.total)}; limit: {memory.limit}")
-    for name, value in lines(spec, settings, found, formats):
+    for name, value in (*lines(spec, settings, found, formats), *streaming(spec, settings, formats)):
         print(f"{name:<14}{value}")
     print(f"fits          {'yes' if found.fits else 'no: ' + found.fix}")
     return 0 if found.fits else 1
@@ -55,6 +55,15 @@ def lines(
             ("concurrency", f"{min(found.concurrency, settings.max_num_seqs)} requests of that length at once"),
         ]
     return [*said, ("total", f"{human(found.total)}")]
+
+
+def streaming(spec: ModelSpec, settings: EngineConfig, formats: Mapping[str, Format]) -> list[tuple[str, str]]:
+    """What is read from disk in every step, where layers are streamed."""
+    if settings.weights != "stream":
+        return []
+    stay, read = streamed(spec, settings, formats)
+    passing = f"{human(read)} read from {offload_dir(settings)} in every step" if read else "nothing is read in a step"
+    return [("streamed", f"{stay} of {len(spec.layers)} layers stay in memory, {passing}")]
 
 
 def checkpoint_bytes(model: Path) -> int:

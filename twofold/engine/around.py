@@ -22,6 +22,26 @@ from .speculation import Speculation, lookup
 from .tiers import HostTier, Tier, Tiers
 
 
+def context_for(decoder: Decoder, config: EngineConfig) -> int:
+    """The context of an engine.
+
+    Raises:
+        ConfigError: longer than the decoder was built for, or than one step where prompts are not cut; or weights that
+            should be streamed, and are not.
+    """
+    if config.weights == "stream" and decoder.stream is None:
+        raise ConfigError("weights stream: this decoder's weights are in memory; stream them where it is loaded")
+    max_model_len = config.max_model_len or decoder.max_len
+    if max_model_len > decoder.max_len:
+        raise ConfigError(f"max_model_len is {max_model_len}; this decoder was built for {decoder.max_len} at most")
+    if not config.enable_chunked_prefill and config.max_num_batched_tokens < max_model_len:
+        raise ConfigError(
+            f"max_num_batched_tokens is {config.max_num_batched_tokens}: without enable_chunked_prefill a prompt "
+            f"of {max_model_len} tokens must fit one step; raise the first or lower max_model_len"
+        )
+    return max_model_len
+
+
 def speculation_for(
     decoder: Decoder, config: EngineConfig, folder: str | Path | None, *, num_blocks: int, eos_ids: tuple[int, ...]
 ) -> Speculation | None:

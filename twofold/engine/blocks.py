@@ -162,6 +162,10 @@ class BlockPool:
         """How many block tables hold a block."""
         return self._holders[block]
 
+    def name_of(self, block: int) -> Name | None:
+        """What a block can be found by, if it can."""
+        return self._named[block]
+
     def publish(self, block: int, name: Name) -> None:
         """Name a full block whose keys and values are in place. A second block of the same name stays nameless."""
         if self.caching and self._named[block] is None and name[0] not in self._index:

@@ -6,8 +6,8 @@
 
 What a file must begin with is known to whoever asks for it, so the head is compared and never parsed; a file that is
 torn, or of something else, is removed and computed again. Files appear by being renamed, so there are no half ones but
-those of a crash of the machine. One thread writes behind the engine's back, and leaves out what does not fit its queue;
-several read. All files under the directory, of whatever model, are together held to `most_bytes`: those that were used
+those of a crash of the machine. One thread writes behind the engine's back; several
+read. All files under the directory, of whatever model, are together held to `most_bytes`: those that were used
 longest ago go first, a tenth at once.
 """
 
@@ -43,9 +43,9 @@ LOOK_SECONDS = 10.0
 TOUCH_SECONDS = 600.0
 """How often the use of a block is noted in its file's date."""
 REST_SECONDS = 10.0
-"""How long nothing is written after a file could not be."""
+"""How long nothing is written after a file could not be, and how long a file may take."""
 STALE_SECONDS = 3600.0
-CLOSE_SECONDS = 5.0
+CLOSE_SECONDS = 2.0
 SUM = 16
 _ONES = re.compile(r"[0-9a-f]{32}/[0-9a-f]{2}/[0-9a-f]{32}\.kv(?:\.[0-9]+-[0-9]+\.tmp)?")
 
@@ -72,7 +72,7 @@ class DiskTier:
         self._lock = Lock()
         self._count = itertools.count()
         self._off = self._warned = False
-        self._rest = self._look = 0.0
+        self._rest = self._look = self._moved = 0.0
         _ready(self.folder)
         if most_bytes < block_bytes + 4096:
             raise ConfigError(f"kv_offload_bytes is {most_bytes}, and one block has {block_bytes}: give more")
@@ -88,11 +88,22 @@ class DiskTier:
         if noted is not None and not self._off and now - noted > TOUCH_SECONDS:
             self._index[name[0]] = now
             self._writer.submit(self._guarded, os.utime, self._path(name[0]))
-        full = (len(self._queued) + 1) * self.block_bytes > QUEUE_BYTES
-        return noted is None and name[0] not in self._queued and not full and not self._off and now >= self._rest
+        off = self._off or now < self._rest or self._hangs
+        return noted is None and name[0] not in self._queued and not off
+
+    @property
+    def full(self) -> bool:
+        queued = len(self._queued)
+        return queued > 0 and (queued + 1) * self.block_bytes > QUEUE_BYTES and not self._hangs
+
+    @property
+    def _hangs(self) -> bool:
+        """Whether the disk takes nothing any more: nobody waits for room in the queue then."""
+        return bool(self._queued) and time.monotonic() - self._moved > REST_SECONDS
 
     def store(self, name: Name, content: memoryview) -> None:
-        if self.wants(name, leaving=False):
+        if not self.full and self.wants(name, leaving=False):
+            self._moved = self._moved if self._queued else time.monotonic()
             self._queued.add(name[0])
             self._writer.submit(self._write, name, content)
 
@@ -153,6 +164,7 @@ class DiskTier:
             self._rest = time.monotonic() + REST_SECONDS
             self._trouble("could not be written", path, error)
         finally:
+            self._moved = time.monotonic()
             self._queued.discard(name[0])
 
     def _put(self, path: Path, head: bytes, content: memoryview) -> None:

@@ -22,7 +22,7 @@ from ..models.decoder import Decoder
 from ..models.streaming import StreamError, refuse_new_weights
 from ..models.weights import load_tensors
 from .adapters import AdapterPool
-from .around import num_blocks_for, speculation_for, tiers_for
+from .around import context_for, num_blocks_for, speculation_for, tiers_for
 from .blocks import BlockPool
 from .capacity import kv_dtype_of
 from .config import EngineConfig
@@ -66,14 +66,7 @@ class Engine:
         pooler: Pooler | None = None,
     ) -> None:
         decoder.spec.speaking()
-        max_model_len = config.max_model_len or decoder.max_len
-        if max_model_len > decoder.max_len:
-            raise ConfigError(f"max_model_len is {max_model_len}; this decoder was built for {decoder.max_len} at most")
-        if not config.enable_chunked_prefill and config.max_num_batched_tokens < max_model_len:
-            raise ConfigError(
-                f"max_num_batched_tokens is {config.max_num_batched_tokens}: without enable_chunked_prefill a prompt "
-                f"of {max_model_len} tokens must fit one step; raise the first or lower max_model_len"
-            )
+        max_model_len = context_for(decoder, config)
         blocks = num_blocks_for(decoder, replace(config, max_model_len=max_model_len))
         self.speculation = speculation_for(decoder, config, tokenizer, num_blocks=blocks, eos_ids=tuple(eos_ids))
         self.decoder, self.config = decoder, config
@@ -110,7 +103,7 @@ class Engine:
         self.grammars: Grammars | None = None
         if tokenizer is not None:
             self.grammars = Grammars(tokenizer, decoder.spec.vocab, eos_ids, self.scheduler.gated)
-        self.waits = Waits(self.scheduler.clock)
+        self.waits = Waits(self.scheduler.clock, self.tiers)
         self.version = 0
         self._half_loaded = False
         self._steps = self._computed_tokens = 0
@@ -149,7 +142,8 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do or tell something."""
-        return self.scheduler.has_work or (self.pooling is not None and self.pooling.has_work)
+        spills = self.tiers is not None and self.tiers.behind
+        return self.scheduler.has_work or spills or (self.pooling is not None and self.pooling.has_work)
 
     def step(self) -> list[Output]:
         """Advance every request that can, by one forward pass, and tell what came of it.
@@ -175,7 +169,7 @@ class Engine:
             if self.grammars is not None:
                 self.grammars.tell()  # so that it works while the outputs are handed on
             self._measure(plan, time.perf_counter() - started)
-        elif self.tiers is not None and self.tiers.loading:
+        elif self.tiers is not None and (self.tiers.loading or self.tiers.behind):
             self.tiers.wait(LOAD_SECONDS)
         elif self.grammars is not None and self.scheduler.gated:
             self.grammars.wait()
@@ -270,6 +264,7 @@ class Engine:
         """Give the KV cache's memory back. Requests keep their tokens, and are computed anew after `wake`."""
         self.scheduler.preempt_all()
         self.pool.forget_all()
+        self._spill()  # nothing of the pool is left to be handed on
         self.runner.sleep()
         if self.pooling is not None:
             self.pooling.sleep()

@@ -4,39 +4,51 @@
                   │              │                       │
     request    enter ─────────────────────────────────▶ start       what the clocks moved meanwhile is its own wait
 
-What the clocks do not explain, it waited for something of its own: an adapter's slot, or a prefix under way.
+What the clocks do not explain, it waited for something of its own: an adapter's slot, a prefix under way or in a tier.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 if TYPE_CHECKING:
     from .request import Output, Request
     from .scheduler import Scheduler
+    from .tiers import Tiers
 
 SHORTEST = 1e-3  # seconds: below it nobody waited
 
 
 class Facts(msgspec.Struct, frozen=True, omit_defaults=True):
     """Since the engine got the request: how often it gave its blocks back, how many tokens were guessed at and how many
-    rightly, and the seconds it waited by reason (`REASONS`)."""
+    rightly, the seconds it waited by reason (`REASONS`), and the tokens that came from each tier of the cache."""
 
     preemptions: int = 0
     drafted: int = 0
     accepted: int = 0
     waits: dict[str, float] = {}
+    tiers: dict[str, int] = {}
 
     def __add__(self, other: Facts) -> Facts:
         """Those of two processes that had the request one after the other."""
-        waits = {name: self.waits.get(name, 0.0) + other.waits.get(name, 0.0) for name in {**self.waits, **other.waits}}
         return Facts(
-            self.preemptions + other.preemptions, self.drafted + other.drafted, self.accepted + other.accepted, waits
+            self.preemptions + other.preemptions,
+            self.drafted + other.drafted,
+            self.accepted + other.accepted,
+            _sum(self.waits, other.waits),
+            _sum(self.tiers, other.tiers),
         )
+
+
+N = TypeVar("N", int, float)
+
+
+def _sum(one: dict[str, N], other: dict[str, N]) -> dict[str, N]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 
 REASONS = {
@@ -46,6 +58,7 @@ REASONS = {
     "preempted": "its blocks were taken, and it stood in the queue again",
     "adapter": "its adapter waited for a slot",
     "prefix": "another request was just computing the same prefix",
+    "tier": "its prefix was being read from memory or disk",
     "grammar": "its grammar was not ready",
 }
 
@@ -53,8 +66,9 @@ REASONS = {
 class Waits:
     """Credits waiting time to reasons; costs a step nothing while nobody waits. `clock` is the scheduler's."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, tiers: Tiers | None = None) -> None:
         self._clock = clock
+        self._tiers = tiers
         self._reason: str | None = None
         self._last = clock()
         self._total: dict[str, float] = {}
@@ -83,7 +97,7 @@ class Waits:
                 if row.request.id in self._entered:
                     self._leave(row.request)
         self._hold(scheduler)
-        self._reason = why(scheduler)
+        self._reason = why(scheduler, self._tiers)
 
     def told(self, outputs: list[Output]) -> None:
         """Forget those that have ended."""
@@ -109,7 +123,7 @@ class Waits:
             spent = min(total - before.get(reason, 0.0), left)
             _add(request, reason, spent)
             left -= spent
-        _add(request, "adapter" if request.adapter else "prefix", left)
+        _add(request, "tier" if request.tiers else "adapter" if request.adapter else "prefix", left)
 
     def _hold(self, scheduler: Scheduler) -> None:
         """Running requests whose next token waits for their grammar."""
@@ -123,13 +137,15 @@ class Waits:
         self._held = held
 
 
-def why(scheduler: Scheduler) -> str | None:
+def why(scheduler: Scheduler, tiers: Tiers | None = None) -> str | None:
     """What holds the whole queue up, None where nothing does; the head of the queue stands for all behind it."""
     for row in scheduler.waiting:
-        if row.waits_for is not None or not scheduler.adapters.reachable(row.request.adapter):
-            continue  # held up by itself
         if sum(one.seats for one in scheduler.running) + row.seats > scheduler.max_num_seqs:
             return "seats"
+        if row.waits_for is not None or (tiers is not None and tiers.holds(row)):
+            continue  # held up by itself
+        if not scheduler.adapters.reachable(row.request.adapter):
+            continue
         return "cache" if scheduler.pool.blocks_for(row.request.num_tokens) > _spare(scheduler) else "budget"
     return None
 

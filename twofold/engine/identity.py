@@ -22,6 +22,7 @@ from ..core import ConfigError
 from ..kernels import native
 from ..kernels.op import VARIABLE
 from ..models.decoder import Decoder
+from ..models.streaming import in_memory
 from ..platforms import usable_cores
 
 PIECE = 64 << 20
@@ -41,7 +42,7 @@ def identity(decoder: Decoder, cache: str) -> str:
     whole = blake2b("\0".join(told).encode(), digest_size=16)
     named = [*decoder.named_parameters(), *decoder.named_buffers()]
     with ThreadPoolExecutor(usable_cores()) as threads:
-        for name, tensor in named:
+        for name, tensor in in_memory(decoder, named):
             if tensor.device.type == "meta":
                 raise ConfigError(
                     f"kv_offload_dir: {name} is not in memory, so what is on the disk cannot be told apart"

@@ -10,7 +10,7 @@ from ..models.decoder import Decoder
 from ..models.sections import sections
 from ..models.spec import ModelSpec
 from ..models.streamed import load_streamed
-from ..models.streaming import least_bytes
+from ..models.streaming import kept_layers, least_bytes
 from ..models.weights import load, read_formats, read_spec
 from ..quant.format import Format
 from .capacity import DTYPES, empty_decoder, forecast
@@ -40,11 +40,23 @@ def open_decoder(folder: str | Path, config: EngineConfig, memory: int) -> Decod
             max_len=config.max_model_len,
             quantization=config.quantization,
             budget=config.weights_memory_bytes,
-            directory=Path(config.offload_dir or OFFLOADED).expanduser(),
+            directory=offload_dir(config),
         )
     return load(
         folder, dtype=dtype, device=config.device, max_len=config.max_model_len, quantization=config.quantization
     )
+
+
+def offload_dir(config: EngineConfig) -> Path:
+    """Where files of streamed weights are."""
+    return Path(config.offload_dir or OFFLOADED).expanduser()
+
+
+def streamed(spec: ModelSpec, config: EngineConfig, formats: Mapping[str, Format]) -> tuple[int, int]:
+    """How many layers stay in memory, and the bytes that each step reads, of settings that `budgeted` decided."""
+    found = sections(empty_decoder(spec, DTYPES[config.dtype], formats or config.quantization))
+    kept = kept_layers(found, config.weights_memory_bytes or least_bytes(found))
+    return len(kept), sum(section.nbytes for number, section in enumerate(found[1:]) if number not in kept)
 
 
 def budgeted(spec: ModelSpec, config: EngineConfig, memory: int, formats: Mapping[str, Format]) -> EngineConfig:

@@ -80,6 +80,7 @@ class Request:
     drafted: int = field(default=0, init=False)
     accepted: int = field(default=0, init=False)
     waits: dict[str, float] = field(default_factory=dict, init=False)
+    tiers: dict[str, int] = field(default_factory=dict, init=False)
     told: Facts = field(default=Facts(), init=False)
 
     def __post_init__(self) -> None:
@@ -103,7 +104,7 @@ class Request:
 
     def news(self) -> dict[str, Any]:
         """What its next Output says of it beside tokens; `facts` only when they are others than those told last."""
-        now = Facts(self.preemptions, self.drafted, self.accepted, dict(self.waits))
+        now = Facts(self.preemptions, self.drafted, self.accepted, dict(self.waits), dict(self.tiers))
         known, self.told = self.told, now
         return {"cached_tokens": self.num_cached, "facts": None if now == known else now}
 

@@ -20,6 +20,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
+from itertools import islice
 from typing import Protocol
 
 from ..core import StateError
@@ -31,6 +32,8 @@ Content = memoryview | None
 
 PIECE_BYTES = 64 << 20
 """What is read for one request before it is put into the pool."""
+AT_ONCE = 8
+"""Blocks that are copied before a tier is asked again whether it has room."""
 STAGED_BYTES = 128 << 20
 """What has been read for all requests and is not in the pool yet, about."""
 PATIENCE = 5.0
@@ -51,11 +54,15 @@ class Tier(Protocol):
     def held_bytes(self) -> int:
         """What it holds now, as far as it knows."""
 
+    @property
+    def full(self) -> bool:
+        """Whether `store` would leave a block out for now."""
+
     def wants(self, name: Name, leaving: bool) -> bool:
-        """Whether `store` would keep this block, which was used just now, or is `leaving` the pool."""
+        """Whether it should have this block, which was used just now, or is `leaving` the pool."""
 
     def store(self, name: Name, content: memoryview) -> None:
-        """Keep a block; its bytes are the tier's from now on. It may think better of it."""
+        """Keep a block, unless full; its bytes are the tier's from now on."""
 
     def lookup(self, name: Name) -> bool:
         """Whether it probably has the block."""
@@ -67,7 +74,7 @@ class Tier(Protocol):
         """The weights have changed: nothing that is here may be found."""
 
     def close(self) -> None:
-        """Finish what is under way, within seconds."""
+        """Finish what is under way, within two seconds."""
 
 
 class Contents(Protocol):
@@ -90,6 +97,7 @@ class HostTier:
 
     name = "host"
     errors = 0
+    full = False
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
@@ -183,20 +191,31 @@ class Tiers:
         self._fresh.pop(block, None)
         self._leaving[block] = name
 
+    @property
+    def behind(self) -> bool:
+        """Whether blocks that were published wait for room in a tier's queue; they are safe in the pool meanwhile."""
+        return bool(self._fresh)
+
     def flush(self) -> None:
         """Hand on what was published and forgotten; to be called before its blocks are written to."""
-        for blocks, leaving in ((self._fresh, False), (self._leaving, True)):
-            wanted = [
-                (block, name, takers)
-                for block, name in blocks.items()
-                if (takers := [tier for tier in self.tiers if tier.wants(name, leaving)])
-            ]
-            if wanted:
-                contents = self.contents.save([block for block, *_ in wanted])
-                for (_, name, takers), content in zip(wanted, contents, strict=True):
-                    for tier in takers:
-                        tier.store(name, content)
-            blocks.clear()
+        leaving, self._leaving = self._leaving, {}
+        self._hand_on(leaving, True)
+        while self._fresh and not any(tier.full for tier in self.tiers):
+            some = dict(islice(self._fresh.items(), AT_ONCE))
+            for block in some:
+                del self._fresh[block]
+            self._hand_on({block: name for block, name in some.items() if self.pool.name_of(block) == name}, False)
+
+    def _hand_on(self, blocks: dict[int, Name], leaving: bool) -> None:
+        wanted = [
+            (block, name, takers)
+            for block, name in blocks.items()
+            if (takers := [tier for tier in self.tiers if tier.wants(name, leaving)])
+        ]
+        contents = self.contents.save([block for block, *_ in wanted]) if wanted else []
+        for (_, name, takers), content in zip(wanted, contents, strict=True):
+            for tier in takers:
+                tier.store(name, content)
 
     # ------------------------------------------------------------------------------------ into the pool
     @property
@@ -255,10 +274,10 @@ class Tiers:
     def _land(self, row: Row, waiting: _Wait, found: list[int]) -> list[int]:
         """Put what came of a piece into the pool, behind the blocks that it has; those that it has then."""
         came: list[tuple[Name, Tier, memoryview]] = []
-        expected = row.chain[len(found) : row.readable]
-        for (name, tier, future), wanted in zip(waiting.piece, expected):
-            content = future.result() if future.done() else None
-            if content is None or name != wanted:  # the pool may have more now, or less
+        piece = {name: (tier, future.result()) for name, tier, future in waiting.piece if future.done()}
+        for name in row.chain[len(found) : row.readable]:  # the pool may have more than when they were asked for
+            tier, content = piece.get(name, (None, None))
+            if tier is None or content is None:
                 break
             came.append((name, tier, content))
         waiting.piece = []
@@ -271,6 +290,7 @@ class Tiers:
             for block, (name, tier, _) in zip(blocks, came, strict=True):
                 pool.publish(block, name)
                 self.found[tier.name] += pool.block_size
+                row.request.tiers[tier.name] = row.request.tiers.get(tier.name, 0) + pool.block_size
             pool.release([*found, *blocks])
             row.landed += len(came) * pool.block_size
         return self.pool.find(row.chain[: row.readable])
@@ -278,21 +298,30 @@ class Tiers:
     def started(self, row: Row) -> None:
         """A row runs on what was found for it."""
         self._waits.pop(row.serial, None)
+        row.landed = min(row.landed, row.found)  # the pool may have forgotten some already
         for block, name in zip(row.blocks, row.chain):
             self.published(block, name)
         if row.request.preemptions == 0 and row.scored:
             self.queries += row.request.num_tokens - row.found + row.landed
             self.hits += row.landed
 
+    def holds(self, row: Row) -> bool:
+        """Whether a row waits for what a tier is asked for."""
+        waiting = self._waits.get(row.serial)
+        return waiting is not None and bool(waiting.piece)
+
     def left(self, row: Row) -> None:
         """A row needs nothing any more; what is being read for it comes to nobody."""
         self._waits.pop(row.serial, None)
 
     def wait(self, seconds: float) -> None:
-        """Wait for what is on its way to some request, at most so long: there is nothing else to do."""
+        """Wait for what is on its way to some request, or for room in a queue, at most so long: there is nothing else
+        to do."""
         pieces = [each.piece for each in self._waits.values() if each.piece]
         if pieces:
             wait([future for *_, future in pieces[0]], seconds)
+        elif self.behind:
+            time.sleep(min(seconds, 0.005))
 
     # ------------------------------------------------------------------------------------ the rest
     def forget(self) -> None:

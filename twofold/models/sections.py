@@ -131,7 +131,7 @@ def is_made(path: Path, key: str, size: int) -> bool:
     try:
         with path.open("rb") as file:
             said, there = file.read(PAGE), os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None

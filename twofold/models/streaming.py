@@ -15,9 +15,10 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,6 +41,22 @@ def refuse_new_weights(decoder: Decoder) -> None:
     """Raises ConfigError for a decoder whose layers come from a file, where they cannot be replaced."""
     if decoder.stream is not None:
         raise ConfigError("weights that are streamed cannot be replaced while they are served: start without streaming")
+
+
+def in_memory(decoder: Decoder, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """A decoder's tensors by name, each while its layer's weights are there.
+
+    Raises:
+        StreamError: they could not be read.
+    """
+    for layer, group in groupby(named, _layer_of):
+        with decoder.stream.layer(layer) if decoder.stream is not None else nullcontext():
+            yield from group
+
+
+def _layer_of(named: tuple[str, Tensor]) -> int:
+    first, *rest = named[0].split(".")
+    return int(rest[0]) if first == "layers" else -1
 
 
 def least_bytes(found: list[Section]) -> int:

@@ -14,6 +14,9 @@ from .errors import HttpError
 T = TypeVar("T", bound=msgspec.Struct)
 E = TypeVar("E", RequestError, HttpError, RequestError | HttpError)
 
+NotDone = Mapping[str, tuple[tuple[Any, ...], str]]
+"""By field: the values that ask for nothing, and what to do instead."""
+
 _FIELD = re.compile(r"unknown field `(?P<name>[^`]{0,200})")
 _MISSING = re.compile(r"missing required field `(?P<name>[^`]*)`")
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>.*)`$")
@@ -42,6 +45,15 @@ def converted(kind: type[T], data: Any) -> T:
         return msgspec.convert(data, kind)
     except (msgspec.ValidationError, RecursionError) as error:
         raise _explain(kind, str(error)) from None
+
+
+def check_done(body: msgspec.Struct, not_done: NotDone) -> None:
+    """Refuse a field that another server has and this version has not; raises RequestError."""
+    for name, (harmless, instead) in not_done.items():
+        value = getattr(body, name, None)
+        if value is not None and value not in harmless:
+            hint = f"leave it out, {instead}" if instead else "leave it out"
+            raise RequestError(f"{name} is not done by this version: {hint}", name)
 
 
 def renamed(error: E, names: Mapping[str, str]) -> E:

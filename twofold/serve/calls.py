@@ -129,6 +129,7 @@ class Call:
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.record is not None and self.ledger is not None:
             self.ledger.end(self.record, error)
+            self.metrics.waited(self.record.told().timings.waits)
         if self.submitted:
             self.client.abort([choice.request.id for choice in self._all if choice.finish is None])
             self.metrics.ended(self._all, self.failed)

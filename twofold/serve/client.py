@@ -388,9 +388,13 @@ class EngineClient:
 def add(past: EngineStats, last: EngineStats) -> EngineStats:
     """The counters of two processes together; gauges are left at 0."""
     names = ("prefix_queries", "prefix_hits", "preemptions", "steps", "computed_tokens", "adapter_reads")
-    drafts = ("drafts", "draft_tokens", "accepted_tokens")
+    more = ("drafts", "draft_tokens", "accepted_tokens", "external_queries", "external_hits")
     per_pos = zip_longest(past.accepted_per_pos, last.accepted_per_pos, fillvalue=0)
     return EngineStats(
-        **{name: getattr(past, name) + getattr(last, name) for name in (*names, *drafts)},
+        **{name: getattr(past, name) + getattr(last, name) for name in (*names, *more)},
         accepted_per_pos=tuple(map(sum, per_pos)),
+        tiers={
+            tier: {key: past.tiers.get(tier, {}).get(key, 0) + last.tiers.get(tier, {}).get(key, 0) for key in counts}
+            for tier, counts in (past.tiers | last.tiers).items()
+        },
     )

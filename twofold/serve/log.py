@@ -55,8 +55,7 @@ def facts(record: Record) -> dict[str, object]:
         "sequences": len(told.sequences),
         "finish": ",".join(told.finish_reasons),
         "error": told.error,
-        **{name: getattr(times, name) for name in times.__struct_fields__ if name != "waits"},
-        "waits": times.waits,
+        **{name: getattr(times, name) for name in times.__struct_fields__},
     }
     return {name: value for name, value in found.items() if value not in (None, "", {})}
 

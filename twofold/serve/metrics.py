@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ..engine.facts import REASONS
+from ..engine.stats import EngineStats
 from .choice import Choice
 from .client import EngineClient, add
 from .config import ServeConfig
@@ -34,6 +36,7 @@ LENGTH = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50
 RECENT = 4096  # latencies that are kept between two looks of history.py
 SAMPLES = (1, 2, 5, 10, 20)
 ENDS = ("stop", "length", "abort", "error")
+WAITS = (*REASONS, "restart", "compile")
 LABELS = ("model_name", "engine")
 
 
@@ -55,6 +58,10 @@ class Metrics:
         success = Counter(
             "vllm:request_success", "Sequences by how they ended.", (*LABELS, "finished_reason"), registry=self.registry
         )
+        waits = Counter(
+            "twofold:request_wait_seconds", "Why requests waited.", (*LABELS, "reason"), registry=self.registry
+        )
+        self._waits = {reason: waits.labels(*self.labels, reason) for reason in WAITS}
         self._ends = {end: success.labels(*self.labels, end) for end in ENDS}
         self._first = self._histogram("time_to_first_token_seconds", "From arrival to the first token.", FIRST_TOKEN)
         self._between = self._histogram("inter_token_latency_seconds", "Between two tokens.", BETWEEN_TOKENS)
@@ -121,6 +128,11 @@ class Metrics:
         if began is not None:
             self._inference.observe(now - began)
 
+    def waited(self, waits: Mapping[str, float]) -> None:
+        """A call is over that waited so many seconds by reason."""
+        for reason, seconds in waits.items():
+            self._waits[reason].inc(seconds)
+
     def texts(self, lengths: Sequence[int]) -> None:
         """Texts of so many tokens were accepted to be read whole."""
         for length in lengths:
@@ -184,6 +196,8 @@ class _EngineGauges(Collector):
         counters = {
             "vllm:prefix_cache_queries": ("Prompt tokens looked up.", both.prefix_queries),
             "vllm:prefix_cache_hits": ("Prompt tokens found.", both.prefix_hits),
+            "vllm:external_prefix_cache_queries": ("Prompt tokens looked up behind the cache.", both.external_queries),
+            "vllm:external_prefix_cache_hits": ("Prompt tokens found there.", both.external_hits),
             "vllm:num_preemptions": ("Sequences put back.", both.preemptions),
             "vllm:spec_decode_num_drafts": ("Times that tokens of a sequence were guessed at.", both.drafts),
             "vllm:spec_decode_num_draft_tokens": ("Tokens guessed at.", both.draft_tokens),
@@ -204,6 +218,7 @@ class _EngineGauges(Collector):
         for position, count in enumerate(both.accepted_per_pos):
             place.add_metric((*self._labels, str(position)), count)
         yield place
+        yield from self._tiers(both, now)
         if now.max_adapters:
             lists = ",".join(now.adapters_running), ",".join(now.adapters_waiting), str(now.max_adapters)
             names = ("running_lora_adapters", "waiting_lora_adapters", "max_lora")
@@ -216,6 +231,24 @@ class _EngineGauges(Collector):
             )
             config.add_metric((*self._labels, str(client.info.block_size), str(client.info.blocks)), 1.0)
             yield config
+
+    def _tiers(self, both: EngineStats, now: EngineStats) -> Iterator[Metric]:
+        """What the tiers behind the cache did, by tier."""
+        counters = {
+            "hits": "Tokens that came back, resumed requests' too.",
+            "stored_bytes": "Bytes kept.",
+            "loaded_bytes": "Bytes that came back.",
+            "errors": "Blocks that could not be written or read, or were not what they should be.",
+        }
+        for key, text in counters.items():
+            counter = CounterMetricFamily(f"twofold:kv_tier_{key}", text, labels=(*LABELS, "tier"))
+            for name, counts in both.tiers.items():
+                counter.add_metric((*self._labels, name), counts[key])
+            yield counter
+        held = GaugeMetricFamily("twofold:kv_tier_held_bytes", "Bytes held.", labels=(*LABELS, "tier"))
+        for name, counts in now.tiers.items():
+            held.add_metric((*self._labels, name), counts["held_bytes"])
+        yield held
 
 
 class _Together:

@@ -40,6 +40,11 @@ class LoadedModel:
     def stats(self) -> EngineStats:
         return self.engine.stats()
 
+    def close(self) -> None:
+        """Let what was computed reach the disk, where the settings name one."""
+        if isinstance(self.engine, Engine):
+            self.engine.close()
+
 
 def verbs_of(adapters: AdapterPool) -> dict[str, Verb]:
     """What the front may ask of an engine's adapters."""

@@ -13,14 +13,15 @@ import msgspec
 
 from ..core import RequestError
 from ..engine.sampling import EarlyStopping, LogprobsMode, SamplingParams
+from .bodies import NotDone, check_done
 from .forms import Forms
 from .messages import Message
 from .tools import Named, Tool, Tools, asked
 
 MAX_TEXT = 256  # characters of an id, a salt or a name
 
-# What OpenAI or vLLM has and this version has not: the values that ask for nothing, and what to do instead.
-NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
+# What OpenAI or vLLM has and this version has not.
+NOT_DONE: NotDone = {
     "functions": (([],), "send tools"),
     "function_call": (("none", "auto"), "send tool_choice"),
     "modalities": ((["text"],), "only text is done"),
@@ -118,11 +119,7 @@ class Common(Forms, kw_only=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """What no single field can say; raises RequestError."""
-        for name, (harmless, instead) in NOT_DONE.items():
-            value = getattr(self, name, None)
-            if value is not None and value not in harmless:
-                hint = f": leave it out, {instead}" if instead else ": leave it out"
-                raise RequestError(f"{name} is not done by this version{hint}", name)
+        check_done(self, NOT_DONE)
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true", "stream_options")
         for name in ("request_id", "cache_salt"):

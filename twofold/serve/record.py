@@ -38,7 +38,8 @@ COUNTED = ("stop", "stop_token_ids", "logit_bias", "allowed_token_ids", "bad_wor
 
 class Timings(msgspec.Struct):
     """Seconds by part, and what they were spent on. `waits` are seconds by reason: those of engine/facts.py, "restart"
-    (its process had died) and "compile" (a grammar, before the request was accepted)."""
+    (its process had died) and "compile" (a grammar, before the request was accepted). `cached_tiers` are tokens that
+    were found beyond the pool, by tier."""
 
     front_seconds: float
     queue_seconds: float
@@ -53,6 +54,7 @@ class Timings(msgspec.Struct):
     accepted_tokens: int
     restarts: int
     waits: dict[str, float] = {}
+    cached_tiers: dict[str, int] = {}
 
 
 class PartFacts(msgspec.Struct):
@@ -202,6 +204,7 @@ class Record:
             accepted_tokens=facts.accepted,
             restarts=sum(part.fate.deaths for part in parts),
             waits={name: _short(seconds) for name, seconds in waits.items()},
+            cached_tiers=facts.tiers,
         )
 
     def told(self) -> RequestFacts:

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 from .. import __version__
 from ..core import RequestError
 from .answers import json
-from .client import Phase
+from .client import Phase, add
 from .runs import Runs
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class Status:
                 "prefix_cache_hit_rate": hits / max(queries, 1),
                 "prompt_tokens_total": self.api.metrics.prompt_tokens,
                 "generation_tokens_total": self.api.metrics.generation_tokens,
+                "kv_tiers": add(past, now).tiers,
                 "speculation": {
                     "drafts": past.drafts + now.drafts,
                     "draft_tokens": past.draft_tokens + now.draft_tokens,

@@ -50,6 +50,7 @@ class Loaded(Protocol):
     @property
     def verbs(self) -> Mapping[str, Verb]: ...
     def stats(self) -> EngineStats: ...
+    def close(self) -> None: ...
 
 
 class Worker:
@@ -75,6 +76,7 @@ class Worker:
             self.send(loaded.ready)
             threading.Thread(target=self._pulse, name="pulse", daemon=True).start()
             self._loop(loaded)
+            loaded.close()
         except TwofoldError as error:
             self.send(wire.Fatal(type(error).__name__, str(error)))
             return 1

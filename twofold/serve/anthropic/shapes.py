@@ -7,15 +7,15 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from ...core import RequestError
+from ..bodies import NotDone, check_done
 from ..record import Timings
 
-NOT_DONE: dict[str, tuple[Any, ...]] = {
-    "service_tier": ("auto", "standard_only"),
-    "container": (),
-    "context_management": ({},),
-    "mcp_servers": ([],),
-    "inference_geo": (),
+NOT_DONE: NotDone = {
+    "service_tier": (("auto", "standard_only"), ""),
+    "container": ((), ""),
+    "context_management": (({},), ""),
+    "mcp_servers": (([],), ""),
+    "inference_geo": ((), ""),
 }
 
 
@@ -97,10 +97,7 @@ class CountRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """What no single field can say; raises RequestError."""
-        for name, harmless in NOT_DONE.items():
-            value = getattr(self, name, None)
-            if value is not None and value not in harmless:
-                raise RequestError(f"{name} is not done by this version: leave it out", name)
+        check_done(self, NOT_DONE)
 
 
 class MessagesRequest(CountRequest, kw_only=True, forbid_unknown_fields=True):

@@ -12,12 +12,13 @@ from msgspec import UNSET, UnsetType
 
 from ...core import RequestError
 from ..answers import ChatLogprob
+from ..bodies import NotDone, check_done
 from ..record import Timings
 
 MAX_METADATA = 16
 MAX_KEY, MAX_VALUE = 64, 512
 
-NOT_DONE: dict[str, tuple[tuple[Any, ...], str]] = {
+NOT_DONE: NotDone = {
     "conversation": ((), "send previous_response_id"),
     "prompt": ((), "send the text itself"),
     "context_management": (([],), ""),
@@ -117,11 +118,7 @@ class ResponseRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """What no single field can say; raises RequestError."""
-        for name, (harmless, instead) in NOT_DONE.items():
-            value = getattr(self, name)
-            if value is not None and value not in harmless:
-                hint = f": leave it out, {instead}" if instead else ": leave it out"
-                raise RequestError(f"{name} is not done by this version{hint}", name)
+        check_done(self, NOT_DONE)
         if self.background and self.store is False:
             raise RequestError("background needs store: what is not kept cannot be fetched later", "background")
         if self.stream_options is not None and not self.stream:

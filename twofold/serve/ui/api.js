@@ -35,6 +35,16 @@ export function stats(signal) {
   return json("/stats", { signal });
 }
 
+/** What a model's server did lately, rows `from` and on: {model, models, began, every, state, from, rows}. */
+export function history(from, model, signal) {
+  return json(`/history?from=${from}${model ? `&model=${encodeURIComponent(model)}` : ""}`, { signal });
+}
+
+/** The last requests of this key: {data: [{id, state, status, prompt_tokens, output_tokens, timings, ...}]}. */
+export function recent(limit, signal) {
+  return json(`/requests?limit=${limit}`, { signal });
+}
+
 /** The runs of training that the server finds: {directory, runs: [{name, state, version, rows, ...}]}. */
 export function runs(signal) {
   return json("/runs", { signal });

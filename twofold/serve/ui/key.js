@@ -3,7 +3,7 @@
 import { hasKey, keepKey } from "/ui/api.js";
 
 /**
- * Wires the dialog that both pages carry. `given()` is called after a key was kept, before what was held up;
+ * Wires the dialog that every page carries. `given()` is called after a key was kept, before what was held up;
  * `refused(again)` when the reader would rather not. Returns `ask(then)`.
  */
 export function keyDialog({ given, refused }) {
