@@ -218,7 +218,8 @@ def test_a_real_engine_says_why_a_request_waited(tiny: Path) -> None:
         first = threading.Thread(target=lambda: server.http.post("/v1/completions", json=body))
         first.start()
         server.wait(lambda: server.stats()["running"])
-        timings = server.http.post("/v1/completions", json={**body, "max_tokens": 4, "timings": True}).json()["usage"]["timings"]
+        second = {**body, "max_tokens": 4, "timings": True}
+        timings = server.http.post("/v1/completions", json=second).json()["usage"]["timings"]
         first.join(30)
         assert timings["waits"]["seats"] == pytest.approx(timings["queue_seconds"], rel=0.5, abs=0.1)
         time.sleep(0.05)
