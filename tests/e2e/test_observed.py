@@ -79,8 +79,9 @@ def test_every_api_says_where_the_time_went_when_asked(watched: Served, path: st
 
 def test_only_the_last_usage_of_a_stream_has_timings(watched: Served) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
-    told = [event["usage"] for event in events(ask(watched, stream=True, stream_options=options, timings=True))]
-    assert len(told) > 3
+    answer = ask(watched, stream=True, stream_options=options, timings=True, max_tokens=100)
+    told = [event["usage"] for event in events(answer)]
+    assert len(told) > 1
     assert ["timings" in usage for usage in told] == [False] * (len(told) - 1) + [True]
 
 
