@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from tiny_recipe import SENTENCES, bits, kill_after, write_recipe
 
 from twofold import LLM, SamplingParams
-from twofold.core import ConfigError
-from twofold.models import read_config
+from twofold.core import ConfigError, load_config
+from twofold.models import load, read_config
 from twofold.models.draft_head import digest
 from twofold.train import launch
+from twofold.train.config import Recipe
 from twofold.train.journal import read_rows
+from twofold.train.planning import Machine, plan, spec_of
 
 HEAD = {"draft_head.depth": 2, "draft_head.token_weight": 1.0}
 
@@ -77,6 +79,20 @@ def test_a_head_is_a_small_checkpoint_that_names_its_model(recipe: Path, whole: 
     assert all(name == "fc.weight" or name.startswith("layers.0.") for name in tensors)
 
 
+def test_its_card_and_its_plan_speak_of_a_head(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    card = (whole / "model" / "README.md").read_text()
+    assert "A draft head (1 layers, 32 wide" in card and '"method": "eagle", "model": "DIRECTORY"' in card
+    machine = Machine(available=1 << 34, node=2)
+    plans = []
+    for changes in ({}, {"draft_head.depth": 1}):
+        found = load_config(Recipe, recipe, {**HEAD, "run.output": str(tmp_path), **changes})
+        plans.append(plan(found, spec_of(found), 2, machine))
+    model = sum(parameter.numel() for parameter in load(recipe.parent / "base" / "model").parameters())
+    head = sum(tensor.numel() for tensor in load_file(whole / "model" / "model.safetensors").values())
+    assert plans[0].memory.peak.weights == 4 * (model + head // 2), "ZeRO divides the head alone"
+    assert plans[0].memory.peak.total > plans[1].memory.peak.total and plans[0].fits
+
+
 def test_killed_and_resumed_it_ends_with_the_same_bits(recipe: Path, whole: Path, tmp_path: Path) -> None:
     killed = tmp_path / "killed" / "run"
     kill_after(recipe, killed, 13, *(f"{k}={v}" for k, v in HEAD.items()))
@@ -86,8 +102,8 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(recipe: Path, whole: Path
     assert [name for name in expected if expected[name] != found[name]] == []
 
 
-@pytest.mark.parametrize("zero", [0, 2])
-def test_two_ranks_train_what_one_does(recipe: Path, whole: Path, tmp_path: Path, zero: int) -> None:
+@pytest.mark.parametrize("zero", [0, "auto"])
+def test_two_ranks_train_what_one_does(recipe: Path, whole: Path, tmp_path: Path, zero: int | str) -> None:
     changes = {**HEAD, "run.output": str(tmp_path / "run"), "parallel.zero": zero}
     run = Run(recipe, 2, changes)
     assert run.end() == [0, 0], run.said(0) + run.said(1)

@@ -28,11 +28,13 @@ def head_for(target: Decoder, std: float = 0.25) -> Decoder:
     return made
 
 
-def guessing(target: Decoder, head: Decoder | None = None, *, wanted=3, adaptive=False, blocks=400, **settings):
+def guessing(
+    target: Decoder, head: Decoder | None = None, *, wanted=3, adaptive=False, blocks=400, tokens=2048, **settings
+):
     """An engine with a head beside it."""
     engine = tiny.engine(target, **settings)
     size = engine.config.block_size
-    proposer = Eagle(head or head_for(target), target, num_blocks=blocks, block_size=size, tokens=2048, eos_ids=(7,))
+    proposer = Eagle(head or head_for(target), target, num_blocks=blocks, block_size=size, tokens=tokens, eos_ids=(7,))
     engine.speculation = engine.scheduler.speculation = Speculation(proposer, most=wanted, adaptive=adaptive)
     engine.runner.watch = proposer.saw
     return engine, proposer
@@ -243,6 +245,27 @@ def test_little_room_for_its_own_cache(llama, blocks):
     engine, proposer = guessing(llama, blocks=blocks)
     assert tiny.run(engine, *requests(8)) == calm(llama, *requests(8))
     assert engine.stats().draft_tokens > 0 and proposer.pool.used == 0
+
+
+def test_beams_and_scored_prompts_beside_guesses(llama):
+    def mixed():
+        beams = [
+            tiny.request(n, length=40, temperature=0.0, use_beam_search=True, n=2, beam_width=3, **none)
+            for n in (20, 24)
+        ]
+        scored = [tiny.request(n, length=90, prompt_logprobs=1) for n in (29, 30)]
+        return [*beams, *scored, *requests(5)]
+
+    none = {"logprobs": None, "repetition_penalty": 1.0, "frequency_penalty": 0.0}
+    for tokens in (2048, 3):  # three rows are kept at most: others begin anew
+        engine, proposer = guessing(llama, tokens=tokens)
+        said, expected = tiny.run(engine, *mixed()), calm(llama, *mixed())
+        assert said == expected and said.prompts == expected.prompts
+        for name in ("r20", "r24"):
+            ours, theirs = ([beam.tokens for beam in heard.ends[name].beams] for heard in (said, expected))
+            assert ours == theirs and len(ours) == 2
+        assert engine.stats().draft_tokens > 0 and proposer.pool.used == 0
+        assert len(proposer._held) <= tokens
 
 
 def test_heads_of_other_shapes_are_refused(llama):

@@ -115,6 +115,7 @@ class Eagle:
         self.pool = BlockPool(num_blocks, block_size, caching=False)
         self.cache: KVCache | None = None
         self._rows = rows_at_once(tokens, target.spec.vocab)
+        self._most = tokens  # rows that are kept; the parts of a beam search are never said to have ended
         self._held: dict[int, _Held] = {}
 
     # ------------------------------------------------------------------------------------ what the model says
@@ -128,6 +129,7 @@ class Eagle:
                 if len(held.ids) > PENDING:
                     long.append(chunk.serial)
             at += len(chunk.ids)
+        long = [serial for serial in long if serial in self._held]
         roomy = [serial for serial in long if self._room(serial, self._held[serial].seen, long)]
         for serial in set(long) - set(roomy):
             self._drop(serial)
@@ -138,13 +140,15 @@ class Eagle:
         held = self._held.get(chunk.serial)
         if held is None or held.seen < chunk.start:
             self._drop(chunk.serial)
+            if len(self._held) >= self._most:
+                self._drop(next(iter(self._held)))
             nothing_D = hidden_TD.new_zeros(hidden_TD.shape[1])
             held = self._held[chunk.serial] = _Held(chunk.start, chunk.start, chunk.start, nothing_D)
         sure = len(chunk.ids) - len(chunk.draws) + len(got.tokens)
         known = held.seen - chunk.start
         if known < sure:
             fresh_TD = hidden_TD[known:sure].clone()  # the step's memory is the next one's
-            before_TD = torch.cat((held.last_D[None], fresh_TD[:-1]))
+            before_TD = held.last_D[None] if len(fresh_TD) == 1 else torch.cat((held.last_D[None], fresh_TD[:-1]))
             skip = max(0, held.done - held.seen)
             held.ids += chunk.ids[known + skip : sure]
             held.before.append(before_TD[skip:])

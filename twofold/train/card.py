@@ -43,6 +43,9 @@ KINDS = {
     "grpo": "by reinforcement (GRPO)",
 }
 
+HEAD = "draft_head.depth"
+"""The key by which a recipe is known as a draft head's."""
+
 
 def training(recipe: Mapping[str, Any], step: int, tokens: int, rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """What `training.json` holds: the dotted keys of a recipe, how far it was run, and the last figures of its log."""
@@ -149,11 +152,16 @@ def _introduction(config: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
     family = config.get("model_type", "language model")
     purpose = KINDS.get(_kind(trained), "")
     begun = trained["recipe"].get("model.from")
+    if HEAD in trained["recipe"]:
+        return f"A draft head ({', '.join(told)}), trained with Twofold to guess what `{begun}` says next.\n"
     start = f", from the weights of `{begun}`" if begun else ""
     return f"A {family} model ({', '.join(told)}), trained {purpose} with Twofold{start}.\n".replace("  ", " ")
 
 
 def _use(trained: Mapping[str, Any]) -> str:
+    if HEAD in trained["recipe"]:
+        config = json.dumps({"method": "eagle", "model": "DIRECTORY"})
+        return f"## Use\n\n```sh\ntwofold serve MODEL --speculative-config '{config}'   # this directory\n```\n"
     door = "generate --prompt 'def main():' --model" if _kind(trained) == "pretrain" else "chat --model"
     return f"## Use\n\n```sh\ntwofold {door} DIRECTORY   # this directory\ntwofold serve DIRECTORY\n```\n"
 

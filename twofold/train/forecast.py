@@ -52,6 +52,8 @@ class Load:
     """comm = "onebit" remembers what rounding lost: a whole gradient in fp32."""
     trained: float = 1.0
     """With adapters, their numbers for each of the model's, which has no gradients and states then."""
+    beside: int = 0
+    """Bytes of a model that is only read: a draft head's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ class Memory:
     peak: Moment
 
 
-FIRST = ("embed", "positions", "embed_norm", "embed_project")
+FIRST = ("join", "embed", "positions", "embed_norm", "embed_project")
 LAST = ("norm", "head", "head_project", "score")
 
 
@@ -150,16 +152,17 @@ class _Walk:
         *self.groups, self.root = groups_of(spec, cut.ranks, layers)
         every = [*self.groups, self.root]
         self.numbers, self.shards = (sum(group[at] for group in every) for at in (0, 1))
-        self.weights = self.shards * FULL if cut.divided else self.numbers * load.size
+        self.weights = load.beside + (self.shards * FULL if cut.divided else self.numbers * load.size)
         masters = 0 if cut.divided or load.size == FULL else self.numbers * FULL
         lost = self.shards * cut.ranks * FULL if load.feedback else 0
         self.built = self.weights + masters
         self.optimizer = masters + lost + self.shards * load.states * FULL
         self.each = load.tokens * load.act  # bytes of one number a token
         self.last = len(spec.layers) - 1 in layers
-        self.table = spec.vocab * spec.width if self.root.numbers else 0
-        self.outputs = spec.vocab if spec.head else spec.score or 0
-        self.readout = self.outputs * spec.width if self.root.numbers else 0
+        own = self.root.numbers and not spec.joins  # a draft head reads another model's tables, which stay as they are
+        self.table = spec.vocab * spec.width if own else 0
+        self.outputs = spec.vocab if spec.head or spec.joins else spec.score or 0
+        self.readout = self.outputs * spec.width if own else 0
         self.several = load.parts > 1
         self.at_once = cut.stage >= 2  # each micro-batch's gradients are reduced
         self.before = [load.flight * layer_numbers(layer, spec.hidden, policy) * self.each

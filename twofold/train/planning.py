@@ -7,12 +7,14 @@ recipe, ranks ─▶ layout ─▶ load of a rank ─▶ memory (forecast.py), t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..core import ConfigError
+from ..models.decoder import Decoder
 from ..models.spec import ModelSpec
-from ..models.weights import spec_from
+from ..models.weights import read_spec, spec_from
 from ..parallel import Layout
 from ..parallel.layout import lay_out
 from . import adapters
@@ -114,7 +116,7 @@ def load_of(recipe: Recipe, spec: ModelSpec, layout: Layout) -> Load:
     parts = -(-parts // layout.pp) * layout.pp
     states = STATES.get(recipe.optimizer.name, 1 if recipe.optimizer.momentum else 0)
     return Load(
-        tokens=-(-micro // layout.sp),
+        tokens=-(-micro // layout.sp) * (recipe.draft_head.depth if recipe.draft_head else 1),
         parts=parts,
         size=SIZES[model.dtype],
         states=states,
@@ -122,7 +124,19 @@ def load_of(recipe: Recipe, spec: ModelSpec, layout: Layout) -> Load:
         flight=parts if recipe.parallel.pp_schedule == "gpipe" else min(layout.pp, parts),
         feedback=recipe.parallel.comm == "onebit",
         trained=adapters.share(spec, recipe.lora) if recipe.lora else 1.0,
+        beside=_beside(recipe),
     )
+
+
+def _beside(recipe: Recipe) -> int:
+    """Bytes of the model that a draft head learns beside, whole on every rank."""
+    if recipe.draft_head is None or recipe.model.from_ is None:
+        return 0
+    return sum(map(math.prod, _shapes(read_spec(recipe.model.from_)))) * SIZES[recipe.model.dtype]
+
+
+def _shapes(spec: ModelSpec) -> Iterator[tuple[int, ...]]:
+    return (tuple(parameter.shape) for parameter in Decoder(spec, device="meta").parameters())
 
 
 def held(recipe: Recipe, spec: ModelSpec, layout: Layout, load: Load) -> Memory:
