@@ -139,7 +139,7 @@ def test_errors_have_anthropics_shape(
 
 
 def test_an_error_in_a_stream_is_an_event(server: Served) -> None:
-    body = {"messages": HI, "max_tokens": 400, "stream": True}
+    body = {"messages": HI, "max_tokens": 400, "stream": True, "temperature": 0.0}
     with server.http.stream("POST", "/v1/messages", json=body, headers={"X-Request-Timeout": "0.02"}) as answer:
         last = "".join(answer.iter_text()).rstrip().split("\n\n")[-1]
     name, data = last.split("\n")

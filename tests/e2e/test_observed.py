@@ -79,8 +79,9 @@ def test_every_api_says_where_the_time_went_when_asked(watched: Served, path: st
 
 def test_only_the_last_usage_of_a_stream_has_timings(watched: Served) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
-    told = [event["usage"] for event in events(ask(watched, stream=True, stream_options=options, timings=True))]
-    assert len(told) > 3
+    answer = ask(watched, stream=True, stream_options=options, timings=True, max_tokens=100)
+    told = [event["usage"] for event in events(answer)]
+    assert len(told) > 1
     assert ["timings" in usage for usage in told] == [False] * (len(told) - 1) + [True]
 
 
@@ -218,9 +219,8 @@ def test_a_real_engine_says_why_a_request_waited(tiny: Path) -> None:
         first = threading.Thread(target=lambda: server.http.post("/v1/completions", json=body))
         first.start()
         server.wait(lambda: server.stats()["running"])
-        timings = server.http.post("/v1/completions", json={**body, "max_tokens": 4, "timings": True}).json()["usage"][
-            "timings"
-        ]
+        second = {**body, "max_tokens": 4, "timings": True}
+        timings = server.http.post("/v1/completions", json=second).json()["usage"]["timings"]
         first.join(30)
         assert timings["waits"]["seats"] == pytest.approx(timings["queue_seconds"], rel=0.5, abs=0.1)
         time.sleep(0.05)

@@ -88,6 +88,18 @@ def undisturbed(asked: Request) -> list[int]:
     return mine.output_ids
 
 
+def test_the_step_that_begins_a_request_is_no_part_of_its_wait() -> None:
+    async def test(client: EngineClient) -> None:
+        heard = Heard()
+        client.submit([request("r", tokens=1)], heard)
+        fate = client.live["r"].fate
+        began = time.monotonic()
+        await heard.done.wait()
+        assert fate.started is not None and time.monotonic() - fate.started >= 0.2 > fate.started - began
+
+    with_client(test, seconds=0.2)
+
+
 def test_outputs_arrive_once_each_and_the_queue_empties() -> None:
     async def test(client: EngineClient) -> None:
         heard = Heard(3)

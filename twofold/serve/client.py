@@ -269,7 +269,7 @@ class EngineClient:
             for name, seconds in message.started:
                 if accepted := self.live.get(name):
                     accepted.started = seconds
-                    accepted.fate.start()
+                    accepted.fate.start(message.seconds)
                     self.on_started(accepted, seconds)
             for output in message.outputs:
                 self._deliver(output)

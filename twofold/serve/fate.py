@@ -21,11 +21,11 @@ class Fate:
         self._before = Facts()
         self._now = Facts()
 
-    def start(self) -> None:
-        """It left the queue of the process that has it now."""
-        now = time.monotonic()
+    def start(self, ran: float = 0.0) -> None:
+        """It left the queue of the process that has it now, as a step began that took `ran` seconds and is over."""
+        now = time.monotonic() - ran
         if self._died is not None:
-            self.lost, self._died = self.lost + now - self._died, None
+            self.lost, self._died = self.lost + max(now - self._died, 0.0), None
         if self.started is None:
             self.started = now
 

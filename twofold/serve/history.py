@@ -1,7 +1,7 @@
 """History: what one model's server did lately, a row every few seconds, so that a page opened now shows the past.
 
 Rows are counted from the start of the server and kept for half an hour; each has what happened since the row before
-(`seconds` long) and what stood at its end. Counts and times alone.
+(`seconds` long). Counts and times alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.requests import Request
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 EVERY = 3.0
 KEPT = 600  # half an hour
+GLANCES = 12  # at the gauges, for each row
 
 
 class Moment(msgspec.Struct, kw_only=True):
-    """One row: gauges at `time` (Unix), counts since the row before it, percentiles of what came in between (None:
-    nothing did). Latencies in seconds, `kv_usage` a share."""
+    """One row: since the row before it, the highest that gauges were until `time` (Unix), counts, percentiles (None:
+    nothing came). Latencies in seconds, `kv_usage` a share."""
 
     time: float
     seconds: float
@@ -80,6 +81,7 @@ class History:
         self.made = 0
         self._client = client
         self._metrics = metrics
+        self._most: dict[str, Any] = {"running": 0, "waiting": 0, "kv_usage": 0.0, "adapters": 0}
         self._last = time.monotonic()
         self._before = self._counters()
         self._task: asyncio.Task[None] | None = None
@@ -97,18 +99,28 @@ class History:
         number = min(max(number, first), self.made)
         return number, list(self.rows)[number - first :]
 
-    def look(self) -> None:
-        client, now, counters = self._client, time.monotonic(), self._counters()
-        stats, first, between = client.stats, self._metrics.first_tokens, self._metrics.between_tokens
+    def glance(self) -> None:
+        """See how high the gauges are."""
+        client, stats = self._client, self._client.stats
         blocks = stats.blocks or (client.info.blocks if client.info else 0)
+        found = {
+            "running": stats.running,
+            "waiting": stats.waiting + sum(not one.sent for one in client.live.values()),
+            "kv_usage": round(stats.blocks_used / max(blocks, 1), 4),
+            "adapters": len(stats.adapters_running),
+        }
+        self._most = {name: max(value, self._most[name]) for name, value in found.items()}
+
+    def look(self) -> None:
+        """Make a row."""
+        self.glance()
+        now, counters = time.monotonic(), self._counters()
+        first, between = self._metrics.first_tokens, self._metrics.between_tokens
         self.rows.append(
             Moment(
                 time=round(time.time(), 3),
                 seconds=round(now - self._last, 3),
-                running=stats.running,
-                waiting=stats.waiting + sum(not one.sent for one in client.live.values()),
-                kv_usage=round(stats.blocks_used / max(blocks, 1), 4),
-                adapters=len(stats.adapters_running),
+                **self._most,
                 **{name: max(count - self._before[name], 0) for name, count in counters.items()},
                 first_p50=percentile(first, 0.5),
                 first_p95=percentile(first, 0.95),
@@ -119,6 +131,7 @@ class History:
         first.clear()
         between.clear()
         self.made += 1
+        self._most = dict.fromkeys(self._most, 0)
         self._last, self._before = now, counters
 
     def _counters(self) -> dict[str, int]:
@@ -134,7 +147,9 @@ class History:
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self.every)
+            for _ in range(GLANCES):
+                await asyncio.sleep(self.every / GLANCES)
+                self.glance()
             self.look()
 
 

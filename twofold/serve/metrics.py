@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from ..engine.facts import REASONS
 from ..engine.stats import EngineStats
 from .choice import Choice
-from .client import EngineClient, add
+from .client import Accepted, EngineClient, add
 from .config import ServeConfig
 
 FIRST_TOKEN = (
@@ -77,7 +77,7 @@ class Metrics:
         self._most = self._histogram("request_params_max_tokens", "Tokens allowed.", LENGTH)
         self._left_queue: dict[str, float] = {}
         self.registry.register(_EngineGauges(client, self.labels))
-        client.on_started = lambda accepted, seconds: self._started(accepted.request.id, seconds)
+        client.on_started = self._started
 
     # -- what happens -----------------------------------------------------------------------------------------------
 
@@ -155,10 +155,11 @@ class Metrics:
             if choice.finish is None:
                 self._ends["error" if failed else "abort"].inc()
 
-    def _started(self, name: str, seconds: float) -> None:
+    def _started(self, accepted: Accepted, seconds: float) -> None:
+        name = accepted.request.id
         if name not in self._left_queue:
             self._queue.observe(seconds)
-            self._left_queue[name] = time.monotonic()
+            self._left_queue[name] = accepted.fate.started or time.monotonic()
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(f"vllm:{name}", text, LABELS, registry=self.registry).labels(*self.labels)

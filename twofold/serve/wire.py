@@ -63,10 +63,14 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
 
 
 class Outputs(msgspec.Struct, tag="outputs", frozen=True):
-    """What one step said, and which sequences it ran for the first time, with the seconds that each had waited."""
+    """What one step said, and which sequences it ran first, with the seconds that each had waited before it.
+
+    `seconds` is how long the step took.
+    """
 
     outputs: list[Output]
     started: list[tuple[str, float]] = []
+    seconds: float = 0.0
 
 
 class Told(msgspec.Struct, tag="told", frozen=True):

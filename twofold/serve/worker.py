@@ -95,12 +95,12 @@ class Worker:
         engine = loaded.engine
         while self._take(loaded):
             if engine.has_work:
-                self.step_began = time.monotonic()
+                began = self.step_began = time.monotonic()
                 outputs = engine.step()
                 self.step_began = None
-                started = self._started()
+                started = self._started(began)
                 if outputs or started:
-                    self.send(wire.Outputs(outputs, started))
+                    self.send(wire.Outputs(outputs, started, time.monotonic() - began))
             self._tell_stats(loaded)
 
     def _tell_stats(self, loaded: Loaded) -> None:
@@ -153,13 +153,12 @@ class Worker:
         else:
             self.waiting[request.id] = request
 
-    def _started(self) -> list[tuple[str, float]]:
-        """The sequences that left the queue in this step, with how long each stood in it."""
-        now = time.monotonic()
+    def _started(self, began: float) -> list[tuple[str, float]]:
+        """The sequences that left the queue in the step that began then, with how long each stood in it."""
         gone = [r for r in self.waiting.values() if r.state is not State.WAITING]
         for request in gone:
             del self.waiting[request.id]
-        return [(r.id, now - r.arrival) for r in gone]
+        return [(r.id, max(began - r.arrival, 0.0)) for r in gone]
 
     def _ears(self) -> None:
         try:
