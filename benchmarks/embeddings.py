@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from throughput import peer_python
-from turns import PEERS, Runner, RunnerEnded, Spread, plain_environment, use_threads
+from turns import Runner, Spread, loaded, use_threads
 
 from twofold import EngineConfig
 from twofold.engine.pooler import Pooler
@@ -105,17 +105,6 @@ class Ours:
         return time.perf_counter() - start, [found[str(i)] for i in range(len(texts))]
 
 
-def start(python: str, model: Path, threads: int) -> Runner:
-    """The peer, loaded."""
-    script = str(PEERS / "transformers_embed.py")
-    peer = Runner([python, script, "--model", str(model), "--threads", str(threads)], plain_environment(threads))
-    try:
-        peer.ready()
-    except RunnerEnded as trouble:
-        raise SystemExit(f"the peer did not start: {trouble}") from None
-    return peer
-
-
 def ask(peer: Runner, texts: list[list[int]], batch: int, order: str) -> dict[str, Any]:
     peer.send({"texts": texts, "batch": batch, "order": order})
     return peer.answer()
@@ -148,7 +137,7 @@ def main() -> None:
         ours = Ours(model)
         ours.run(first)
         python = peer_python(args)
-        peer = start(python, model, args.threads) if python else None
+        peer = loaded("transformers_embed.py", python, model, args.threads) if python else None
         best = choose(peer, first, args.quick) if peer else {}
         seconds: dict[str, list[float]] = {"twofold": [], **{order: [] for order in best}}
         apart = 0.0

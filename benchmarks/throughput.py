@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import limits
-from turns import PEERS, Ours, Runner, RunnerEnded, Spread, plain_environment, same_tokens, use_threads
+from turns import Ours, Runner, Spread, loaded, same_tokens, use_threads
 from workload import Workload, mixed
 
 from twofold import EngineConfig
@@ -71,17 +71,6 @@ def choose(peer: Runner, work: Workload, quick: bool) -> tuple[int, str]:
     return min((way for way in timed if way[1] == "arrival"), key=lambda way: timed[way])
 
 
-def start(python: str, model: Path, threads: int) -> Runner:
-    """The peer, loaded."""
-    script = str(PEERS / "transformers_static.py")
-    peer = Runner([python, script, "--model", str(model), "--threads", str(threads)], plain_environment(threads))
-    try:
-        peer.ready()
-    except RunnerEnded as trouble:
-        raise SystemExit(f"the peer did not start: {trouble}") from None
-    return peer
-
-
 def main() -> None:
     args = arguments()
     model = model_dir(args.model)
@@ -101,7 +90,7 @@ def main() -> None:
     ours.run(first, -1)
     record: dict[str, Any] = {"model": str(model.name), "limits": machine, "scaled": first.scaled}
     python = peer_python(args)
-    peer = start(python, model, args.threads) if python else None
+    peer = loaded("transformers_static.py", python, model, args.threads) if python else None
     way = choose(peer, first, args.quick) if peer else (0, "")
     mine, theirs, equal = [], [], []
     for turn in range(1, turns + 1):
@@ -131,8 +120,11 @@ def report(
     out, total = work.tokens_out, work.tokens_in + work.tokens_out
     rate = Spread.of([out / s for s in mine])
     both = Spread.of([total / s for s in mine])
+    requests = Spread.of([len(work.prompts) / s for s in mine])
     record: dict[str, Any] = {"output_tokens_s": rate.median, "total_tokens_s": both.median, "kv_waste": waste}
-    print(f"twofold       {rate.text('output tokens/s')}, {both.text('total tokens/s')}")
+    record["requests_s"] = requests.median
+    print(f"twofold       {requests.text('requests/s', 2)}")
+    print(f"              {rate.text('output tokens/s')}, {both.text('total tokens/s')}")
     print(f"KV waste      {waste:.1%} of allocated slots at most")
     if theirs:
         other = Spread.of([out / s for s in theirs])

@@ -162,6 +162,17 @@ class Runner:
                 pipe.close()
 
 
+def loaded(script: str, python: str, model: Path, threads: int) -> Runner:
+    """A script of `peers/` with its model; ends the benchmark with the reason where it cannot start."""
+    command = [python, str(PEERS / script), "--model", str(model), "--threads", str(threads)]
+    peer = Runner(command, plain_environment(threads))
+    try:
+        peer.ready()
+    except RunnerEnded as trouble:
+        raise SystemExit(f"the peer did not start: {trouble}") from None
+    return peer
+
+
 def plain_environment(threads: int, **more: str) -> dict[str, str]:
     """What a peer's process sees: no PYTHONPATH of ours, how many threads to use, and our bound on how long they spin.
 

@@ -88,6 +88,7 @@ def take_overview(browser: Browser, url: str, folder: Path) -> None:
     size(browser, 1280, 900)
     media(browser, "light")
     browser.open(f"{url.rstrip('/')}/overview").wait("return document.querySelector('.tall .line')")
+    browser.script("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     browser.screenshot(folder / "overview-light.png")
     media(browser, "dark")
     browser.screenshot(folder / "overview-dark.png")

@@ -214,11 +214,13 @@ def test_a_refusal_is_remembered(tiny: Path) -> None:
 
 def test_a_real_engine_says_why_a_request_waited(tiny: Path) -> None:
     with served(tiny, engine={"max_num_seqs": 1}) as server:
-        body = {"prompt": "one two three", "max_tokens": 60, "ignore_eos": True}
+        body = {"prompt": "one two three", "max_tokens": 400, "ignore_eos": True}
         first = threading.Thread(target=lambda: server.http.post("/v1/completions", json=body))
         first.start()
         server.wait(lambda: server.stats()["running"])
-        timings = server.http.post("/v1/completions", json={**body, "timings": True}).json()["usage"]["timings"]
+        timings = server.http.post("/v1/completions", json={**body, "max_tokens": 4, "timings": True}).json()["usage"][
+            "timings"
+        ]
         first.join(30)
         assert timings["waits"]["seats"] == pytest.approx(timings["queue_seconds"], rel=0.5, abs=0.1)
         time.sleep(0.05)

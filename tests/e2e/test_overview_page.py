@@ -64,7 +64,7 @@ def test_the_past_is_there_when_it_is_opened(page: Browser) -> None:
     assert [title for title in EXPECTED if title not in titles] == []
     assert "Guessed tokens that were right" not in titles  # nothing guesses here
     facts = page.script(FACTS)
-    assert facts["To the first token"].endswith("s") and facts["Between tokens"].endswith("s")
+    assert facts["First token, median"].endswith("s") and facts["Next token, median"].endswith("s")
     assert (facts["Restarts"], facts["Refused"], facts["Preemptions"], facts["Guesses right"]) == ("0", "0", "0", "–")
     assert float(facts["Found in the cache"].strip("%")) >= 0
     rows = page.wait("return [...document.querySelectorAll('#requests li')].map((row) => row.innerText)")
@@ -76,6 +76,14 @@ def test_what_happens_next_is_shown_by_itself(page: Browser, server: str) -> Non
     ask(server, max_tokens=120)
     page.wait("return document.querySelectorAll('#requests li').length > arguments[0]", before)
     page.wait("return document.querySelector('#requests li').innerText.includes('120 tokens')")
+
+
+def test_every_chart_fills_the_height_that_it_has(page: Browser) -> None:
+    heights = page.script(
+        "const shown = [...document.querySelectorAll('.chart:not([hidden]) .picture')];"
+        "return shown.map((p) => p.clientHeight - p.querySelector('svg').getAttribute('height'))"
+    )
+    assert len(heights) >= 5 and set(heights) == {30}
 
 
 def test_a_chart_is_read_with_the_keyboard(page: Browser) -> None:

@@ -21,10 +21,13 @@ from tiny_checkpoint import make_checkpoint
 from twofold import cli
 from twofold.engine.llm import LLM
 from twofold.engine.sampling import SamplingParams
-from twofold.models import Decoder, save, spec_from
+from twofold.models import Decoder, LoraConfig, load, save, save_adapter, spec_from
+from twofold.models.lora import adapt, pair_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = 6
+ONE = 4 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 128 + 2 * 64) + 4096
+"""Bytes of a layer, in whole pages, and a little."""
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +68,30 @@ def test_three_times_the_limit(tmp_path: Path) -> None:
         assert streamed["cached"] < found["checkpoint"] // 10
 
 
+def test_what_else_is_done_with_a_model_has_the_same_bits(deep: Path, tmp_path: Path) -> None:
+    decoder = load(deep)
+    adapt(decoder, LoraConfig(rank=3, alpha=8.0), seed=1)
+    with torch.no_grad():
+        for name, parameter in pair_parameters(decoder).items():
+            if name.endswith(".b"):
+                parameter.fill_(0.1)
+    save_adapter(decoder, tmp_path / "adapter")
+    stream = {"weights": "stream", "weights_memory_bytes": 3 * ONE, "offload_dir": str(tmp_path / "offload")}
+    said = []
+    for how in ({}, stream):
+        llm = LLM(deep, num_blocks=64, enable_lora=True, speculative={"method": "suffix"}, **how)
+        llm.load_adapter("a", tmp_path / "adapter")
+        params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=0)
+        answers = llm.generate(["one", "two two two", "three"], params, adapter=["a", None, "a"], progress=False)
+        texts = LLM(deep, runner="pooling", pooling="last", **how)
+        said.append(([answer.outputs[0].logprobs for answer in answers], texts.embed(["one", "another text"])))
+        kept = llm.engine.decoder.stream
+        assert (kept is not None and len(kept.kept) == 1) if how else kept is None
+    assert said[0] == said[1]
+
+
 def test_it_is_served_planned_and_leaves_at_once(deep: Path, tmp_path: Path, capsys) -> None:
-    one = 4 * (64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 128 + 2 * 64)
-    how = {"weights": "stream", "weights_memory_bytes": 2 * one + 8192, "offload_dir": str(tmp_path / "offload")}
+    how = {"weights": "stream", "weights_memory_bytes": 2 * ONE, "offload_dir": str(tmp_path / "offload")}
     flags = [word for name, value in how.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     assert cli.main(["plan", str(deep), *flags]) == 0
     assert "streamed      0 of 6 layers stay in memory" in capsys.readouterr().out

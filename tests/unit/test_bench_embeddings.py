@@ -9,6 +9,7 @@ import embeddings
 import pytest
 import torch
 import transformers
+import turns
 
 
 def test_lengths_are_the_same_each_turn_and_ids_are_not() -> None:
@@ -22,7 +23,7 @@ def test_lengths_are_the_same_each_turn_and_ids_are_not() -> None:
 def test_both_sides_make_the_same_vectors(order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = embeddings.CONFIG | {"num_hidden_layers": 1, "vocab_size": 1200, "hidden_size": 48, "intermediate_size": 64}
     monkeypatch.setattr(embeddings, "CONFIG", small)
-    monkeypatch.syspath_prepend(str(embeddings.PEERS))
+    monkeypatch.syspath_prepend(str(turns.PEERS))
     model = embeddings.checkpoint(tmp_path)
     texts = embeddings.texts_of(9, 1)
     seconds, ours = embeddings.Ours(model).run(texts)

@@ -14,7 +14,11 @@ import torch
 
 from tests.parity import tiny
 from twofold.core import CapacityError, CheckpointError, ConfigError
+from twofold.engine.capacity import forecast
+from twofold.engine.config import EngineConfig
 from twofold.engine.identity import identity
+from twofold.engine.opening import budgeted
+from twofold.engine.opening import streamed as streamed_parts
 from twofold.engine.request import Request, State
 from twofold.engine.sampling import SamplingParams
 from twofold.models import Decoder, load, save, spec_from
@@ -140,6 +144,22 @@ def test_memory_is_what_was_said(tmp_path: Path) -> None:
     assert kept_layers(found, sum(section.nbytes for section in found[1:])) == frozenset(range(LAYERS))
     with pytest.raises(CapacityError, match="2 layers at once need"):
         kept_layers(found, least_bytes(found) - 1)
+
+
+def test_as_many_layers_stay_as_memory_allows() -> None:
+    spec = spec_from(LLAMA | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 16})
+    config = EngineConfig(weights="stream", dtype="float32", kv_dtype="float32", max_num_seqs=4, max_model_len=256)
+    found, seen = sections(Decoder(spec, device="meta")), []
+    for mib in (600, 900, 1200, 4096):
+        told = budgeted(spec, config, mib << 20, {})
+        sums = forecast(spec, told, mib << 20)
+        assert sums.fits and sums.weights == held_bytes(found, told.weights_memory_bytes or 0)
+        seen.append(streamed_parts(spec, told, {}))
+    stay, read = zip(*seen)
+    assert stay[0] == 0 and read[0] == sum(section.nbytes for section in found[1:])
+    assert list(stay) == sorted(stay) and 0 < stay[1] < stay[2] < stay[3] == 16 and read[3] == 0
+    tight = EngineConfig(dtype="float32", kv_dtype="float32", quantization="int4", max_num_seqs=4, max_model_len=64)
+    assert "--weights stream" in forecast(spec, tight, 400 << 20).fix
 
 
 def test_what_is_cut_short_is_refused_at_the_start(tmp_path: Path) -> None:

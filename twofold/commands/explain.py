@@ -35,12 +35,13 @@ def explain(url: str, key: str | None, name: str | None, *, as_json: bool = Fals
     path = "requests?limit=20" if name is None else f"requests/{urllib.parse.quote(name, safe='')}"
     with server.asked(path, below="") as answer:
         found = json.loads(answer.read())
-    if as_json:
-        print(json.dumps(found, indent=2))
-    elif name is None:
-        print("\n".join(line(one) for one in found["data"]) or "no request yet")
-    else:
-        print("\n".join(story(found)))
+        if as_json:
+            told = json.dumps(found, indent=2)
+        elif name is None:
+            told = "\n".join(line(one) for one in found["data"]) or "no request yet"
+        else:
+            told = "\n".join(story(found))
+    print(told)
     return 0
 
 

@@ -4,6 +4,7 @@ config.py    frozen dataclasses from TOML and flags, unknown keys refused with t
 errors.py    the tree of errors, and how an unknown name is told
 sparse.py    which blocks of keys a query sees: the layouts of block-sparse attention
 registry.py  a name-to-thing table whose error lists the choices
+cache.py     where on disk what can be made again is kept
 """
 
 from .config import build, flatten, load_config, read_table

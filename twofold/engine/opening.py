@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from ..core.cache import cache_root
 from ..models.decoder import Decoder
 from ..models.sections import sections
 from ..models.spec import ModelSpec
@@ -16,7 +17,6 @@ from ..quant.format import Format
 from .capacity import DTYPES, empty_decoder, forecast
 from .config import EngineConfig
 
-OFFLOADED = Path("~/.cache/twofold/weights")
 SHARE = 0.5
 
 
@@ -49,7 +49,7 @@ def open_decoder(folder: str | Path, config: EngineConfig, memory: int) -> Decod
 
 def offload_dir(config: EngineConfig) -> Path:
     """Where files of streamed weights are."""
-    return Path(config.offload_dir or OFFLOADED).expanduser()
+    return Path(config.offload_dir).expanduser() if config.offload_dir else cache_root() / "weights"
 
 
 def streamed(spec: ModelSpec, config: EngineConfig, formats: Mapping[str, Format]) -> tuple[int, int]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import TwofoldError
+from ..core import ConfigError, TwofoldError, cache
 from ..platforms import Compiler, find_compiler, usable_cores
 
 FLAGS = (
@@ -56,15 +55,10 @@ def cache_folder() -> Path:
     Raises:
         BuildError: it belongs to somebody else, or others may write to it.
     """
-    base = os.environ.get("TWOFOLD_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "twofold"
-    )
-    folder = Path(base) / "kernels"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise BuildError(f"others may write to {folder}: chmod 700 it, or set TWOFOLD_CACHE to a folder of yours")
-    return folder
+    try:
+        return cache.cache_folder("kernels")
+    except ConfigError as error:
+        raise BuildError(str(error)) from None
 
 
 def build(

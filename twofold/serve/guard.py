@@ -36,7 +36,14 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = logging.getLogger("twofold.access")
 
 OPEN = frozenset({"/livez", "/readyz"})
-POLLED = OPEN | {"/health", "/metrics", "/stats", "/runs"}  # asked every few seconds: no line for each
+POLLED = OPEN | {
+    "/health",
+    "/metrics",
+    "/stats",
+    "/runs",
+    "/history",
+    "/requests",
+}  # asked every few seconds: no line for each
 HOST = re.compile(r"(?P<name>[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:\d{1,5})?")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}")
 FORMS = "/v1/files"  # the one path that takes a form

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import stat
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from ...core.cache import cache_folder
 from ...core.errors import CheckpointError
 from ...data.gguf_vocabulary import tokenizer_files
 from .config import config_of
@@ -38,6 +37,7 @@ def unfolded(path: Path, into: Path | None = None) -> Path:
 
     Raises:
         CheckpointError: the file is damaged, or says what Twofold does not read.
+        ConfigError: others may write to the folder of such folders.
     """
     path = path.resolve()
     try:
@@ -47,7 +47,7 @@ def unfolded(path: Path, into: Path | None = None) -> Path:
     beside = [path.parent / name for name in BESIDE if (path.parent / name).is_file()]
     stamps = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in beside]
     told = f"{_VERSION} {path} {found.st_mtime_ns} {found.st_size} {stamps}"
-    folder = (into or _cache()) / f"{path.stem}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    folder = (into or cache_folder("gguf")) / f"{path.stem}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
@@ -87,16 +87,3 @@ def _write(path: Path, folder: Path, beside: list[Path]) -> None:
         if other.name not in files:
             shutil.copyfile(other, folder / other.name)
     (folder / LINK).symlink_to(path)
-
-
-def _cache() -> Path:
-    """A folder that only this user can write to."""
-    base = os.environ.get("TWOFOLD_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "twofold"
-    )
-    folder = Path(base) / "gguf"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise CheckpointError(f"others may write to {folder}: chmod 700 it, or set TWOFOLD_CACHE to a folder of yours")
-    return folder

@@ -51,7 +51,7 @@ export class Chart {
     this.draw();
   }
 
-  draw() {
+  draw(again = true) {
     const { clientWidth: width, clientHeight: height } = this.picture;
     if (!this.lines.length || !width) return;
     const [w, h] = [width - LEFT - RIGHT, height - TOP - BOTTOM];
@@ -69,6 +69,7 @@ export class Chart {
     const inside = svg("svg", { x: LEFT - EDGE, y: TOP, width: w + 2 * EDGE, height: h, viewBox: `${-EDGE} 0 ${w + 2 * EDGE} ${h}` }, ...this.options.marks.map((mark) => this.mark(mark, h)), ...this.lines.map((line) => this.line(line, w)));
     this.picture.replaceChildren(...up, ...across, inside, this.cursor);
     this.read(this.at);
+    if (again && this.picture.clientHeight !== height) this.draw(false); // what is read took another line
   }
 
   grid(y, w) {
