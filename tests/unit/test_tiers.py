@@ -76,11 +76,16 @@ def fill(bench, count=6, first=50):
     bench.drain()
 
 
-def test_what_the_pool_forgot_is_found_in_host_memory():
-    bench = Bench(num_blocks=12, tiers=[HostTier(1 << 16)])
+def forget(bench, count=6):
+    """A first prompt is computed, and the pool forgets it."""
     bench.submit(ask("cold", prompt_of(1)))
     bench.drain()
-    fill(bench)
+    fill(bench, count)
+
+
+def test_what_the_pool_forgot_is_found_in_host_memory():
+    bench = Bench(num_blocks=12, tiers=[HostTier(1 << 16)])
+    forget(bench)
     computed = bench.runner.computed
     warm = bench.submit(ask("warm", prompt_of(1)))
     bench.drain()
@@ -93,9 +98,7 @@ def test_what_the_pool_forgot_is_found_in_host_memory():
 
 def test_without_a_tier_it_is_computed_again():
     bench = Bench(num_blocks=12)
-    bench.submit(ask("cold", prompt_of(1)))
-    bench.drain()
-    fill(bench)
+    forget(bench)
     assert bench.submit(ask("warm", prompt_of(1))).num_cached == 0
     bench.drain()
 
@@ -103,9 +106,7 @@ def test_without_a_tier_it_is_computed_again():
 def test_a_request_waits_for_a_slow_tier_and_holds_up_nobody():
     slow = SlowTier()
     bench = Bench(num_blocks=12, tiers=[slow])
-    bench.submit(ask("cold", prompt_of(1)))
-    bench.drain()
-    fill(bench)
+    forget(bench)
     late = bench.submit(ask("late", prompt_of(1), 3))
     bench.submit(ask("other", prompt_of(2, 6), 3))
     for _ in range(4):
@@ -123,9 +124,7 @@ def test_what_does_not_come_is_computed(how):
     now = [0.0]
     slow = SlowTier()
     bench = Bench(num_blocks=12, tiers=[slow], patience=2.0, clock=lambda: now[0])
-    bench.submit(ask("cold", prompt_of(1)))
-    bench.drain()
-    fill(bench)
+    forget(bench)
     request = bench.submit(ask("again", prompt_of(1)))
     bench.step()
     if how == "broken":
@@ -145,9 +144,7 @@ def test_what_does_not_come_is_computed(how):
 def test_requests_with_one_prefix_read_it_once():
     slow = SlowTier()
     bench = Bench(num_blocks=20, tiers=[slow])
-    bench.submit(ask("cold", prompt_of(1)))
-    bench.drain()
-    fill(bench, 10)
+    forget(bench, 10)
     for name in ("a", "b", "c"):
         bench.submit(ask(name, prompt_of(1), 3))
     bench.step()
@@ -205,9 +202,7 @@ def test_a_preempted_request_loads_what_it_had_computed():
 def test_a_request_that_leaves_while_it_loads_leaves_nothing_behind():
     slow = SlowTier()
     bench = Bench(num_blocks=12, tiers=[slow])
-    bench.submit(ask("cold", prompt_of(1)))
-    bench.drain()
-    fill(bench)
+    forget(bench)
     bench.submit(ask("gone", prompt_of(1)))
     bench.step()
     assert bench.tiers.loading
@@ -241,9 +236,7 @@ def test_what_is_read_and_not_yet_in_the_pool_is_bounded(monkeypatch):
 def test_new_weights_find_nothing_of_the_old():
     host = HostTier(1 << 16)
     bench = Bench(num_blocks=12, tiers=[host])
-    bench.submit(ask("cold", prompt_of(1)))
-    bench.drain()
-    fill(bench)
+    forget(bench)
     bench.scheduler.set_version(1)
     bench.tiers.forget()
     assert host.held_bytes == 0
