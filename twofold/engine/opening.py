@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..core.cache import cache_root
+from ..core.cache import cache_folder, cache_root
 from ..models.decoder import Decoder
 from ..models.sections import sections
 from ..models.spec import ModelSpec
@@ -40,7 +40,7 @@ def open_decoder(folder: str | Path, config: EngineConfig, memory: int) -> Decod
             max_len=config.max_model_len,
             quantization=config.quantization,
             budget=config.weights_memory_bytes,
-            directory=offload_dir(config),
+            directory=offload_dir(config) if config.offload_dir else cache_folder("weights"),
         )
     return load(
         folder, dtype=dtype, device=config.device, max_len=config.max_model_len, quantization=config.quantization
