@@ -86,8 +86,8 @@ class LLM(TextJudge):
     def __init__(self, model: str | Path, **settings: Any) -> None:
         self.model = folder_of(model)
         config = resolve(build(EngineConfig, settings), self.model)
-        self.tokenizer = Tokenizer.load(self.model)
         decoder = open_decoder(self.model, config, free_on(config.device))
+        self.tokenizer = Tokenizer.load(self.model)
         self.engine = open_engine(decoder, config, self.model, eos_ids=self.tokenizer.eos_ids)
         self._names = itertools.count()
 
