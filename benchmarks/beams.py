@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import limits
-from throughput import start
-from turns import Spread, same_tokens, use_threads
+from turns import Spread, loaded, same_tokens, use_threads
 from workload import Workload
 
 from twofold import Engine, EngineConfig, SamplingParams
@@ -99,7 +98,7 @@ def measure(args: argparse.Namespace, model: Path) -> dict[str, Any]:
     beams: dict[str, Any] = {"use_beam_search": True, "beam_width": width, "temperature": 0.0}
     peer = None
     if not args.no_peer and importlib.util.find_spec("transformers"):
-        peer = start(sys.executable, model, args.threads)
+        peer = loaded("transformers_static.py", sys.executable, model, args.threads)
     seconds: dict[str, list[float]] = {"beams": [], "samples": [], "peer": []}
     blocks: dict[str, int] = {"beams": 0, "samples": 0}
     equal = []

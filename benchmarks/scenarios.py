@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import limits
-from throughput import peer_python, start
+from throughput import peer_python
 from traffic import SCENARIOS, Pair
-from turns import Ours, Runner, Spread, use_threads
+from turns import Ours, Runner, Spread, loaded, use_threads
 from workload import Workload, draw
 
 from twofold import EngineConfig
@@ -100,7 +100,7 @@ def main() -> None:
     print(f"{model}: {ours.engine.decoder.spec.architecture}, fp32, {args.threads} threads, {args.requests} at once")
     print(limits.line(args.machine), flush=True)
     python = peer_python(args)
-    peer = start(python, model, args.threads) if python else None
+    peer = loaded("transformers_static.py", python, model, args.threads) if python else None
     record: dict[str, Any] = {"model": model.name, "limits": args.machine, "threads": args.threads, "rows": {}}
     for name, pairs in SCENARIOS.items():
         if args.scenario in (name, "all"):

@@ -6,19 +6,34 @@ Shapes: [..., D] hidden states, F width of the feed-forward.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.activation import ACTIVATIONS, activate, gated
 from ...kernels.norm import layer_norm, rms_norm
-from .joined import Product, Shared, multiply
+from .joined import FEW, Product, Shared, multiply
 from .proof import apart
 
 _NORM = re.compile(r"(RMSNorm|LayerNorm|Norm)$")
 _EPS = ("variance_epsilon", "eps", "epsilon")
 _GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("wi_0", "wi_1", "wo"))
+
+
+ACTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+def few(x: Tensor) -> bool:
+    """Whether these are so few rows of fp32 that waking a team of threads costs more than their work."""
+    return x.numel() <= FEW * x.shape[-1] and x.dtype == torch.float32
 
 
 class Norm(nn.Module):
@@ -36,6 +51,11 @@ class Norm(nn.Module):
         return self.weight.shape[-1]
 
     def forward(self, x: Tensor) -> Tensor:
+        if few(x):
+            weight = self.weight + 1.0 if self.offset and self.weight is not None else self.weight
+            if self.kind == "rms":
+                return F.rms_norm(x, x.shape[-1:], weight, self.eps)
+            return F.layer_norm(x, x.shape[-1:], weight, self.bias, self.eps)
         if self.kind == "rms":
             return rms_norm(x, self.weight, self.eps, self.offset)
         return layer_norm(x, self.weight, self.bias, self.eps)
@@ -77,7 +97,11 @@ class GatedFeedForward(nn.Module):
         if shared.codes is None and shared.moved:
             shared.join()
         both = multiply(x, shared.weight, shared.bias, shared.codes)
-        inner = gated(both.reshape(-1, both.shape[-1]), self.act).view(*x.shape[:-1], -1)
+        if few(x) and self.act in ACTS:
+            gate, up = both.chunk(2, -1)
+            inner = ACTS[self.act](gate) * up
+        else:
+            inner = gated(both.reshape(-1, both.shape[-1]), self.act).view(*x.shape[:-1], -1)
         out: Tensor = self.down(inner)
         return out
 
