@@ -5,7 +5,7 @@
 //                      o = p . values                   folded into the running (m, l, o) as online softmax does
 //   at the end:        sink, o / l, m + log l
 //
-// Blocks of which no row sees anything are passed over, and so are panels of which no row of a register tile does.
+// Blocks and panels of which no row sees anything are passed over.
 // A block's (m, l, o) starts from zero and is a function of the row and of the block; folding goes block after block.
 #pragma once
 #include <algorithm>
@@ -17,7 +17,6 @@
 #include "whole.h"
 
 namespace {
-
 constexpr float NOTHING = -1e30f;        // the largest score of a row that has seen no key: finite, never makes a NaN
 constexpr int ROWS = 96;                 // rows that walk together
 constexpr int MANY = 2 * TILE + 1;       // rows for which keys that are not fp32 are unpacked, once for all
