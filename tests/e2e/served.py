@@ -31,6 +31,14 @@ sys.exit(serve(build(ServeConfig, server), build(EngineConfig, engine), command=
 """
 
 
+def is_running(process: psutil.Process, module: str) -> bool:
+    """Whether a process runs this module; one that has just ended does not."""
+    try:
+        return module in process.cmdline()
+    except psutil.NoSuchProcess:  # a zombie is one too
+        return False
+
+
 class Served:
     """A running server. `log` is what it wrote to standard error, the model's process included."""
 
@@ -57,8 +65,8 @@ class Served:
     @property
     def worker(self) -> psutil.Process:
         """The model's process; that of the grammars is not one."""
-        children = psutil.Process(self.process.pid).children()
-        (child,) = [one for one in children if "twofold.engine.grammar.child" not in one.cmdline()]
+        children = [one for one in psutil.Process(self.process.pid).children() if one.status() != psutil.STATUS_ZOMBIE]
+        (child,) = [one for one in children if not is_running(one, "twofold.engine.grammar.child")]
         return child
 
     def stats(self) -> dict[str, Any]:

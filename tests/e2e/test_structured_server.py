@@ -12,7 +12,7 @@ import jsonschema
 import openai
 import psutil
 import pytest
-from served import Served, served
+from served import Served, is_running, served
 
 SCHEMA = {
     "type": "object",
@@ -118,7 +118,7 @@ def grammar_processes(server: Served) -> dict[str, psutil.Process]:
     front = psutil.Process(server.process.pid)
     found = {}
     for process in front.children(recursive=True):
-        if "twofold.engine.grammar.child" in process.cmdline():
+        if is_running(process, "twofold.engine.grammar.child"):
             found["judge" if process.ppid() == front.pid else "masks"] = process
     return found
 
@@ -148,7 +148,7 @@ def test_deaths_in_the_middle_change_no_answer(own: Served) -> None:
     processes["judge"].kill()
     other = {"structured_outputs": {"regex": "[ab]{5}"}, "prompt": "x"}
     assert own.http.post("/v1/completions", json=other).status_code == 200
-    (model,) = [p for p in psutil.Process(own.process.pid).children() if "twofold.serve.worker" in p.cmdline()]
+    (model,) = [p for p in psutil.Process(own.process.pid).children() if is_running(p, "twofold.serve.worker")]
     assert stream(own, 4, model.kill) == undisturbed
 
 
